@@ -1,0 +1,200 @@
+"""What crosses the border of this room: trials, outcomes, and the records that queries give back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.structure import Structure
+
+__all__ = [
+    "FINISHED",
+    "Best",
+    "Environment",
+    "FinishedState",
+    "Measurement",
+    "Outcome",
+    "StudyRecord",
+    "StudySpec",
+    "Trial",
+    "TrialRecord",
+]
+
+FinishedState = Literal["ok", "infeasible", "oom", "failed", "cancelled"]
+FINISHED: tuple[FinishedState, ...] = ("ok", "infeasible", "oom", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One (strategy, budget, seed) of a study. ``budget`` is None for a reference that has none."""
+
+    number: int
+    strategy: str
+    budget: Budget | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric of one trial on one split."""
+
+    metric: str
+    split: Literal["validation", "test"]
+    value: float
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a trial ran on."""
+
+    commit: str
+    versions: Mapping[str, str]
+    hardware: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        state: ok, infeasible, oom, failed or cancelled.
+        message: Why, where the state is not ok.
+        measurements: On validation and test; empty where the state is not ok.
+        structure: None for the references ``head`` and ``full``, and where none fits.
+        trainable_params: Trained parameters; the head is not among them.
+        head_params: Parameters of the task head.
+        inference_flops_ratio: After merging, 1.0 = dense backbone.
+        weights: Attached modules and head as safetensors bytes; None where nothing is to be exported.
+        ranking: The ranking that was cut, with the key under which other trials may reuse it.
+        seconds: Wall time.
+        peak_bytes: Peak memory of the process (of the GPU where there is one).
+        environment: What it ran on.
+    """
+
+    state: FinishedState
+    message: str = ""
+    measurements: tuple[Measurement, ...] = ()
+    structure: Structure | None = None
+    trainable_params: int = 0
+    head_params: int = 0
+    inference_flops_ratio: float = 1.0
+    weights: bytes | None = field(default=None, repr=False)
+    ranking: tuple[str, Ranking] | None = field(default=None, repr=False)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    environment: Environment | None = None
+
+    def score(self, split: str) -> float | None:
+        """The measured value on a split, if any."""
+        return next((m.value for m in self.measurements if m.split == split), None)
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """What a study is, fixed when it is created.
+
+    Attributes:
+        name: Unique in a database.
+        config: The study's validated configuration as JSON text; two runs of one study must agree on it.
+        model: Backbone path or hub id, as the user wrote it.
+        task: Name of the task, for queries.
+        metric: Validation metric; higher is better.
+        backbone_params: Parameters of the backbone, to resolve "0.01%" in queries.
+        trials: All trials, in order, numbered from 0.
+    """
+
+    name: str
+    config: str
+    model: str
+    task: str
+    metric: str
+    backbone_params: int
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study as stored."""
+
+    name: str
+    model: str
+    task: str
+    metric: str
+    backbone_params: int
+    config: str
+    created_at: datetime
+    owner: str | None
+    trials: int
+    finished: int
+    best_score: float | None
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as stored; ``state`` is queued, running or one of FINISHED."""
+
+    study: str
+    number: int
+    strategy: str
+    seed: int
+    budget: Mapping[str, Any] | None
+    state: str
+    message: str
+    score: float | None
+    test_score: float | None
+    structure: str | None
+    trainable_params: int | None
+    head_params: int | None
+    inference_flops_ratio: float | None
+    seconds: float | None
+    peak_bytes: int | None
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Best:
+    """A trial that has a structure and may be recommended.
+
+    Attributes:
+        study: Name of the study.
+        trial: Number in it.
+        strategy: What made the structure.
+        metric: Name of the metric.
+        score: On validation.
+        test_score: On test, None if there is none.
+        structure: The structure itself, ready to attach.
+        trainable_params: Head not counted.
+        head_params: Parameters of the head.
+        inference_flops_ratio: 1.0 = dense.
+        budget: As the user set it.
+        seed: Seed of the trial.
+        model: Backbone as the user wrote it.
+        task: Name of the task.
+    """
+
+    study: str
+    trial: int
+    strategy: str
+    metric: str
+    score: float
+    test_score: float | None
+    structure: Structure
+    trainable_params: int
+    head_params: int
+    inference_flops_ratio: float
+    budget: Mapping[str, Any] | None
+    seed: int
+    model: str
+    task: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object of ``best`` and ``pareto``; the structure by its hash."""
+        keys = (
+            "study trial strategy metric score test_score trainable_params head_params inference_flops_ratio "
+            "budget seed model task"
+        )
+        return {"structure": self.structure.hash} | {k: getattr(self, k) for k in keys.split()}

@@ -1,0 +1,302 @@
+"""Attaching a structure (or a whole space, gated) to a model by hooks, and taking it off again.
+
+The backbone's modules, names and weights stay as they are. What is attached lives in one submodule of the
+model, so that any trainer's ``model.parameters()`` sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sparsearch.errors import StructureError
+from sparsearch.spaces.backbone import (
+    ATTACHED,
+    backbone_parameters,
+    base_of,
+    head_parameters,
+    identify,
+    positions_of,
+)
+from sparsearch.spaces.kinds import Kind, Unit
+from sparsearch.spaces.positions import Position, find
+from sparsearch.spaces.space import make_candidate
+from sparsearch.spaces.structure import Structure
+
+__all__ = ["Attachment", "attach", "attach_units", "attachment_of", "detach", "load_weights", "weights_of"]
+
+HEAD = "head:"
+"""Prefix of the task head's tensors in a weights file."""
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class _Slot:
+    """One unit at one position; ``gate`` is set while a supernet runs."""
+
+    def __init__(self, unit: Unit, position: Position) -> None:
+        self.unit = unit
+        self.gate: Tensor | None = None
+        self.start = position.start
+        self.width = position.out_features
+        self.seen: Tensor | None = None
+
+    def delta(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(next(self.unit.parameters()).dtype)
+        change: Tensor = self.unit(x, self.gate)
+        return change
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """y plus the unit's change, on the unit's slice of a fused output."""
+        change = self.delta(x).to(y.dtype)
+        rest = y.shape[-1] - self.start - self.width
+        if self.start or rest:
+            change = nn.functional.pad(change, (self.start, rest))
+        return y + change
+
+
+class _Host:
+    """The hooks of one backbone module: input units, then parallel ones, then sequential ones."""
+
+    def __init__(self) -> None:
+        self.before_units: list[_Slot] = []
+        self.capturing: list[_Slot] = []
+        self.parallel: list[_Slot] = []
+        self.captured: list[_Slot] = []
+        self.sequential: list[_Slot] = []
+
+    def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        for slot in self.capturing:
+            slot.seen = args[0]
+        if not self.before_units:
+            return None
+        x = args[0]
+        for slot in self.before_units:
+            x = x + slot.delta(args[0]).to(x.dtype)
+        return (x, *args[1:])
+
+    def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        y = output
+        for slot in self.parallel:
+            y = slot.add_to(y, args[0])
+        for slot in self.captured:
+            assert slot.seen is not None, "a block's exit ran before its entry"
+            y = slot.add_to(y, slot.seen)
+            slot.seen = None
+        z = y
+        for slot in self.sequential:
+            z = slot.add_to(z, y[..., slot.start : slot.start + slot.width])
+        return z
+
+    def hook(self, module: nn.Module) -> Iterator[RemovableHandle]:
+        if self.before_units or self.capturing:
+            yield module.register_forward_pre_hook(self.before)
+        if self.parallel or self.captured or self.sequential:
+            yield module.register_forward_hook(self.after)
+
+
+class Attachment(nn.Module):
+    """Everything attached to one model.
+
+    Attributes:
+        units: ``position/with/slashes:kind`` -> the attached module.
+        gate_sizes: Candidates of each unit, in order; a gate vector is split accordingly.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units = nn.ModuleDict()
+        self.slots: list[_Slot] = []
+        self.gate_sizes: list[int] = []
+        self.handles: list[RemovableHandle] = []
+        self.requires_grad_before: dict[str, bool] = {}
+
+    @contextmanager
+    def gated(self, z: Tensor) -> Iterator[None]:
+        """Multiply each candidate by its gate inside the context; z has one entry per candidate."""
+        for slot, gate in zip(self.slots, z.split(self.gate_sizes), strict=True):
+            slot.gate = gate
+        try:
+            yield
+        finally:
+            for slot in self.slots:
+                slot.gate = None
+
+    def forward(self) -> None:
+        """Attached units run inside the backbone's forward."""
+        raise TypeError("call the model, not its attachment")
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """What is attached to a model, if anything."""
+    found = getattr(model, ATTACHED, None)
+    return found if isinstance(found, Attachment) else None
+
+
+def attach_units(
+    model: nn.Module, units: Iterable[tuple[Position, Kind, int, int]], train_head: bool = True
+) -> Attachment:
+    """Attach units and make only them and the task head trainable.
+
+    Args:
+        model: The model; nothing may be attached to it yet.
+        units: (position, kind, size, number of gates) of each.
+        train_head: Whether the task head trains.
+
+    Raises:
+        StructureError: If something is attached already.
+    """
+    if attachment_of(model) is not None:
+        raise StructureError("the model already has a structure attached", "detach(model) first")
+    modules = dict(base_of(model).named_modules())
+    attachment = Attachment()
+    hosts: dict[str, _Host] = {}
+    device = next(model.parameters()).device
+    for position, kind, size, gates in units:
+        unit = kind.build(position, size, modules[position.module]).to(device)
+        attachment.units[f"{position.name.replace('.', '/')}:{kind.name}"] = unit
+        slot = _Slot(unit, position)
+        attachment.slots.append(slot)
+        attachment.gate_sizes.append(gates)
+        host = hosts.setdefault(position.module, _Host())
+        stage = kind.stage(position)
+        if stage == "input":
+            host.before_units.append(slot)
+        elif stage == "sequential":
+            host.sequential.append(slot)
+        elif position.entry == position.module:
+            host.parallel.append(slot)
+        else:
+            hosts.setdefault(position.entry, _Host()).capturing.append(slot)
+            host.captured.append(slot)
+    for name, host in hosts.items():
+        attachment.handles.extend(host.hook(modules[name]))
+    attachment.requires_grad_before = {n: p.requires_grad for n, p in model.named_parameters()}
+    for _, parameter in backbone_parameters(model):
+        parameter.requires_grad_(False)
+    for _, parameter in head_parameters(model):
+        parameter.requires_grad_(train_head)
+    model.add_module(ATTACHED, attachment)
+    return attachment
+
+
+def attach(model: M, structure: Structure | str | Path) -> M:
+    """Attach a structure, ready for any trainer: only its modules and the task head are trainable.
+
+    Args:
+        model: A model with the structure's backbone, with any head.
+        structure: A structure, or a folder written by ``export --to spec``, whose trained weights are loaded too.
+
+    Returns:
+        The same model.
+
+    Raises:
+        StructureError: If the backbone is another one, a position is unknown, or costs differ. The model is then untouched.
+
+    Example:
+        >>> model = attach(model, "exported/")                       # doctest: +SKIP
+    """
+    weights: Mapping[str, Tensor] = {}
+    if not isinstance(structure, Structure):
+        folder = Path(structure)
+        structure = Structure.load(folder)
+        if (folder / "modules.safetensors").is_file():
+            weights = load_file(folder / "modules.safetensors")
+    units = _check(model, structure)
+    attach_units(model, units)
+    try:
+        if weights:
+            load_weights(model, weights)
+    except StructureError:
+        detach(model)
+        raise
+    return model
+
+
+def _check(model: nn.Module, structure: Structure) -> list[tuple[Position, Kind, int, int]]:
+    """All checks before any change."""
+    found = identify(model)
+    expected = structure.backbone
+    if found.family != expected.family or found.weight_fingerprint != expected.weight_fingerprint:
+        raise StructureError(
+            f"the structure belongs to another backbone: {expected.family} from {expected.path!r} "
+            f"(fingerprint {expected.weight_fingerprint[:12]}), the model is {found.family} "
+            f"(fingerprint {found.weight_fingerprint[:12]})",
+            "load the backbone that the structure names, with its original weights",
+        )
+    positions = positions_of(model)
+    units = []
+    for candidate in structure.candidates:
+        kind = structure.kind(candidate.kind)
+        position = find(positions, candidate.position)
+        if not kind.accepts(position):
+            raise StructureError(f"{kind.name} cannot be attached at {position.name}")
+        if make_candidate(kind, position, candidate.size) != candidate:
+            raise StructureError(
+                f"{kind.name} of size {candidate.size} at {position.name} does not cost what the structure says"
+            )
+        units.append((position, kind, candidate.size, 1))
+    return units
+
+
+def detach(model: M) -> M:
+    """Take everything attached off again; weights and trainable flags are as before ``attach``."""
+    attachment = attachment_of(model)
+    if attachment is None:
+        return model
+    for handle in attachment.handles:
+        handle.remove()
+    delattr(model, ATTACHED)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(attachment.requires_grad_before.get(name, parameter.requires_grad))
+    return model
+
+
+def _named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """File name -> parameter: ``layers.0.attn.q:lora.A`` for attached modules, ``head:...`` for the head."""
+    attachment = attachment_of(model)
+    if attachment is not None:
+        for name, parameter in attachment.units.named_parameters():
+            yield name.replace("/", "."), parameter
+    for name, parameter in head_parameters(model):
+        yield HEAD + name, parameter
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the attached modules' and the head's weights, on the CPU, by file name."""
+    return {n: p.detach().cpu().clone().contiguous() for n, p in _named_trainable(model)}
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load what ``weights_of`` gave. A head of another shape (another task) is left as it is.
+
+    Raises:
+        StructureError: If an attached module's tensor is missing, unknown, or has another shape.
+    """
+    wanted = dict(_named_trainable(model))
+    unknown = sorted(n for n in weights if n not in wanted and not n.startswith(HEAD))
+    missing = sorted(n for n in wanted if n not in weights and not n.startswith(HEAD))
+    shapes = sorted(
+        n
+        for n, p in wanted.items()
+        if n in weights and not n.startswith(HEAD) and p.shape != weights[n].shape
+    )
+    if unknown or missing or shapes:
+        raise StructureError(
+            "the weights do not belong to this structure: "
+            f"unknown {unknown[:3]}, missing {missing[:3]}, other shape {shapes[:3]}"
+        )
+    head = {n: p for n, p in wanted.items() if n.startswith(HEAD)}
+    fits = all(n in weights and weights[n].shape == p.shape for n, p in head.items())
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            if not name.startswith(HEAD) or fits:
+                parameter.copy_(weights[name])

@@ -1,0 +1,297 @@
+"""The backbone: loading, identity, and what belongs to it and what to the task head."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sparsearch.errors import BackboneError
+from sparsearch.spaces.positions import FAMILIES, Position, scan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "BackboneId",
+    "base_of",
+    "count_params",
+    "dense_flops_per_token",
+    "head_parameters",
+    "identify",
+    "load_model",
+    "load_tokenizer",
+    "locate",
+    "positions_of",
+    "skeleton",
+]
+
+ATTACHED = "sparsearch"
+"""Name under which attached modules live on a model; they are no part of the backbone."""
+
+_SAMPLE = 4096
+_VOLATILE = frozenset(
+    "_name_or_path architectures dtype torch_dtype finetuning_task id2label label2id num_labels pad_token_id "
+    "problem_type task_specific_params transformers_version use_cache output_hidden_states output_attentions "
+    "return_dict".split()
+)
+
+
+@dataclass(frozen=True)
+class BackboneId:
+    """Which backbone a structure belongs to.
+
+    Attributes:
+        path: Where it was loaded from; informative, not part of the identity.
+        revision: Hub revision, if any.
+        family: ``config.model_type``.
+        config_hash: SHA-256 of the architecture's settings (label names and the like left out).
+        weight_fingerprint: SHA-256 over names, shapes and a sample of the weights at all positions.
+        params: Parameters of the backbone.
+    """
+
+    path: str
+    revision: str | None
+    family: str
+    config_hash: str
+    weight_fingerprint: str
+    params: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def locate(path: str, relative_to: Path | None = None) -> str:
+    """Resolve a model path: ``pkg:NAME/FOLDER`` in an installed package, a local folder, or a hub id.
+
+    Raises:
+        BackboneError: If a package or the folder in it is missing.
+    """
+    if path.startswith("pkg:"):
+        package, _, inside = path.removeprefix("pkg:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise BackboneError(
+                f"model.path {path!r}: the package {package!r} is not installed",
+                f"pip install {package.replace('_', '-')}",
+            )
+        root = Path(next(iter(spec.submodule_search_locations))).resolve()
+        folder = (root / inside).resolve()
+        if not folder.is_dir() or not folder.is_relative_to(root):
+            raise BackboneError(f"model.path {path!r}: the package has no folder {inside!r}")
+        return str(folder)
+    for root in (relative_to, Path.cwd()):
+        if root is not None and (root / path / "config.json").is_file():
+            return str((root / path).resolve())
+    return path
+
+
+def _load(what: str, path: str, load: Any) -> Any:
+    """Call a transformers loader; turn its many errors into one that names the path."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(
+            f"model.path {path!r}: cannot load the {what}: {first}",
+            "give a hub id, a folder with config.json and model.safetensors, or pkg:NAME/FOLDER",
+        ) from error
+
+
+def load_config(path: str, revision: str | None = None) -> Any:
+    """The model's configuration, after the check that its family is supported.
+
+    Raises:
+        BackboneError: If it cannot be read or its family is not in the table.
+    """
+    from transformers import AutoConfig
+
+    config = _load(
+        "config",
+        path,
+        lambda: AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False),
+    )
+    if config.model_type not in FAMILIES:
+        raise BackboneError(
+            f"model.path {path!r}: model family {config.model_type!r} is not supported; "
+            f"supported: {', '.join(sorted(FAMILIES))}",
+            "choose a model of a supported family",
+        )
+    return config
+
+
+def load_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    num_labels: int = 2,
+    sha256: str | None = None,
+) -> PreTrainedModel:
+    """A pretrained model with a sequence-classification head, in float32 and evaluation mode.
+
+    Args:
+        path: Hub id or local folder, as ``locate`` returns it.
+        revision: Hub revision.
+        num_labels: Outputs of the head; 1 for regression.
+        sha256: If given, the checksum that ``model.safetensors`` must have.
+
+    Raises:
+        BackboneError: If it cannot be loaded, is of an unknown family, or the checksum differs.
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    load_config(path, revision)
+    if sha256 is not None:
+        _check_sha256(Path(path) / "model.safetensors", sha256)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = _load(
+            "weights",
+            path,
+            lambda: AutoModelForSequenceClassification.from_pretrained(
+                path,
+                revision=revision,
+                num_labels=num_labels,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,
+            ),
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _check_sha256(file: Path, expected: str) -> None:
+    if not file.is_file():
+        raise BackboneError(f"model.sha256 is given, but there is no file {file.name!r}")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected.lower():
+        raise BackboneError(
+            f"{file.name} has SHA-256 {found}, not {expected}",
+            "the file is damaged or not the published one; install it anew",
+        )
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """The tokenizer; where it has no padding token, the end-of-sequence token pads."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(
+        "tokenizer",
+        path,
+        lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False),
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> PreTrainedModel:
+    """The model's architecture on the meta device: shapes and names, no weights, no memory."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = load_config(path, revision)
+    config.num_labels = num_labels
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-any-return]
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The backbone inside a model with a head (the model itself if it has none)."""
+    base = getattr(model, "base_model", model)
+    return base if isinstance(base, nn.Module) else model
+
+
+def positions_of(model: nn.Module) -> tuple[Position, ...]:
+    """Every position of a model's backbone, see ``positions.scan``."""
+    return scan(base_of(model), str(model.config.model_type))  # type: ignore[union-attr]
+
+
+def backbone_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters of the backbone; nothing attached, no head."""
+    for name, parameter in base_of(model).named_parameters():
+        if not name.startswith(f"{ATTACHED}."):
+            yield name, parameter
+
+
+def head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters of the task head: what is neither backbone nor attached."""
+    inside = {id(p) for _, p in backbone_parameters(model)}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in inside and not name.startswith(f"{ATTACHED}."):
+            yield name, parameter
+
+
+def count_params(model: nn.Module) -> int:
+    """Parameters of the backbone."""
+    return sum(p.numel() for _, p in backbone_parameters(model))
+
+
+def identify(model: nn.Module, path: str = "", revision: str | None = None) -> BackboneId:
+    """Identity of a model's backbone. On the meta device the fingerprint is empty."""
+    config = model.config.to_dict()  # type: ignore[union-attr, operator]
+    kept = {k: v for k, v in config.items() if k not in _VOLATILE}
+    encoded = json.dumps(kept, sort_keys=True, default=str).encode()
+    return BackboneId(
+        path=path,
+        revision=revision,
+        family=str(config["model_type"]),
+        config_hash=hashlib.sha256(encoded).hexdigest(),
+        weight_fingerprint=_fingerprint(model),
+        params=count_params(model),
+    )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 over canonical names, shapes and up to 4,096 spread entries of each weight.
+
+    Only weights at positions count, so the same backbone has one fingerprint under any head.
+    """
+    modules = dict(base_of(model).named_modules())
+    digest = hashlib.sha256()
+    for position in positions_of(model):
+        if position.role == "block":
+            continue
+        module = modules[position.module]
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                return ""
+            flat = parameter.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // _SAMPLE)].float().cpu().contiguous()
+            digest.update(f"{position.name}.{name}{tuple(parameter.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def dense_flops_per_token(positions: tuple[Position, ...], tokens: int) -> int:
+    """Inference FLOPs (2 x MACs) per token of the dense layers at a sequence length.
+
+    Linears cost 2 in out; scores and mixing 4 n d per attention (methods, section 0). Embeddings, norms, pooler and head
+    are left out.
+
+    Args:
+        positions: The backbone's positions.
+        tokens: Sequence length n.
+    """
+    total = 0
+    for position in positions:
+        if position.role == "linear":
+            total += 2 * position.in_features * position.out_features
+            if position.name.endswith((".attn.q", ".cross.q")):
+                total += 4 * tokens * position.out_features
+    return total

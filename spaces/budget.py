@@ -1,0 +1,86 @@
+"""Budgets: hard limits, resolved once against a backbone, kept in both forms."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from sparsearch.errors import ConfigError
+
+__all__ = ["Budget", "parse_share", "resolve"]
+
+_SHARE = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*$")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that a structure never exceeds; None is no limit. The task head is counted apart.
+
+    Attributes:
+        max_trainable_params: Trainable parameters.
+        max_bytes: Stored bytes of the attached modules (float32).
+        max_inference_flops: Share of the dense backbone's FLOPs after merging, 1.0 = dense.
+        text: The limits as the user wrote them ("0.01%").
+    """
+
+    max_trainable_params: int | None = None
+    max_bytes: int | None = None
+    max_inference_flops: float | None = None
+    text: str = ""
+
+    def as_dict(self) -> dict[str, int | float | str]:
+        """The limits that are set, and the user's text."""
+        limits = {
+            "max_trainable_params": self.max_trainable_params,
+            "max_bytes": self.max_bytes,
+            "max_inference_flops": self.max_inference_flops,
+        }
+        return {k: v for k, v in limits.items() if v is not None} | {"text": self.text}
+
+
+def parse_share(value: str) -> Fraction:
+    """The exact share that a percentage names.
+
+    >>> parse_share("0.01%")
+    Fraction(1, 10000)
+
+    Raises:
+        ConfigError: If the text is no percentage.
+    """
+    match = _SHARE.match(value)
+    if match is None:
+        raise ConfigError([f"{value!r} is neither a whole number nor a percentage like '0.01%'"])
+    return Fraction(match[1]) / 100
+
+
+def resolve(
+    backbone_params: int,
+    *,
+    max_trainable_params: int | str | None = None,
+    max_bytes: int | None = None,
+    max_inference_flops: str | None = None,
+) -> Budget:
+    """Resolve relative limits against a backbone.
+
+    >>> resolve(22_713_216, max_trainable_params="0.01%").max_trainable_params
+    2271
+
+    Raises:
+        ConfigError: If a limit cannot be read.
+    """
+    texts = []
+    params: int | None = None
+    if isinstance(max_trainable_params, str):
+        params = int(parse_share(max_trainable_params) * backbone_params)
+        texts.append(max_trainable_params)
+    elif max_trainable_params is not None:
+        params = max_trainable_params
+        texts.append(f"{params:,} params")
+    if max_bytes is not None:
+        texts.append(f"{max_bytes:,} bytes")
+    flops: float | None = None
+    if max_inference_flops is not None:
+        flops = float(parse_share(max_inference_flops))
+        texts.append(f"{max_inference_flops} FLOPs")
+    return Budget(params, max_bytes, flops, ", ".join(texts))

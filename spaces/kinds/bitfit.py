@@ -1,0 +1,59 @@
+"""BitFit (Ben Zaken et al. 2022): a trained shift of a bias, also where the backbone has none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.spaces.kinds.base import Stage, Unit
+from sparsearch.spaces.positions import Position
+
+__all__ = ["BitFit", "BitFitUnit"]
+
+
+@dataclass(frozen=True)
+class BitFit:
+    """A bias added to a linear's or a norm's output."""
+
+    name: ClassVar[str] = "bitfit"
+    mergeable: ClassVar[bool] = True
+    default_on: ClassVar[tuple[str, ...]] = ("*",)
+
+    def accepts(self, position: Position) -> bool:
+        """Any linear or norm."""
+        return position.role in ("linear", "norm")
+
+    def stage(self, position: Position) -> Stage:
+        """Beside the module: the bias depends on nothing."""
+        return "parallel"
+
+    def sizes(self, position: Position) -> tuple[int, ...]:
+        """One candidate."""
+        return (1,)
+
+    def params(self, position: Position, size: int) -> int:
+        """One per output feature."""
+        return position.out_features
+
+    def flops_per_token(self, position: Position, size: int) -> int:
+        """No matrix product."""
+        return 0
+
+    def build(self, position: Position, size: int, host: nn.Module) -> BitFitUnit:
+        """Zero."""
+        return BitFitUnit(position.out_features)
+
+
+class BitFitUnit(Unit):
+    """bias (out)."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
+        """The bias, whatever x is; broadcasts over tokens."""
+        return self.bias if gate is None else self.bias * gate

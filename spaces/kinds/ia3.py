@@ -1,0 +1,66 @@
+"""IA3 (Liu et al. 2022, section 3.3): trained rescaling of keys, values and inner activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.spaces.kinds.base import Stage, Unit
+from sparsearch.spaces.positions import Position
+
+__all__ = ["IA3", "IA3Unit"]
+
+
+@dataclass(frozen=True)
+class IA3:
+    """y -> (1 + scale) * y on a linear's output; on ``ffn.down``, of its input."""
+
+    name: ClassVar[str] = "ia3"
+    mergeable: ClassVar[bool] = True
+    default_on: ClassVar[tuple[str, ...]] = (
+        "*.attn.k",
+        "*.attn.v",
+        "*.cross.k",
+        "*.cross.v",
+        "*.ffn.down",
+    )
+
+    def accepts(self, position: Position) -> bool:
+        """Any linear."""
+        return position.role == "linear"
+
+    def stage(self, position: Position) -> Stage:
+        """The inner activation is the input of ``ffn.down``; elsewhere the output is rescaled."""
+        return "input" if position.name.endswith("ffn.down") else "sequential"
+
+    def sizes(self, position: Position) -> tuple[int, ...]:
+        """One candidate."""
+        return (1,)
+
+    def params(self, position: Position, size: int) -> int:
+        """One per rescaled feature."""
+        inner = self.stage(position) == "input"
+        return position.in_features if inner else position.out_features
+
+    def flops_per_token(self, position: Position, size: int) -> int:
+        """No matrix product."""
+        return 0
+
+    def build(self, position: Position, size: int, host: nn.Module) -> IA3Unit:
+        """Zero, a factor of one."""
+        return IA3Unit(self.params(position, size))
+
+
+class IA3Unit(Unit):
+    """scale (features)."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
+        """x (..., features) -> the same shape."""
+        return x * (self.scale if gate is None else self.scale * gate)

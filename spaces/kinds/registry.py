@@ -1,0 +1,55 @@
+"""The registry of kinds: one line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+
+from sparsearch.errors import ConfigError
+from sparsearch.spaces.kinds.adapter import Adapter
+from sparsearch.spaces.kinds.base import Kind
+from sparsearch.spaces.kinds.bitfit import BitFit
+from sparsearch.spaces.kinds.ia3 import IA3
+from sparsearch.spaces.kinds.lnfit import LNFit
+from sparsearch.spaces.kinds.lora import Lora
+from sparsearch.spaces.kinds.low_rank_adapter import LowRankAdapter
+
+__all__ = ["KINDS", "make_kind"]
+
+KINDS: Mapping[str, type[Kind]] = {
+    kind.name: kind for kind in (Lora, BitFit, LNFit, LowRankAdapter, Adapter, IA3)
+}
+
+
+def make_kind(name: str, options: Mapping[str, object]) -> Kind:
+    """A kind with its options.
+
+    Raises:
+        ConfigError: If the kind or an option is unknown, or an option has the wrong type or is not positive.
+    """
+    if name not in KINDS:
+        near = difflib.get_close_matches(name, KINDS, n=1)
+        raise ConfigError(
+            [f"unknown kind {name!r}; known: {', '.join(KINDS)}"],
+            f"did you mean {near[0]}?" if near else "",
+        )
+    fields = {f.name: f for f in dataclasses.fields(KINDS[name])}  # type: ignore[arg-type]
+    problems = []
+    for key, value in options.items():
+        if key not in fields:
+            problems.append(
+                f"kind {name} has no option {key!r}; it has: {', '.join(fields) or 'none'}"
+            )
+            continue
+        default = fields[key].default
+        expected = (int, float) if isinstance(default, float) else type(default)
+        if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, expected):
+            problems.append(
+                f"kind {name}: {key} must be {type(default).__name__}, not {value!r}"
+            )
+        elif not isinstance(default, bool) and not value > 0:  # type: ignore[operator]
+            problems.append(f"kind {name}: {key} must be positive, not {value!r}")
+    if problems:
+        raise ConfigError(problems)
+    return KINDS[name](**options)

@@ -1,0 +1,301 @@
+"""Positions: the one table that maps canonical names to modules of each model family.
+
+A canonical name says what a place *does*: ``layers.3.attn.q``, ``layers.3.ffn.down``, for encoder-decoders
+``decoder.layers.3.cross.v``. Outside this file nothing matches strings against module names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from sparsearch.errors import BackboneError, StructureError
+
+__all__ = ["FAMILIES", "Position", "find", "matching", "scan"]
+
+Role = Literal["linear", "norm", "block"]
+
+
+@dataclass(frozen=True)
+class Position:
+    """One place in a backbone where something can be attached.
+
+    Attributes:
+        name: Canonical name, unique in a backbone.
+        role: ``linear``, ``norm``, or ``block`` (a whole attention or feed-forward sub-layer).
+        module: Path, under the base model, of the module whose output is changed.
+        entry: Path of the module whose input is the position's input (differs for blocks only).
+        layer: Index of the layer, None outside the layers.
+        in_features: Width of the input.
+        out_features: Width of the output (of the slice, in a fused projection).
+        start: First output feature inside a fused projection.
+    """
+
+    name: str
+    role: Role
+    module: str
+    entry: str
+    layer: int | None
+    in_features: int
+    out_features: int
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of equal layers: canonical prefix, path of the list, canonical suffix -> path."""
+
+    prefix: str
+    layers: str
+    places: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one architecture keeps its layers, and what lies outside them."""
+
+    stacks: tuple[Stack, ...]
+    outside: Mapping[str, str]
+
+
+# How a path is written: "a.b" a module; "a|b" the first of two that exists; "a[1/3]" the second third of a
+# fused projection's outputs; "a>b" a block that is entered at a and left at b. A path that a model lacks
+# (a gate in an ungated feed-forward) is no position of that model.
+_BERT = Family(
+    stacks=(
+        Stack(
+            "",
+            "encoder.layer",
+            {
+                "attn": "attention.self.query>attention.output.dense",
+                "attn.q": "attention.self.query",
+                "attn.k": "attention.self.key",
+                "attn.v": "attention.self.value",
+                "attn.o": "attention.output.dense",
+                "attn.norm": "attention.output.LayerNorm",
+                "ffn": "intermediate.dense>output.dense",
+                "ffn.up": "intermediate.dense",
+                "ffn.down": "output.dense",
+                "ffn.norm": "output.LayerNorm",
+            },
+        ),
+    ),
+    outside={"embeddings.norm": "embeddings.LayerNorm"},
+)
+_DISTILBERT = Family(
+    stacks=(
+        Stack(
+            "",
+            "transformer.layer",
+            {
+                "attn": "attention.q_lin>attention.out_lin",
+                "attn.q": "attention.q_lin",
+                "attn.k": "attention.k_lin",
+                "attn.v": "attention.v_lin",
+                "attn.o": "attention.out_lin",
+                "attn.norm": "sa_layer_norm",
+                "ffn": "ffn.lin1>ffn.lin2",
+                "ffn.up": "ffn.lin1",
+                "ffn.down": "ffn.lin2",
+                "ffn.norm": "output_layer_norm",
+            },
+        ),
+    ),
+    outside={"embeddings.norm": "embeddings.LayerNorm"},
+)
+_GPT2 = Family(
+    stacks=(
+        Stack(
+            "",
+            "h",
+            {
+                "attn": "attn.c_attn>attn.c_proj",
+                "attn.norm": "ln_1",
+                "attn.q": "attn.c_attn[0/3]",
+                "attn.k": "attn.c_attn[1/3]",
+                "attn.v": "attn.c_attn[2/3]",
+                "attn.o": "attn.c_proj",
+                "ffn": "mlp.c_fc>mlp.c_proj",
+                "ffn.norm": "ln_2",
+                "ffn.up": "mlp.c_fc",
+                "ffn.down": "mlp.c_proj",
+            },
+        ),
+    ),
+    outside={"norm": "ln_f"},
+)
+_LLAMA = Family(
+    stacks=(
+        Stack(
+            "",
+            "layers",
+            {
+                "attn": "self_attn.q_proj>self_attn.o_proj",
+                "attn.norm": "input_layernorm",
+                "attn.q": "self_attn.q_proj",
+                "attn.k": "self_attn.k_proj",
+                "attn.v": "self_attn.v_proj",
+                "attn.o": "self_attn.o_proj",
+                "ffn": "mlp>mlp.down_proj",
+                "ffn.norm": "post_attention_layernorm",
+                "ffn.gate": "mlp.gate_proj",
+                "ffn.up": "mlp.up_proj",
+                "ffn.down": "mlp.down_proj",
+            },
+        ),
+    ),
+    outside={"norm": "norm"},
+)
+
+
+def _t5_attention(name: str, layer: str, module: str) -> dict[str, str]:
+    """Names of one T5 attention sub-layer."""
+    return {
+        name: f"{layer}.{module}.q>{layer}.{module}.o",
+        f"{name}.norm": f"{layer}.layer_norm",
+        **{f"{name}.{part}": f"{layer}.{module}.{part}" for part in "qkvo"},
+    }
+
+
+def _t5_feed_forward(layer: str) -> dict[str, str]:
+    """Names of one T5 feed-forward sub-layer; v1.0 has ``wi``, v1.1 the gated ``wi_0``, ``wi_1``."""
+    ffn = f"{layer}.DenseReluDense"
+    return {
+        "ffn": f"{ffn}>{ffn}.wo",
+        "ffn.norm": f"{layer}.layer_norm",
+        "ffn.gate": f"{ffn}.wi_0",
+        "ffn.up": f"{ffn}.wi|{ffn}.wi_1",
+        "ffn.down": f"{ffn}.wo",
+    }
+
+
+_T5 = Family(
+    stacks=(
+        Stack(
+            "encoder.",
+            "encoder.block",
+            {**_t5_attention("attn", "layer.0", "SelfAttention"), **_t5_feed_forward("layer.1")},
+        ),
+        Stack(
+            "decoder.",
+            "decoder.block",
+            {
+                **_t5_attention("attn", "layer.0", "SelfAttention"),
+                **_t5_attention("cross", "layer.1", "EncDecAttention"),
+                **_t5_feed_forward("layer.2"),
+            },
+        ),
+    ),
+    outside={"encoder.norm": "encoder.final_layer_norm", "decoder.norm": "decoder.final_layer_norm"},
+)
+
+FAMILIES: Mapping[str, Family] = {
+    "bert": _BERT,
+    "distilbert": _DISTILBERT,
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "roberta": _BERT,
+    "t5": _T5,
+}
+
+_FUSED = re.compile(r"^(?P<path>.+)\[(?P<part>\d+)/(?P<parts>\d+)\]$")
+
+
+def scan(base: nn.Module, model_type: str) -> tuple[Position, ...]:
+    """Find every position of a backbone.
+
+    Args:
+        base: The base model (``model.base_model`` of a model with a head).
+        model_type: ``config.model_type`` of the backbone.
+
+    Returns:
+        Positions, layer by layer, then those outside the layers.
+
+    Raises:
+        BackboneError: If the family is not in the table.
+    """
+    family = FAMILIES.get(model_type)
+    if family is None:
+        raise BackboneError(
+            f"model family {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}",
+            "choose a model of a supported family, or add one entry to the table in spaces/positions.py",
+        )
+    modules = dict(base.named_modules())
+    return tuple(_scan_family(family, modules))
+
+
+def _scan_family(family: Family, modules: Mapping[str, nn.Module]) -> Iterator[Position]:
+    for stack in family.stacks:
+        layer = 0
+        while f"{stack.layers}.{layer}" in modules:
+            for suffix, path in stack.places.items():
+                name = f"{stack.prefix}layers.{layer}.{suffix}"
+                position = _resolve(name, path, f"{stack.layers}.{layer}.", layer, modules)
+                if position is not None:
+                    yield position
+            layer += 1
+    for name, path in family.outside.items():
+        position = _resolve(name, path, "", None, modules)
+        if position is not None:
+            yield position
+
+
+def _resolve(
+    name: str, path: str, prefix: str, layer: int | None, modules: Mapping[str, nn.Module]
+) -> Position | None:
+    """Turn one entry of the table into a position, or None where the model lacks it."""
+    entry, _, leave = path.rpartition(">")
+    if entry:
+        exit_module = modules.get(prefix + leave)
+        if exit_module is None:
+            return None
+        _, width = _widths(exit_module)
+        return Position(name, "block", prefix + leave, prefix + entry, layer, width, width)
+    fused = _FUSED.match(path)
+    part, parts = (int(fused["part"]), int(fused["parts"])) if fused else (0, 1)
+    alternatives = (fused["path"] if fused else path).split("|")
+    found = next((prefix + p for p in alternatives if prefix + p in modules), None)
+    if found is None:
+        return None
+    width_in, width_out = _widths(modules[found])
+    width_out //= parts
+    role: Role = "norm" if name.endswith("norm") else "linear"
+    return Position(name, role, found, found, layer, width_in, width_out, part * width_out)
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    """Input and output features of a linear (either orientation) or of a norm."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    if hasattr(module, "in_features"):
+        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+    width = int(module.weight.shape[0])  # type: ignore[union-attr, index, arg-type]
+    return width, width
+
+
+def matching(positions: Sequence[Position], patterns: Sequence[str]) -> tuple[Position, ...]:
+    """Positions whose name matches one of the glob patterns, in the order of the backbone."""
+    return tuple(p for p in positions if any(fnmatchcase(p.name, pattern) for pattern in patterns))
+
+
+def find(positions: Sequence[Position], name: str) -> Position:
+    """The position of that name.
+
+    Raises:
+        StructureError: If there is none; the message lists the nearest names.
+    """
+    for position in positions:
+        if position.name == name:
+            return position
+    near = difflib.get_close_matches(name, [p.name for p in positions], n=3)
+    raise StructureError(
+        f"the backbone has no position {name!r}",
+        f"did you mean {' or '.join(near)}?" if near else "`sparsearch space MODEL` lists them",
+    )

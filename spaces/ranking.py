@@ -1,0 +1,37 @@
+"""A ranking: one score per candidate, what a search strategy produces."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sparsearch.errors import SparsearchError
+
+__all__ = ["Ranking"]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores in the order of the space's candidates; a higher score is chosen first.
+
+    Attributes:
+        scores: Finite numbers.
+        strategy: The strategy that made it.
+        seed: Its seed.
+        steps: Search steps taken.
+        seconds: Wall time of the search.
+    """
+
+    scores: tuple[float, ...]
+    strategy: str
+    seed: int
+    steps: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        bad = [i for i, s in enumerate(self.scores) if not math.isfinite(s)]
+        if bad:
+            raise SparsearchError(
+                f"the {self.strategy} ranking has {len(bad)} scores that are not finite (first: candidate {bad[0]})",
+                "lower search.alpha_lr or search.lr",
+            )

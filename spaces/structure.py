@@ -1,0 +1,247 @@
+"""The structure: an immutable set of candidates for one backbone, and its versioned JSON file.
+
+The file's JSON Schema is ``structure.schema.json`` beside this module. An unknown field is an error. Old versions load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sparsearch.errors import ConfigError, StructureError
+from sparsearch.spaces.backbone import BackboneId
+from sparsearch.spaces.kinds import Kind, make_kind
+from sparsearch.spaces.space import Candidate, Space
+
+__all__ = ["SCHEMA_VERSION", "Provenance", "Structure", "json_schema", "make_structure"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a structure came from; no part of its identity."""
+
+    study: str = ""
+    trial: int | None = None
+    strategy: str = ""
+    seed: int | None = None
+    sparsearch: str = ""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A set of candidates; at most one per (position, kind), rank units summed into its size.
+
+    Attributes:
+        backbone: The only backbone it attaches to.
+        task_type: ``classification`` or ``regression``.
+        candidates: In the backbone's order.
+        kinds: The kinds in use, with their options.
+        provenance: Where it came from.
+    """
+
+    backbone: BackboneId
+    task_type: str
+    candidates: tuple[Candidate, ...]
+    kinds: tuple[Kind, ...]
+    provenance: Provenance = field(default=Provenance(), compare=False)
+
+    @property
+    def trainable_params(self) -> int:
+        """Trainable parameters; the task head is not among them."""
+        return sum(c.params for c in self.candidates)
+
+    @property
+    def bytes(self) -> int:
+        """Stored bytes of the attached modules."""
+        return sum(c.bytes for c in self.candidates)
+
+    @property
+    def merged_flops_per_token(self) -> int:
+        """FLOPs per token that the structure adds at inference, after merging what merges."""
+        return sum(c.merged_flops_per_token for c in self.candidates)
+
+    @cached_property
+    def hash(self) -> str:
+        """Name of the structure: SHA-256 of what it is, not of where it came from."""
+        document = self._document()
+        content = {
+            "backbone": [self.backbone.config_hash, self.backbone.weight_fingerprint],
+            "task_type": self.task_type,
+            "candidates": [[c["position"], c["kind"], c["size"]] for c in document["candidates"]],
+            "kinds": document["kinds"],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def kind(self, name: str) -> Kind:
+        """The kind of that name, with the structure's options."""
+        return next(k for k in self.kinds if k.name == name)
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "backbone": self.backbone.as_dict(),
+            "task_type": self.task_type,
+            "kinds": {k.name: dataclasses.asdict(k) for k in self.kinds},  # type: ignore[call-overload]
+            "candidates": [dataclasses.asdict(c) for c in self.candidates],
+            "costs": {
+                "trainable_params": self.trainable_params,
+                "bytes": self.bytes,
+                "merged_flops_per_token": self.merged_flops_per_token,
+            },
+            "provenance": dataclasses.asdict(self.provenance),
+        }
+
+    def to_json(self) -> str:
+        """The structure file's text."""
+        return json.dumps(self._document(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Structure:
+        """Read a structure file's text.
+
+        Raises:
+            StructureError: If it is no structure, was written by a newer version, or its costs do not add up.
+        """
+        try:
+            raw = json.loads(text)
+            version = raw.get("schema_version") if isinstance(raw, dict) else None
+            if isinstance(version, int) and version > SCHEMA_VERSION:
+                raise StructureError(
+                    f"the structure has schema_version {version}; this sparsearch reads up to {SCHEMA_VERSION}",
+                    "upgrade sparsearch",
+                )
+            document = _Document.model_validate(raw)
+            kinds = tuple(make_kind(name, options) for name, options in document.kinds.items())
+        except (ValueError, ConfigError) as error:
+            raise StructureError(
+                f"not a structure file: {_first_problem(error)}", "write one with `sparsearch export`"
+            ) from error
+        structure = cls(
+            BackboneId(**document.backbone.model_dump()),
+            document.task_type,
+            tuple(Candidate(**c.model_dump()) for c in document.candidates),
+            kinds,
+            Provenance(**document.provenance.model_dump()),
+        )
+        if document.costs.model_dump() != structure._document()["costs"]:
+            raise StructureError("the structure's costs are not the sum of its candidates' costs")
+        return structure
+
+    @classmethod
+    def load(cls, path: str | Path) -> Structure:
+        """Read ``structure.json``, or the folder that holds it.
+
+        Raises:
+            StructureError: If there is none, or it is malformed.
+        """
+        file = Path(path)
+        file = file / "structure.json" if file.is_dir() else file
+        try:
+            return cls.from_json(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise StructureError(
+                f"cannot read a structure from {str(path)!r}: {error}",
+                "give a folder written by `sparsearch export --to spec`",
+            ) from error
+
+
+def make_structure(
+    space: Space,
+    chosen: Iterable[Candidate],
+    backbone: BackboneId,
+    task_type: str,
+    provenance: Provenance = Provenance(),  # noqa: B008 - frozen
+) -> Structure:
+    """A structure from chosen candidates: units of one (position, kind) add up, order is the space's."""
+    merged: dict[tuple[str, str], Candidate] = {}
+    for c in chosen:
+        key = (c.position, c.kind)
+        if key in merged:
+            old = merged[key]
+            c = Candidate(
+                c.position,
+                c.kind,
+                old.size + c.size,
+                old.params + c.params,
+                old.flops_per_token + c.flops_per_token,
+                old.merged_flops_per_token + c.merged_flops_per_token,
+            )
+        merged[key] = c
+    order = {p.name: i for i, p in enumerate(space.positions)}
+    kind_order = {name: i for i, name in enumerate(space.kinds)}
+    candidates = sorted(merged.values(), key=lambda c: (order[c.position], kind_order[c.kind]))
+    used = {c.kind for c in candidates}
+    kinds = tuple(kind for name, kind in space.kinds.items() if name in used)
+    return Structure(backbone, task_type, tuple(candidates), kinds, provenance)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _BackboneDocument(_Strict):
+    path: str
+    revision: str | None
+    family: str
+    config_hash: str
+    weight_fingerprint: str
+    params: int
+
+
+class _CandidateDocument(_Strict):
+    position: str
+    kind: str
+    size: int
+    params: int
+    flops_per_token: int
+    merged_flops_per_token: int
+
+
+class _CostsDocument(_Strict):
+    trainable_params: int
+    bytes: int
+    merged_flops_per_token: int
+
+
+class _ProvenanceDocument(_Strict):
+    study: str
+    trial: int | None
+    strategy: str
+    seed: int | None
+    sparsearch: str
+
+
+class _Document(_Strict):
+    schema_version: Literal[1]
+    backbone: _BackboneDocument
+    task_type: Literal["classification", "regression"]
+    kinds: dict[str, dict[str, bool | int | float | str]]
+    candidates: list[_CandidateDocument]
+    costs: _CostsDocument
+    provenance: _ProvenanceDocument
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
+    return str(error).splitlines()[0]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the structure file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "sparsearch structure",
+        **{k: v for k, v in _Document.model_json_schema().items() if k != "title"},
+    }

@@ -1,0 +1,87 @@
+"""Every error a user can meet: one root, each with a hint that names the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BackboneError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "InfeasibleError",
+    "LeaseError",
+    "SparsearchError",
+    "StoreError",
+    "StructureError",
+    "TrainingDiverged",
+]
+
+
+class SparsearchError(Exception):
+    """Root of all errors raised on purpose.
+
+    Args:
+        message: What happened, with which value, and what is allowed.
+        hint: The next thing to type or to change.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(SparsearchError):
+    """A study file (or its Python form) is wrong; carries every problem found at once."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str], hint: str = "") -> None:
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"the study cannot run, {count}:\n{lines}", hint)
+
+
+class InfeasibleError(SparsearchError):
+    """No structure fits the budget."""
+
+    exit_code = 3
+
+
+class BackboneError(SparsearchError):
+    """The model cannot be loaded, or its family is not in the table of positions."""
+
+    exit_code = 2
+
+
+class DataError(SparsearchError):
+    """A data set is missing, empty, or its columns or labels do not fit the task."""
+
+    exit_code = 2
+
+
+class StructureError(SparsearchError):
+    """A structure file is malformed or does not belong to this backbone."""
+
+
+class StoreError(SparsearchError):
+    """The database cannot be opened, is of another version, or lacks what was asked for."""
+
+
+class LeaseError(StoreError):
+    """Another driver holds the study."""
+
+
+class ExportError(SparsearchError):
+    """An export could not be written or did not survive its round trip."""
+
+
+class TrainingDiverged(SparsearchError):
+    """A loss or a gradient became NaN or infinite."""
