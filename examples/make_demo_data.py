@@ -1,17 +1,20 @@
 """Generate the demo data set: what does a customer's message ask the shop to do?
 
 Each row is one short message with the action that its writer wants now: ``refund``,
-``exchange``, ``cancel``, ``track`` or ``invoice``. Nearly every message also mentions one or
-two other actions, which its writer declines, calls settled, or reports of somebody else. The
-topics alone therefore do not give the label away: "please do not cancel the kettle, but could
-you refund the mug?" is about two actions and asks for one.
+``exchange``, ``cancel``, ``track`` or ``invoice``. Most messages mention a second action that
+the writer does not want, so that the topics alone do not give the label away. A row has one of
+three shapes (``SHAPES``), from easy to hard:
 
-A row is composed in four steps. Its label and its asides get a wording each (``ACTIONS``); the
-label's wording goes into a clause that asks for it (``REQUESTS``), the other wordings into
-clauses that do not (``ASIDES``); a layout (``LAYOUTS``) puts the clauses in order; and at last
-come contractions, a greeting, punctuation and the odd typo. All clauses work with all actions,
-so that no clause belongs to a class. Each pair of a requested wording and a wording beside it
-belongs to one split only: validation and test hold combinations that training never shows.
+- a bare request: "Could you refund the mug?";
+- a request with an aside, which declines the second action, calls it settled or leaves it to
+  somebody else: "Please do not cancel the kettle, but could you refund the mug?";
+- a choice from an offer of two, of which only the order tells the wanted one: "You can either
+  cancel the kettle or refund the mug. The latter suits me better."
+
+Every clause goes with every action, so that no clause belongs to a class. Contractions, a
+greeting and the odd typo come last. Each pair of a wanted and an unwanted wording belongs to
+one split: validation and test combine wordings as training never does. Nor does a text occur
+twice, even with another greeting, contraction or typo.
 
 The script needs nothing but the standard library, and its output is the same on each run::
 
@@ -52,7 +55,7 @@ ACTIONS = {
         "call off the order for the {item}",
         "take the {item} off my order",
         "stop the order for the {item}",
-        "scrap my order of the {item}",
+        "scrap my order for the {item}",
     ),
     "track": (
         "track the {item}",
@@ -78,9 +81,9 @@ REQUESTS = (
     "I would like you to {action}",
     "I need you to {action}",
     "I am asking you to {action}",
-    "it is time to {action}",
+    "it is time for you to {action}",
     "do not forget to {action}",
-    "I cannot wait for you to {action}",
+    "I cannot wait any longer for you to {action}",
     "I will not be happy until you {action}",
     "is it not possible to {action}",
 )
@@ -91,40 +94,64 @@ ASIDES = (
     "there is no need to {action}",
     "I would not like you to {action}",
     "I am not asking you to {action}",
-    "you did already {action}",
-    "thank you for offering to {action}, but no",
-    "I was going to ask you to {action} and decided against it",
-    "my {person} asked you to {action}",
+    "I was glad to see you {action}",
+    "you kindly offered to {action} and I declined",
+    "I nearly asked you to {action}",
+    "my {person} once asked you to {action}",
     "my {person} was happy to see you {action}",
     "it is too late to {action}",
     "last week I needed you to {action}",
 )
 
+OFFERS = (
+    "you could {first} or {last}",
+    "you can either {first} or {last}",
+    "you offered to {first} or {last}",
+    "it says here that you can {first} or {last}",
+)
+
+CHOICES = (
+    "please do the {place}",
+    "I would choose the {place}",
+    "the {place} suits me better",
+    "let us go for the {place}",
+)
+
+FIRST = ("former", "first")
+LAST = ("latter", "second")
+
 LAYOUTS = (
     "{request}. {aside}.",
     "{aside}. {request}.",
-    "{request}, but {aside}.",
     "{aside}, but {request}.",
-    "{request}; {aside}.",
     "{aside}; {request}.",
+    "{request} ({aside}).",
     "{request} rather than {other}.",
     "rather than {other}, {request}.",
-    "{aside}. {request}, but {second}.",
-    "{aside}, and {second}. {request}.",
 )
 
+SHAPES = {"request": 38, "aside": 32, "choice": 30}
+"""How many messages in a hundred have each shape."""
+
+# fmt: off
 ITEMS = (
-    "kettle teapot toaster blender desk_lamp lantern rug cushion blanket armchair bookshelf mirror "
-    "clock radio backpack suitcase raincoat jumper scarf hat umbrella bicycle_helmet tent torch "
-    "frying_pan chopping_board coffee_mug picture_frame garden_hose watering_can bird_feeder "
-    "jigsaw chess_set violin keyboard printer"
-).split()
-COLOURS = "red blue green grey black white yellow purple".split()
-PEOPLE = "sister brother neighbour colleague flatmate cousin aunt uncle daughter landlord".split()
+    "kettle", "teapot", "toaster", "blender", "desk lamp", "lantern", "rug", "cushion",
+    "blanket", "armchair", "bookshelf", "mirror", "clock", "radio", "backpack", "suitcase",
+    "raincoat", "jumper", "scarf", "hat", "umbrella", "bicycle helmet", "tent", "torch",
+    "frying pan", "chopping board", "coffee mug", "picture frame", "garden hose", "watering can",
+    "bird feeder", "jigsaw", "chess set", "violin", "keyboard", "printer",
+)
+COLOURS = (
+    "red", "blue", "green", "grey", "black", "white", "yellow", "purple",
+)
+PEOPLE = (
+    "sister", "brother", "neighbour", "colleague", "flatmate", "cousin", "aunt", "uncle",
+    "daughter", "landlord",
+)
+# fmt: on
 GREETINGS = ("hello, ", "hi there, ", "good morning, ", "dear team, ")
 CONTRACTIONS = {
     "do not": "don't",
-    "did not": "didn't",
     "cannot": "can't",
     "need not": "needn't",
     "will not": "won't",
@@ -140,7 +167,7 @@ Action = tuple[str, str]
 
 
 def split_pairs(rng: random.Random) -> dict[str, list[tuple[Action, Action]]]:
-    """Give each pair of a requested action and one of another class to one split.
+    """Give each pair of a wanted action and one of another class to one split.
 
     Args:
         rng: The source of randomness.
@@ -159,11 +186,33 @@ def split_pairs(rng: random.Random) -> dict[str, list[tuple[Action, Action]]]:
     }
 
 
-def fill(clause: str, wording: str, rng: random.Random) -> str:
-    """Put a wording into a clause, with nouns of its own."""
-    item, colour, person = rng.choice(ITEMS), rng.choice(COLOURS), rng.choice(PEOPLE)
-    action = wording.format(item=item.replace("_", " "), colour=colour)
-    return clause.format(action=action, person=person)
+def name_things(wording: str, rng: random.Random) -> str:
+    """Put nouns of its own into a wording."""
+    return wording.format(item=rng.choice(ITEMS), colour=rng.choice(COLOURS))
+
+
+def compose(asked: str, other: str, rng: random.Random) -> str:
+    """Compose a text that asks for one action and, as a rule, mentions another.
+
+    Args:
+        asked: The action that the writer wants.
+        other: An action that the writer does not want.
+        rng: The source of randomness.
+
+    Returns:
+        The text with sentences ended by full stops, not yet capitalised.
+    """
+    (shape,) = rng.choices(list(SHAPES), list(SHAPES.values()))
+    request = rng.choice(REQUESTS).format(action=asked)
+    if shape == "request":
+        return f"{request}."
+    if shape == "choice":
+        offer = rng.choice(OFFERS)
+        first, last, place = rng.choice([(asked, other, FIRST), (other, asked, LAST)])
+        choice = rng.choice(CHOICES).format(place=rng.choice(place))
+        return f"{offer.format(first=first, last=last)}. {choice}."
+    aside = rng.choice(ASIDES).format(action=other, person=rng.choice(PEOPLE))
+    return rng.choice(LAYOUTS).format(request=request, aside=aside, other=other)
 
 
 def polish(text: str, rng: random.Random) -> str:
@@ -178,7 +227,7 @@ def polish(text: str, rng: random.Random) -> str:
         for sentence in text.removesuffix(".").split(". ")
     ]
     text = " ".join(sentences)
-    return misspell(text, rng) if rng.random() < 0.1 else text
+    return misspell(text, rng) if rng.random() < 0.06 else text
 
 
 def misspell(text: str, rng: random.Random) -> str:
@@ -189,42 +238,35 @@ def misspell(text: str, rng: random.Random) -> str:
     return text.replace(word, typo, 1)
 
 
-def messages(pairs: list[tuple[Action, Action]], rng: random.Random) -> Iterator[dict[str, str]]:
+def messages(
+    pairs: list[tuple[Action, Action]], seen: set[str], rng: random.Random
+) -> Iterator[dict[str, str]]:
     """Compose rows without end, the classes in turn.
 
     Args:
-        pairs: The pairs of a requested action and another one that may share a row.
+        pairs: The pairs of a wanted and an unwanted action that may share a row.
+        seen: The texts composed so far, before polishing; a text in it is not used again.
         rng: The source of randomness.
 
     Yields:
         Rows with ``text`` and ``label``.
     """
     for label in cycle(ACTIONS):
-        asked, other = rng.choice([pair for pair in pairs if pair[0][0] == label])
-        thirds = [last for first, last in pairs if first == asked and last[0] != other[0]]
-        layout = rng.choice(LAYOUTS)
-        if "{second}" in layout and not thirds:
-            continue
-        text = layout.format(
-            request=fill(rng.choice(REQUESTS), asked[1], rng),
-            aside=fill(rng.choice(ASIDES), other[1], rng),
-            other=fill("{action}", other[1], rng),
-            second=fill(rng.choice(ASIDES), rng.choice(thirds)[1], rng) if thirds else "",
-        )
+        text = ""
+        while not text or text in seen:
+            asked, other = rng.choice([pair for pair in pairs if pair[0][0] == label])
+            text = compose(name_things(asked[1], rng), name_things(other[1], rng), rng)
+        seen.add(text)
         yield {"text": polish(text, rng), "label": label}
 
 
 def main() -> None:
-    """Write the three splits, no text twice."""
+    """Write the three splits."""
     rng = random.Random(SEED)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     for split, pairs in split_pairs(rng).items():
-        fresh = (row for row in messages(pairs, rng) if row["text"].lower() not in seen)
-        rows = []
-        for row in islice(fresh, SPLIT_ROWS[split]):
-            seen.add(row["text"].lower())
-            rows.append(row)
+        rows = list(islice(messages(pairs, seen, rng), SPLIT_ROWS[split]))
         rng.shuffle(rows)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (OUTPUT / f"{split}.jsonl").write_text(lines, encoding="utf-8", newline="\n")

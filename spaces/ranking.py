@@ -33,5 +33,5 @@ class Ranking:
         if bad:
             raise SparsearchError(
                 f"the {self.strategy} ranking has {len(bad)} scores that are not finite (first: candidate {bad[0]})",
-                "lower search.alpha_lr or search.lr",
+                "lower search.alpha_lr",
             )

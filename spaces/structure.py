@@ -235,6 +235,8 @@ def _first_problem(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
+    if isinstance(error, ConfigError):
+        return error.problems[0]
     return str(error).splitlines()[0]
 
 

@@ -1,1 +1,67 @@
-"""sparsearch."""
+"""Search where PET modules and sparsity go in a pretrained transformer, under a hard budget.
+
+>>> import sparsearch as ss
+>>> study = ss.run("study.yaml")                                       # doctest: +SKIP
+>>> best = ss.open("sqlite:///sparsearch.db").best(task="trec", max_trainable_params="0.01%")  # doctest: +SKIP
+>>> model = ss.attach(model, best.structure)                           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsearch.config import StudyConfig
+    from sparsearch.errors import SparsearchError
+    from sparsearch.results.export import export
+    from sparsearch.results.store import Store
+    from sparsearch.results.store import open_store as open
+    from sparsearch.spaces.attach import attach, detach
+    from sparsearch.spaces.space import Space, build_space
+    from sparsearch.spaces.structure import Structure
+    from sparsearch.workers.study import run
+
+__all__ = [
+    "Space",
+    "SparsearchError",
+    "Store",
+    "Structure",
+    "StudyConfig",
+    "__version__",
+    "attach",
+    "build_space",
+    "detach",
+    "export",
+    "open",
+    "run",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Space": "spaces.space:Space",
+    "SparsearchError": "errors:SparsearchError",
+    "Store": "results.store:Store",
+    "Structure": "spaces.structure:Structure",
+    "StudyConfig": "config:StudyConfig",
+    "attach": "spaces.attach:attach",
+    "build_space": "spaces.space:build_space",
+    "detach": "spaces.attach:detach",
+    "export": "results.export:export",
+    "open": "results.store:open_store",
+    "run": "workers.study:run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch and the database cost seconds."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOME[name].split(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    """Public names."""
+    return __all__

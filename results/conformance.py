@@ -1,0 +1,368 @@
+"""What every backend of the store must do; a backend's tests subclass ``StoreConformance``.
+
+Needs pytest, which only the development extra installs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+
+from sparsearch.errors import LeaseError, StoreError
+from sparsearch.results.lease import Owner
+from sparsearch.results.store import Store
+from sparsearch.results.values import (
+    Environment,
+    FinishedState,
+    Measurement,
+    Outcome,
+    StudySpec,
+    Trial,
+)
+from sparsearch.spaces.backbone import BackboneId
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.kinds import make_kind
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.space import Candidate
+from sparsearch.spaces.structure import Provenance, Structure
+
+__all__ = ["StoreConformance", "sample_outcome", "sample_structure", "sample_study"]
+
+_BACKBONE_PARAMS = 1_000_000
+
+
+def sample_structure(params: int = 100, layer: int = 0) -> Structure:
+    """A structure of one candidate; another size or layer makes another hash."""
+    backbone = BackboneId("toy", None, "bert", "c0ffee", "f00d", _BACKBONE_PARAMS)
+    candidate = Candidate(f"layers.{layer}.attn.q", "lora", params, params, 2 * params, 0)
+    kinds = (make_kind("lora", {}),)
+    return Structure(backbone, "classification", (candidate,), kinds, Provenance("elsewhere"))
+
+
+def sample_study(
+    name: str = "study",
+    trials: int = 2,
+    *,
+    config: str = "{}",
+    model: str = "toy",
+    task: str = "trec",
+    backbone_params: int = _BACKBONE_PARAMS,
+) -> StudySpec:
+    """A study of s3pet trials whose seeds are 10, 11, ..."""
+    budget = Budget(max_trainable_params=100, text="0.01%")
+    listed = tuple(Trial(n, "s3pet", budget, 10 + n) for n in range(trials))
+    return StudySpec(name, config, model, task, "accuracy", backbone_params, listed)
+
+
+def sample_outcome(
+    score: float = 0.5,
+    params: int = 100,
+    *,
+    ratio: float = 1.0,
+    layer: int = 0,
+    state: FinishedState = "ok",
+    structure: bool = True,
+) -> Outcome:
+    """An outcome with a validation score and a test score 0.1 below it."""
+    return Outcome(
+        state,
+        measurements=(
+            Measurement("accuracy", "validation", score),
+            Measurement("loss", "validation", 9.0),
+            Measurement("accuracy", "test", score - 0.1),
+        ),
+        structure=sample_structure(params, layer) if structure else None,
+        trainable_params=params,
+        head_params=7,
+        inference_flops_ratio=ratio,
+        seconds=1.5,
+        peak_bytes=2**33,
+    )
+
+
+def _dead_process() -> Owner:
+    """A process of this machine that has ended."""
+    me = Owner.current()
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return Owner(me.host, process.pid, me.started)
+
+
+class StoreConformance:
+    """Tests of the contract in ``Store``'s docstring.
+
+    A subclass gives a fixture ``store_url``: the URL of a database that does not exist yet, or is
+    empty, anew for each test.
+    """
+
+    ELSEWHERE = Owner("another-machine", 4711, 1.0)
+
+    @pytest.fixture
+    def store(self, store_url: str) -> Iterator[Store]:
+        """A store that writes."""
+        with Store.open(store_url, create=True) as store:
+            yield store
+
+    @pytest.fixture
+    def other(self, store: Store, store_url: str) -> Iterator[Store]:
+        """The same database, opened by a driver on another machine."""
+        with Store.open(store_url, create=True, owner=self.ELSEWHERE) as other:
+            yield other
+
+    def test_new_study_is_queued_in_order(self, store: Store) -> None:
+        """Trials come back as they went in, also one without a budget."""
+        spec = sample_study(trials=3)
+        spec = replace(spec, trials=(*reversed(spec.trials), Trial(3, "full", None, 2**62)))
+        store.begin_study(spec)
+        assert store.queued("study") == tuple(sorted(spec.trials, key=lambda t: t.number))
+        record = store.find_study("study")
+        assert (record.trials, record.finished, record.best_score) == (4, 0, None)
+        assert record.owner is None
+        assert record.created_at.tzinfo is not None
+
+    def test_study_without_trials(self, store: Store) -> None:
+        """It is listed, and its best is None."""
+        store.begin_study(sample_study(trials=0))
+        assert [(s.trials, s.finished) for s in store.studies()] == [(0, 0)]
+        assert store.best(study="study") is None
+        assert store.pareto("study") == ()
+
+    def test_equal_config_continues(self, store: Store) -> None:
+        """The order of keys and white space do not matter, and no trial is added."""
+        store.begin_study(sample_study(config='{"a": 1, "b": [1, 2]}'))
+        store.finish("study", 0, sample_outcome())
+        store.begin_study(sample_study(config='{"b":[1,2],"a":1}'))
+        assert [t.state for t in store.trials("study")] == ["ok", "queued"]
+
+    def test_other_config_is_refused_with_the_differences(self, store: Store) -> None:
+        """Dotted paths, old and new value, five at most."""
+        old = {"search": {"steps": 300, "lr": 0.1}, "seeds": [0, 1], "gone": True}
+        new = {"search": {"steps": 400, "lr": 0.1}, "seeds": [0, 2, 3], "new": {"a": 1}}
+        store.begin_study(sample_study(config=json.dumps(old)))
+        with pytest.raises(StoreError) as caught:
+            store.begin_study(sample_study(config=json.dumps(new)))
+        for part in (
+            "search.steps: 300 -> 400",
+            "seeds.1: 1 -> 2",
+            "seeds.2: (absent) -> 3",
+            "gone: true -> (absent)",
+            'new: (absent) -> {"a": 1}',
+        ):
+            assert part in caught.value.message
+        assert "lr" not in caught.value.message
+        assert "another name" in caught.value.hint
+        many = json.dumps({f"k{i}": i for i in range(7)} | old)
+        with pytest.raises(StoreError, match="and 2 more"):
+            store.begin_study(sample_study(config=many))
+
+    def test_life_of_a_trial(self, store: Store) -> None:
+        """Everything of an outcome comes back; the scores are those of the study's metric."""
+        store.begin_study(sample_study())
+        store.start("study", 1)
+        assert [(t.state, t.attempts) for t in store.trials("study")] == [
+            ("queued", 0),
+            ("running", 1),
+        ]
+        environment = Environment("abc", {"torch": "2"}, "cpu")
+        outcome = replace(sample_outcome(0.75), weights=b"\0tensors", environment=environment)
+        store.finish("study", 1, outcome)
+        trial = store.trials("study")[1]
+        assert (trial.state, trial.score, trial.test_score) == ("ok", 0.75, 0.65)
+        assert trial.structure == sample_structure().hash
+        assert (trial.trainable_params, trial.head_params, trial.peak_bytes) == (100, 7, 2**33)
+        assert trial.budget == {"max_trainable_params": 100, "text": "0.01%"}
+        assert store.weights("study", 1) == b"\0tensors"
+        assert store.weights("study", 0) is None
+        assert [t.number for t in store.queued("study")] == [0]
+
+    def test_finished_is_never_overwritten(self, store: Store) -> None:
+        """Neither by another outcome nor by another start."""
+        store.begin_study(sample_study())
+        store.finish("study", 0, sample_outcome(state="oom"))
+        before = store.trials("study")
+        with pytest.raises(StoreError, match="finished already"):
+            store.finish("study", 0, sample_outcome())
+        with pytest.raises(StoreError, match="finished already"):
+            store.start("study", 0)
+        assert store.trials("study") == before
+
+    def test_outcome_is_stored_whole_or_not_at_all(self, store: Store) -> None:
+        """An insert that fails late leaves the trial running and nothing else behind."""
+        store.begin_study(sample_study())
+        store.start("study", 0)
+        good = sample_outcome()
+        key = ("key", Ranking((0.1,), "s3pet", 0))
+        twice = replace(good, measurements=good.measurements * 2, ranking=key)
+        with pytest.raises(StoreError):
+            store.finish("study", 0, twice)
+        assert [t.state for t in store.trials("study")] == ["running", "queued"]
+        assert store.ranking("key") is None
+        with pytest.raises(StoreError):
+            store.find_structure(sample_structure().hash)
+        store.finish("study", 0, good)
+        assert store.find_structure(sample_structure().hash).trial == 0
+
+    @pytest.mark.parametrize("score", [float("nan"), float("inf")])
+    def test_undefined_metric_is_no_score(self, store: Store, score: float) -> None:
+        """It is never the best, and does not stop the study."""
+        store.begin_study(sample_study())
+        store.finish("study", 0, sample_outcome(score))
+        assert store.best() is None
+        store.finish("study", 1, sample_outcome(0.1))
+        assert [t.score for t in store.trials("study")] == [None, 0.1]
+        best = store.best()
+        assert best is not None and best.trial == 1
+
+    def test_ranking_is_kept_once_and_exactly(self, store: Store) -> None:
+        """The first one under a key stays; scores keep every bit."""
+        store.begin_study(sample_study())
+        first = Ranking((0.1, -1 / 3, 1e-300), "s3pet", 3, steps=300, seconds=12.5)
+        for number, ranking in enumerate((first, Ranking((1.0,), "probe", 0))):
+            store.finish("study", number, replace(sample_outcome(), ranking=("key", ranking)))
+        assert store.ranking("key") == first
+        assert store.ranking("other") is None
+
+    def test_second_driver_is_refused(self, store: Store, other: Store) -> None:
+        """It learns who holds the study; the same process may acquire again."""
+        store.begin_study(sample_study())
+        other.acquire("study")
+        with pytest.raises(LeaseError, match="another-machine:4711 until 2"):
+            store.acquire("study")
+        other.acquire("study")
+        other.renew("study")
+        assert store.find_study("study").owner == "another-machine:4711"
+
+    def test_lease_ends(self, store: Store, other: Store) -> None:
+        """By release, or by time; who lost it is told when it renews."""
+        store.begin_study(sample_study())
+        other.acquire("study")
+        other.release("study")
+        store.acquire("study", lease_seconds=-1)
+        other.acquire("study")
+        with pytest.raises(LeaseError, match="lost"):
+            store.renew("study")
+        store.release("study")
+        other.renew("study")
+
+    def test_resume_queues_again_what_a_dead_driver_left(
+        self, store: Store, store_url: str
+    ) -> None:
+        """Its lease is free at once; finished trials stay, attempts add up."""
+        store.begin_study(sample_study(trials=3))
+        with Store.open(store_url, create=True, owner=_dead_process()) as dead:
+            dead.acquire("study")
+            dead.finish("study", 0, sample_outcome())
+            dead.start("study", 1)
+        store.acquire("study")
+        assert [t.number for t in store.queued("study")] == [1, 2]
+        store.start("study", 1)
+        assert [t.attempts for t in store.trials("study")] == [0, 2, 0]
+
+    def test_best_is_feasible_and_has_a_structure(self, store: Store) -> None:
+        """Failed trials and references never win, however high their score."""
+        store.begin_study(sample_study(trials=5))
+        outcomes: Sequence[Outcome] = (
+            sample_outcome(0.9, state="failed"),
+            sample_outcome(0.8, structure=False),
+            sample_outcome(0.3),
+            sample_outcome(0.95, state="infeasible"),
+        )
+        for number, outcome in enumerate(outcomes):
+            store.finish("study", number, outcome)
+        best = store.best()
+        assert best is not None and (best.trial, best.score) == (2, 0.3)
+        assert store.find_study("study").best_score == 0.3
+        assert [b.trial for b in store.pareto("study")] == [2]
+        assert store.find_structure(sample_structure().hash[:4]).trial == 2
+
+    def test_best_breaks_ties(self, store: Store) -> None:
+        """Fewer parameters, then the earlier trial."""
+        store.begin_study(sample_study(trials=4))
+        for number, params in ((3, 50), (2, 50), (1, 60), (0, 70)):
+            store.finish("study", number, sample_outcome(0.5, params))
+        best = store.best()
+        assert best is not None and (best.trial, best.trainable_params) == (2, 50)
+
+    def test_best_within_limits(self, store: Store) -> None:
+        """A share counts against each study's own backbone, rounded down."""
+        store.begin_study(sample_study("small", 1, backbone_params=999_999))
+        store.begin_study(sample_study("large", 2, model="other", backbone_params=2_000_000))
+        store.finish("small", 0, sample_outcome(0.9, 100, ratio=0.75))
+        store.finish("large", 0, sample_outcome(0.8, 200, ratio=0.75001))
+        store.finish("large", 1, sample_outcome(0.7, 10))
+
+        def found(**limits: str | int | float) -> tuple[str, int] | None:
+            best = store.best(**limits)  # type: ignore[arg-type]
+            return None if best is None else (best.study, best.trial)
+
+        assert found() == ("small", 0)
+        assert found(max_trainable_params="0.01%") == ("large", 0)
+        assert found(max_trainable_params=100) == found(max_trainable_params="100") == ("small", 0)
+        assert found(max_trainable_params=99) == ("large", 1)
+        assert found(max_trainable_params=9) is None
+        assert found(max_inference_flops="75%") == found(max_inference_flops=0.75) == ("small", 0)
+        assert found(model="other") == found(study="lar") == ("large", 0)
+        assert found(model="other", max_inference_flops="75%") is None
+        assert found(task="sst2") is None
+
+    def test_best_carries_its_own_provenance(self, store: Store) -> None:
+        """Also where an equal structure was stored by another trial."""
+        store.begin_study(sample_study())
+        store.finish("study", 0, sample_outcome(0.1))
+        store.finish("study", 1, sample_outcome(0.2))
+        best = store.best()
+        assert best is not None and best.structure == sample_structure()
+        assert best.structure.provenance == Provenance("study", 1, "s3pet", 11)
+        assert best.budget == {"max_trainable_params": 100, "text": "0.01%"}
+
+    def test_unknown_names_list_what_there_is(self, store: Store) -> None:
+        """For studies and trials, reading and writing."""
+        store.begin_study(sample_study("trec-minilm", 1))
+        for ask in (store.find_study, store.queued, store.acquire, store.pareto, store.trials):
+            with pytest.raises(StoreError, match="there are: trec-minilm"):
+                ask("sst2")
+        for use in (store.start, store.weights):
+            with pytest.raises(StoreError, match="there are: trec-minilm"):
+                use("sst2", 0)
+            with pytest.raises(StoreError, match="no trial 1"):
+                use("trec-minilm", 1)
+
+    def test_prefixes(self, store: Store) -> None:
+        """An exact name wins; otherwise the prefix has to be unique."""
+        for name in ("run", "run-2", "run-3", "other"):
+            store.begin_study(sample_study(name, 1))
+        assert store.find_study("run").name == "run"
+        assert store.find_study("o").name == "other"
+        assert [t.study for t in store.trials("oth")] == ["other"]
+        with pytest.raises(StoreError, match="run-2, run-3"):
+            store.find_study("run-")
+        with pytest.raises(StoreError, match="no study"):
+            store.find_study("")
+
+    def test_structure_prefixes(self, store: Store) -> None:
+        """At least four characters; two structures that fit are both named."""
+        hashes: dict[str, list[int]] = {}
+        params = 0
+        while not any(len(same) == 2 for same in hashes.values()):
+            params += 1
+            hashes.setdefault(sample_structure(params).hash[:4], []).append(params)
+        prefix, pair = next((p, same) for p, same in hashes.items() if len(same) == 2)
+        store.begin_study(sample_study())
+        for number, size in enumerate(pair):
+            store.finish("study", number, sample_outcome(0.5, size))
+        first, second = (sample_structure(size).hash for size in pair)
+        assert store.find_structure(first.upper()).structure.hash == first
+        with pytest.raises(StoreError) as caught:
+            store.find_structure(prefix)
+        assert first[:12] in caught.value.message and second[:12] in caught.value.message
+        for wrong in (first[:3], "no hash", "%%%%", first + "0"):
+            with pytest.raises(StoreError, match="names no structure"):
+                store.find_structure(wrong)
+        absent = "0000" if not prefix.startswith("0000") else "1111"
+        with pytest.raises(StoreError, match="no successful trial"):
+            store.find_structure(absent + "0" * 20)

@@ -1,0 +1,111 @@
+"""The lease: one driver at a time works on a study."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import psutil
+
+from sparsearch.errors import LeaseError
+from sparsearch.results.tables import StudyRow
+
+__all__ = ["LEASE_SECONDS", "Owner", "acquire", "holder", "release", "renew"]
+
+LEASE_SECONDS = 120.0
+
+_CLOCK_TOLERANCE = 2.0
+"""Seconds by which a process's creation time may differ when it is read twice."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that may hold a lease.
+
+    Attributes:
+        host: Name of the machine.
+        pid: Process id.
+        started: When the process was created, in seconds since 1970; pids are reused, this is not.
+    """
+
+    host: str
+    pid: int
+    started: float
+
+    def __str__(self) -> str:
+        """Host and process id, as messages show them."""
+        return f"{self.host}:{self.pid}"
+
+    @classmethod
+    def current(cls) -> Owner:
+        """This process."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, psutil.Process(pid).create_time())
+
+    def is_dead(self) -> bool:
+        """Whether the process is known to be gone; False for one on another machine."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            # A killed driver whose parent does not collect it stays as a zombie.
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            return abs(process.create_time() - self.started) > _CLOCK_TOLERANCE
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.AccessDenied:
+            return False
+
+
+def _owner(study: StudyRow) -> Owner | None:
+    if study.owner_host is None or study.owner_pid is None or study.owner_started is None:
+        return None
+    return Owner(study.owner_host, study.owner_pid, study.owner_started)
+
+
+def holder(study: StudyRow) -> Owner | None:
+    """Who holds the study now; None where its lease is free, over, or its owner is dead."""
+    owner = _owner(study)
+    if owner is None or study.lease_until is None or study.lease_until <= datetime.now(UTC):
+        return None
+    return None if owner.is_dead() else owner
+
+
+def acquire(study: StudyRow, owner: Owner, seconds: float) -> None:
+    """Take the lease of a study whose row is locked.
+
+    Raises:
+        LeaseError: If another live driver holds it.
+    """
+    other = holder(study)
+    if other is not None and other != owner and study.lease_until is not None:
+        raise LeaseError(
+            f"study {study.name!r} is being run by {other} "
+            f"until {study.lease_until.isoformat(timespec='seconds')}",
+            "wait for it, or stop that process: its lease then ends by itself",
+        )
+    study.owner_host, study.owner_pid, study.owner_started = owner.host, owner.pid, owner.started
+    study.lease_until = datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def renew(study: StudyRow, owner: Owner, seconds: float) -> None:
+    """Extend the lease of a study whose row is locked.
+
+    Raises:
+        LeaseError: If it was lost to another driver, or is not held.
+    """
+    if _owner(study) != owner:
+        raise LeaseError(
+            f"the lease of study {study.name!r} is lost, held by {_owner(study) or 'nobody'}",
+            "type the same command again: the study continues where it was",
+        )
+    study.lease_until = datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def release(study: StudyRow, owner: Owner) -> None:
+    """Give the lease back; nothing happens if it is another's by now."""
+    if _owner(study) == owner:
+        study.owner_host = study.owner_pid = study.owner_started = study.lease_until = None

@@ -1,0 +1,56 @@
+"""Places: how positions and candidates are named to a reader, and where they stand in a map."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sparsearch.spaces.space import Candidate
+
+__all__ = ["Place", "candidate_name", "place_of"]
+
+_LAYERED = re.compile(r"^(?P<stack>.*?)layers\.(?P<layer>\d+)\.(?P<column>.+)$")
+_SIZE_LETTER = {"lora": "r", "low_rank_adapter": "w", "adapter": "w"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position as a cell of the map.
+
+    Attributes:
+        stack: ``encoder`` or ``decoder``; empty for a model with one stack.
+        row: ``layer 3``, or what lies outside the layers: ``embeddings``, ``final``.
+        column: What it is in its row: ``attn.q``, ``norm``.
+        layer: Index of the layer, None outside the layers.
+    """
+
+    stack: str
+    row: str
+    column: str
+    layer: int | None
+
+
+def place_of(position: str) -> Place:
+    """Where a canonical position stands in the map.
+
+    >>> place_of("decoder.layers.3.cross.v")
+    Place(stack='decoder', row='layer 3', column='cross.v', layer=3)
+    >>> place_of("embeddings.norm").row
+    'embeddings'
+    """
+    match = _LAYERED.match(position)
+    if match is not None:
+        layer = int(match["layer"])
+        return Place(match["stack"].rstrip("."), f"layer {layer}", match["column"], layer)
+    before, _, column = position.rpartition(".")
+    if before in ("encoder", "decoder"):
+        return Place(before, "final", column, None)
+    return Place("", before or "final", column, None)
+
+
+def candidate_name(candidate: Candidate) -> str:
+    """Kind and size: ``lora r2``, ``adapter w24``; a kind without a size by its name."""
+    letter = _SIZE_LETTER.get(candidate.kind)
+    if letter is not None:
+        return f"{candidate.kind} {letter}{candidate.size}"
+    return candidate.kind if candidate.size == 1 else f"{candidate.kind} {candidate.size}"

@@ -1,0 +1,355 @@
+"""Reading: lists, the best under a budget, the Pareto front. Every recommendation is feasible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import TypeAlias
+
+from sqlalchemy import ColumnElement, Row, Select, case, func, select
+from sqlalchemy.orm import Session
+
+from sparsearch.errors import StoreError
+from sparsearch.results import lease
+from sparsearch.results.tables import (
+    RankingRow,
+    StructureRow,
+    StudyRow,
+    TrialRow,
+    WeightsRow,
+)
+from sparsearch.results.values import FINISHED, Best, StudyRecord, Trial, TrialRecord
+from sparsearch.spaces.budget import Budget, parse_share
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.structure import Structure
+
+__all__ = [
+    "best",
+    "find_structure",
+    "find_study",
+    "no_study",
+    "no_trial",
+    "pareto",
+    "queued",
+    "ranking",
+    "studies",
+    "trials",
+    "weights",
+]
+
+_Winner: TypeAlias = tuple[int, float | None, int | None, int, int]
+
+_BEST_FIRST = (
+    TrialRow.score.desc(),
+    TrialRow.trainable_params,
+    TrialRow.study_id,
+    TrialRow.number,
+)
+_HASH_PREFIX = re.compile(r"[0-9a-f]{4,64}")
+_SHOWN = 10
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def no_study(session: Session, name: str) -> StoreError:
+    """The error for a study that is not there; it lists those that are."""
+    names = session.scalars(select(StudyRow.name).order_by(StudyRow.name)).all()
+    there = f"there are: {_listed(names)}" if names else "the database has no study yet"
+    return StoreError(f"there is no study {name!r}; {there}", "`sparsearch studies` lists them")
+
+
+def no_trial(session: Session, study: str, number: int) -> StoreError:
+    """The error for a trial that is not there, be it for want of its study."""
+    if session.scalar(select(StudyRow.id).where(StudyRow.name == study)) is None:
+        return no_study(session, study)
+    return StoreError(
+        f"study {study!r} has no trial {number}", f"`sparsearch trials {study}` lists them"
+    )
+
+
+def _study_row(session: Session, prefix: str) -> StudyRow:
+    exact = session.scalar(select(StudyRow).where(StudyRow.name == prefix))
+    if exact is not None:
+        return exact
+    names = session.scalars(select(StudyRow.name).order_by(StudyRow.name)).all()
+    fitting = [name for name in names if prefix and name.startswith(prefix)]
+    if not fitting:
+        raise no_study(session, prefix)
+    if len(fitting) > 1:
+        raise StoreError(
+            f"{prefix!r} fits {len(fitting)} studies: {_listed(fitting)}", "type more of the name"
+        )
+    return session.scalars(select(StudyRow).where(StudyRow.name == fitting[0])).one()
+
+
+def _study_records(session: Session, *where: ColumnElement[bool]) -> tuple[StudyRecord, ...]:
+    counts = (
+        select(
+            TrialRow.study_id,
+            func.count().label("trials"),
+            func.sum(case((TrialRow.state.in_(FINISHED), 1), else_=0)).label("finished"),
+            func.max(case((TrialRow.recommendable, TrialRow.score))).label("best_score"),
+        )
+        .group_by(TrialRow.study_id)
+        .subquery()
+    )
+    query = select(StudyRow, counts.c.trials, counts.c.finished, counts.c.best_score)
+    query = query.outerjoin(counts, counts.c.study_id == StudyRow.id).where(*where)
+    return tuple(
+        StudyRecord(
+            name=row.name,
+            model=row.model,
+            task=row.task,
+            metric=row.metric,
+            backbone_params=row.backbone_params,
+            config=row.config,
+            created_at=row.created_at,
+            owner=str(owner) if (owner := lease.holder(row)) is not None else None,
+            trials=total or 0,
+            finished=finished or 0,
+            best_score=score,
+        )
+        for row, total, finished, score in session.execute(query.order_by(StudyRow.id))
+    )
+
+
+def studies(session: Session) -> tuple[StudyRecord, ...]:
+    """All studies, oldest first."""
+    return _study_records(session)
+
+
+def find_study(session: Session, prefix: str) -> StudyRecord:
+    """The study of that name, or the only one whose name starts with it.
+
+    Raises:
+        StoreError: If there is none, or more than one.
+    """
+    return _study_records(session, StudyRow.id == _study_row(session, prefix).id)[0]
+
+
+def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
+    """All trials of a study, in order of number."""
+    row = _study_row(session, study)
+    query = select(TrialRow).where(TrialRow.study_id == row.id).order_by(TrialRow.number)
+    return tuple(
+        TrialRecord(
+            study=row.name,
+            number=t.number,
+            strategy=t.strategy,
+            seed=t.seed,
+            budget=t.budget,
+            state=t.state,
+            message=t.message,
+            score=t.score,
+            test_score=t.test_score,
+            structure=t.structure_hash,
+            trainable_params=t.trainable_params,
+            head_params=t.head_params,
+            inference_flops_ratio=t.inference_flops_ratio,
+            seconds=t.seconds,
+            peak_bytes=t.peak_bytes,
+            attempts=t.attempts,
+        )
+        for t in session.scalars(query)
+    )
+
+
+def queued(session: Session, study: str) -> tuple[Trial, ...]:
+    """The trials of a study that are still to run, in order of number."""
+    study_id = session.scalar(select(StudyRow.id).where(StudyRow.name == study))
+    if study_id is None:
+        raise no_study(session, study)
+    query = select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.state == "queued")
+    return tuple(
+        Trial(t.number, t.strategy, None if t.budget is None else Budget(**t.budget), t.seed)
+        for t in session.scalars(query.order_by(TrialRow.number))
+    )
+
+
+def ranking(session: Session, key: str) -> Ranking | None:
+    """The ranking stored under a key."""
+    row = session.get(RankingRow, key)
+    if row is None:
+        return None
+    return Ranking(tuple(row.scores), row.strategy, row.seed, row.steps, row.seconds)
+
+
+def weights(session: Session, study: str, number: int) -> bytes | None:
+    """The safetensors bytes of a trial, None if none were stored."""
+    found = session.execute(
+        select(WeightsRow.data)
+        .select_from(TrialRow)
+        .join(StudyRow)
+        .outerjoin(WeightsRow)
+        .where(StudyRow.name == study, TrialRow.number == number)
+    ).one_or_none()
+    if found is None:
+        raise no_trial(session, study, number)
+    data: bytes | None = found[0]
+    return data
+
+
+def best(
+    session: Session,
+    *,
+    study: str | None = None,
+    model: str | None = None,
+    task: str | None = None,
+    max_trainable_params: int | str | None = None,
+    max_inference_flops: float | str | None = None,
+) -> Best | None:
+    """The best trial within the limits, see ``Store.best``."""
+    limit = _params_limit(max_trainable_params)
+    ratio = _flops_limit(max_inference_flops)
+    only = _study_row(session, study).id if study is not None else None
+    found: list[Row[*_Winner]] = []
+    # One walk down the index per group, since a share is another number for each backbone.
+    for group in session.execute(_groups(only, model, task)):
+        query = _best_first(only, group)
+        if limit is not None:
+            most = int(limit * group.backbone_params) if isinstance(limit, Fraction) else limit
+            query = query.where(TrialRow.trainable_params <= most)
+        if ratio is not None:
+            query = query.where(TrialRow.inference_flops_ratio <= ratio)
+        found += session.execute(query.limit(1))
+    if not found:
+        return None
+    first = min(found, key=lambda r: (-r.score, r.trainable_params, r.study_id, r.number))
+    return _load(session, [first.id])[0]
+
+
+def _groups(only: int | None, model: str | None, task: str | None) -> Select[str, str, int]:
+    """The (model, task, backbone_params) that a question is about."""
+    query = select(StudyRow.model, StudyRow.task, StudyRow.backbone_params).distinct()
+    wanted = ((StudyRow.id, only), (StudyRow.model, model), (StudyRow.task, task))
+    return query.where(*(column == value for column, value in wanted if value is not None))
+
+
+def _best_first(only: int | None, group: Row[str, str, int]) -> Select[*_Winner]:
+    columns = (
+        TrialRow.id,
+        TrialRow.score,
+        TrialRow.trainable_params,
+        TrialRow.study_id,
+        TrialRow.number,
+    )
+    query = select(*columns).where(TrialRow.recommendable).order_by(*_BEST_FIRST)
+    if only is not None:
+        return query.where(TrialRow.study_id == only)
+    return query.where(
+        TrialRow.model == group.model,
+        TrialRow.task == group.task,
+        TrialRow.backbone_params == group.backbone_params,
+    )
+
+
+def _params_limit(limit: int | str | None) -> int | Fraction | None:
+    """A command line gives whole numbers as text too."""
+    if not isinstance(limit, str):
+        return limit
+    return int(limit) if limit.strip().isdecimal() else parse_share(limit)
+
+
+def _flops_limit(limit: float | str | None) -> float | None:
+    return float(parse_share(limit)) if isinstance(limit, str) else limit
+
+
+def pareto(session: Session, study: str) -> tuple[Best, ...]:
+    """The trials of a study that no other one beats, see ``Store.pareto``."""
+    row = _study_row(session, study)
+    points = session.execute(
+        select(
+            TrialRow.id,
+            TrialRow.score,
+            TrialRow.trainable_params,
+            TrialRow.inference_flops_ratio,
+        )
+        .where(TrialRow.recommendable, TrialRow.study_id == row.id)
+        # Whatever beats a point stands before it, so one pass is enough.
+        .order_by(
+            TrialRow.trainable_params,
+            TrialRow.inference_flops_ratio,
+            TrialRow.score.desc(),
+            TrialRow.number,
+        )
+    )
+    front: list[Row[int, float | None, int | None, float | None]] = []
+    for point in points:
+        beaten = any(
+            kept.score >= point.score and kept.inference_flops_ratio <= point.inference_flops_ratio
+            for kept in front
+        )
+        if not beaten:
+            front.append(point)
+    return _load(session, [point.id for point in front])
+
+
+def find_structure(session: Session, prefix: str) -> Best:
+    """The best trial of the structure whose hash starts with a prefix."""
+    wanted = prefix.strip().lower()
+    if _HASH_PREFIX.fullmatch(wanted) is None:
+        raise StoreError(
+            f"{prefix!r} names no structure: give 4 to 64 characters of its hash (0-9, a-f)",
+            "`sparsearch best` and `sparsearch trials STUDY` show the hashes",
+        )
+    # A range, unlike LIKE, uses the index on every backend; "g" follows all hexadecimal digits.
+    fits = TrialRow.structure_hash.between(wanted, f"{wanted}g")
+    hashes = session.scalars(
+        select(TrialRow.structure_hash)
+        .where(TrialRow.recommendable, fits)
+        .distinct()
+        .limit(_SHOWN + 1)
+    ).all()
+    if not hashes:
+        raise StoreError(
+            f"no successful trial has a structure that starts with {wanted!r}",
+            "`sparsearch best` and `sparsearch trials STUDY` show the hashes",
+        )
+    if len(hashes) > 1:
+        candidates = sorted(h[: max(12, len(wanted) + 4)] for h in hashes if h is not None)
+        more = " and more" if len(candidates) > _SHOWN else ""
+        raise StoreError(
+            f"{wanted!r} fits more than one structure: {', '.join(candidates[:_SHOWN])}{more}",
+            "type more of the hash",
+        )
+    query = select(TrialRow.id).where(TrialRow.recommendable, TrialRow.structure_hash == hashes[0])
+    return _load(session, session.scalars(query.order_by(*_BEST_FIRST).limit(1)).all())[0]
+
+
+def _load(session: Session, ids: Iterable[int]) -> tuple[Best, ...]:
+    query = select(TrialRow, StudyRow, StructureRow.document).join(StudyRow).join(StructureRow)
+    return tuple(_best(*session.execute(query.where(TrialRow.id == i)).one().tuple()) for i in ids)
+
+
+def _best(trial: TrialRow, study: StudyRow, document: str) -> Best:
+    structure = Structure.from_json(document)
+    # Equal structures are stored once; the provenance has to be this trial's.
+    provenance = replace(
+        structure.provenance,
+        study=study.name,
+        trial=trial.number,
+        strategy=trial.strategy,
+        seed=trial.seed,
+    )
+    assert trial.score is not None, "a recommendable trial has a score"
+    return Best(
+        study=study.name,
+        trial=trial.number,
+        strategy=trial.strategy,
+        metric=study.metric,
+        score=trial.score,
+        test_score=trial.test_score,
+        structure=replace(structure, provenance=provenance),
+        trainable_params=trial.trainable_params or 0,
+        head_params=trial.head_params or 0,
+        inference_flops_ratio=trial.inference_flops_ratio or 0.0,
+        budget=trial.budget,
+        seed=trial.seed,
+        model=study.model,
+        task=study.task,
+    )

@@ -1,0 +1,308 @@
+"""Pictures of what is remembered, each one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsearch.errors import ExportError
+from sparsearch.results.places import Place, candidate_name, place_of
+from sparsearch.results.summary import budget_name, spread
+from sparsearch.results.values import Best, StudyRecord, TrialRecord
+from sparsearch.spaces.space import Candidate
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "pareto_figure",
+    "structure_figure",
+    "write_pareto_plot",
+    "write_structure_plot",
+]
+
+_COLUMNS = (
+    *(f"{block}.{part}" for block in ("attn", "cross") for part in "qkvo"),
+    *("ffn.gate", "ffn.up", "ffn.down"),
+    *("attn.norm", "cross.norm", "ffn.norm", "norm"),
+    *("attn", "cross", "ffn"),
+)
+"""Left to right: linears, norms, whole blocks. What is not listed stands at the end."""
+
+_FONT = "Inter, 'Segoe UI', Helvetica, Arial, sans-serif"
+_EMPTY = "#eef1f5"
+_COLORS = ("#3b6fb6", "#d1673a", "#3f9268", "#8a5fb0", "#b9952c", "#c04f78", "#4a9db0", "#7a7f87")
+
+
+# The map of a structure
+
+
+@dataclass(frozen=True)
+class _Map:
+    """Rows, columns, and what stands in each cell; also the empty cells of the backbone."""
+
+    rows: tuple[tuple[str, str], ...]
+    columns: tuple[str, ...]
+    cells: dict[tuple[str, str, str], tuple[Candidate, ...]]
+
+
+def _map_of(candidates: Sequence[Candidate], positions: Sequence[str]) -> _Map:
+    cells: dict[tuple[str, str, str], tuple[Candidate, ...]] = {}
+    places = [place_of(name) for name in (*positions, *(c.position for c in candidates))]
+    for place in places:
+        cells.setdefault((place.stack, place.row, place.column), ())
+    for c in candidates:
+        place = place_of(c.position)
+        cells[place.stack, place.row, place.column] += (c,)
+    known = {column: i for i, column in enumerate(_COLUMNS)}
+    columns = sorted({p.column for p in places}, key=lambda c: (known.get(c, len(known)), c))
+    return _Map(tuple(_rows(places)), tuple(columns), cells)
+
+
+def _rows(places: Sequence[Place]) -> Iterable[tuple[str, str]]:
+    """(stack, row) from the input to the output; layers between chosen ones are there too."""
+    stacks = sorted({p.stack for p in places}, key=lambda s: (s == "decoder", s))
+    for stack in stacks:
+        inside = [p for p in places if p.stack == stack]
+        outside = list(dict.fromkeys(p.row for p in inside if p.layer is None))
+        yield from ((stack, row) for row in outside if row != "final")
+        count = max((p.layer for p in inside if p.layer is not None), default=-1) + 1
+        yield from ((stack, f"layer {layer}") for layer in range(count))
+        if "final" in outside:
+            yield stack, "final"
+
+
+def structure_figure(best: Best, positions: Sequence[str] = ()) -> Figure:
+    """The heat map of a structure: layers x positions, coloured by trainable parameters.
+
+    Args:
+        best: The structure and its trial.
+        positions: Canonical names of all positions of the backbone, so that empty ones show;
+            without them the map spans the layers and columns that the structure uses.
+    """
+    from plotly.subplots import make_subplots
+
+    grid = _map_of(best.structure.candidates, positions)
+    stacks = list(dict.fromkeys(stack for stack, _ in grid.rows)) or [""]
+    heights = [max(1, sum(s == stack for s, _ in grid.rows)) for stack in stacks]
+    figure = make_subplots(
+        rows=len(stacks),
+        cols=1,
+        shared_xaxes=True,
+        row_heights=heights,
+        vertical_spacing=0.5 / (sum(heights) + 1),
+    )
+    most = max((sum(c.params for c in cell) for cell in grid.cells.values()), default=0)
+    for number, stack in enumerate(stacks, start=1):
+        for trace in _traces(grid, stack, most):
+            figure.add_trace(trace, row=number, col=1)
+        figure.update_yaxes(
+            title_text=stack or None, autorange="reversed", showgrid=False, row=number, col=1
+        )
+    figure.update_xaxes(showgrid=False, side="top", row=1, col=1)
+    figure.update_xaxes(showgrid=False, showticklabels=False, row=2)
+    _dress(figure, *_structure_title(best))
+    size = {"height": 190 + 46 * sum(heights), "width": 260 + 108 * max(4, len(grid.columns))}
+    figure.update_layout(**size, coloraxis=_color_axis(most), margin={"t": 150, "b": 40})
+    return figure
+
+
+def _traces(grid: _Map, stack: str, most: int) -> Iterable[Any]:
+    """The backbone's empty cells, and the chosen ones over them."""
+    from plotly.graph_objects import Heatmap
+
+    rows = [row for s, row in grid.rows if s == stack]
+    cells = [[grid.cells.get((stack, row, column)) for column in grid.columns] for row in rows]
+    shared = {"x": list(grid.columns), "y": rows, "xgap": 3, "ygap": 3}
+    yield Heatmap(
+        **shared,
+        z=[[None if cell is None else 0 for cell in line] for line in cells],
+        colorscale=[[0, _EMPTY], [1, _EMPTY]],
+        showscale=False,
+        hovertemplate="%{y}, %{x}: nothing chosen<extra></extra>",
+    )
+    sums = [[sum(c.params for c in cell or ()) for cell in line] for line in cells]
+    yield Heatmap(
+        **shared,
+        z=[[math.log10(total) if total else None for total in line] for line in sums],
+        text=[["<br>".join(map(candidate_name, cell or ())) for cell in line] for line in cells],
+        customdata=[[f"{total:,} parameters" for total in line] for line in sums],
+        texttemplate="%{text}",
+        textfont={"size": 12},
+        coloraxis="coloraxis",
+        hovertemplate="%{y}, %{x}<br>%{text}<br>%{customdata}<extra></extra>",
+    )
+
+
+def _color_axis(most: int) -> dict[str, Any]:
+    """Parameters on a logarithmic scale, labelled with the numbers themselves."""
+    top = max(1, math.ceil(math.log10(max(most, 2))))
+    ticks = [step for step in range(top + 1) if step]
+    return {
+        "cmin": 0,
+        "cmax": top,
+        "colorscale": [[0, "#d6e6f4"], [0.5, "#6aaed6"], [1, "#0b4a8f"]],
+        "colorbar": {
+            "title": {"text": "parameters", "side": "right"},
+            "tickvals": ticks,
+            "ticktext": [f"{10**step:,}" for step in ticks],
+            "thickness": 14,
+            "outlinewidth": 0,
+        },
+    }
+
+
+def _structure_title(best: Best) -> tuple[str, str]:
+    test = "" if best.test_score is None else f" (test {best.test_score:.4f})"
+    budget = f" at {budget_name(best.budget)}" if best.budget is not None else ""
+    facts = (
+        f"{best.task}, {best.metric} {best.score:.4f}{test}",
+        f"{best.trainable_params:,} trainable parameters, head {best.head_params:,}",
+        f"seed {best.seed}",
+        f"structure {best.structure.hash[:12]}",
+    )
+    return f"{best.study}: {best.strategy}{budget} on {best.model}", " · ".join(facts)
+
+
+# Score against parameters
+
+
+def pareto_figure(
+    study: StudyRecord, trials: Sequence[TrialRecord], front: Sequence[Best]
+) -> Figure:
+    """Validation score against trainable parameters: trials, front and references.
+
+    Args:
+        study: The study.
+        trials: All of its trials.
+        front: Those that no other one beats.
+    """
+    from plotly.graph_objects import Figure, Scatter
+
+    done = [t for t in trials if t.state == "ok" and t.score is not None]
+    budgeted = [t for t in done if t.structure is not None]
+    figure = Figure()
+    figure.add_trace(
+        Scatter(
+            x=[b.trainable_params for b in front],
+            y=[b.score for b in front],
+            mode="lines",
+            name="front",
+            line={"color": "#2b2f36", "width": 1.5, "shape": "hv"},
+            hoverinfo="skip",
+        )
+    )
+    strategies = list(dict.fromkeys(t.strategy for t in budgeted))
+    for number, strategy in enumerate(strategies):
+        color = _COLORS[number % len(_COLORS)]
+        figure.add_trace(_points([t for t in budgeted if t.strategy == strategy], color))
+    for strategy in dict.fromkeys(t.strategy for t in done if t.budget is None):
+        mean = spread(t.score for t in done if t.strategy == strategy and t.score is not None)
+        _reference(figure, strategy, mean.mean)
+    counts = f"{len(budgeted)} structures, {len(front)} on the front"
+    _dress(
+        figure,
+        f"{study.name}: {study.metric} against trainable parameters",
+        f"{study.task} on {study.model} · {counts}",
+    )
+    figure.update_xaxes(
+        type="log", title_text="trainable parameters (head not counted)", tickformat=",.3~s"
+    )
+    figure.update_yaxes(title_text=f"{study.metric} (validation)")
+    figure.update_layout(width=1000, height=640, margin={"t": 110, "r": 110})
+    return figure
+
+
+def _points(trials: Sequence[TrialRecord], color: str) -> Any:
+    """All trials of one strategy."""
+    from plotly.graph_objects import Scatter
+
+    return Scatter(
+        x=[t.trainable_params for t in trials],
+        y=[t.score for t in trials],
+        mode="markers",
+        name=trials[0].strategy,
+        marker={"size": 11, "color": color, "line": {"width": 1, "color": "white"}},
+        customdata=[
+            [
+                (t.structure or "")[:12],
+                t.seed,
+                html.escape(budget_name(t.budget)),
+                "not measured" if t.test_score is None else f"{t.test_score:.4f}",
+            ]
+            for t in trials
+        ],
+        hovertemplate=(
+            "%{fullData.name}, structure %{customdata[0]}<br>budget %{customdata[2]}, "
+            "seed %{customdata[1]}<br>validation %{y:.4f}, test %{customdata[3]}<br>"
+            "%{x:,} parameters<extra></extra>"
+        ),
+    )
+
+
+def _reference(figure: Figure, name: str, score: float) -> None:
+    """A dashed line across the picture."""
+    figure.add_hline(y=score, line={"dash": "dash", "width": 1, "color": "#7a7f87"})
+    figure.add_annotation(
+        x=1.0,
+        xref="paper",
+        xanchor="left",
+        y=score,
+        yanchor="middle",
+        text=f" {name} {score:.4f}",
+        showarrow=False,
+    )
+
+
+def _dress(figure: Figure, title: str, subtitle: str) -> None:
+    """What both pictures share."""
+    figure.update_layout(
+        template="plotly_white",
+        font={"family": _FONT, "size": 13, "color": "#2b2f36"},
+        title={
+            "text": html.escape(title),
+            "subtitle": {"text": html.escape(subtitle)},
+            "x": 0.02,
+            "xanchor": "left",
+        },
+    )
+
+
+# Writing
+
+
+def write_structure_plot(best: Best, path: Path, positions: Sequence[str] = ()) -> None:
+    """Write the heat map of a structure, see ``structure_figure``.
+
+    Raises:
+        ExportError: If the file cannot be written.
+    """
+    _write(structure_figure(best, positions), path, f"structure {best.structure.hash[:12]}")
+
+
+def write_pareto_plot(
+    study: StudyRecord, trials: Sequence[TrialRecord], front: Sequence[Best], path: Path
+) -> None:
+    """Write the picture of a study's trials, see ``pareto_figure``.
+
+    Raises:
+        ExportError: If the file cannot be written.
+    """
+    _write(pareto_figure(study, trials, front), path, study.name)
+
+
+def _write(figure: Figure, path: Path, title: str) -> None:
+    page = figure.to_html(include_plotlyjs=True, full_html=True)
+    page = page.replace("<head>", f"<head><title>sparsearch: {html.escape(title)}</title>", 1)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        missing = not path.parent.is_dir()
+        raise ExportError(
+            f"cannot write {str(path)!r}: {error.strerror or error}",
+            f"mkdir -p {path.parent}" if missing else "give --plot another file name",
+        ) from error

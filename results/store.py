@@ -1,0 +1,267 @@
+"""The store: the one door through which a driver writes and everybody reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from sparsearch.results import queries, writes
+from sparsearch.results.database import Database, open_database
+from sparsearch.results.lease import LEASE_SECONDS, Owner
+from sparsearch.results.values import Best, Outcome, StudyRecord, StudySpec, Trial, TrialRecord
+from sparsearch.spaces.ranking import Ranking
+
+__all__ = ["DEFAULT_URL", "Store", "open_store"]
+
+DEFAULT_URL = "sqlite:///sparsearch.db"
+"""A file in the folder one works in."""
+
+
+class Store:
+    """Studies, trials and outcomes in one database.
+
+    The contract, which ``conformance.StoreConformance`` checks for any backend:
+
+    - One driver at a time works on a study; it holds the study's lease.
+    - A trial goes from queued to running to one of ``FINISHED``, and a finished one never changes.
+    - An outcome is stored whole or not at all.
+    - Values go in and come out; none keeps a link to the database.
+
+    Every method raises StoreError where the database fails (full, locked, damaged).
+
+    Example:
+        >>> import tempfile
+        >>> with Store.open(f"{tempfile.mkdtemp()}/sparsearch.db", create=True) as store:
+        ...     store.studies()
+        ()
+    """
+
+    def __init__(self, database: Database, owner: Owner) -> None:
+        """Use ``Store.open``, which checks the database first."""
+        self._database = database
+        self._owner = owner
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path = DEFAULT_URL,
+        *,
+        create: bool,
+        owner: Owner | None = None,
+    ) -> Store:
+        """Open a database.
+
+        Args:
+            url: An SQLAlchemy URL, or the path of an SQLite file.
+            create: True to write: the database is created or migrated where needed. False to
+                read: an SQLite file is then opened read-only.
+            owner: Who acquires studies; this process if not given.
+
+        Raises:
+            StoreError: If it is missing, damaged, not writable, not ours, or of another revision.
+        """
+        return cls(open_database(url, create=create), owner or Owner.current())
+
+    def close(self) -> None:
+        """Close all connections. Leases stay."""
+        self._database.engine.dispose()
+
+    def __enter__(self) -> Store:
+        """For ``with``."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close all connections."""
+        self.close()
+
+    # Studies
+
+    def begin_study(self, spec: StudySpec) -> None:
+        """Create a study with all its trials queued; one that exists with an equal config is kept.
+
+        Raises:
+            StoreError: If the study exists with another config.
+        """
+        with self._database.writing() as session:
+            writes.begin_study(session, spec)
+
+    def acquire(self, study: str, lease_seconds: float = LEASE_SECONDS) -> None:
+        """Take the lease of a study and queue again what a dead driver left running.
+
+        A lease that is over, or whose owner is a dead process on this machine, is free.
+
+        Raises:
+            LeaseError: If another live driver holds the study; it says which, and until when.
+            StoreError: If there is no such study.
+        """
+        with self._database.writing() as session:
+            writes.acquire(session, study, self._owner, lease_seconds)
+
+    def renew(self, study: str, lease_seconds: float = LEASE_SECONDS) -> None:
+        """Extend the lease from now.
+
+        Raises:
+            LeaseError: If another driver took it.
+            StoreError: If there is no such study.
+        """
+        with self._database.writing() as session:
+            writes.renew(session, study, self._owner, lease_seconds)
+
+    def release(self, study: str) -> None:
+        """Give the lease back; nothing happens if another driver holds it by now.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.writing() as session:
+            writes.release(session, study, self._owner)
+
+    # Trials
+
+    def queued(self, study: str) -> tuple[Trial, ...]:
+        """The trials still to run, in order of number.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.queued(session, study)
+
+    def start(self, study: str, number: int) -> None:
+        """Mark a trial as running and count the attempt.
+
+        Raises:
+            StoreError: If there is no such trial, or it is finished.
+        """
+        with self._database.writing() as session:
+            writes.start(session, study, number)
+
+    def finish(self, study: str, number: int, outcome: Outcome) -> None:
+        """Store how a trial ended, with all that belongs to it, in one transaction.
+
+        A trial that is still queued may finish too: it may have been cancelled.
+
+        Raises:
+            StoreError: If there is no such trial, or it is finished; then nothing is stored.
+        """
+        with self._database.writing() as session:
+            writes.finish(session, study, number, outcome)
+
+    # Reading
+
+    def ranking(self, key: str) -> Ranking | None:
+        """The ranking stored under a key, None if there is none."""
+        with self._database.reading() as session:
+            return queries.ranking(session, key)
+
+    def weights(self, study: str, number: int) -> bytes | None:
+        """Attached modules and head of a trial as safetensors bytes, None if none were stored.
+
+        Raises:
+            StoreError: If there is no such trial.
+        """
+        with self._database.reading() as session:
+            return queries.weights(session, study, number)
+
+    def studies(self) -> tuple[StudyRecord, ...]:
+        """All studies, oldest first."""
+        with self._database.reading() as session:
+            return queries.studies(session)
+
+    def find_study(self, prefix: str) -> StudyRecord:
+        """The study of that name, or the only one whose name starts with it.
+
+        Raises:
+            StoreError: If there is none, or more than one.
+        """
+        with self._database.reading() as session:
+            return queries.find_study(session, prefix)
+
+    def trials(self, study: str) -> tuple[TrialRecord, ...]:
+        """All trials of a study, in order of number.
+
+        Args:
+            study: Name of the study, or a unique prefix of it.
+
+        Raises:
+            StoreError: If there is none, or more than one.
+        """
+        with self._database.reading() as session:
+            return queries.trials(session, study)
+
+    def best(
+        self,
+        *,
+        study: str | None = None,
+        model: str | None = None,
+        task: str | None = None,
+        max_trainable_params: int | str | None = None,
+        max_inference_flops: float | str | None = None,
+    ) -> Best | None:
+        """The feasible trial with the highest validation score whose structure fits the limits.
+
+        Of equal scores the one with fewer trainable parameters wins, then the earlier trial.
+        References without a structure (``head``, ``full``) are never the best.
+
+        Args:
+            study: Name of a study, or a unique prefix of it.
+            model: The backbone, as the user wrote it.
+            task: Name of the task.
+            max_trainable_params: A number of parameters, or a share of each study's backbone
+                ("0.01%"), rounded down. The task head is not counted.
+            max_inference_flops: A share of the dense backbone's, "75%" or 0.75.
+
+        Returns:
+            None if no trial fits.
+
+        Raises:
+            ConfigError: If a limit cannot be read.
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.best(
+                session,
+                study=study,
+                model=model,
+                task=task,
+                max_trainable_params=max_trainable_params,
+                max_inference_flops=max_inference_flops,
+            )
+
+    def pareto(self, study: str) -> tuple[Best, ...]:
+        """Feasible trials with a structure that no other one beats, by trainable parameters.
+
+        One beats another if it is as good in validation score, trainable parameters and
+        inference FLOPs, and better in one of them. Of equal ones the earliest is kept.
+
+        Args:
+            study: Name of the study, or a unique prefix of it.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.pareto(session, study)
+
+    def find_structure(self, prefix: str) -> Best:
+        """The best trial whose structure's hash starts with a prefix of 4 characters or more.
+
+        Raises:
+            StoreError: If the prefix is too short, fits none, or fits more than one structure.
+        """
+        with self._database.reading() as session:
+            return queries.find_structure(session, prefix)
+
+
+def open_store(url: str | Path = DEFAULT_URL) -> Store:
+    """Open a database to read it, see ``Store.open``.
+
+    Raises:
+        StoreError: If it is missing, damaged, not ours, or of another revision.
+    """
+    return Store.open(url, create=False)

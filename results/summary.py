@@ -1,0 +1,227 @@
+"""The summary of a study: per budget and strategy the mean and spread over seeds, and who wins."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparsearch.results.values import FINISHED, StudyRecord, TrialRecord
+
+__all__ = [
+    "BudgetSummary",
+    "Spread",
+    "StrategySummary",
+    "StudySummary",
+    "budget_name",
+    "spread",
+    "summarise",
+]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value over seeds.
+
+    Attributes:
+        mean: Arithmetic mean.
+        std: Sample standard deviation; None where there is one value only.
+        n: Number of seeds.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class StrategySummary:
+    """What a strategy reached at one budget, over the seeds that succeeded.
+
+    Attributes:
+        strategy: Name of the strategy.
+        validation: The study's metric on validation.
+        test: The study's metric on test; None where it was not measured.
+        trainable_params: Mean over the seeds; the head is not counted.
+    """
+
+    strategy: str
+    validation: Spread
+    test: Spread | None
+    trainable_params: float
+
+
+@dataclass(frozen=True)
+class BudgetSummary:
+    """What one budget bought.
+
+    Attributes:
+        budget: As the user set it.
+        strategies: Best mean validation score first.
+        best: The trial with the best validation score that has a structure.
+        verdict: Whether the searched strategy beats the others; empty where none is searched.
+    """
+
+    budget: Mapping[str, Any]
+    strategies: tuple[StrategySummary, ...]
+    best: TrialRecord | None
+    verdict: str
+
+    @property
+    def name(self) -> str:
+        """The budget in words."""
+        return budget_name(self.budget)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """A study in figures.
+
+    Attributes:
+        study: Its name.
+        metric: Name of the metric.
+        searched: The strategy that the study searches with.
+        budgets: In the study's order.
+        references: Strategies without a budget: the head alone, and full fine-tuning.
+        unsuccessful: Finished trials that are not ok.
+    """
+
+    study: str
+    metric: str
+    searched: str
+    budgets: tuple[BudgetSummary, ...]
+    references: tuple[StrategySummary, ...]
+    unsuccessful: tuple[TrialRecord, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def budget_name(budget: Mapping[str, Any] | None) -> str:
+    """A stored budget in words; the user's own where there are any.
+
+    >>> budget_name({"max_trainable_params": 2271, "text": "0.01%"})
+    '0.01%'
+    >>> budget_name({"max_trainable_params": 2271})
+    '2,271 max_trainable_params'
+    """
+    if budget is None:
+        return "none"
+    if budget.get("text"):
+        return str(budget["text"])
+    return (
+        f"{budget['max_trainable_params']:,} params" if "max_trainable_params" in budget else "?"
+    )
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Mean and sample standard deviation of one value or more."""
+    listed = list(values)
+    std = statistics.stdev(listed) if len(listed) > 1 else None
+    return Spread(statistics.fmean(listed), std, len(listed))
+
+
+def summarise(study: StudyRecord, trials: Sequence[TrialRecord]) -> StudySummary:
+    """Summarise a study, finished or not, from its trials.
+
+    Args:
+        study: As ``Store.find_study`` gives it.
+        trials: All of its trials, as ``Store.trials`` gives them.
+    """
+    searched = str(json.loads(study.config).get("search", {}).get("strategy", ""))
+    groups: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        if trial.budget is not None:
+            groups.setdefault(json.dumps(trial.budget, sort_keys=True), []).append(trial)
+    return StudySummary(
+        study=study.name,
+        metric=study.metric,
+        searched=searched,
+        budgets=tuple(_budget(group, searched) for group in groups.values()),
+        references=_strategies(t for t in trials if t.budget is None),
+        unsuccessful=tuple(t for t in trials if t.state in FINISHED and t.state != "ok"),
+    )
+
+
+def _budget(trials: Sequence[TrialRecord], searched: str) -> BudgetSummary:
+    """Summary of the trials of one budget."""
+    budget = trials[0].budget or {}
+    strategies = _strategies(trials)
+    structures = [t for t in trials if _counts(t) and t.structure is not None]
+    best = min(
+        structures,
+        key=lambda t: (-(t.score or 0.0), t.trainable_params or 0, t.number),
+        default=None,
+    )
+    planned = any(t.strategy == searched for t in trials)
+    verdict = _verdict(strategies, searched, budget_name(budget)) if planned else ""
+    return BudgetSummary(budget, strategies, best, verdict)
+
+
+def _counts(trial: TrialRecord) -> bool:
+    return trial.state == "ok" and trial.score is not None
+
+
+def _strategies(trials: Iterable[TrialRecord]) -> tuple[StrategySummary, ...]:
+    """One row per strategy with a score, the best first."""
+    groups: dict[str, list[TrialRecord]] = {}
+    for trial in filter(_counts, trials):
+        groups.setdefault(trial.strategy, []).append(trial)
+    rows = []
+    for strategy, group in groups.items():
+        tests = [t.test_score for t in group if t.test_score is not None]
+        rows.append(
+            StrategySummary(
+                strategy=strategy,
+                validation=spread(t.score for t in group if t.score is not None),
+                test=spread(tests) if tests else None,
+                trainable_params=statistics.fmean(t.trainable_params or 0 for t in group),
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: (-row.validation.mean, row.trainable_params)))
+
+
+def _verdict(strategies: Sequence[StrategySummary], searched: str, budget: str) -> str:
+    """Whether the searched strategy earned its time at a budget, with the figures."""
+    ours = next((s for s in strategies if s.strategy == searched), None)
+    other = next((s for s in strategies if s.strategy != searched), None)
+    if ours is None:
+        return f"{searched} has no successful trial at {budget}"
+    if other is None:
+        return f"nothing to compare {searched} with at {budget}: no other strategy succeeded there"
+    a, b = ours.validation, other.validation
+    digits = _digits(a.mean, b.mean)
+    mine, theirs = f"{a.mean:.{digits}f}", f"{b.mean:.{digits}f}"
+    if a.mean <= b.mean:
+        claim = (
+            f"{searched} {mine} does not beat {other.strategy} {theirs} at {budget}: "
+            f"use {other.strategy}"
+        )
+    else:
+        claim = (
+            f"{searched} {mine} beats {other.strategy} {theirs}, the best other strategy, "
+            f"at {budget} by {a.mean - b.mean:.{digits}f}"
+        )
+    return f"{claim} ({_evidence(a, b, digits)})"
+
+
+def _digits(a: float, b: float) -> int:
+    """Decimals that tell two scores apart, at least four."""
+    return next((d for d in range(4, 8) if f"{a:.{d}f}" != f"{b:.{d}f}"), 4)
+
+
+def _evidence(a: Spread, b: Spread, digits: int) -> str:
+    """What a difference of means rests on."""
+    if a.n == b.n == 1:
+        return "one seed decides nothing: add seeds"
+    counts = f"{a.n} seeds" if a.n == b.n else f"{a.n} and {b.n} seeds"
+    if 1 in (a.n, b.n):
+        return f"mean validation over {counts}; one seed decides nothing: add seeds"
+    widest = max(a.std or 0.0, b.std or 0.0)
+    doubt = ""
+    if 0 < a.mean - b.mean < widest:
+        doubt = f"; the difference is within the spread over seeds, std {widest:.{digits}f}"
+    return f"mean validation over {counts}{doubt}"

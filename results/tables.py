@@ -1,0 +1,214 @@
+"""The tables. A change here needs a new revision in ``migrations/versions``; a test compares."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+__all__ = [
+    "Base",
+    "MeasurementRow",
+    "PlacementRow",
+    "RankingRow",
+    "StructureRow",
+    "StudyRow",
+    "TrialRow",
+    "UtcDateTime",
+    "WeightsRow",
+]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC; SQLite would forget the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """As UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Root of the tables. Constraints have names, so that later revisions can change them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own form
+        # SQLite numbers rows by itself only in a column declared INTEGER.
+        int: BigInteger().with_variant(Integer, "sqlite"),
+        str: Text,
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON(none_as_null=True),
+        float: Double,
+        list[float]: JSON,
+        bytes: LargeBinary,
+    }
+
+
+class StudyRow(Base):
+    """A study, and which driver holds it."""
+
+    __tablename__ = "studies"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    config: Mapped[str]
+    model: Mapped[str] = mapped_column(String(500))
+    task: Mapped[str] = mapped_column(String(200))
+    metric: Mapped[str] = mapped_column(String(200))
+    backbone_params: Mapped[int]
+    created_at: Mapped[datetime]
+    owner_host: Mapped[str | None]
+    owner_pid: Mapped[int | None]
+    owner_started: Mapped[float | None]
+    lease_until: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_studies_question", "model", "task", "backbone_params"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class TrialRow(Base):
+    """A trial.
+
+    ``model``, ``task`` and ``backbone_params`` repeat its study's, and ``recommendable`` says that
+    it is feasible and has a structure and a score: so one index holds all that ``best`` asks for.
+    """
+
+    __tablename__ = "trials"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"))
+    number: Mapped[int]
+    strategy: Mapped[str] = mapped_column(String(200))
+    seed: Mapped[int]
+    budget: Mapped[dict[str, Any] | None]
+    state: Mapped[str] = mapped_column(String(20))
+    feasible: Mapped[bool]
+    recommendable: Mapped[bool]
+    message: Mapped[str]
+    attempts: Mapped[int]
+    model: Mapped[str] = mapped_column(String(500))
+    task: Mapped[str] = mapped_column(String(200))
+    backbone_params: Mapped[int]
+    score: Mapped[float | None]
+    test_score: Mapped[float | None]
+    structure_hash: Mapped[str | None] = mapped_column(String(64), ForeignKey("structures.hash"))
+    trainable_params: Mapped[int | None]
+    head_params: Mapped[int | None]
+    inference_flops_ratio: Mapped[float | None]
+    seconds: Mapped[float | None]
+    peak_bytes: Mapped[int | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    environment: Mapped[dict[str, Any] | None]
+    __table_args__ = (
+        UniqueConstraint("study_id", "number"),
+        Index("ix_trials_structure_hash", "structure_hash"),
+        Index("ix_trials_state", "study_id", "state", "recommendable", "score"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+# The best trial is the first entry within the limits, and no entry needs a look at its row.
+Index(
+    "ix_trials_best",
+    TrialRow.model,
+    TrialRow.task,
+    TrialRow.backbone_params,
+    TrialRow.recommendable,
+    TrialRow.score.desc(),
+    TrialRow.trainable_params,
+    TrialRow.study_id,
+    TrialRow.number,
+    TrialRow.inference_flops_ratio,
+)
+
+
+class StructureRow(Base):
+    """A structure file, once per hash."""
+
+    __tablename__ = "structures"
+
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    document: Mapped[str]
+    trainable_params: Mapped[int]
+
+
+class PlacementRow(Base):
+    """One candidate of a structure."""
+
+    __tablename__ = "placements"
+
+    structure_hash: Mapped[str] = mapped_column(
+        String(64), ForeignKey("structures.hash"), primary_key=True
+    )
+    position: Mapped[str] = mapped_column(String(200), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(200), primary_key=True)
+    size: Mapped[int]
+    params: Mapped[int]
+
+
+class MeasurementRow(Base):
+    """A measurement; NULL where the metric is undefined (a correlation of constants)."""
+
+    __tablename__ = "measurements"
+
+    trial_id: Mapped[int] = mapped_column(ForeignKey("trials.id"), primary_key=True)
+    metric: Mapped[str] = mapped_column(String(200), primary_key=True)
+    split: Mapped[str] = mapped_column(String(20), primary_key=True)
+    value: Mapped[float | None]
+
+
+class WeightsRow(Base):
+    """Attached modules and head of a trial, as the bytes of a safetensors file."""
+
+    __tablename__ = "weights"
+
+    trial_id: Mapped[int] = mapped_column(ForeignKey("trials.id"), primary_key=True)
+    data: Mapped[bytes]
+
+
+class RankingRow(Base):
+    """A ranking that other trials may reuse."""
+
+    __tablename__ = "rankings"
+
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    strategy: Mapped[str] = mapped_column(String(200))
+    seed: Mapped[int]
+    steps: Mapped[int]
+    seconds: Mapped[float]
+    scores: Mapped[list[float]]
+    created_at: Mapped[datetime]

@@ -1,0 +1,1 @@
+"""How a structure is chosen: supernet, gates, budget, bi-level search, strategies, cut, training."""

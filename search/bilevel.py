@@ -1,0 +1,239 @@
+"""Bi-level search: gates learn on one half of the training split, module weights on the other (S3PET section 3.3).
+
+First order costs two passes per step, one for the gates and one for the weights. Second order costs four: the gradient of
+the training loss serves both the virtual step and the real one, then the validation loss and the two points of the
+finite difference. Only module weights are ever copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.config import SearchConfig, TrainConfig
+from sparsearch.search.device import frozen_cast_once
+from sparsearch.search.evaluate import evaluate
+from sparsearch.search.gates import Gates
+from sparsearch.search.seeds import derive
+from sparsearch.search.supernet import Supernet
+from sparsearch.search.tasks import Split, Task, batches, subset
+from sparsearch.search.train import FiniteWatch, Observer, learning_rates, linear_schedule, silent
+
+__all__ = ["BilevelSearch"]
+
+_DIFFERENCE = 0.01
+_BETAS = (0.9, 0.999)
+
+Batch = dict[str, Tensor]
+
+
+class BilevelSearch:
+    """Learns one alpha for one budget.
+
+    Args:
+        supernet: The gated model.
+        gates: The gates; changed in place.
+        task: Its training split is halved at random.
+        config: Of the search.
+        train: Learning rates of the module weights.
+        budget: Expected cost that the gates hold.
+        seed: Of the halves, batches, noise and dropout.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        gates: Gates,
+        task: Task,
+        config: SearchConfig,
+        train: TrainConfig,
+        budget: float,
+        seed: int,
+    ) -> None:
+        self.supernet, self.gates, self.config, self.budget = supernet, gates, config, budget
+        self.task = task
+        self.seed = seed
+        self.device = gates.alpha.device
+        self.noise = torch.Generator().manual_seed(derive(seed, "noise"))
+        groups = learning_rates(supernet.model, train.lr, train.kind_lr)
+        self.optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0, foreach=True)
+        self.weights = [p for group in groups for p in group["params"]]
+        self.alpha_optimizer = torch.optim.AdamW([gates.alpha], lr=config.alpha_lr, weight_decay=0.0)
+        self.schedules = [
+            linear_schedule(o, config.steps, 0.0) for o in (self.optimizer, self.alpha_optimizer)
+        ]
+        weight_rows, gate_rows = self._halves(task.train)
+        self.weight_batches = self._endless(weight_rows, "weights")
+        self.gate_batches = self._endless(gate_rows, "gates")
+
+    def _halves(self, train: Split) -> tuple[Split, Split]:
+        if not self.config.bilevel:
+            return train, train
+        generator = torch.Generator().manual_seed(derive(self.seed, "halves"))
+        order = torch.randperm(len(train), generator=generator)
+        middle = len(train) // 2
+        return subset(train, order[:middle]), subset(train, order[middle:])
+
+    def _endless(self, split: Split, purpose: str) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(derive(self.seed, purpose))
+        while True:
+            yield from batches(split, self.config.batch_size, self.device, generator)
+
+    def run(self, observe: Observer = silent) -> Tensor:
+        """Search; returns alpha, (candidates,), on the CPU.
+
+        Raises:
+            TrainingDiverged: If a loss or a gradient is NaN or infinite.
+        """
+        with frozen_cast_once(self.supernet.model, self.supernet.precision):
+            return self._run(observe)
+
+    def _run(self, observe: Observer) -> Tensor:
+        config = self.config
+        torch.manual_seed(derive(self.seed, "dropout"))
+        watch = FiniteWatch("search", "lower train.lr or search.alpha_lr")
+        best, kept = -math.inf, None
+        self.supernet.model.train()
+        step_once = self._STEPS[config.order if config.bilevel else "joint"]
+        for step in range(1, config.steps + 1):
+            loss = step_once(self)
+            for schedule in self.schedules:
+                schedule.step()
+            watch.see(step, loss, self.gates.alpha.sum())
+            observe("search", step, config.steps)
+            last = step == config.steps
+            if config.checkpoint == "best" and (step % config.valid_every == 0 or last):
+                score = self._soft_score()
+                if score > best:
+                    best, kept = score, self.gates.alpha.detach().cpu().clone()
+        watch.look(config.steps)
+        self.supernet.model.eval()
+        return kept if kept is not None else self.gates.alpha.detach().cpu().clone()
+
+    def _soft_score(self) -> float:
+        """Validation score with every candidate at its probability."""
+        with torch.no_grad():
+            z = self.gates.probabilities(self.budget).float()
+        with self.supernet.attachment.gated(z):
+            score = evaluate(self.supernet.model, self.task, self.task.validation, self.supernet.precision)
+        self.supernet.model.train()
+        return score
+
+    def _sample(self, noise: Tensor) -> Tensor:
+        return self.gates.sample(self.budget, noise)
+
+    def _draw(self) -> Tensor:
+        return self.gates.noise(self.noise)
+
+    def _penalised(self, loss: Tensor) -> Tensor:
+        if self.gates.control == "l0":
+            return loss + self.config.l0_weight * self.gates.penalty().float()
+        return loss
+
+    def _step_alpha(self, gradient: Tensor) -> None:
+        self.gates.alpha.grad = gradient
+        nn.utils.clip_grad_norm_([self.gates.alpha], self.config.clip)
+        self.alpha_optimizer.step()
+        self.gates.alpha.grad = None
+
+    def _step_weights(self, gradients: tuple[Tensor, ...]) -> None:
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        nn.utils.clip_grad_norm_(self.weights, self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _first_order_step(self) -> Tensor:
+        """Gates against the current weights, then weights against new samples of the gates."""
+        z = self._sample(self._draw())
+        loss = self._penalised(self.supernet.loss(next(self.gate_batches), z))
+        (gradient,) = torch.autograd.grad(loss, [self.gates.alpha])
+        self._step_alpha(gradient)
+        with torch.no_grad():
+            z = self._sample(self._draw())
+        loss = self.supernet.loss(next(self.weight_batches), z)
+        self._step_weights(torch.autograd.grad(loss, self.weights))
+        return loss
+
+    def _joint_step(self) -> Tensor:
+        """Single level: both from one pass over one training batch."""
+        z = self._sample(self._draw())
+        loss = self._penalised(self.supernet.loss(next(self.weight_batches), z))
+        gradient, *gradients = torch.autograd.grad(loss, [self.gates.alpha, *self.weights])
+        self._step_alpha(gradient)
+        self._step_weights(tuple(gradients))
+        return loss
+
+    def _second_order_step(self) -> Tensor:
+        """Gates against the weights after one virtual step w' = w - P g, whose dependence on alpha counts.
+
+        With Adam's preconditioner P (learning rates included) held fixed, d L_val(w') / d alpha = partial - d/d alpha
+        <g(w, alpha), P v> with v the gradient of L_val at w'. The last term is a central difference of the alpha gradient of the training loss along P v (DARTS, eq.
+        8, which assumes P = 1; the published S3PET code steps with AdamW but differentiates plain SGD). Noise, batch and dropout
+        are the same at both points.
+        """
+        noise, batch = self._draw(), next(self.weight_batches)
+        with torch.no_grad():
+            fixed = self._sample(noise)
+        loss = self.supernet.loss(batch, fixed)
+        gradients = torch.autograd.grad(loss, self.weights)
+        saved = [w.detach().clone() for w in self.weights]
+        scale = self._preconditioner(gradients)
+        self._move([-s * g for s, g in zip(scale, gradients, strict=True)])
+        validation = self._penalised(self.supernet.loss(next(self.gate_batches), self._sample(noise)))
+        gradient, *ahead = torch.autograd.grad(validation, [self.gates.alpha, *self.weights])
+        direction = [s * v for s, v in zip(scale, ahead, strict=True)]
+        del ahead, scale
+        epsilon = _DIFFERENCE / (torch.stack(torch._foreach_norm(direction)).norm() + 1e-6)
+        curvature = self._difference(batch, noise, saved, direction, epsilon)
+        self._restore(saved)
+        self._step_alpha(gradient - curvature)
+        self._step_weights(gradients)
+        return loss
+
+    def _difference(
+        self, batch: Batch, noise: Tensor, saved: list[Tensor], direction: list[Tensor], epsilon: Tensor
+    ) -> Tensor:
+        """[grad_alpha L(w + eps d) - grad_alpha L(w - eps d)] / (2 eps), the same dropout at both points."""
+        dropout = int(torch.randint(2**62, (), generator=self.noise))
+        found = []
+        for sign in (1.0, -1.0):
+            self._restore(saved)
+            self._move([sign * epsilon * d for d in direction])
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(dropout)
+                loss = self.supernet.loss(batch, self._sample(noise))
+            found += torch.autograd.grad(loss, [self.gates.alpha])
+        return (found[0] - found[1]) / (2 * epsilon)
+
+    @torch.no_grad()
+    def _restore(self, saved: list[Tensor]) -> None:
+        """Put module weights back; the backbone never changes, so it needs no copy."""
+        torch._foreach_copy_(self.weights, saved)
+
+    @torch.no_grad()
+    def _move(self, by: list[Tensor]) -> None:
+        torch._foreach_add_(self.weights, by)
+
+    def _preconditioner(self, gradients: tuple[Tensor, ...]) -> list[Tensor]:
+        """What AdamW will multiply this step's gradient by, lr / (sqrt(v) + eps), for each weight."""
+        decay, scales = _BETAS[1], []
+        settings = [(g["lr"], g["eps"]) for g in self.optimizer.param_groups for _ in g["params"]]
+        for weight, gradient, (lr, eps) in zip(self.weights, gradients, settings, strict=True):
+            state = self.optimizer.state.get(weight, {})
+            steps = float(state["step"]) + 1 if state else 1.0
+            old = state["exp_avg_sq"] if state else torch.zeros_like(gradient)
+            second = (decay * old + (1 - decay) * gradient.square()) / (1 - decay**steps)
+            scales.append(lr / (second.sqrt() + eps))
+        return scales
+
+    _STEPS: ClassVar = {
+        "first": _first_order_step,
+        "second": _second_order_step,
+        "joint": _joint_step,
+    }

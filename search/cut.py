@@ -1,0 +1,108 @@
+"""The cut: from a ranking to a set of candidates that fits a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsearch.errors import InfeasibleError
+from sparsearch.spaces.backbone import dense_flops_per_token
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.space import Candidate, Space
+
+__all__ = ["Limits", "cut", "smallest"]
+
+
+class Limits:
+    """A budget as integer caps on what candidates add up to.
+
+    Args:
+        space: For the dense FLOPs that a FLOPs share refers to.
+        budget: The limits.
+        tokens: Sequence length at which FLOPs are counted.
+    """
+
+    def __init__(self, space: Space, budget: Budget, tokens: int = 128) -> None:
+        self.params = budget.max_trainable_params
+        self.bytes = budget.max_bytes
+        self.flops: int | None = None
+        if budget.max_inference_flops is not None:
+            dense = dense_flops_per_token(space.positions, tokens)
+            self.flops = int((budget.max_inference_flops - 1.0) * dense)
+
+    def fits(self, candidates: Sequence[Candidate]) -> bool:
+        """Whether the candidates together stay within every cap."""
+        return self.fit(
+            sum(c.params for c in candidates),
+            sum(c.bytes for c in candidates),
+            sum(c.merged_flops_per_token for c in candidates),
+        )
+
+    def fit(self, params: int, size: int, flops: int) -> bool:
+        """Whether these totals stay within every cap."""
+        caps = ((params, self.params), (size, self.bytes), (flops, self.flops))
+        return all(cap is None or value <= cap for value, cap in caps)
+
+
+def smallest(space: Space) -> Candidate:
+    """The candidate with the fewest parameters."""
+    return min(space.candidates, key=lambda c: c.params)
+
+
+def cut(
+    space: Space, ranking: Ranking, budget: Budget, rule: str = "greedy", tokens: int = 128
+) -> tuple[Candidate, ...]:
+    """Walk down the ranking and keep what still fits (S3PET section 3.4); never above the budget.
+
+    Args:
+        space: The candidates that the ranking scores.
+        ranking: One score per candidate.
+        budget: The limits.
+        rule: ``greedy`` walks by score; ``density`` by score above the lowest per parameter, which fills small budgets better.
+        tokens: Sequence length at which FLOPs are counted.
+
+    Returns:
+        The kept candidates in the space's order; ties go to the earlier one.
+
+    Raises:
+        InfeasibleError: If not even the smallest candidate fits; it names that one.
+    """
+    assert len(ranking.scores) == len(space.candidates), "the ranking belongs to another space"
+    limits = Limits(space, budget, tokens)
+    low = min(ranking.scores)
+    order = sorted(
+        range(len(space.candidates)),
+        key=lambda i: (
+            -(ranking.scores[i] - low) / space.candidates[i].params
+            if rule == "density"
+            else -ranking.scores[i]
+        ),
+    )
+    params = size = flops = 0
+    kept = []
+    for i in order:
+        c = space.candidates[i]
+        total = (params + c.params, size + c.bytes, flops + c.merged_flops_per_token)
+        if limits.fit(*total):
+            params, size, flops = total
+            kept.append(i)
+    if not kept:
+        raise infeasible(space, budget)
+    return tuple(space.candidates[i] for i in sorted(kept))
+
+
+def infeasible(space: Space, budget: Budget) -> InfeasibleError:
+    """The error of a budget that no candidate of the space fits."""
+    least = smallest(space)
+    have = f" = {budget.max_trainable_params:,} parameters" if budget.max_trainable_params else ""
+    if budget.max_inference_flops is not None and budget.max_inference_flops < 1.0:
+        return InfeasibleError(
+            f"budget {budget.text}: nothing in this space removes FLOPs; the least it can reach is 100%",
+            "leave max_inference_flops out",
+        )
+    share = 100 * least.params / space.backbone_params
+    return InfeasibleError(
+        f"budget {budget.text}{have} is too small for any candidate; the smallest is {least.kind} at "
+        f"{least.position} with {least.params:,} parameters ({share:.4g}% of the backbone, {least.bytes:,} bytes)",
+        f"allow at least {least.params} parameters, or add smaller kinds to the space",
+    )

@@ -1,0 +1,98 @@
+"""Where and how precisely to compute."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+__all__ = [
+    "autocast",
+    "choose_device",
+    "frozen_cast_once",
+    "is_out_of_memory",
+    "peak_bytes",
+    "reset_peak",
+]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """``auto`` takes CUDA where it is present."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the processor multiplies bf16 matrices natively (AMX or AVX512-BF16; Ampere and later)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
+def _uses_bf16(device: torch.device, precision: str) -> bool:
+    return precision == "bf16" or (precision == "auto" and computes_bf16(device))
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context of one forward pass. Entered anew per forward: a longer one keeps stale casts of weights."""
+    if _uses_bf16(device, precision):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def frozen_cast_once(model: nn.Module, precision: str) -> Iterator[None]:
+    """Hold frozen matrices in bf16 inside the context, where autocast would cast them anew in every forward.
+
+    The numbers are those of autocast. On leaving, each parameter has its own float32 storage again, never written to.
+    """
+    device = next(model.parameters()).device
+    kept: list[tuple[nn.Parameter, torch.Tensor]] = []
+    if _uses_bf16(device, precision):
+        for module in model.modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                frozen = [p for p in module.parameters(recurse=False) if not p.requires_grad]
+                kept += [(p, p.data) for p in frozen if p.dtype == torch.float32]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.to(torch.bfloat16)
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start measuring peak memory anew (on Linux and CUDA; elsewhere the process's peak counts)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak since ``reset_peak``: of the GPU, or resident memory of the process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        status = Path("/proc/self/status").read_text()
+        line = next(row for row in status.splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return int(psutil.Process().memory_info().rss)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

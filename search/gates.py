@@ -1,0 +1,94 @@
+"""Gates: one vector alpha, the probabilities that meet a budget, and relaxed samples of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.search.budget import shifted_logits, solve_shift, solve_tau
+
+__all__ = ["Gates"]
+
+_EPS = 1e-12
+_STRETCH = (-0.1, 1.1)
+
+
+class Gates(nn.Module):
+    """One gate per candidate.
+
+    Args:
+        cost: (gates,) positive costs, parameters of each candidate.
+        control: ``shift`` (global sigmoid, S3PET eq. 8), ``tau-theta`` (softmax), or ``l0`` (no budget, a penalty).
+        gradient: ``exact`` implicit gradient of the shift, or S3PET's ``detach`` trick.
+        relaxation: ``concrete`` (Maddison et al. 2017), ``hard-concrete`` (Louizos et al. 2018), or ``none``: z = p.
+        temperature: Of the relaxation.
+        beta: Of the sigmoid.
+    """
+
+    def __init__(
+        self,
+        cost: Tensor,
+        *,
+        control: str = "shift",
+        gradient: str = "exact",
+        relaxation: str = "concrete",
+        temperature: float = 1.0,
+        beta: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(cost.shape[0], device=cost.device))
+        self.cost: Tensor
+        self.register_buffer("cost", cost.double())
+        self.control, self.gradient, self.relaxation = control, gradient, relaxation
+        self.temperature, self.beta = temperature, beta
+
+    def logits(self, budget: float) -> Tensor:
+        """logit(p) of every gate, float64: (gates,)."""
+        if self.control == "l0":
+            return self.alpha.double() / self.beta
+        if self.control == "tau-theta":
+            tau = solve_tau(self.alpha, self.cost, budget)
+            share = torch.softmax(self.alpha.double() / tau, dim=0)
+            p = budget * share / (self.cost * share).sum()
+            return torch.logit(p, eps=_EPS)
+        if self.gradient == "exact":
+            return shifted_logits(self.alpha, self.cost, budget, self.beta)
+        shift = solve_shift(self.alpha, self.cost, budget, self.beta)
+        p = torch.sigmoid((self.alpha.double() - shift) / self.beta)
+        total = p.sum()
+        return torch.logit(p * (total.detach() / total), eps=_EPS)
+
+    def probabilities(self, budget: float) -> Tensor:
+        """p of every gate, float64; under ``shift`` and ``tau-theta`` sum(cost * p) equals the budget."""
+        return torch.sigmoid(self.logits(budget))
+
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """One draw of logistic noise, float64: (gates,); the generator lives on the CPU."""
+        u = torch.rand(self.alpha.shape[0], generator=generator, dtype=torch.float64)
+        u = u.clamp(_EPS, 1 - _EPS).to(self.alpha.device)
+        return torch.log(u) - torch.log1p(-u)
+
+    def sample(self, budget: float, noise: Tensor) -> Tensor:
+        """Relaxed gates z in [0, 1], float32: (gates,)."""
+        logits = self.logits(budget)
+        if self.relaxation == "none":
+            return torch.sigmoid(logits).float()
+        s = torch.sigmoid((logits + noise) / self.temperature)
+        if self.relaxation == "hard-concrete":
+            low, high = _STRETCH
+            s = (s * (high - low) + low).clamp(0, 1)
+        return s.float()
+
+    def penalty(self) -> Tensor:
+        """Expected share of the space's cost that is on: P(z > 0) weighted by cost (L0 control).
+
+        With a hard-concrete gate P(z > 0) = sigmoid(logit p - temperature log(-low / high)); with the others it is p. Priced per
+        parameter, where the published code counts gates and, with its defaults, adds a constant.
+        """
+        logits = self.alpha.double() / self.beta
+        if self.relaxation == "hard-concrete":
+            low, high = _STRETCH
+            logits = logits - self.temperature * math.log(-low / high)
+        return (torch.sigmoid(logits) * self.cost).sum() / self.cost.sum()

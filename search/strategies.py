@@ -1,0 +1,163 @@
+"""Strategies: ways to choose candidates for a budget. Baselines are strategies like any other."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sparsearch.config import SearchConfig, TrainConfig
+from sparsearch.search.bilevel import BilevelSearch
+from sparsearch.search.cut import Limits, infeasible
+from sparsearch.search.gates import Gates
+from sparsearch.search.seeds import seed_everything
+from sparsearch.search.supernet import Supernet
+from sparsearch.search.tasks import Task
+from sparsearch.search.train import Observer, silent
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.kinds import Kind, make_kind
+from sparsearch.spaces.positions import Position, matching
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.space import BYTES_PER_PARAM, Candidate, Space, make_candidate
+
+__all__ = ["RANKERS", "REFERENCES", "UNIFORM", "Problem", "rank", "uniform"]
+
+REFERENCES = ("head", "full")
+"""Strategies without a budget: the task head alone, and full fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a ranking is made for.
+
+    Attributes:
+        model: A model with a head; nothing attached. It is the only copy of the backbone.
+        space: What may be chosen.
+        task: Its training split is what a search sees; its test split never.
+        search: How to search.
+        train: Learning rates and precision, the same as in training.
+    """
+
+    model: nn.Module
+    space: Space
+    task: Task
+    search: SearchConfig
+    train: TrainConfig
+
+
+def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
+    """Bi-level search with a shifted global sigmoid (S3PET); scores are the gates' alpha."""
+    started, search = time.monotonic(), problem.search
+    seed_everything(seed, "supernet")
+    device = next(problem.model.parameters()).device
+    cost = torch.tensor([c.params for c in problem.space.candidates], device=device)
+    gates = Gates(
+        cost,
+        control=search.control,
+        gradient=search.budget_gradient,
+        relaxation=search.relaxation,
+        temperature=search.temperature,
+    )
+    supernet = Supernet(problem.model, problem.space, problem.task.type, problem.train.precision)
+    try:
+        target = _parameters(problem.space, budget)
+        alpha = BilevelSearch(
+            supernet, gates, problem.task, search, problem.train, target, seed
+        ).run(observe)
+    finally:
+        supernet.close()
+    scores = tuple(map(float, alpha))
+    return Ranking(scores, "s3pet", seed, search.steps, time.monotonic() - started)
+
+
+def _parameters(space: Space, budget: Budget) -> float:
+    """The budget as a number of parameters, the one that gates are held to."""
+    caps = [float(space.trainable_params)]
+    if budget.max_trainable_params is not None:
+        caps.append(float(budget.max_trainable_params))
+    if budget.max_bytes is not None:
+        caps.append(budget.max_bytes / BYTES_PER_PARAM)
+    return min(caps)
+
+
+def rank_random(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
+    """Uniform scores: with the greedy cut, draws among the candidates that still fit until none does."""
+    stream = random.Random(seed)
+    return Ranking(tuple(stream.random() for _ in problem.space.candidates), "random", seed)
+
+
+RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
+    "s3pet": rank_s3pet,
+    "random": rank_random,
+}
+"""Strategies that score every candidate; the cut does the rest."""
+
+UNIFORM: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "lora": ("lora", ("*",)),
+    "lora-qv": ("lora", ("*.attn.q", "*.attn.v", "*.cross.q", "*.cross.v")),
+    "bitfit": ("bitfit", ("*",)),
+    "lnfit": ("lnfit", ("*",)),
+    "adapter": ("adapter", ("*.attn", "*.cross", "*.ffn")),
+}
+"""Fixed patterns, each the largest that fits: kind, and where."""
+
+
+def rank(
+    strategy: str, problem: Problem, budget: Budget, seed: int, observe: Observer = silent
+) -> Ranking:
+    """The ranking of a strategy in ``RANKERS``."""
+    return RANKERS[strategy](problem, budget, seed, observe)
+
+
+def uniform(
+    strategy: str, space: Space, budget: Budget, tokens: int = 128
+) -> tuple[tuple[Candidate, ...], Kind]:
+    """The largest uniform structure of a pattern that fits, and its kind.
+
+    First the largest equal size on all positions; where size one does not fit on all, size one on as many of the top layers as
+    fit; where not even one layer fits, on the top layer's first positions.
+
+    Raises:
+        InfeasibleError: If no position fits; it names the smallest unit of the pattern.
+    """
+    name, patterns = UNIFORM[strategy]
+    kind = space.kinds.get(name) or make_kind(name, {})
+    positions = [p for p in matching(space.positions, patterns) if kind.accepts(p)]
+    limits = Limits(space, budget, tokens)
+    largest: tuple[Candidate, ...] = ()
+    for level in _levels(kind, positions):
+        if not limits.fits(level):
+            break
+        largest = level
+    if not largest:
+        units = tuple(make_candidate(kind, p, 1) for p in positions)
+        raise infeasible(Space(units, {name: kind}, space.positions, space.backbone_params), budget)
+    return largest, kind
+
+
+def _levels(kind: Kind, positions: Sequence[Position]) -> Iterator[tuple[Candidate, ...]]:
+    """Uniform structures from the smallest to the largest."""
+    layers: dict[str, list[Position]] = {}
+    for position in positions:
+        if position.layer is not None:
+            stack = position.name.partition("layers.")[0]
+            layers.setdefault(f"{stack}{position.layer}", []).append(position)
+    from_top = list(layers.values())[::-1]
+    top = from_top[0] if from_top else []
+    for count in range(1, len(top)):
+        yield tuple(make_candidate(kind, p, 1) for p in top[:count])
+    for count in range(1, len(from_top)):
+        yield tuple(make_candidate(kind, p, 1) for layer in from_top[count - 1 :: -1] for p in layer)
+    for size in range(1, _largest_size(kind, positions) + 1):
+        yield tuple(make_candidate(kind, p, size) for p in positions)
+
+
+def _largest_size(kind: Kind, positions: Sequence[Position]) -> int:
+    """Rank or bottleneck beyond which more buys nothing; 1 for a kind without a size."""
+    if kind.name not in ("lora", "adapter"):
+        return 1
+    return max(min(p.in_features, p.out_features) for p in positions)

@@ -1,0 +1,49 @@
+"""The supernet: one copy of the backbone with every candidate attached behind its gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from torch import Tensor, nn
+
+from sparsearch.search.evaluate import forward, loss_of
+from sparsearch.spaces.attach import attach_units, detach
+from sparsearch.spaces.kinds import Kind
+from sparsearch.spaces.positions import Position
+from sparsearch.spaces.space import Space
+
+__all__ = ["Supernet"]
+
+
+class Supernet:
+    """A model with a whole space attached; ``close`` takes it off again.
+
+    Rank units of one position run as one pair of products. Gates are computed once per pass, for all candidates.
+
+    Args:
+        model: A model with a head; frozen but for the attached modules and the head.
+        space: What is attached.
+        task_type: Decides the loss.
+        precision: Of the forward passes.
+    """
+
+    def __init__(self, model: nn.Module, space: Space, task_type: str, precision: str) -> None:
+        self.model, self.task_type, self.precision = model, task_type, precision
+        self.attachment = attach_units(model, _units(space))
+
+    def loss(self, batch: dict[str, Tensor], z: Tensor) -> Tensor:
+        """Loss of one pass with gates z: (candidates,)."""
+        with self.attachment.gated(z):
+            logits = forward(self.model, batch, self.precision)
+        return loss_of(logits, batch["labels"], self.task_type)
+
+    def close(self) -> None:
+        """Detach everything."""
+        detach(self.model)
+
+
+def _units(space: Space) -> Iterator[tuple[Position, Kind, int, int]]:
+    for (name, kind), group in groupby(space.candidates, key=lambda c: (c.position, c.kind)):
+        sizes = [c.size for c in group]
+        yield space.position(name), space.kinds[kind], sum(sizes), len(sizes)

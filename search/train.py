@@ -1,0 +1,180 @@
+"""Training what is trainable of a model: linear schedule, clipping, the checkpoint best on validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from sparsearch.config import TrainConfig
+from sparsearch.errors import TrainingDiverged
+from sparsearch.search.device import frozen_cast_once
+from sparsearch.search.evaluate import evaluate, forward, loss_of
+from sparsearch.search.tasks import Task, batches
+from sparsearch.spaces.attach import attachment_of
+
+__all__ = ["Observer", "TrainResult", "learning_rates", "linear_schedule", "silent", "train"]
+
+_CHECK_EVERY = 20
+
+
+class Observer(Protocol):
+    """Told of progress; ``done`` of ``total`` steps of a phase."""
+
+    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """One step further."""
+
+
+def silent(phase: str, done: int, total: int, note: str = "") -> None:
+    """An observer that looks away."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The model holds the best checkpoint when training returns.
+
+    Attributes:
+        score: Validation score of the best checkpoint.
+        epoch: The epoch it is from, 1-based.
+        history: Validation score of every epoch.
+    """
+
+    score: float
+    epoch: int
+    history: tuple[float, ...]
+
+
+def linear_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> LambdaLR:
+    """Up from 0 during the warm-up share of the steps, then linearly down to 0."""
+    rising = math.ceil(steps * warmup)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return max(0.0, (steps - step) / max(1, steps - rising))
+
+    return LambdaLR(optimizer, factor)
+
+
+def learning_rates(model: nn.Module, lr: float, kind_lr: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Optimiser groups of everything trainable: one per kind of attached module, one for the rest.
+
+    A learning rate per kind, because a bias and a scaled low-rank factor want rates an order of magnitude apart.
+
+    Args:
+        model: With or without something attached.
+        lr: Where ``kind_lr`` says nothing.
+        kind_lr: Kind, or ``head``, -> rate.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for kind, parameter in _attached(model):
+        groups.setdefault(kind, []).append(parameter)
+        seen.add(id(parameter))
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in seen]
+    return [
+        {"params": parameters, "lr": kind_lr.get(kind, lr)}
+        for kind, parameters in [*groups.items(), ("head", rest)]
+    ]
+
+
+def _attached(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    attachment = attachment_of(model)
+    for name, unit in attachment.units.items() if attachment is not None else ():
+        for parameter in unit.parameters():
+            yield name.rpartition(":")[2], parameter
+
+
+class FiniteWatch:
+    """Notices NaN and infinity without a host synchronisation per step."""
+
+    def __init__(self, phase: str, advice: str) -> None:
+        self.phase, self.advice = phase, advice
+        self.finite: Tensor | None = None
+
+    def see(self, step: int, *values: Tensor) -> None:
+        """Take note of a step's values; raises at the next look.
+
+        Raises:
+            TrainingDiverged: If a value was NaN or infinite.
+        """
+        for value in values:
+            good = torch.isfinite(value.detach())
+            self.finite = good if self.finite is None else self.finite & good
+        if step % _CHECK_EVERY == 0:
+            self.look(step)
+
+    def look(self, step: int) -> None:
+        """Synchronise and check."""
+        if self.finite is not None and not bool(self.finite):
+            raise TrainingDiverged(
+                f"the {self.phase} diverged: NaN or infinity by step {step}", self.advice
+            )
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    groups: list[dict[str, Any]],
+    seed: int,
+    observe: Observer = silent,
+) -> TrainResult:
+    """Train the given parameters; keep the epoch that is best on validation.
+
+    Args:
+        model: With a classification or regression head; changed in place.
+        task: Its training and validation splits are used, never its test split.
+        config: Epochs, batch size, schedule, precision.
+        groups: Parameters and their peak learning rates, see ``learning_rates``.
+        seed: Of dropout and of the order of the rows.
+        observe: Told of every step.
+
+    Raises:
+        TrainingDiverged: If a loss or gradient is NaN or infinite.
+    """
+    device = next(model.parameters()).device
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    steps = config.epochs * math.ceil(len(task.train) / config.batch_size)
+    schedule = linear_schedule(optimizer, steps, config.warmup)
+    generator = torch.Generator().manual_seed(seed)
+    watch = FiniteWatch("training", "lower train.lr (train.full_lr for `full`), or set train.precision: fp32")
+    torch.manual_seed(seed)
+    best, history, step = -math.inf, [], 0
+    kept = [p.detach().clone() for p in parameters]
+    best_epoch = 0
+    with frozen_cast_once(model, config.precision):
+        for epoch in range(1, config.epochs + 1):
+            model.train()
+            for batch in batches(task.train, config.batch_size, device, generator):
+                loss = loss_of(forward(model, batch, config.precision), batch["labels"], task.type)
+                loss.backward()  # type: ignore[no-untyped-call]
+                norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                step += 1
+                watch.see(step, loss, norm)
+                observe("train", step, steps)
+            watch.look(step)
+            score = evaluate(model, task, task.validation, config.precision)
+            history.append(score)
+            observe("train", step, steps, f"validation {score:.4f}")
+            if score > best:
+                best, best_epoch = score, epoch
+                _copy(parameters, kept)
+    _copy(kept, parameters)
+    model.eval()
+    return TrainResult(best, best_epoch, tuple(history))
+
+
+@torch.no_grad()
+def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    for a, b in zip(source, target, strict=True):
+        b.copy_(a.detach())

@@ -1,0 +1,214 @@
+"""Commands that read: space, studies, trials, best, pareto, show."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsearch import _console, _render
+from sparsearch._console import errors, output, print_json
+from sparsearch._options import (
+    DEFAULT_DB,
+    Db,
+    Json,
+    Plot,
+    StructureHash,
+    StudyName,
+    db_option,
+    reading,
+)
+from sparsearch.errors import BackboneError, InfeasibleError, SparsearchError
+
+if TYPE_CHECKING:
+    from sparsearch.results.store import Store
+    from sparsearch.spaces.structure import Structure
+
+__all__ = ["best", "pareto", "show", "space", "studies", "trials"]
+
+
+def space(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Hub id, local folder, or pkg:NAME/FOLDER."),
+    ],
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Name of a preset. [default: s3pet-m]")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="A kind instead of a preset; repeatable.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Hub revision.")] = None,
+    as_json: Json = False,
+    db: Annotated[str, typer.Option("--db", hidden=True, help="Not read.")] = DEFAULT_DB,
+) -> None:
+    """Show what could be chosen in a model, and what it costs. No weights are loaded."""
+    if preset is not None and kind:
+        raise typer.BadParameter("give either --preset or --kind")
+    kinds: dict[str, dict[str, Any]] | None = {name: {} for name in kind} if kind else None
+    if kinds is None:
+        preset = preset or "s3pet-m"
+    from sparsearch.spaces.backbone import locate, skeleton
+    from sparsearch.spaces.space import build_space
+
+    with _console.stdout_is_for_results():
+        found = build_space(skeleton(locate(model), revision), preset=preset, kinds=kinds)
+    if not as_json:
+        output().print(_render.space_table(model, preset or ", ".join(kind or ()), found))
+        return
+    numbers = {
+        "backbone_params": found.backbone_params,
+        "candidates": len(found.candidates),
+        "trainable_params": found.trainable_params,
+        "by_kind": found.by_kind,
+    }
+    chosen = {"model": model, "revision": revision, "preset": preset, "kinds": kind or None}
+    print_json({**chosen, **numbers, "positions": len(found.positions)})
+
+
+def studies(db: Db = DEFAULT_DB, as_json: Json = False) -> None:
+    """List the studies of a database."""
+    with reading(db) as store:
+        records = store.studies()
+    if as_json:
+        print_json([_render.study_dict(record) for record in records])
+    elif records:
+        output().print(_render.studies_table(records))
+    else:
+        errors().print("no study yet; `sparsearch run STUDY.yaml` launches one")
+
+
+def trials(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None:
+    """List the trials of a study, how they ended, and why."""
+    with reading(db) as store:
+        record = store.find_study(study)
+        records = store.trials(record.name)
+    if as_json:
+        print_json([dataclasses.asdict(trial) for trial in records])
+    else:
+        output().print(_render.trials_table(record, records))
+
+
+def best(
+    study: Annotated[
+        str | None, typer.Option("--study", help="Name of a study, or a unique prefix.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The backbone, as the study file names it.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Name of the task.")] = None,
+    max_trainable_params: Annotated[
+        str | None,
+        typer.Option(metavar="N|SHARE%", help="Like 2271, or 0.01% of the backbone."),
+    ] = None,
+    max_inference_flops: Annotated[
+        str | None, typer.Option(metavar="SHARE%", help="Like 75% of the dense backbone.")
+    ] = None,
+    db: Db = DEFAULT_DB,
+    as_json: Json = False,
+) -> None:
+    """Show the structure with the best validation score within limits."""
+    wanted = {
+        "study": study,
+        "model": model,
+        "task": task,
+        "max_trainable_params": max_trainable_params,
+        "max_inference_flops": max_inference_flops,
+    }
+    asked = {key: value for key, value in wanted.items() if value is not None}
+    with reading(db) as store:
+        found = store.best(**asked)
+        if found is None:
+            raise _nothing_found(store, asked)
+    if as_json:
+        print_json(found.as_dict())
+        return
+    console = output()
+    console.print(_render.best_table(found))
+    following = ["sparsearch", "show", found.structure.hash[:8], *db_option(db)]
+    console.print(f"\nnext: {shlex.join(following)}", soft_wrap=True)
+
+
+def _nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
+    """Say which filter to loosen: one without which there is an answer."""
+    words = {key: f"--{key.replace('_', '-')}" for key in asked}
+    limits = ", ".join(f"{words[key]} {value}" for key, value in asked.items())
+    within = f" within {limits}" if limits else " yet"
+    message = f"no successful trial has a structure{within}"
+    for key in reversed(asked):
+        other = store.best(**{k: v for k, v in asked.items() if k != key})
+        if other is None:
+            continue
+        hint = (
+            f"without {words[key]} the best is {other.score:.4f} with {other.trainable_params:,} "
+            f"trainable parameters at {100 * other.inference_flops_ratio:.1f}% of the dense FLOPs "
+            f"(study {other.study}, model {other.model}, task {other.task})"
+        )
+        if key == "max_trainable_params":
+            least = store.pareto(other.study)[0].trainable_params
+            hint += f"; the smallest in that study has {least:,}"
+        return InfeasibleError(message, hint)
+    if asked and store.best() is not None:
+        return InfeasibleError(message, "leave out two or more of these")
+    return InfeasibleError(message, "`sparsearch studies` and `sparsearch trials STUDY` tell why")
+
+
+def pareto(
+    study: StudyName, plot: Plot = None, db: Db = DEFAULT_DB, as_json: Json = False
+) -> None:
+    """List the trials that no other one beats in score, parameters and FLOPs."""
+    with reading(db) as store:
+        record = store.find_study(study)
+        front = store.pareto(record.name)
+        records = store.trials(record.name) if plot is not None else ()
+    if plot is not None:
+        from sparsearch.results.report import write_pareto_plot
+
+        write_pareto_plot(record, records, front, plot)
+        errors().print(f"wrote {plot}", soft_wrap=True)
+    if as_json:
+        print_json([point.as_dict() for point in front])
+    elif front:
+        output().print(_render.pareto_table(record, front))
+    else:
+        errors().print("no successful trial with a structure yet")
+
+
+def show(
+    structure: StructureHash, plot: Plot = None, db: Db = DEFAULT_DB, as_json: Json = False
+) -> None:
+    """Show what a structure attaches where; the picture is a heat map, layers x positions."""
+    with reading(db) as store:
+        found = store.find_structure(structure)
+    if plot is not None:
+        from sparsearch.results.report import write_structure_plot
+
+        write_structure_plot(found, plot, _position_names(found.structure))
+        errors().print(f"wrote {plot}", soft_wrap=True)
+    if not as_json:
+        output().print(_render.structure_table(found))
+        return
+    keys = ("position", "kind", "size", "params")
+    chosen = [{key: getattr(c, key) for key in keys} for c in found.structure.candidates]
+    print_json({**found.as_dict(), "candidates": chosen})
+
+
+def _position_names(structure: Structure) -> tuple[str, ...]:
+    """All positions of a structure's backbone where that is a folder at hand, else none."""
+    from sparsearch.spaces.backbone import identify, locate, positions_of, skeleton
+
+    try:
+        path = locate(structure.backbone.path)
+        # A hub id could mean a download, for nothing but empty cells.
+        if not Path(path).is_dir():
+            return ()
+        with _console.stdout_is_for_results():
+            model = skeleton(path)
+    except BackboneError:
+        return ()
+    if identify(model).config_hash != structure.backbone.config_hash:
+        return ()
+    return tuple(position.name for position in positions_of(model))

@@ -1,0 +1,207 @@
+"""Commands that work: run, export, train. Heavy imports are inside: help answers at once."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sparsearch import _console, _render
+from sparsearch._console import errors, output, print_json
+from sparsearch._options import (
+    DEFAULT_DB,
+    Db,
+    Json,
+    Overrides,
+    StructureHash,
+    StudyFile,
+    db_option,
+    reading,
+)
+from sparsearch.errors import StoreError, StructureError
+
+if TYPE_CHECKING:
+    from sparsearch.results.summary import StudySummary
+    from sparsearch.results.values import StudyRecord, TrialRecord
+    from sparsearch.spaces.structure import Structure
+
+__all__ = ["export", "run", "train"]
+
+_ALL_FAILED, _NOTHING_FEASIBLE = 1, 3
+
+
+def run(
+    study: StudyFile,
+    db: Db = DEFAULT_DB,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Launch a study, or continue it: the same command always ends with the same trials."""
+    from sparsearch._progress import StudyProgress
+    from sparsearch.config import read_study
+
+    # Torch takes seconds to import; a mistyped file name is known before.
+    read_study(study, overrides or ())
+    from sparsearch.results.summary import summarise
+    from sparsearch.workers.study import run as run_study
+
+    try:
+        with _console.stdout_is_for_results(), StudyProgress(errors()) as progress:
+            record = run_study(study, db, overrides or (), progress)
+    except KeyboardInterrupt:
+        words = ["sparsearch", "run", str(study), *db_option(db)]
+        words += [word for item in overrides or () for word in ("--set", item)]
+        hint = f"the same command continues: {shlex.join(words)}"
+        _console.show_error("interrupted; what is finished is stored", hint)
+        raise typer.Exit(_console.INTERRUPTED) from None
+    with reading(db) as store:
+        trials = store.trials(record.name)
+    _print_summary(record, summarise(record, trials), db, as_json)
+    _exit_as_trials_went(trials)
+
+
+def _print_summary(record: StudyRecord, summary: StudySummary, db: str, as_json: bool) -> None:
+    """How the study went, where it is stored, and what to type next."""
+    following = _next_commands(summary, db)
+    if as_json:
+        document = {"db": db, "study": _render.study_dict(record), "summary": summary.as_dict()}
+        print_json({**document, "next": following})
+        return
+    console = output()
+    console.print(_render.summary_view(summary))
+    console.print(f"\nstored in {db}\nnext:", soft_wrap=True)
+    for line in following:
+        console.print(f"  {line}", soft_wrap=True)
+
+
+def _exit_as_trials_went(trials: Sequence[TrialRecord]) -> None:
+    """Exit 3 where no budget was feasible, 1 where nothing succeeded."""
+    budgeted = [t for t in trials if t.budget is not None]
+    if budgeted and all(t.state == "infeasible" for t in budgeted):
+        hint = "allow more parameters in budgets, or add smaller kinds to the space"
+        _console.show_error("no budget of this study is feasible", hint)
+        raise typer.Exit(_NOTHING_FEASIBLE)
+    if trials and not any(t.state == "ok" for t in trials):
+        _console.show_error("no trial of this study succeeded", "its messages are listed above")
+        raise typer.Exit(_ALL_FAILED)
+
+
+def _next_commands(summary: StudySummary, db: str) -> list[str]:
+    """What one types after a run, with its real names."""
+    budget = next((b for b in summary.budgets if b.best is not None), None)
+    if budget is None or budget.best is None:
+        return [shlex.join(["sparsearch", "trials", summary.study, *db_option(db)])]
+    limit = budget.budget.get("max_trainable_params")
+    text = str(budget.budget.get("text", ""))
+    within = ["--max-trainable-params", text if text.endswith("%") else str(limit)]
+    name = (budget.best.structure or "")[:8]
+    commands = [
+        ["best", "--study", summary.study, *(within if limit is not None else [])],
+        ["show", name, "--plot", f"{name}.html"],
+        ["pareto", summary.study, "--plot", f"{summary.study}.html"],
+        ["export", name, "--to", "spec", "--out", name],
+    ]
+    return [shlex.join(["sparsearch", *words, *db_option(db)]) for words in commands]
+
+
+def export(
+    structure: StructureHash,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    to: Annotated[
+        Literal["spec", "peft"],
+        typer.Option("--to", help="structure.json and weights, or an adapter folder for PEFT."),
+    ] = "spec",
+    db: Db = DEFAULT_DB,
+    as_json: Json = False,
+) -> None:
+    """Write a trained structure for other tools, and prove it by loading it again."""
+    with reading(db) as store:
+        best = store.find_structure(structure)
+        weights = store.weights(best.study, best.trial)
+    if weights is None:
+        raise StoreError(
+            f"trial {best.trial} of study {best.study!r} has no stored weights",
+            f"train the structure anew: sparsearch train {best.structure.hash[:12]} STUDY.yaml",
+        )
+    from sparsearch.results.export import export as export_structure
+
+    with _console.stdout_is_for_results():
+        report = export_structure(best, weights, to, out)
+    if as_json:
+        facts = {"structure": best.structure.hash, "to": to, "path": str(report.path)}
+        proof = {"max_difference": report.max_difference}
+        print_json({**facts, "files": report.files, "notes": report.notes, **proof})
+        return
+    console = output()
+    console.print(f"structure {best.structure.hash[:12]} is in {report.path}", soft_wrap=True)
+    for file in report.files:
+        console.print(f"  {file}", soft_wrap=True)
+    for note in report.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"loaded again; largest difference of the logits {report.max_difference:.2g}")
+
+
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR_OR_STRUCTURE", help="An exported folder or file, or a structure's hash."
+        ),
+    ],
+    study: StudyFile,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the trained structure."),
+    ] = None,
+    overrides: Overrides = None,
+    db: Db = DEFAULT_DB,
+    as_json: Json = False,
+) -> None:
+    """Train a structure as a study file says, from fresh modules and a fresh head."""
+    from sparsearch._progress import PhaseBar
+    from sparsearch.config import read_study
+
+    read_study(study, overrides or ())
+    structure = _structure_from(source, db)
+    from sparsearch.workers.retrain import train_structure
+
+    with _console.stdout_is_for_results(), PhaseBar(errors()) as bar:
+        done = train_structure(
+            structure, study, overrides=tuple(overrides or ()), out=out, observe=bar
+        )
+    if as_json:
+        document = {"structure": done.structure.hash, "metric": done.metric, "score": done.score}
+        document |= {"test_score": done.test_score, "epoch": done.epoch, "seconds": done.seconds}
+        print_json({**document, "out": None if done.out is None else str(done.out)})
+        return
+    rows = [
+        ("structure", done.structure.hash),
+        ("trainable params", f"{done.structure.trainable_params:,}"),
+        (
+            f"{done.metric} validation",
+            f"{_render.score_text(done.score)} (best of epoch {done.epoch})",
+        ),
+        (f"{done.metric} test", _render.score_text(done.test_score)),
+        ("seconds", f"{done.seconds:.1f}"),
+        ("written to", str(done.out) if done.out is not None else "nowhere; --out DIR keeps it"),
+    ]
+    output().print(_render.facts(rows))
+
+
+def _structure_from(source: str, db: str) -> Structure:
+    """A folder or file that exists, else a hash in the database."""
+    path = Path(source)
+    if path.exists():
+        from sparsearch.spaces.structure import Structure
+
+        return Structure.load(path)
+    if len(path.parts) > 1 or path.suffix or source.endswith("/"):
+        raise StructureError(
+            f"there is no file or folder {source!r}",
+            "give a folder written by `sparsearch export --to spec`, or a structure's hash",
+        )
+    with reading(db) as store:
+        return store.find_structure(source).structure

@@ -1,0 +1,70 @@
+"""What commands take: the options and arguments that several of them share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sparsearch.results.store import Store
+
+__all__ = [
+    "DEFAULT_DB",
+    "Db",
+    "Json",
+    "Overrides",
+    "Plot",
+    "StructureHash",
+    "StudyFile",
+    "StudyName",
+    "db_option",
+    "reading",
+]
+
+DEFAULT_DB = "sqlite:///sparsearch.db"
+"""Of ``results.store``, which takes seconds to import."""
+
+Db = Annotated[
+    str,
+    typer.Option(
+        "--db", envvar="SPARSEARCH_DB", metavar="URL", help="SQLAlchemy URL, or an SQLite file."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="A setting that wins over the file, like budgets.0=0.1%; may be repeated.",
+    ),
+]
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="Name of a study, or a unique prefix of it.")
+]
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file.")]
+StructureHash = Annotated[
+    str,
+    typer.Argument(
+        metavar="STRUCTURE",
+        help="Hash of a structure, or a unique prefix of it.",
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="OUT.html", help="Also write a picture, as one HTML file."),
+]
+
+
+def db_option(db: str) -> list[str]:
+    """The words that a command needs to find the same database."""
+    return [] if db == DEFAULT_DB else ["--db", db]
+
+
+def reading(db: str) -> Store:
+    """The store, opened to read."""
+    from sparsearch.results.store import Store
+
+    return Store.open(db, create=False)

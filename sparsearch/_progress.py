@@ -1,0 +1,151 @@
+"""Progress of a study on stderr: what budgets buy, bars for study and phase, a line per trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from sparsearch._render import STATE_STYLES, budget_text, feasibility_table, score_text
+
+if TYPE_CHECKING:
+    from sparsearch.results.values import Outcome, Trial
+    from sparsearch.workers.preflight import Preflight
+
+__all__ = ["PhaseBar", "StudyProgress"]
+
+
+class PhaseBar:
+    """The bar of whatever runs now; call it as an observer of ``search`` and ``train``.
+
+    Bars move on a terminal only; elsewhere what matters is printed line by line.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("[bold]{task.description:<28}", markup=True),
+            BarColumn(bar_width=26),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._phase: tuple[str, TaskID] | None = None
+
+    def __enter__(self) -> Self:
+        """Nothing shows before there is something to show."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take the bars away."""
+        self.progress.stop()
+
+    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """One step further; another phase replaces the bar."""
+        self.progress.start()
+        if self._phase is None or self._phase[0] != phase:
+            self.clear()
+            self._phase = (phase, self.progress.add_task(phase, note=""))
+        task = self._phase[1]
+        # A note (the last validation score) stays until there is another.
+        if note:
+            self.progress.update(task, note=note)
+        self.progress.update(task, completed=done, total=total)
+
+    def clear(self) -> None:
+        """Take the phase's bar away."""
+        if self._phase is not None:
+            self.progress.remove_task(self._phase[1])
+            self._phase = None
+
+
+class StudyProgress(PhaseBar):
+    """A listener of ``workers.study.run``."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._study: TaskID | None = None
+        self._loading: TaskID | None = None
+
+    def checked(self, preflight: Preflight) -> None:
+        """Show what each budget buys, before anything is trained."""
+        self.console.print(feasibility_table(preflight))
+        self.progress.start()
+        self._loading = self.progress.add_task("loading model and data", total=None, note="")
+
+    def opened(self, study: str, queued: Sequence[Trial], finished: int) -> None:
+        """Say how much there is to do."""
+        total = len(queued) + finished
+        if self._loading is not None:
+            self.progress.remove_task(self._loading)
+        if not queued:
+            self.console.print(
+                f"study {study} is finished already ({total} trials): nothing to run"
+            )
+            return
+        done = f", {finished} finished before" if finished else ""
+        self.console.print(f"study {study}: {len(queued)} trials to run{done}")
+        self._study = self.progress.add_task(study, total=total, completed=finished, note="")
+
+    def started(self, trial: Trial) -> None:
+        """Name the trial beside the study's bar."""
+        self.clear()
+        if self._study is not None:
+            self.progress.update(self._study, note=_named(trial))
+
+    def progressed(self, phase: str, done: int, total: int, note: str) -> None:
+        """Move the phase's bar."""
+        self(phase, done, total, note)
+
+    def finished(self, trial: Trial, outcome: Outcome) -> None:
+        """One line per trial."""
+        self.clear()
+        if self._study is not None:
+            self.progress.advance(self._study)
+        self.console.print(_line(trial, outcome), soft_wrap=True)
+
+
+def _named(trial: Trial) -> str:
+    budget = "" if trial.budget is None else f" {trial.budget.text}"
+    return f"{trial.strategy}{budget} seed {trial.seed}"
+
+
+def _line(trial: Trial, outcome: Outcome) -> Text:
+    """Number, what it was, how it ended."""
+    budget = budget_text(trial.budget.as_dict() if trial.budget is not None else None)
+    line = Text.assemble(
+        (f"{trial.number:>4}  ", "dim"),
+        f"{trial.strategy:<8}  {budget:<14}  seed {trial.seed:<3} ",
+        (f"{outcome.state:<10}", STATE_STYLES.get(outcome.state, "")),
+    )
+    if outcome.state != "ok":
+        first = outcome.message.strip().splitlines()[0] if outcome.message.strip() else ""
+        line.append(f"  {first}")
+        return line
+    line.append(
+        f"  validation {score_text(outcome.score('validation'))}"
+        f"  test {score_text(outcome.score('test'))}"
+        f"  {outcome.trainable_params:>10,} params  {outcome.seconds:.1f} s"
+    )
+    return line

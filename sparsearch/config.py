@@ -1,0 +1,382 @@
+"""What a user may write: the study file, validated as a whole, every problem reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from sparsearch.errors import ConfigError
+
+__all__ = [
+    "BudgetConfig",
+    "DataConfig",
+    "ModelConfig",
+    "SearchConfig",
+    "SpaceConfig",
+    "StudyConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "WorkersConfig",
+    "read_study",
+    "sections_of",
+]
+
+STRATEGIES = ("s3pet", "random", "lora", "lora-qv", "bitfit", "lnfit", "adapter", "head", "full")
+"""Every strategy; the last two are references without a budget."""
+
+KIND_NAMES = ("lora", "bitfit", "lnfit", "low_rank_adapter", "adapter", "ia3")
+"""Every kind; a test compares it with the registry, which this leaf module may not import."""
+
+Strategy = Literal["s3pet", "random", "lora", "lora-qv", "bitfit", "lnfit", "adapter", "head", "full"]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(_Section):
+    """The backbone: hub id, local folder, or ``pkg:NAME/FOLDER`` of an installed package."""
+
+    path: str
+    revision: str | None = None
+    sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+
+
+class DataConfig(_Section):
+    """What ``datasets.load_dataset`` is given, and which split plays which part."""
+
+    path: str
+    name: str | None = None
+    data_files: dict[str, str] | None = None
+    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
+
+
+class TaskConfig(_Section):
+    """The task: its data, columns, labels and metric."""
+
+    type: Literal["classification", "regression"] = "classification"
+    name: str = ""
+    data: DataConfig
+    text: Annotated[list[str], Field(min_length=1, max_length=2)]
+    label: str = "label"
+    labels: list[str | int] | None = None
+    metric: Literal["accuracy", "f1", "matthews", "pearson"] = "accuracy"
+    max_length: Annotated[int, Field(ge=4)] = 128
+    max_train_rows: Positive | None = None
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> TaskConfig:
+        if (self.type == "regression") != (self.metric == "pearson"):
+            raise ValueError(
+                f"metric {self.metric!r} does not fit type {self.type!r}: pearson is for regression, "
+                "accuracy, f1 and matthews are for classification"
+            )
+        return self
+
+    @property
+    def title(self) -> str:
+        """The task's name: as given, else the folder of local data, else the hub's name."""
+        if self.name:
+            return self.name
+        if self.data.data_files:
+            return Path(next(iter(self.data.data_files.values()))).resolve().parent.name
+        return "-".join(filter(None, (self.data.path.rsplit("/", 1)[-1], self.data.name)))
+
+
+class SpaceConfig(_Section):
+    """What may be chosen: a preset, or kinds with their options (``on``: patterns of positions)."""
+
+    preset: str | None = None
+    kinds: dict[str, dict[str, Any]] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kinds_as_mapping(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and isinstance(value.get("kinds"), list):
+            return {**value, "kinds": {str(kind): {} for kind in value["kinds"]}}
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SpaceConfig:
+        if (self.preset is None) == (self.kinds is None):
+            raise ValueError("give either a preset or kinds")
+        for kind, options in (self.kinds or {}).items():
+            on = options.get("on")
+            if on is not None and not (isinstance(on, list) and all(isinstance(p, str) for p in on)):
+                raise ValueError(f"kinds.{kind}.on must be a list of patterns")
+        return self
+
+
+def _limit(value: Any) -> Any:
+    """A limit: a whole number above 0, or a percentage above 0% and up to 100%."""
+    if isinstance(value, str):
+        try:
+            share = float(value.strip().removesuffix("%"))
+        except ValueError:
+            share = -1.0
+        if not value.strip().endswith("%") or not 0 < share <= 100:
+            raise ValueError(f"{value!r} is no share: write a percentage above 0% and up to 100%")
+    elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{value!r} is no limit: write a whole number above 0, or like '0.01%'")
+    return value
+
+
+def _flops(value: Any) -> Any:
+    """A FLOPs limit: a percentage of the dense backbone."""
+    if not isinstance(value, str) or not value.strip().endswith("%"):
+        raise ValueError(f"{value!r} is no share of the dense backbone's FLOPs: write like '75%'")
+    return value
+
+
+class BudgetConfig(_Section):
+    """One budget; several limits hold together."""
+
+    max_trainable_params: Annotated[int | str | None, BeforeValidator(_limit)] = None
+    max_bytes: Positive | None = None
+    max_inference_flops: Annotated[str | None, BeforeValidator(_flops)] = None
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> BudgetConfig:
+        if self.max_trainable_params is None and self.max_bytes is None:
+            raise ValueError("a budget needs max_trainable_params or max_bytes")
+        return self
+
+
+def _spread_budgets(value: Any) -> Any:
+    """``{limit: [a, b]}`` means one budget per combination; a bare value limits the parameters."""
+    if isinstance(value, Mapping):
+        lists = {k: v if isinstance(v, list) else [v] for k, v in value.items()}
+        return [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
+    if isinstance(value, list):
+        return [v if isinstance(v, Mapping) else {"max_trainable_params": v} for v in value]
+    return value
+
+
+class SearchConfig(_Section):
+    """How structures are chosen. Defaults follow S3PET except where ``docs/decisions`` says why not.
+
+    Attributes:
+        strategy: What makes the ranking.
+        order: Of the gradient through the unrolled step.
+        bilevel: Gates learn on the other half of the training split; else on the same batches.
+        steps: Search steps.
+        control: How gates meet the budget: shifted global sigmoid, tau-theta softmax, or an L0 penalty.
+        budget_gradient: Exact implicit gradient of the shift, or S3PET's detach trick.
+        relaxation: Of the gates' samples.
+        l0_weight: Weight of the L0 penalty.
+        checkpoint: Gates of the last step, or of the best soft-gate validation score.
+        cut: Greedy by score, or by score per parameter.
+    """
+
+    strategy: Strategy = "s3pet"
+    order: Literal["first", "second"] = "first"
+    bilevel: bool = True
+    steps: Positive = 300
+    batch_size: Positive = 32
+    alpha_lr: Rate = 0.1
+    clip: Annotated[float, Field(gt=0)] = 2.0
+    control: Literal["shift", "tau-theta", "l0"] = "shift"
+    budget_gradient: Literal["exact", "detach"] = "exact"
+    relaxation: Literal["concrete", "hard-concrete", "none"] = "concrete"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    l0_weight: Annotated[float, Field(ge=0)] = 1.0
+    checkpoint: Literal["last", "best"] = "last"
+    valid_every: Positive = 100
+    cut: Literal["greedy", "density"] = "greedy"
+
+
+class TrainConfig(_Section):
+    """How a structure is trained, the same for every strategy; a search trains its modules alike.
+
+    Attributes:
+        lr: For attached modules and the head.
+        kind_lr: Kind (or ``head``) -> its own rate; what is not named takes ``lr``.
+        full_lr: For the reference that trains the whole backbone.
+        warmup: Share of the steps with a rising learning rate; afterwards it falls linearly to 0.
+        precision: ``auto`` takes bf16 autocast where the processor computes it natively.
+    """
+
+    epochs: Positive = 3
+    batch_size: Positive = 32
+    lr: Rate = 2e-2
+    kind_lr: dict[str, Rate] = Field(
+        default_factory=lambda: {"lora": 3e-3, "adapter": 3e-3, "low_rank_adapter": 3e-3}
+    )
+    full_lr: Rate = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    clip: Annotated[float, Field(gt=0)] = 2.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+    @model_validator(mode="after")
+    def _known_kinds(self) -> TrainConfig:
+        unknown = sorted(set(self.kind_lr) - {*KIND_NAMES, "head"})
+        if unknown:
+            raise ValueError(f"kind_lr names {unknown}; known: {', '.join((*KIND_NAMES, 'head'))}")
+        return self
+
+
+class WorkersConfig(_Section):
+    """Who runs the trials."""
+
+    runner: Literal["in-process"] = "in-process"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = None
+
+
+class StudyConfig(_Section):
+    """A study: which model, task, space and budgets, and what they are compared with.
+
+    Example:
+        >>> StudyConfig.model_validate({
+        ...     "name": "demo", "model": {"path": "x"}, "space": {"preset": "s3pet-l"},
+        ...     "task": {"data": {"path": "glue", "name": "rte"}, "text": ["sentence1", "sentence2"]},
+        ...     "budgets": {"max_trainable_params": ["0.01%", 4000]}}).budgets[1].max_trainable_params
+        4000
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+    model: ModelConfig
+    task: TaskConfig
+    space: SpaceConfig
+    budgets: Annotated[list[BudgetConfig], BeforeValidator(_spread_budgets), Field(min_length=1)]
+    search: SearchConfig = SearchConfig()
+    train: TrainConfig = TrainConfig()
+    baselines: list[Strategy] = Field(default_factory=lambda: ["random", "lora-qv", "head", "full"])
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    workers: WorkersConfig = WorkersConfig()
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> StudyConfig:
+        for key in ("seeds", "baselines"):
+            values = getattr(self, key)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} names something twice: {values}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Folder that relative paths in the file start from."""
+        return self._folder
+
+
+def read_study(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> tuple[dict[str, Any], Path]:
+    """The raw content of a study file, with ``key.path=value`` overrides applied, and its folder.
+
+    Raises:
+        ConfigError: If the file is missing or no YAML mapping, or an override names no place.
+    """
+    if isinstance(source, Mapping):
+        raw, folder = dict(source), Path.cwd()
+    else:
+        path = Path(source)
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError([f"cannot read {str(path)!r}: {reason}"]) from error
+        except yaml.YAMLError as error:
+            raise ConfigError([f"{path} is not valid YAML: {' '.join(str(error).split())}"]) from error
+        if not isinstance(raw, dict):
+            raise ConfigError([f"{path} holds no mapping of keys; see examples/demo.yaml"])
+        folder = path.resolve().parent
+    for override in overrides:
+        _override(raw, override)
+    return raw, folder
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Apply one ``a.b.0=value``; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError([f"--set {override!r} is not of the form key.path=value"])
+    if parts[0] == "budgets" and len(parts) > 1 and parts[1].isdigit():
+        raw["budgets"] = _spread_budgets(raw.get("budgets", []))
+    place: Any = raw
+    for depth, part in enumerate(parts[:-1]):
+        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+            place = place[int(part)]
+        elif isinstance(place, dict):
+            place = place.setdefault(part, {})
+        else:
+            raise ConfigError([f"--set {override!r}: {'.'.join(parts[: depth + 1])} does not exist"])
+    value, last = yaml.safe_load(text), parts[-1]
+    if isinstance(place, list) and last.isdigit() and int(last) <= len(place):
+        place[int(last) : int(last) + 1] = [value]
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise ConfigError([f"--set {override!r}: {key} does not exist"])
+
+
+def sections_of(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Validate a raw study, section by section, so that one bad section hides no other.
+
+    Returns:
+        The valid sections by name, with the whole ``StudyConfig`` under ``study`` if all is well, and all problems.
+    """
+    try:
+        study = StudyConfig.model_validate(dict(raw))
+        study._folder = folder
+        return {**{name: getattr(study, name) for name in StudyConfig.model_fields}, "study": study}, []
+    except ValidationError as error:
+        problems = [_problem(e, raw) for e in error.errors()]
+    sections = {}
+    for name, field in StudyConfig.model_fields.items():
+        if name in raw:
+            annotated: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            try:
+                sections[name] = TypeAdapter(annotated).validate_python(raw[name], strict=True)
+            except ValidationError:
+                continue
+        elif not field.is_required():
+            sections[name] = field.get_default(call_default_factory=True)
+    return sections, list(dict.fromkeys(problems))
+
+
+def _problem(error: Any, raw: Mapping[str, Any]) -> str:
+    """One line: where, what, and what would do."""
+    location = ".".join(str(part) for part in error["loc"] if not str(part).startswith("function-"))
+    if error["type"] == "extra_forbidden":
+        *parents, key = error["loc"]
+        model: Any = StudyConfig
+        for parent in parents:
+            if not isinstance(parent, int):
+                field = model.model_fields.get(parent)
+                model = field.annotation if field is not None else model
+                if field is not None and parent == "budgets":
+                    model = BudgetConfig
+        names = list(getattr(model, "model_fields", {}))
+        near = difflib.get_close_matches(str(key), names, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+        return f"{location}: unknown key; {advice}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{location}: missing"
+    given = error.get("input")
+    if isinstance(given, str | int | float | bool) and repr(given) not in message:
+        message += f", not {given!r}"
+    return f"{location}: {message}" if location else message

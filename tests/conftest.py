@@ -1,0 +1,171 @@
+"""Tiny random models of every family, offline."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    RobertaConfig,
+    T5Config,
+)
+
+torch.set_num_threads(1)
+
+D, HEADS, F, VOCAB = 32, 4, 64, 60
+
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "bert": lambda: BertConfig(
+        vocab_size=VOCAB, hidden_size=D, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=F
+    ),
+    "roberta": lambda: RobertaConfig(
+        vocab_size=VOCAB, hidden_size=D, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=F
+    ),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=VOCAB, dim=D, n_layers=2, n_heads=HEADS, hidden_dim=F
+    ),
+    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=D, n_layer=2, n_head=HEADS, pad_token_id=0),
+    "llama": lambda: LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=2,
+        intermediate_size=F,
+        pad_token_id=0,
+    ),
+    "t5": lambda: T5Config(
+        vocab_size=VOCAB, d_model=D, d_kv=8, d_ff=F, num_layers=2, num_heads=HEADS, eos_token_id=1,
+        decoder_start_token_id=0,
+    ),
+}
+FAMILIES = tuple(CONFIGS)
+
+
+def make_model(
+    family: str, seed: int = 0, labels: int = 3, attention: str = "sdpa"
+) -> nn.Module:
+    """A tiny random model with a classification head."""
+    torch.manual_seed(seed)
+    config = CONFIGS[family]()
+    config.num_labels = labels
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+    return model.eval()
+
+
+def make_inputs(rows: int = 2, tokens: int = 7) -> dict[str, Tensor]:
+    """Random token ids that end in T5's end-of-sequence token."""
+    ids = torch.randint(3, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(1))
+    ids[:, -1] = 1
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Every family."""
+    return str(request.param)
+
+
+@pytest.fixture
+def build() -> Callable[..., nn.Module]:
+    """Builds a tiny model of a family."""
+    return make_model
+
+
+@pytest.fixture
+def inputs() -> dict[str, Tensor]:
+    """A batch for any tiny model."""
+    return make_inputs()
+
+
+@pytest.fixture
+def randomise() -> Callable[[nn.Module], None]:
+    """Moves every trainable parameter away from its initial value."""
+
+    @torch.no_grad()
+    def move(model: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(7)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+    return move
+
+
+WORDS = "good fine great happy bad sad poor awful film book song the a was is very not so it this".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny BERT with a tokenizer, as a user's local model folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+    ).save_pretrained(folder)
+    make_model("bert").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three JSON-lines splits of a learnable two-class task."""
+    import json
+    import random
+
+    folder = tmp_path_factory.mktemp("moods")
+    stream = random.Random(0)
+    for split, rows in (("train", 64), ("validation", 24), ("test", 24)):
+        lines = []
+        for _ in range(rows):
+            label = stream.randrange(2)
+            mood = stream.choice(WORDS[4 * label : 4 * label + 4])
+            text = f"the {stream.choice(WORDS[8:11])} was {stream.choice(['very ', 'so ', ''])}{mood}"
+            lines.append(json.dumps({"text": text, "label": label}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def study(tiny_folder: Path, tiny_data: Path) -> dict[str, object]:
+    """The raw content of a tiny study."""
+    files = {s: str(tiny_data / f"{s}.jsonl") for s in ("train", "validation", "test")}
+    return {
+        "name": "tiny",
+        "model": {"path": str(tiny_folder)},
+        "task": {"data": {"path": "json", "data_files": files}, "text": ["text"], "max_length": 16},
+        "space": {"kinds": {"lora": {"max_rank": 2}, "bitfit": {}, "lnfit": {}}},
+        "budgets": {"max_trainable_params": [200, 600]},
+        "search": {"steps": 3, "batch_size": 8},
+        "train": {"epochs": 1, "batch_size": 16, "precision": "fp32"},
+        "baselines": ["random", "lora-qv", "head", "full"],
+        "seeds": [0],
+    }

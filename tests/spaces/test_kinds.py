@@ -1,0 +1,205 @@
+"""The conformance table: every kind on every family."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsearch.config import KIND_NAMES
+from sparsearch.errors import ConfigError
+from sparsearch.spaces.attach import attach_units, detach, load_weights, weights_of
+from sparsearch.spaces.backbone import backbone_parameters, positions_of
+from sparsearch.spaces.kinds import KINDS, make_kind
+
+TABLE = [
+    ("lora", {"max_rank": 3}),
+    ("bitfit", {}),
+    ("lnfit", {}),
+    ("low_rank_adapter", {"reduction": 8}),
+    ("adapter", {"bottleneck": 3}),
+    ("adapter", {"bottleneck": 3, "parallel": True}),
+    ("ia3", {}),
+]
+
+
+@pytest.fixture(params=TABLE, ids=[f"{k}{'-parallel' if 'parallel' in o else ''}" for k, o in TABLE])
+def kind(request):
+    name, options = request.param
+    return make_kind(name, options)
+
+
+def units_of(model, kind):
+    """The kind everywhere it can go: (position, kind, size, gates)."""
+    return [
+        (p, kind, sum(kind.sizes(p)), len(kind.sizes(p)))
+        for p in positions_of(model)
+        if kind.accepts(p)
+    ]
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def test_identity_at_initialisation(build, family, kind, inputs):
+    model = build(family)
+    before = logits(model, inputs)
+    attach_units(model, units_of(model, kind))
+    assert torch.equal(logits(model, inputs), before)
+
+
+def test_costs_are_what_is_attached(build, family, kind):
+    model = build(family)
+    units = units_of(model, kind)
+    attachment = attach_units(model, units)
+    assert len(attachment.units) == len(units)
+    for (position, _, size, _), unit in zip(units, attachment.units.values(), strict=True):
+        assert sum(p.numel() for p in unit.parameters()) == kind.params(position, size)
+
+
+def test_flops_are_what_torch_counts(build, family, kind, inputs):
+    model = build(family)
+    with FlopCounterMode(display=False) as counter:
+        logits(model, inputs)
+    before = counter.get_total_flops()
+    units = units_of(model, kind)
+    attach_units(model, units)
+    with FlopCounterMode(display=False) as counter:
+        logits(model, inputs)
+    per_token = sum(kind.flops_per_token(p, size) for p, _, size, _ in units)
+    assert counter.get_total_flops() - before == per_token * inputs["input_ids"].numel()
+
+
+def test_each_unit_changes_the_output(build, family, kind, inputs, randomise):
+    model = build(family)
+    before = logits(model, inputs)
+    for unit in units_of(model, kind):
+        attach_units(model, [unit], train_head=False)
+        randomise(model)
+        changed = not torch.equal(logits(model, inputs), before)
+        # Softmax does not see a shift of all keys of a query, nor a lone position's own scale.
+        blind = unit[0].name.endswith(("attn.k", "cross.k")) and kind.name == "bitfit"
+        assert changed or blind, unit[0].name
+        detach(model)
+
+
+def test_gradient_reaches_every_gate(build, family, kind, inputs, randomise):
+    model = build(family)
+    units = units_of(model, kind)
+    attachment = attach_units(model, units)
+    randomise(model)
+    z = torch.full((sum(u[3] for u in units),), 0.5, requires_grad=True)
+    with attachment.gated(z):
+        loss = model(**inputs).logits.square().sum()
+    (gradient,) = torch.autograd.grad(loss, [z])
+    assert torch.isfinite(gradient).all()
+    names = [u[0].name for u in units for _ in range(u[3])]
+    silent = [n for n, g in zip(names, gradient.tolist(), strict=True) if g == 0]
+    assert all(n.endswith((".k",)) and kind.name == "bitfit" for n in silent), silent
+
+
+def test_open_gates_are_the_attached_structure_and_closed_ones_the_backbone(
+    build, family, kind, inputs, randomise
+):
+    model = build(family)
+    before = logits(model, inputs)
+    units = units_of(model, kind)
+    attachment = attach_units(model, units, train_head=False)
+    randomise(model)
+    gates = sum(u[3] for u in units)
+    attached = logits(model, inputs)
+    with attachment.gated(torch.ones(gates)):
+        assert torch.allclose(logits(model, inputs), attached, atol=1e-6)
+    with attachment.gated(torch.zeros(gates)):
+        assert torch.allclose(logits(model, inputs), before, atol=1e-6)
+
+
+def test_attach_then_detach_leaves_the_model_bit_identical(build, family, kind, inputs, randomise):
+    model = build(family)
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    before = logits(model, inputs)
+    attach_units(model, units_of(model, kind), train_head=False)
+    randomise(model)
+    logits(model, inputs)
+    detach(model)
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+    assert torch.equal(logits(model, inputs), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_only_attached_modules_and_the_head_train(build, family, kind, inputs):
+    model = build(family)
+    attach_units(model, units_of(model, kind))
+    model(**inputs).logits.sum().backward()
+    assert not any(p.requires_grad or p.grad is not None for _, p in backbone_parameters(model))
+    trainable = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert "sparsearch" in trainable and len(trainable) > 1
+
+
+def test_save_and_load_give_equal_logits(build, family, kind, inputs, randomise, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = build(family)
+    attach_units(model, units_of(model, kind))
+    randomise(model)
+    expected = logits(model, inputs)
+    save_file(weights_of(model), tmp_path / "weights.safetensors")
+    again = build(family)
+    attach_units(again, units_of(again, kind))
+    load_weights(again, load_file(tmp_path / "weights.safetensors"))
+    assert torch.equal(logits(again, inputs), expected)
+
+
+def test_a_deep_copy_has_its_own_hooks(build, kind, inputs, randomise):
+    import copy
+
+    model = build("bert")
+    attach_units(model, units_of(model, kind), train_head=False)
+    before = logits(model, inputs)
+    twin = copy.deepcopy(model)
+    randomise(twin)
+    assert torch.equal(logits(model, inputs), before)
+    assert not torch.equal(logits(twin, inputs), before)
+
+
+def test_fused_projection_changes_only_its_part(build, inputs):
+    model = build("gpt2")
+    position = next(p for p in positions_of(model) if p.name == "layers.0.attn.k")
+    seen = {}
+    module = model.base_model.get_submodule(position.module)
+    handle = module.register_forward_hook(lambda m, a, out: seen.update(dense=out.clone()))
+    attachment = attach_units(model, [(position, make_kind("bitfit", {}), 1, 1)])
+    module.register_forward_hook(lambda m, a, out: seen.update(attached=out.clone()))
+    with torch.no_grad():
+        next(attachment.units.parameters()).fill_(1.0)
+    logits(model, inputs)
+    handle.remove()
+    difference = (seen["attached"] - seen["dense"]).abs().amax(dim=(0, 1))
+    assert difference.nonzero().flatten().tolist() == list(range(32, 64))
+
+
+def test_registry_names_and_config_agree():
+    assert set(KINDS) == set(KIND_NAMES)
+    assert all(dataclasses.is_dataclass(k) for k in KINDS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lore", {}, "unknown kind 'lore'"),
+        ("lora", {"rank": 2}, "no option 'rank'; it has: max_rank, alpha"),
+        ("lora", {"max_rank": "2"}, "max_rank must be int, not '2'"),
+        ("lora", {"max_rank": 0}, "must be positive"),
+        ("adapter", {"parallel": 1}, "parallel must be bool"),
+    ],
+)
+def test_bad_options_are_named(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_kind(name, options)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+from sparsearch.errors import BackboneError, StructureError
+from sparsearch.spaces.backbone import base_of, dense_flops_per_token, positions_of
+from sparsearch.spaces.positions import find, matching, scan
+
+PER_LAYER = {
+    "bert": 10,
+    "roberta": 10,
+    "distilbert": 10,
+    "gpt2": 10,
+    "llama": 11,
+    "t5": 26,
+}
+OUTSIDE = {"bert": 1, "roberta": 1, "distilbert": 1, "gpt2": 1, "llama": 1, "t5": 2}
+
+
+def test_every_family_has_every_position(build, family):
+    positions = positions_of(build(family))
+    assert len(positions) == 2 * PER_LAYER[family] + OUTSIDE[family]
+    assert len({p.name for p in positions}) == len(positions)
+
+
+def test_linears_tile_their_modules_without_overlap(build, family):
+    model = build(family)
+    modules = dict(base_of(model).named_modules())
+    covered: dict[str, list[tuple[int, int]]] = {}
+    for p in positions_of(model):
+        if p.role == "linear":
+            covered.setdefault(p.module, []).append((p.start, p.start + p.out_features))
+    for name, spans in covered.items():
+        spans.sort()
+        width = getattr(modules[name], "out_features", None) or modules[name].nf
+        assert spans[0][0] == 0 and spans[-1][1] == width
+        assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_every_linear_of_the_layers_is_a_position(build, family):
+    model = build(family)
+    known = {p.module for p in positions_of(model)}
+    for name, module in base_of(model).named_modules():
+        is_linear = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+        if is_linear and "pooler" not in name:
+            assert name in known
+
+
+def test_gated_t5_names_gate_and_up():
+    config = T5Config(
+        d_model=16, d_ff=32, d_kv=4, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu", vocab_size=20
+    )
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(config)
+    found = {p.name: p.module for p in positions_of(model)}
+    assert found["encoder.layers.0.ffn.gate"].endswith("wi_0")
+    assert found["decoder.layers.0.ffn.up"].endswith("wi_1")
+
+
+def test_patterns_do_not_reach_cross_attention_by_accident(build):
+    names = [p.name for p in matching(positions_of(build("t5")), ["*.attn.[qkvo]"])]
+    assert len(names) == 16
+    assert not any("cross" in n for n in names)
+
+
+def test_unknown_family_lists_the_supported_ones(build):
+    with pytest.raises(BackboneError, match="bert, distilbert, gpt2, llama, roberta, t5"):
+        scan(build("bert"), "mamba")
+
+
+def test_unknown_position_lists_the_nearest(build):
+    with pytest.raises(StructureError) as caught:
+        find(positions_of(build("bert")), "layers.1.attn.w")
+    assert "layers.1.attn" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "distilbert", "t5"])
+def test_dense_flops_match_torchs_counter(build, name):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows, tokens = 2, 8
+    model = base_of(build(name, attention="eager"))
+    ids = torch.randint(3, 60, (rows, tokens))
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if name == "t5":
+        arguments["decoder_input_ids"] = ids
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**arguments)
+    pooler = 2 * rows * 32 * 32 if name == "bert" else 0
+    rotary = sum(
+        count
+        for module, counts in counter.get_flop_counts().items()
+        if module.endswith("rotary_emb")
+        for count in counts.values()
+    )
+    expected = rows * tokens * dense_flops_per_token(positions_of(build(name)), tokens)
+    assert counter.get_total_flops() - pooler - rotary == expected

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+import sparsearch.spaces.structure as structure_module
+from sparsearch.errors import StructureError
+from sparsearch.spaces import attach, attachment_of, build_space, detach, identify, make_structure
+from sparsearch.spaces.structure import Structure, json_schema
+
+
+@pytest.fixture
+def model(build):
+    return build("bert")
+
+
+@pytest.fixture
+def structure(model):
+    space = build_space(model, kinds={"lora": {"max_rank": 3}, "bitfit": {}, "adapter": {"bottleneck": 2}})
+    lora = [c for c in space.candidates if c.position == "layers.1.attn.q" and c.kind == "lora"]
+    bias = [c for c in space.candidates if c.position == "layers.0.attn.norm"]
+    block = [c for c in space.candidates if c.position == "layers.0.ffn"]
+    return make_structure(space, [*lora[:2], *block, *bias], identify(model, "here"), "classification")
+
+
+def test_rank_units_become_one_candidate_in_backbone_order(structure):
+    assert [(c.position, c.kind, c.size) for c in structure.candidates] == [
+        ("layers.0.attn.norm", "bitfit", 1),
+        ("layers.0.ffn", "adapter", 2),
+        ("layers.1.attn.q", "lora", 2),
+    ]
+    assert structure.trainable_params == 32 + (2 * 32 * 2 + 2 + 32) + 2 * 64
+
+
+def test_json_round_trip_keeps_everything(structure):
+    again = Structure.from_json(structure.to_json())
+    assert again == structure and again.hash == structure.hash
+    assert again.kinds == structure.kinds
+
+
+def test_json_validates_against_the_published_schema(structure):
+    folder = Path(structure_module.__file__).parent
+    published = json.loads((folder / "structure.schema.json").read_text())
+    assert published == json_schema()
+    jsonschema.validate(json.loads(structure.to_json()), published)
+
+
+def test_hash_names_the_content_and_not_its_origin(structure):
+    moved = dataclasses.replace(
+        structure, backbone=dataclasses.replace(structure.backbone, path="elsewhere")
+    )
+    assert moved.hash == structure.hash
+    smaller = dataclasses.replace(structure, candidates=structure.candidates[:2])
+    assert smaller.hash != structure.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(colour="red"), "colour"),
+        (lambda d: d["candidates"][0].update(colour="red"), "colour"),
+        (lambda d: d.update(schema_version=2), "upgrade sparsearch"),
+        (lambda d: d["costs"].update(trainable_params=1), "costs"),
+        (lambda d: d["kinds"].update(lora={"rank": 2}), "no option 'rank'"),
+        (lambda d: d.pop("backbone"), "backbone"),
+        (lambda d: d["candidates"][0].update(params="many"), "integer"),
+    ],
+)
+def test_malformed_files_are_refused(structure, change, message):
+    document = json.loads(structure.to_json())
+    change(document)
+    with pytest.raises(StructureError, match=message):
+        Structure.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": "1"}'])
+def test_what_is_no_structure_is_refused(text, tmp_path):
+    (tmp_path / "structure.json").write_text(text)
+    with pytest.raises(StructureError):
+        Structure.load(tmp_path)
+
+
+def test_missing_file_is_a_structure_error(tmp_path):
+    with pytest.raises(StructureError, match="cannot read"):
+        Structure.load(tmp_path / "nothing")
+
+
+def test_attach_refuses_another_backbone_and_leaves_it_alone(structure, build):
+    other = build("bert", seed=1)
+    with pytest.raises(StructureError, match="another backbone"):
+        attach(other, structure)
+    assert attachment_of(other) is None
+    assert all(p.requires_grad for p in other.parameters())
+
+
+def test_attach_accepts_the_backbone_under_another_head(structure, build):
+    other = build("bert", labels=7)
+    attach(other, structure)
+    assert sum(p.numel() for p in attachment_of(other).parameters()) == structure.trainable_params
+
+
+def test_attach_refuses_costs_that_are_not_true(structure, model):
+    wrong = dataclasses.replace(structure.candidates[0], params=31)
+    with pytest.raises(StructureError, match="does not cost"):
+        attach(model, dataclasses.replace(structure, candidates=(wrong,)))
+    assert attachment_of(model) is None
+
+
+def test_attaching_twice_is_refused(structure, model):
+    attach(model, structure)
+    with pytest.raises(StructureError, match="already"):
+        attach(model, structure)
+    detach(model)
+    attach(model, structure)
+
+
+def test_fingerprint_sees_one_changed_weight(model):
+    before = identify(model).weight_fingerprint
+    with torch.no_grad():
+        model.base_model.encoder.layer[1].output.dense.weight[0, 0] += 1e-3
+    assert identify(model).weight_fingerprint != before

@@ -1,0 +1,1 @@
+"""Who runs a study: runners, trials, and the loop over budgets, seeds and baselines."""

@@ -1,0 +1,125 @@
+"""Preflight: everything that can be known to be wrong before a weight is loaded, reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsearch.config import BudgetConfig, StudyConfig, read_study, sections_of
+from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
+from sparsearch.search.cut import Limits, infeasible, smallest
+from sparsearch.spaces.backbone import locate, skeleton
+from sparsearch.spaces.budget import Budget, resolve
+from sparsearch.spaces.space import Candidate, Space
+from sparsearch.workers.workbench import space_of
+
+__all__ = ["Feasibility", "Preflight", "check_study", "resolve_budgets"]
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    """What a budget buys.
+
+    Attributes:
+        budget: The budget.
+        fitting: Candidates that fit on their own.
+        most: The most candidates that fit together.
+    """
+
+    budget: Budget
+    fitting: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A study that may run.
+
+    Attributes:
+        config: The study.
+        space: On the model's skeleton.
+        budgets: Resolved, in order.
+        feasibility: What each budget buys.
+        smallest: The smallest candidate.
+    """
+
+    config: StudyConfig
+    space: Space
+    budgets: tuple[Budget, ...]
+    feasibility: tuple[Feasibility, ...]
+    smallest: Candidate
+
+
+def check_study(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Preflight:
+    """Validate a study as a whole, against its model's architecture too; nothing is loaded or written.
+
+    Raises:
+        ConfigError: With every problem found.
+        InfeasibleError: If the only problems are budgets that are too small.
+    """
+    if isinstance(source, StudyConfig):
+        sections: dict[str, Any] = {n: getattr(source, n) for n in StudyConfig.model_fields}
+        sections["study"], problems = source, []
+    else:
+        sections, problems = sections_of(*read_study(source, overrides))
+    folder = sections["study"].folder if "study" in sections else _folder(source)
+    problems += _data_problems(sections, folder)
+    space: Space | None = None
+    if "model" in sections and "space" in sections:
+        try:
+            model = sections["model"]
+            space = space_of(
+                skeleton(locate(model.path, folder), model.revision), sections["space"]
+            )
+        except ConfigError as error:
+            problems += [p if p.startswith("space") else f"space: {p}" for p in error.problems]
+        except SparsearchError as error:
+            problems.append(error.message)
+    budgets: tuple[Budget, ...] = ()
+    too_small: list[InfeasibleError] = []
+    if space is not None and "budgets" in sections:
+        budgets = resolve_budgets(sections["budgets"], space.backbone_params)
+        too_small = [infeasible(space, b) for b in budgets if _most(space, b) == 0]
+    if problems:
+        raise ConfigError([*problems, *(f"budgets: {e.message}" for e in too_small)])
+    if too_small:
+        raise InfeasibleError("\n".join(e.message for e in too_small), too_small[0].hint)
+    assert space is not None
+    feasibility = tuple(
+        Feasibility(b, sum(Limits(space, b).fits([c]) for c in space.candidates), _most(space, b))
+        for b in budgets
+    )
+    return Preflight(sections["study"], space, budgets, feasibility, smallest(space))
+
+
+def _folder(source: str | Path | Mapping[str, Any] | StudyConfig) -> Path:
+    return Path(source).resolve().parent if isinstance(source, str | Path) else Path.cwd()
+
+
+def _data_problems(sections: Mapping[str, Any], folder: Path) -> list[str]:
+    """Local data files that do not exist."""
+    files = sections["task"].data.data_files if "task" in sections else None
+    return [
+        f"task.data.data_files.{split}: no such file: {file} (relative to {folder})"
+        for split, file in (files or {}).items()
+        if not (folder / file).is_file()
+    ]
+
+
+def resolve_budgets(budgets: Sequence[BudgetConfig], backbone_params: int) -> tuple[Budget, ...]:
+    """Resolve relative limits against the backbone, once."""
+    return tuple(resolve(backbone_params, **b.model_dump()) for b in budgets)
+
+
+def _most(space: Space, budget: Budget) -> int:
+    """How many of the smallest candidates fit together."""
+    limits, kept = Limits(space, budget), 0
+    params = size = flops = 0
+    for c in sorted(space.candidates, key=lambda c: c.params):
+        total = (params + c.params, size + c.bytes, flops + c.merged_flops_per_token)
+        if limits.fit(*total):
+            params, size, flops = total
+            kept += 1
+    return kept

@@ -1,0 +1,94 @@
+"""Training an exported structure on the task of a study, as any trainer would."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsearch.config import read_study, sections_of
+from sparsearch.errors import ConfigError
+from sparsearch.results.export import write_spec
+from sparsearch.search.device import choose_device
+from sparsearch.search.evaluate import evaluate
+from sparsearch.search.seeds import derive, seed_everything
+from sparsearch.search.train import Observer, learning_rates, silent, train
+from sparsearch.spaces.attach import attach
+from sparsearch.spaces.structure import Structure
+from sparsearch.workers.trial import pack_weights
+from sparsearch.workers.workbench import load_backbone, new_head
+
+__all__ = ["Retrained", "train_structure"]
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What training gave.
+
+    Attributes:
+        structure: What was trained.
+        metric: Name of the metric.
+        score: Validation score of the best epoch.
+        test_score: Test score of that checkpoint.
+        epoch: The best epoch, 1-based.
+        seconds: Wall time.
+        out: Where the trained spec was written, if anywhere.
+    """
+
+    structure: Structure
+    metric: str
+    score: float
+    test_score: float
+    epoch: int
+    seconds: float
+    out: Path | None
+
+
+def train_structure(
+    structure: Structure,
+    study: str | Path,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    observe: Observer = silent,
+) -> Retrained:
+    """Train a structure from scratch on a study's task, with its training settings and first seed.
+
+    Args:
+        structure: Attached anew; stored weights are not used.
+        study: The study file that names model, task and training.
+        overrides: ``key.path=value`` settings.
+        out: Folder for the trained ``spec``.
+        observe: Told of every step.
+
+    Raises:
+        ConfigError: If the study is wrong.
+        StructureError: If the study's model is not the structure's backbone.
+    """
+    started = time.monotonic()
+    sections, problems = sections_of(*read_study(study, overrides))
+    if problems:
+        raise ConfigError(problems)
+    config = sections["study"]
+    device = choose_device(config.workers.device)
+    model, _, task = load_backbone(config.model, config.task, config.folder, device)
+    seed = config.seeds[0]
+    new_head(model, seed, structure.hash, "head")
+    seed_everything(seed, structure.hash, "modules")
+    attach(model, structure)
+    groups = learning_rates(model, config.train.lr, config.train.kind_lr)
+    result = train(
+        model, task, config.train, groups, derive(seed, structure.hash, "train"), observe
+    )
+    test = evaluate(model, task, task.test, config.train.precision)
+    if out is not None:
+        write_spec(structure, pack_weights(model, task.classes), out)
+    return Retrained(
+        structure,
+        task.metric,
+        result.score,
+        test,
+        result.epoch,
+        time.monotonic() - started,
+        Path(out) if out is not None else None,
+    )

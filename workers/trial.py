@@ -1,0 +1,195 @@
+"""One trial: rank (or reuse a ranking), cut at the budget, attach, train, measure once on test."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import safetensors.torch
+from transformers import PreTrainedModel
+
+from sparsearch.errors import InfeasibleError, SparsearchError
+from sparsearch.results.values import Measurement, Outcome, Trial
+from sparsearch.search.cut import cut
+from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
+from sparsearch.search.evaluate import evaluate
+from sparsearch.search.seeds import derive, seed_everything
+from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
+from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
+from sparsearch.spaces.attach import attach, detach, weights_of
+from sparsearch.spaces.backbone import dense_flops_per_token, head_parameters
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.space import Space
+from sparsearch.spaces.structure import Provenance, Structure, make_structure
+from sparsearch.workers.environment import environment
+from sparsearch.workers.workbench import Workbench, new_head
+
+__all__ = ["FindRanking", "execute", "pack_weights", "ranking_key"]
+
+FindRanking = Callable[[str], Ranking | None]
+"""Looks a stored ranking up by its key."""
+
+
+def execute(
+    bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Observer = silent
+) -> Outcome:
+    """Run a trial to an outcome. Whatever goes wrong in it is an outcome too, not the end of a study.
+
+    Args:
+        bench: Backbone, space and task; as it was when this returns.
+        trial: What to run.
+        find_ranking: Where a ranking may be reused from.
+        observe: Told of every step.
+    """
+    started = time.monotonic()
+    reset_peak(bench.device)
+    try:
+        outcome = _run(bench, trial, find_ranking, observe)
+    except InfeasibleError as error:
+        outcome = Outcome("infeasible", str(error))
+    except SparsearchError as error:
+        outcome = Outcome("failed", str(error))
+    except Exception as error:  # noqa: BLE001 - any failure of one trial is that trial's outcome
+        state = "oom" if is_out_of_memory(error) else "failed"
+        outcome = Outcome(state, f"{type(error).__name__}: {str(error)[:2000]}")
+    finally:
+        detach(bench.model)
+    return replace(
+        outcome,
+        seconds=time.monotonic() - started,
+        peak_bytes=peak_bytes(bench.device),
+        environment=environment(),
+    )
+
+
+def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Observer) -> Outcome:
+    if trial.strategy in REFERENCES:
+        return _run_reference(bench, trial, observe)
+    assert trial.budget is not None, "only references have no budget"
+    structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe)
+    new_head(bench.model, trial.seed, trial.number, "head")
+    seed_everything(trial.seed, trial.number, "modules")
+    attach(bench.model, structure)
+    result = _train(bench, bench.model, trial, observe)
+    dense = dense_flops_per_token(bench.space.positions, bench.task.max_length)
+    return Outcome(
+        "ok",
+        measurements=_measure(bench, bench.model, result),
+        structure=structure,
+        trainable_params=structure.trainable_params,
+        head_params=_head_params(bench.model),
+        inference_flops_ratio=1.0 + structure.merged_flops_per_token / dense,
+        weights=pack_weights(bench.model, bench.task.classes),
+        ranking=ranking,
+    )
+
+
+def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
+    """The head alone, or everything (on a copy: it changes the backbone)."""
+    new_head(bench.model, trial.seed, trial.number, "head")
+    full = trial.strategy == "full"
+    model = copy.deepcopy(bench.model) if full else bench.model
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    head = {name for name, _ in head_parameters(model)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(full or name in head)
+    try:
+        result = _train(bench, model, trial, observe)
+        measurements = _measure(bench, model, result)
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
+    return Outcome(
+        "ok",
+        measurements=measurements,
+        trainable_params=bench.backbone.params if full else 0,
+        head_params=_head_params(model),
+    )
+
+
+def _choose(
+    bench: Workbench, trial: Trial, budget: Budget, find_ranking: FindRanking, observe: Observer
+) -> tuple[Structure, tuple[str, Ranking] | None]:
+    """The structure of a budgeted strategy, and the ranking it was cut from."""
+    space, ranking = bench.space, None
+    tokens = bench.task.max_length
+    if trial.strategy in RANKERS:
+        key = ranking_key(bench, trial.strategy, budget, trial.seed)
+        found = find_ranking(key) or _rank(bench, trial, budget, observe)
+        ranking = (key, found)
+        rule = bench.config.search.cut if trial.strategy == "s3pet" else "greedy"
+        chosen = cut(space, found, budget, rule, tokens)
+    else:
+        chosen, kind = uniform(trial.strategy, space, budget, tokens)
+        space = Space(
+            space.candidates, {**space.kinds, kind.name: kind}, space.positions, space.backbone_params
+        )
+    provenance = Provenance(
+        bench.config.name,
+        trial.number,
+        trial.strategy,
+        trial.seed,
+        environment().versions["sparsearch"],
+    )
+    return make_structure(space, chosen, bench.backbone, bench.task.type, provenance), ranking
+
+
+def _rank(bench: Workbench, trial: Trial, budget: Budget, observe: Observer) -> Ranking:
+    seed = derive(trial.seed, trial.strategy, budget.as_dict(), "ranking")
+    new_head(bench.model, seed, "head")
+    config = bench.config
+    problem = Problem(bench.model, bench.space, bench.task, config.search, config.train)
+    return replace(rank(trial.strategy, problem, budget, seed, observe), seed=trial.seed)
+
+
+def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:
+    """Name of a ranking: equal for equal backbone, space, task, search settings, budget and seed."""
+    config = bench.config
+    content = [
+        bench.backbone.weight_fingerprint,
+        [[c.position, c.kind, c.size, c.params] for c in bench.space.candidates],
+        config.task.model_dump(mode="json"),
+        str(config.folder) if config.task.data.data_files else "",
+        config.search.model_dump(mode="json"),
+        config.train.model_dump(mode="json", include={"lr", "kind_lr", "precision"}),
+        strategy,
+        budget.as_dict(),
+        seed,
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _train(
+    bench: Workbench, model: PreTrainedModel, trial: Trial, observe: Observer
+) -> TrainResult:
+    config, seed = bench.config.train, derive(trial.seed, trial.number, "train")
+    if trial.strategy == "full":
+        groups = learning_rates(model, config.full_lr, {})
+    else:
+        groups = learning_rates(model, config.lr, config.kind_lr)
+    return train(model, bench.task, config, groups, seed, observe)
+
+
+def _measure(bench: Workbench, model: PreTrainedModel, result: TrainResult) -> tuple[Measurement, ...]:
+    """Validation as kept by training; test is touched here, once."""
+    test = evaluate(model, bench.task, bench.task.test, bench.config.train.precision)
+    metric = bench.task.metric
+    return (
+        Measurement(metric, "validation", result.score),
+        Measurement(metric, "test", test),
+    )
+
+
+def _head_params(model: PreTrainedModel) -> int:
+    return sum(p.numel() for _, p in head_parameters(model))
+
+
+def pack_weights(model: PreTrainedModel, classes: tuple[str, ...]) -> bytes:
+    """Attached modules and head as safetensors, with the classes in its metadata."""
+    metadata = {"format": "pt", "classes": json.dumps(classes)}
+    return safetensors.torch.save(weights_of(model), metadata)
