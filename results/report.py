@@ -96,22 +96,22 @@ def structure_figure(best: Best, positions: Sequence[str] = ()) -> Figure:
         row_heights=heights,
         vertical_spacing=0.5 / (sum(heights) + 1),
     )
-    most = max((sum(c.params for c in cell) for cell in grid.cells.values()), default=0)
+    sums = [sum(c.params for c in cell) for cell in grid.cells.values()]
     for number, stack in enumerate(stacks, start=1):
-        for trace in _traces(grid, stack, most):
+        for trace in _traces(grid, stack):
             figure.add_trace(trace, row=number, col=1)
         figure.update_yaxes(
             title_text=stack or None, autorange="reversed", showgrid=False, row=number, col=1
         )
-    figure.update_xaxes(showgrid=False, side="top", row=1, col=1)
-    figure.update_xaxes(showgrid=False, showticklabels=False, row=2)
+    figure.update_xaxes(showgrid=False, showticklabels=False)
+    figure.update_xaxes(showticklabels=True, side="top", row=1, col=1)
     _dress(figure, *_structure_title(best))
-    size = {"height": 190 + 46 * sum(heights), "width": 260 + 108 * max(4, len(grid.columns))}
-    figure.update_layout(**size, coloraxis=_color_axis(most), margin={"t": 150, "b": 40})
+    size = {"height": 190 + 46 * sum(heights), "width": 260 + 94 * max(5, len(grid.columns))}
+    figure.update_layout(**size, coloraxis=_color_axis(sums), margin={"t": 150, "b": 40})
     return figure
 
 
-def _traces(grid: _Map, stack: str, most: int) -> Iterable[Any]:
+def _traces(grid: _Map, stack: str) -> Iterable[Any]:
     """The backbone's empty cells, and the chosen ones over them."""
     from plotly.graph_objects import Heatmap
 
@@ -129,7 +129,7 @@ def _traces(grid: _Map, stack: str, most: int) -> Iterable[Any]:
     yield Heatmap(
         **shared,
         z=[[math.log10(total) if total else None for total in line] for line in sums],
-        text=[["<br>".join(map(candidate_name, cell or ())) for cell in line] for line in cells],
+        text=[[_cell_text(cell or ()) for cell in line] for line in cells],
         customdata=[[f"{total:,} parameters" for total in line] for line in sums],
         texttemplate="%{text}",
         textfont={"size": 12},
@@ -138,13 +138,21 @@ def _traces(grid: _Map, stack: str, most: int) -> Iterable[Any]:
     )
 
 
-def _color_axis(most: int) -> dict[str, Any]:
+def _cell_text(candidates: Sequence[Candidate]) -> str:
+    """What stands in a cell; the longest name needs two lines."""
+    names = [candidate_name(c).replace("_adapter", "_<br>adapter") for c in candidates]
+    return "<br>".join(names)
+
+
+def _color_axis(sums: Sequence[int]) -> dict[str, Any]:
     """Parameters on a logarithmic scale, labelled with the numbers themselves."""
-    top = max(1, math.ceil(math.log10(max(most, 2))))
-    ticks = [step for step in range(top + 1) if step]
+    used = [math.log10(total) for total in sums if total] or [0.0]
+    low = math.floor(min(used))
+    high = max(low + 1, math.ceil(max(used)))
+    ticks = list(range(low, high + 1))
     return {
-        "cmin": 0,
-        "cmax": top,
+        "cmin": low,
+        "cmax": high,
         "colorscale": [[0, "#d6e6f4"], [0.5, "#6aaed6"], [1, "#0b4a8f"]],
         "colorbar": {
             "title": {"text": "parameters", "side": "right"},
@@ -210,11 +218,23 @@ def pareto_figure(
         f"{study.task} on {study.model} · {counts}",
     )
     figure.update_xaxes(
-        type="log", title_text="trainable parameters (head not counted)", tickformat=",.3~s"
+        type="log",
+        dtick="D2",
+        tickformat=",",
+        title_text="trainable parameters (head not counted)",
     )
-    figure.update_yaxes(title_text=f"{study.metric} (validation)")
-    figure.update_layout(width=1000, height=640, margin={"t": 110, "r": 110})
+    figure.update_yaxes(title_text=f"{study.metric} (validation)", range=_padded(done))
+    figure.update_layout(width=1040, height=660, margin={"t": 110})
     return figure
+
+
+def _padded(trials: Sequence[TrialRecord]) -> tuple[float, float] | None:
+    """The scores' range with some air."""
+    scores = [t.score for t in trials if t.score is not None]
+    if not scores:
+        return None
+    air = 0.08 * (max(scores) - min(scores)) or 0.01
+    return min(scores) - air, max(scores) + air
 
 
 def _points(trials: Sequence[TrialRecord], color: str) -> Any:
@@ -250,10 +270,10 @@ def _reference(figure: Figure, name: str, score: float) -> None:
     figure.add_annotation(
         x=1.0,
         xref="paper",
-        xanchor="left",
+        xanchor="right",
         y=score,
-        yanchor="middle",
-        text=f" {name} {score:.4f}",
+        yanchor="bottom",
+        text=f"{name} {score:.4f}",
         showarrow=False,
     )
 

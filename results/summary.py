@@ -106,15 +106,12 @@ def budget_name(budget: Mapping[str, Any] | None) -> str:
     >>> budget_name({"max_trainable_params": 2271, "text": "0.01%"})
     '0.01%'
     >>> budget_name({"max_trainable_params": 2271})
-    '2,271 max_trainable_params'
+    'max_trainable_params 2271'
     """
     if budget is None:
         return "none"
-    if budget.get("text"):
-        return str(budget["text"])
-    return (
-        f"{budget['max_trainable_params']:,} params" if "max_trainable_params" in budget else "?"
-    )
+    limits = (f"{limit} {value}" for limit, value in budget.items() if limit != "text")
+    return str(budget.get("text") or ", ".join(limits))
 
 
 def spread(values: Iterable[float]) -> Spread:

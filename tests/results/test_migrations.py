@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def _next_version(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "")
 
 
 def _columns(path: Path) -> list[str]:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         return [row[1] for row in connection.execute("PRAGMA table_info(trials)")]
 
 
@@ -87,7 +88,7 @@ def test_revision_that_fails_changes_nothing(
 
 
 def test_another_tools_alembic_may_share_the_file(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
         connection.execute("INSERT INTO alembic_version VALUES ('theirs')")
     with Store.open(path, create=True) as store:

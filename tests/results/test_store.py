@@ -4,6 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,12 +98,12 @@ def _scrambled(file: Path) -> None:
 
 def _foreign(file: Path) -> None:
     file.unlink()
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE trials (id INTEGER)")
 
 
 def _newer(file: Path) -> None:
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute("UPDATE sparsearch_version SET version_num = '9999'")
 
 
@@ -199,12 +200,12 @@ def test_only_the_first_line_of_a_cause_is_shown(path: Path) -> None:
 
 
 def test_ids_are_not_used_again(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         highest = connection.execute("SELECT max(id) FROM trials").fetchone()[0]
         connection.execute("DELETE FROM trials WHERE state = 'queued'")
     with Store.open(path, create=True) as store:
         store.begin_study(sample_study("another", 1))
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         assert connection.execute("SELECT max(id) FROM trials").fetchone()[0] == highest + 1
 
 

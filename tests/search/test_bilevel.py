@@ -1,0 +1,164 @@
+"""The search itself, on tiny models: gradients, memory of the backbone, determinism, divergence."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from sparsearch.config import SearchConfig, TrainConfig
+from sparsearch.errors import TrainingDiverged
+from sparsearch.search.bilevel import BilevelSearch
+from sparsearch.search.gates import Gates
+from sparsearch.search.strategies import Problem, rank
+from sparsearch.search.supernet import Supernet
+from sparsearch.search.tasks import Split, Task
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.space import build_space
+
+TRAIN = TrainConfig(precision="fp32", batch_size=8)
+
+
+def make_task(rows: int = 32) -> Task:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 60, (rows, 8), generator=generator)
+    split = Split(
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        torch.full((rows,), 8),
+        (ids[:, 1] > 30).long(),
+    )
+    return Task("toy", "classification", "accuracy", ("a", "b"), 8, split, split, split)
+
+
+def make_problem(build, **search) -> Problem:
+    model = build("bert", labels=2)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = search.pop("dropout", module.p)
+    space = build_space(model, kinds={"lora": {"max_rank": 2}, "bitfit": {}, "lnfit": {}})
+    return Problem(model, space, make_task(), SearchConfig(steps=4, batch_size=8, **search), TRAIN)
+
+
+VARIANTS = [
+    {},
+    {"order": "second"},
+    {"bilevel": False},
+    {"control": "tau-theta"},
+    {"control": "l0", "relaxation": "hard-concrete"},
+    {"budget_gradient": "detach"},
+    {"relaxation": "hard-concrete"},
+    {"relaxation": "none"},
+    {"checkpoint": "best", "valid_every": 2},
+]
+
+
+@pytest.mark.parametrize("search", VARIANTS, ids=lambda s: "-".join(map(str, s.values())) or "default")
+def test_every_variant_ranks_and_leaves_the_backbone_bit_identical(build, search):
+    problem = make_problem(build, **search)
+    base = problem.model.base_model
+    before = {n: t.clone() for n, t in base.state_dict().items()}
+    found = rank("s3pet", problem, Budget(max_trainable_params=300), seed=0)
+    assert len(found.scores) == len(problem.space.candidates)
+    assert len(set(found.scores)) > 1
+    assert base.state_dict().keys() == before.keys()
+    assert all(torch.equal(t, before[n]) for n, t in base.state_dict().items())
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_equal_seeds_give_equal_rankings_and_others_differ(build, order):
+    def ranked(seed):
+        torch.manual_seed(seed + 100)  # the caller's generator must not matter
+        return rank("s3pet", make_problem(build, order=order), Budget(max_trainable_params=300), seed)
+
+    assert ranked(0).scores == ranked(0).scores
+    assert ranked(0).scores != ranked(1).scores
+
+
+def make_search(build, order: str, dropout: float = 0.0) -> BilevelSearch:
+    problem = make_problem(build, order=order, dropout=dropout)
+    torch.manual_seed(0)
+    gates = Gates(torch.tensor([c.params for c in problem.space.candidates]))
+    supernet = Supernet(problem.model, problem.space, "classification", "fp32")
+    with torch.no_grad():
+        for unit in supernet.attachment.units.parameters():
+            unit += 0.05 * torch.randn(unit.shape)
+    return BilevelSearch(supernet, gates, problem.task, problem.search, TRAIN, 600.0, seed=0)
+
+
+def test_the_finite_difference_is_the_mixed_second_derivative(build):
+    """d/d alpha <grad_w L_train, direction>, by automatic double differentiation."""
+    search = make_search(build, "second")
+    search.supernet.model.eval()
+    for attention in (m for m in search.supernet.model.modules() if hasattr(m, "config")):
+        attention.config._attn_implementation = "eager"
+    batch, noise = next(search.weight_batches), search._draw()
+    saved = [w.detach().clone() for w in search.weights]
+    generator = torch.Generator().manual_seed(2)
+    direction = [torch.randn(w.shape, generator=generator) for w in search.weights]
+    epsilon = 0.01 / torch.stack(torch._foreach_norm(direction)).norm()
+    found = search._difference(batch, noise, saved, direction, epsilon)
+    search._restore(saved)
+    loss = search.supernet.loss(batch, search._sample(noise))
+    gradients = torch.autograd.grad(loss, search.weights, create_graph=True)
+    along = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+    (exact,) = torch.autograd.grad(along, [search.gates.alpha])
+    cosine = torch.nn.functional.cosine_similarity(found, exact, dim=0)
+    assert float(cosine) > 0.995
+    assert float(found.norm() / exact.norm()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_dropout_is_held_fixed_between_the_two_points(build):
+    """With fixed dropout a direction of zeros gives exactly no difference."""
+    search = make_search(build, "second", dropout=0.5)
+    search.supernet.model.train()
+    saved = [w.detach().clone() for w in search.weights]
+    nothing = [torch.zeros_like(w) for w in saved]
+    found = search._difference(
+        next(search.weight_batches), search._draw(), saved, nothing, torch.tensor(1.0)
+    )
+    assert float(found.abs().max()) == 0.0
+
+
+def test_the_preconditioner_is_adamws(build):
+    """A step of AdamW from a fresh state moves each weight by lr * sign(g), and so does P g."""
+    search = make_search(build, "second")
+    loss = search.supernet.loss(next(search.weight_batches), torch.ones(search.gates.alpha.shape[0]))
+    gradients = torch.autograd.grad(loss, search.weights)
+    scales = search._preconditioner(gradients)
+    before = [w.detach().clone() for w in search.weights]
+    for w, g in zip(search.weights, gradients, strict=True):
+        w.grad = g
+    search.optimizer.step()
+    for w, b, g, s in zip(search.weights, before, gradients, scales, strict=True):
+        assert torch.allclose(w.detach() - b, -s * g, atol=1e-6)
+
+
+def test_a_second_order_step_holds_one_backbone(build, monkeypatch):
+    problem = make_problem(build, order="second")
+    monkeypatch.setattr(copy, "deepcopy", lambda *a, **k: pytest.fail("the model was copied"))
+    rank("s3pet", problem, Budget(max_trainable_params=300), seed=0)
+
+
+def test_passes_over_the_backbone_per_step(build):
+    """Two in first order, four in second: counted, not timed."""
+    counted = {}
+    for order in ("first", "second"):
+        problem, passes = make_problem(build, order=order), []
+        handle = problem.model.base_model.embeddings.register_forward_hook(
+            lambda *a, passes=passes: passes.append(1)
+        )
+        rank("s3pet", problem, Budget(max_trainable_params=300), seed=0)
+        handle.remove()
+        counted[order] = len(passes) / problem.search.steps
+    assert counted == {"first": 2, "second": 4}
+
+
+def test_divergence_is_an_error_with_advice(build):
+    problem = make_problem(build)
+    with torch.no_grad():
+        next(problem.model.classifier.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match="NaN or infinity") as caught:
+        rank("s3pet", problem, Budget(max_trainable_params=300), seed=0)
+    assert "train.lr" in caught.value.hint
+    assert not hasattr(problem.model, "sparsearch")

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sparsearch.errors import InfeasibleError, SparsearchError
+from sparsearch.search.cut import Limits, cut
+from sparsearch.search.strategies import UNIFORM, uniform
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.space import build_space
+
+
+@pytest.fixture
+def space(build):
+    kinds = {"lora": {"max_rank": 2}, "bitfit": {}, "lnfit": {}, "adapter": {"bottleneck": 4}}
+    return build_space(build("bert"), kinds=kinds)
+
+
+def ranking(scores):
+    return Ranking(tuple(scores), "test", 0)
+
+
+@pytest.mark.parametrize("rule", ["greedy", "density"])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_cut_never_exceeds_its_budget_and_wastes_nothing_that_fits(space, rule, seed):
+    stream = random.Random(seed)
+    scores = [stream.gauss(0, 1) for _ in space.candidates]
+    budget = Budget(max_trainable_params=stream.randint(32, space.trainable_params))
+    kept = cut(space, ranking(scores), budget, rule)
+    used = sum(c.params for c in kept)
+    assert used <= budget.max_trainable_params
+    remaining = list(space.candidates)
+    for c in kept:
+        remaining.remove(c)
+    assert all(used + c.params > budget.max_trainable_params for c in remaining)
+
+
+def test_greedy_keeps_the_best_that_fits_and_skips_what_does_not(space):
+    scores = [0.0] * len(space.candidates)
+    big = next(i for i, c in enumerate(space.candidates) if c.kind == "adapter")
+    small = next(i for i, c in enumerate(space.candidates) if c.kind == "bitfit" and c.params == 32)
+    scores[big], scores[small] = 2.0, 1.0
+    kept = cut(space, ranking(scores), Budget(max_trainable_params=40))
+    assert [(c.position, c.kind) for c in kept] == [
+        (space.candidates[small].position, "bitfit")
+    ]
+
+
+def test_density_prefers_many_small_ones(space):
+    scores = [float(c.params) ** 0.5 for c in space.candidates]
+    budget = Budget(max_trainable_params=400)
+    assert len(cut(space, ranking(scores), budget, "density")) > len(cut(space, ranking(scores), budget))
+
+
+def test_bytes_and_flops_are_limits_too(space):
+    scores = ranking([1.0] * len(space.candidates))
+    kept = cut(space, scores, Budget(max_bytes=1000))
+    assert sum(c.bytes for c in kept) <= 1000
+    kept = cut(space, scores, Budget(max_trainable_params=10**6, max_inference_flops=1.0))
+    assert all(c.merged_flops_per_token == 0 for c in kept)
+    assert {"lora", "bitfit"} <= {c.kind for c in kept}
+
+
+def test_everything_fits_a_large_budget(space):
+    kept = cut(space, ranking([0.0] * len(space.candidates)), Budget(max_trainable_params=10**9))
+    assert kept == space.candidates
+
+
+def test_ties_go_to_the_earlier_candidate(space):
+    kept = cut(space, ranking([0.0] * len(space.candidates)), Budget(max_trainable_params=64))
+    assert kept == (space.candidates[0],)
+
+
+def test_too_small_a_budget_names_the_smallest_candidate(space):
+    with pytest.raises(InfeasibleError, match=r"smallest is bitfit at \S+ with 32 parameters") as caught:
+        cut(space, ranking([0.0] * len(space.candidates)), Budget(max_trainable_params=31, text="31"))
+    assert caught.value.exit_code == 3
+
+
+def test_removing_flops_is_infeasible_where_nothing_removes_them(space):
+    with pytest.raises(InfeasibleError, match="nothing in this space removes FLOPs"):
+        cut(
+            space,
+            ranking([0.0] * len(space.candidates)),
+            Budget(max_trainable_params=100, max_inference_flops=0.75, text="75% FLOPs"),
+        )
+
+
+def test_a_ranking_refuses_nan():
+    with pytest.raises(SparsearchError, match="not finite"):
+        ranking([0.0, float("nan")])
+
+
+@pytest.mark.parametrize("strategy", list(UNIFORM))
+@pytest.mark.parametrize("params", [70, 150, 700, 2_000, 50_000])
+def test_uniform_structures_fit_and_no_larger_level_would(space, strategy, params):
+    budget = Budget(max_trainable_params=params, text=str(params))
+    try:
+        chosen, kind = uniform(strategy, space, budget)
+    except InfeasibleError as error:
+        assert "smallest is" in str(error)
+        return
+    assert Limits(space, budget).fits(chosen)
+    assert {c.kind for c in chosen} == {UNIFORM[strategy][0]}
+    assert len({c.size for c in chosen}) == 1
+
+
+def test_lora_qv_takes_the_largest_rank_on_all_layers(space):
+    chosen, _ = uniform("lora-qv", space, Budget(max_trainable_params=3 * 4 * 64 + 5))
+    assert [(c.position, c.size) for c in chosen] == [
+        (f"layers.{layer}.attn.{m}", 3) for layer in (0, 1) for m in "qv"
+    ]
+
+
+def test_lora_qv_falls_back_to_the_top_layers(space):
+    chosen, _ = uniform("lora-qv", space, Budget(max_trainable_params=200))
+    assert [c.position for c in chosen] == ["layers.1.attn.q", "layers.1.attn.v"]
+
+
+def test_uniform_covers_cross_attention(build):
+    space = build_space(build("t5"), preset="s3pet-l")
+    chosen, _ = uniform("lora-qv", space, Budget(max_trainable_params=10**6))
+    assert any(".cross.q" in c.position for c in chosen)
