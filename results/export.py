@@ -1,6 +1,7 @@
 """Exports: files that other tools load, each proven by loading it again before it counts.
 
-``spec`` is our own folder (structure.json + modules.safetensors), ``peft`` a PEFT adapter folder. What PEFT cannot
+``spec`` is our own folder (structure.json + modules.safetensors), ``peft`` a PEFT adapter
+folder. What PEFT cannot
 express is refused by name.
 """
 
@@ -64,7 +65,8 @@ def export(best: Best, weights: bytes, to: str, out: str | Path) -> ExportReport
         out: A folder that does not exist yet, or is empty.
 
     Raises:
-        ExportError: If the folder cannot be written, PEFT cannot express the structure, or the round trip differs. Nothing is
+        ExportError: If the folder cannot be written, PEFT cannot express the structure, or the
+            round trip differs. Nothing is
             left behind.
     """
     if to not in FORMATS:

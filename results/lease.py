@@ -105,7 +105,9 @@ def renew(study: StudyRow, owner: Owner, seconds: float) -> None:
     study.lease_until = datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-def release(study: StudyRow, owner: Owner) -> None:
-    """Give the lease back; nothing happens if it is another's by now."""
-    if _owner(study) == owner:
-        study.owner_host = study.owner_pid = study.owner_started = study.lease_until = None
+def release(study: StudyRow, owner: Owner) -> bool:
+    """Give the lease back; False, and nothing happens, if it is another's by now."""
+    if _owner(study) != owner:
+        return False
+    study.owner_host = study.owner_pid = study.owner_started = study.lease_until = None
+    return True

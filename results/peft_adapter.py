@@ -2,9 +2,12 @@
 
 | kind | in PEFT |
 |---|---|
-| lora | LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one adapter |
-| bitfit on a linear | the bias of ``lora_B`` (``lora_bias``), beside a zero rank-1 unit where the linear has no LoRA |
-| lnfit, bitfit on a norm | the norm in ``modules_to_save``; LN tuning where nothing else is chosen |
+| lora | LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one
+adapter |
+| bitfit on a linear | the bias of ``lora_B`` (``lora_bias``), beside a zero rank-1 unit where
+the linear has no LoRA |
+| lnfit, bitfit on a norm | the norm in ``modules_to_save``; LN tuning where nothing else is
+chosen |
 | ia3 | IA3, alone: PEFT saves no adapter of mixed types |
 | adapter, low_rank_adapter | refused: PEFT has none |
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -157,9 +160,8 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
             refused.append(f"{what} (PEFT has no such adapter)")
         elif candidate.kind == "ia3" and kinds != {"ia3"}:
             refused.append(f"{what} (PEFT saves no mix of IA3 with others)")
-        elif candidate.kind == "bitfit" and position.role == "norm":
-            if structure.backbone.family in ("t5", "llama"):
-                refused.append(f"{what} (this norm has no bias)")
+        elif position.role == "norm" and candidate.kind == "bitfit" and not position.has_bias:
+            refused.append(f"{what} (this norm has no bias)")
     if refused:
         raise ExportError(
             "PEFT cannot express: " + "; ".join(refused),
@@ -237,27 +239,27 @@ def fill(model: nn.Module, plan: AdapterPlan) -> None:
             _fill_lora(layer, m, plan)
         elif plan.method == "ia3":
             assert m.factor is not None
-            parameter = layer.ia3_l["default"]  # type: ignore[index, union-attr]
-            parameter.copy_(m.factor.reshape(parameter.shape))  # type: ignore[operator, union-attr]
+            parameter = layer.ia3_l["default"]
+            parameter.copy_(m.factor.reshape(parameter.shape))
         else:
-            _fill_norm(layer.ln_tuning_layers["default"], m)  # type: ignore[index, union-attr, arg-type]
+            _fill_norm(layer.ln_tuning_layers["default"], m)
     for m in plan.saved:
-        _fill_norm(modules[m.path].modules_to_save["default"], m)  # type: ignore[index, union-attr, arg-type]
+        _fill_norm(modules[m.path].modules_to_save["default"], m)
     for name, value in plan.head.items():
         top, _, rest = name.partition(".")
-        saved = modules[top].modules_to_save["default"]  # type: ignore[index, union-attr]
-        saved.get_parameter(rest).copy_(value)  # type: ignore[operator, union-attr]
+        saved = modules[top].modules_to_save["default"]
+        saved.get_parameter(rest).copy_(value)
 
 
-def _fill_lora(layer: nn.Module, m: AdaptedModule, plan: AdapterPlan) -> None:
-    down, up = layer.lora_A["default"], layer.lora_B["default"]  # type: ignore[index, union-attr]
-    for target, value in ((down.weight, m.A), (up.weight, m.B)):  # type: ignore[union-attr]
+def _fill_lora(layer: Any, m: AdaptedModule, plan: AdapterPlan) -> None:
+    down, up = layer.lora_A["default"], layer.lora_B["default"]
+    for target, value in ((down.weight, m.A), (up.weight, m.B)):
         if value is None:
-            target.zero_()  # type: ignore[operator]
+            target.zero_()
         else:
-            target.copy_(value)  # type: ignore[operator]
+            target.copy_(value)
     if m.bias is not None:
-        up.bias.copy_(m.bias / plan.scale)  # type: ignore[union-attr, operator]
+        up.bias.copy_(m.bias / plan.scale)
 
 
 def _fill_norm(norm: nn.Module, m: AdaptedModule) -> None:

@@ -208,9 +208,13 @@ def pareto_figure(
     for number, strategy in enumerate(strategies):
         color = _COLORS[number % len(_COLORS)]
         figure.add_trace(_points([t for t in budgeted if t.strategy == strategy], color))
-    for strategy in dict.fromkeys(t.strategy for t in done if t.budget is None):
-        mean = spread(t.score for t in done if t.strategy == strategy and t.score is not None)
-        _reference(figure, strategy, mean.mean)
+    means = {
+        row: spread(t.score for t in done if t.strategy == row and t.score is not None).mean
+        for row in dict.fromkeys(t.strategy for t in done if t.budget is None)
+    }
+    window = _window([t.score for t in budgeted if t.score is not None], list(means.values()))
+    for strategy, mean in means.items():
+        _reference(figure, strategy, mean, window)
     counts = f"{len(budgeted)} structures, {len(front)} on the front"
     _dress(
         figure,
@@ -223,18 +227,19 @@ def pareto_figure(
         tickformat=",",
         title_text="trainable parameters (head not counted)",
     )
-    figure.update_yaxes(title_text=f"{study.metric} (validation)", range=_padded(done))
+    figure.update_yaxes(title_text=f"{study.metric} (validation)", range=window)
     figure.update_layout(width=1040, height=660, margin={"t": 110})
     return figure
 
 
-def _padded(trials: Sequence[TrialRecord]) -> tuple[float, float] | None:
-    """The scores' range with some air."""
-    scores = [t.score for t in trials if t.score is not None]
-    if not scores:
-        return None
-    air = 0.08 * (max(scores) - min(scores)) or 0.01
-    return min(scores) - air, max(scores) + air
+def _window(scores: Sequence[float], references: Sequence[float]) -> tuple[float, float]:
+    """Scores to show: all structures, and references near enough not to squeeze them."""
+    inside = list(scores) or list(references) or [0.0, 1.0]
+    reach = 2 * max(max(inside) - min(inside), 0.01)
+    low, high = min(inside) - reach, max(inside) + reach
+    inside += [mean for mean in references if low <= mean <= high]
+    air = 0.08 * (max(inside) - min(inside)) or 0.01
+    return min(inside) - air, max(inside) + air
 
 
 def _points(trials: Sequence[TrialRecord], color: str) -> Any:
@@ -264,18 +269,20 @@ def _points(trials: Sequence[TrialRecord], color: str) -> Any:
     )
 
 
-def _reference(figure: Figure, name: str, score: float) -> None:
-    """A dashed line across the picture."""
-    figure.add_hline(y=score, line={"dash": "dash", "width": 1, "color": "#7a7f87"})
-    figure.add_annotation(
-        x=1.0,
-        xref="paper",
-        xanchor="right",
-        y=score,
-        yanchor="bottom",
-        text=f"{name} {score:.4f}",
-        showarrow=False,
-    )
+def _reference(figure: Figure, name: str, score: float, window: tuple[float, float]) -> None:
+    """A dashed line across the picture; at the edge a note, where it lies outside."""
+    label = {"x": 1.0, "xref": "paper", "xanchor": "right", "showarrow": False}
+    if score < window[0]:
+        figure.add_annotation(
+            **label, y=0, yref="paper", yanchor="bottom", text=f"{name} {score:.4f} \u2193"
+        )
+    elif score > window[1]:
+        figure.add_annotation(
+            **label, y=1, yref="paper", yanchor="top", text=f"{name} {score:.4f} \u2191"
+        )
+    else:
+        figure.add_hline(y=score, line={"dash": "dash", "width": 1, "color": "#7a7f87"})
+        figure.add_annotation(**label, y=score, yanchor="bottom", text=f"{name} {score:.4f}")
 
 
 def _dress(figure: Figure, title: str, subtitle: str) -> None:

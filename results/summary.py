@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sparsearch.config import SearchConfig
 from sparsearch.results.values import FINISHED, StudyRecord, TrialRecord
 
 __all__ = [
@@ -128,7 +129,8 @@ def summarise(study: StudyRecord, trials: Sequence[TrialRecord]) -> StudySummary
         study: As ``Store.find_study`` gives it.
         trials: All of its trials, as ``Store.trials`` gives them.
     """
-    searched = str(json.loads(study.config).get("search", {}).get("strategy", ""))
+    default = SearchConfig.model_fields["strategy"].default
+    searched = str(json.loads(study.config).get("search", {}).get("strategy", default))
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         if trial.budget is not None:

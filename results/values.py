@@ -68,7 +68,8 @@ class Outcome:
         trainable_params: Trained parameters; the head is not among them.
         head_params: Parameters of the task head.
         inference_flops_ratio: After merging, 1.0 = dense backbone.
-        weights: Attached modules and head as safetensors bytes; None where nothing is to be exported.
+        weights: Attached modules and head as safetensors bytes; None where nothing is to be
+            exported.
         ranking: The ranking that was cut, with the key under which other trials may reuse it.
         seconds: Wall time.
         peak_bytes: Peak memory of the process (of the GPU where there is one).
@@ -99,7 +100,8 @@ class StudySpec:
 
     Attributes:
         name: Unique in a database.
-        config: The study's validated configuration as JSON text; two runs of one study must agree on it.
+        config: The study's validated configuration as JSON text; two runs of one study must
+            agree on it.
         model: Backbone path or hub id, as the user wrote it.
         task: Name of the task, for queries.
         metric: Validation metric; higher is better.

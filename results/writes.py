@@ -58,7 +58,11 @@ def acquire(session: Session, study: str, owner: lease.Owner, seconds: float) ->
     """
     row = _locked_study(session, study)
     lease.acquire(row, owner, seconds)
-    left = (TrialRow.study_id == row.id, TrialRow.state == "running")
+    _queue_running(session, row)
+
+
+def _queue_running(session: Session, study: StudyRow) -> None:
+    left = (TrialRow.study_id == study.id, TrialRow.state == "running")
     session.execute(update(TrialRow).where(*left).values(state="queued"))
 
 
@@ -72,8 +76,10 @@ def renew(session: Session, study: str, owner: lease.Owner, seconds: float) -> N
 
 
 def release(session: Session, study: str, owner: lease.Owner) -> None:
-    """Give the lease of a study back."""
-    lease.release(_locked_study(session, study), owner)
+    """Give the lease of a study back; what this driver was running is queued again."""
+    row = _locked_study(session, study)
+    if lease.release(row, owner):
+        _queue_running(session, row)
 
 
 def start(session: Session, study: str, number: int) -> None:

@@ -1,7 +1,9 @@
 """Bi-level search: gates learn on one half of the training split, module weights on the other (S3PET section 3.3).
 
-First order costs two passes per step, one for the gates and one for the weights. Second order costs four: the gradient of
-the training loss serves both the virtual step and the real one, then the validation loss and the two points of the
+First order costs two passes per step, one for the gates and one for the weights. Second order
+costs four: the gradient of
+the training loss serves both the virtual step and the real one, then the validation loss and
+the two points of the
 finite difference. Only module weights are ever copied.
 """
 
@@ -62,7 +64,9 @@ class BilevelSearch:
         groups = learning_rates(supernet.model, train.lr, train.kind_lr)
         self.optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0, foreach=True)
         self.weights = [p for group in groups for p in group["params"]]
-        self.alpha_optimizer = torch.optim.AdamW([gates.alpha], lr=config.alpha_lr, weight_decay=0.0)
+        self.alpha_optimizer = torch.optim.AdamW(
+            [gates.alpha], lr=config.alpha_lr, weight_decay=0.0
+        )
         self.schedules = [
             linear_schedule(o, config.steps, 0.0) for o in (self.optimizer, self.alpha_optimizer)
         ]
@@ -119,7 +123,9 @@ class BilevelSearch:
         with torch.no_grad():
             z = self.gates.probabilities(self.budget).float()
         with self.supernet.attachment.gated(z):
-            score = evaluate(self.supernet.model, self.task, self.task.validation, self.supernet.precision)
+            score = evaluate(
+                self.supernet.model, self.task, self.task.validation, self.supernet.precision
+            )
         self.supernet.model.train()
         return score
 
@@ -171,9 +177,12 @@ class BilevelSearch:
     def _second_order_step(self) -> Tensor:
         """Gates against the weights after one virtual step w' = w - P g, whose dependence on alpha counts.
 
-        With Adam's preconditioner P (learning rates included) held fixed, d L_val(w') / d alpha = partial - d/d alpha
-        <g(w, alpha), P v> with v the gradient of L_val at w'. The last term is a central difference of the alpha gradient of the training loss along P v (DARTS, eq.
-        8, which assumes P = 1; the published S3PET code steps with AdamW but differentiates plain SGD). Noise, batch and dropout
+        With Adam's preconditioner P (learning rates included) held fixed, d L_val(w') / d alpha
+        = partial - d/d alpha
+        <g(w, alpha), P v> with v the gradient of L_val at w'. The last term is a central
+        difference of the alpha gradient of the training loss along P v (DARTS, eq.
+        8, which assumes P = 1; the published S3PET code steps with AdamW but differentiates
+        plain SGD). Noise, batch and dropout
         are the same at both points.
         """
         noise, batch = self._draw(), next(self.weight_batches)
@@ -184,7 +193,9 @@ class BilevelSearch:
         saved = [w.detach().clone() for w in self.weights]
         scale = self._preconditioner(gradients)
         self._move([-s * g for s, g in zip(scale, gradients, strict=True)])
-        validation = self._penalised(self.supernet.loss(next(self.gate_batches), self._sample(noise)))
+        validation = self._penalised(
+            self.supernet.loss(next(self.gate_batches), self._sample(noise))
+        )
         gradient, *ahead = torch.autograd.grad(validation, [self.gates.alpha, *self.weights])
         direction = [s * v for s, v in zip(scale, ahead, strict=True)]
         del ahead, scale
@@ -196,11 +207,16 @@ class BilevelSearch:
         return loss
 
     def _difference(
-        self, batch: Batch, noise: Tensor, saved: list[Tensor], direction: list[Tensor], epsilon: Tensor
+        self,
+        batch: Batch,
+        noise: Tensor,
+        saved: list[Tensor],
+        direction: list[Tensor],
+        epsilon: Tensor,
     ) -> Tensor:
         """[grad_alpha L(w + eps d) - grad_alpha L(w - eps d)] / (2 eps), the same dropout at both points."""
         dropout = int(torch.randint(2**62, (), generator=self.noise))
-        found = []
+        found: list[Tensor] = []
         for sign in (1.0, -1.0):
             self._restore(saved)
             self._move([sign * epsilon * d for d in direction])

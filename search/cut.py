@@ -58,7 +58,8 @@ def cut(
         space: The candidates that the ranking scores.
         ranking: One score per candidate.
         budget: The limits.
-        rule: ``greedy`` walks by score; ``density`` by score above the lowest per parameter, which fills small budgets better.
+        rule: ``greedy`` walks by score; ``density`` by score above the lowest per parameter,
+            which fills small budgets better.
         tokens: Sequence length at which FLOPs are counted.
 
     Returns:

@@ -52,7 +52,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def frozen_cast_once(model: nn.Module, precision: str) -> Iterator[None]:
     """Hold frozen matrices in bf16 inside the context, where autocast would cast them anew in every forward.
 
-    The numbers are those of autocast. On leaving, each parameter has its own float32 storage again, never written to.
+    The numbers are those of autocast. On leaving, each parameter has its own float32 storage
+    again, never written to.
     """
     device = next(model.parameters()).device
     kept: list[tuple[nn.Parameter, torch.Tensor]] = []

@@ -20,9 +20,11 @@ class Gates(nn.Module):
 
     Args:
         cost: (gates,) positive costs, parameters of each candidate.
-        control: ``shift`` (global sigmoid, S3PET eq. 8), ``tau-theta`` (softmax), or ``l0`` (no budget, a penalty).
+        control: ``shift`` (global sigmoid, S3PET eq. 8), ``tau-theta`` (softmax), or ``l0`` (no
+            budget, a penalty).
         gradient: ``exact`` implicit gradient of the shift, or S3PET's ``detach`` trick.
-        relaxation: ``concrete`` (Maddison et al. 2017), ``hard-concrete`` (Louizos et al. 2018), or ``none``: z = p.
+        relaxation: ``concrete`` (Maddison et al. 2017), ``hard-concrete`` (Louizos et al.
+            2018), or ``none``: z = p.
         temperature: Of the relaxation.
         beta: Of the sigmoid.
     """
@@ -61,7 +63,7 @@ class Gates(nn.Module):
         return torch.logit(p * (total.detach() / total), eps=_EPS)
 
     def probabilities(self, budget: float) -> Tensor:
-        """p of every gate, float64; under ``shift`` and ``tau-theta`` sum(cost * p) equals the budget."""
+        """P of every gate, float64; under ``shift`` and ``tau-theta`` sum(cost * p) equals the budget."""
         return torch.sigmoid(self.logits(budget))
 
     def noise(self, generator: torch.Generator) -> Tensor:
@@ -84,7 +86,8 @@ class Gates(nn.Module):
     def penalty(self) -> Tensor:
         """Expected share of the space's cost that is on: P(z > 0) weighted by cost (L0 control).
 
-        With a hard-concrete gate P(z > 0) = sigmoid(logit p - temperature log(-low / high)); with the others it is p. Priced per
+        With a hard-concrete gate P(z > 0) = sigmoid(logit p - temperature log(-low / high));
+        with the others it is p. Priced per
         parameter, where the published code counts gates and, with its defaults, adds a constant.
         """
         logits = self.alpha.double() / self.beta

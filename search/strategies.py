@@ -118,7 +118,8 @@ def uniform(
 ) -> tuple[tuple[Candidate, ...], Kind]:
     """The largest uniform structure of a pattern that fits, and its kind.
 
-    First the largest equal size on all positions; where size one does not fit on all, size one on as many of the top layers as
+    First the largest equal size on all positions; where size one does not fit on all, size one
+    on as many of the top layers as
     fit; where not even one layer fits, on the top layer's first positions.
 
     Raises:
@@ -135,7 +136,9 @@ def uniform(
         largest = level
     if not largest:
         units = tuple(make_candidate(kind, p, 1) for p in positions)
-        raise infeasible(Space(units, {name: kind}, space.positions, space.backbone_params), budget)
+        raise infeasible(
+            Space(units, {name: kind}, space.positions, space.backbone_params), budget
+        )
     return largest, kind
 
 
@@ -151,7 +154,9 @@ def _levels(kind: Kind, positions: Sequence[Position]) -> Iterator[tuple[Candida
     for count in range(1, len(top)):
         yield tuple(make_candidate(kind, p, 1) for p in top[:count])
     for count in range(1, len(from_top)):
-        yield tuple(make_candidate(kind, p, 1) for layer in from_top[count - 1 :: -1] for p in layer)
+        yield tuple(
+            make_candidate(kind, p, 1) for layer in from_top[count - 1 :: -1] for p in layer
+        )
     for size in range(1, _largest_size(kind, positions) + 1):
         yield tuple(make_candidate(kind, p, size) for p in positions)
 

@@ -19,7 +19,8 @@ __all__ = ["Supernet"]
 class Supernet:
     """A model with a whole space attached; ``close`` takes it off again.
 
-    Rank units of one position run as one pair of products. Gates are computed once per pass, for all candidates.
+    Rank units of one position run as one pair of products. Gates are computed once per pass,
+    for all candidates.
 
     Args:
         model: A model with a head; frozen but for the attached modules and the head.

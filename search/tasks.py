@@ -68,7 +68,9 @@ class Task:
 
 def subset(split: Split, rows: Tensor) -> Split:
     """The given rows of a split."""
-    return Split({k: v[rows] for k, v in split.inputs.items()}, split.lengths[rows], split.labels[rows])
+    return Split(
+        {k: v[rows] for k, v in split.inputs.items()}, split.lengths[rows], split.labels[rows]
+    )
 
 
 def batches(
@@ -76,22 +78,26 @@ def batches(
 ) -> Iterator[dict[str, Tensor]]:
     """One epoch of batches, each padded to its own longest row.
 
-    With a generator rows are shuffled, then sorted by length inside pools of 16 batches, and the batches shuffled;
-    without one, rows come sorted by length. A batch holds the model's inputs and ``labels``; ``rows`` are its row numbers.
+    With a generator rows are shuffled, then sorted by length inside pools of 16 batches, and
+    the batches shuffled;
+    without one, rows come sorted by length. A batch holds the model's inputs and ``labels``; ``rows``
+    are its row numbers.
     """
     count = len(split)
     if generator is None:
         order = torch.argsort(split.lengths, stable=True)
-        chunks = list(order.split(batch_size))
+        chunks = list(order.split(batch_size))  # type: ignore[no-untyped-call]
     else:
         shuffled = torch.randperm(count, generator=generator)
         chunks = []
-        for pool in shuffled.split(batch_size * _POOL):
+        for pool in shuffled.split(batch_size * _POOL):  # type: ignore[no-untyped-call]
             chunks += pool[torch.argsort(split.lengths[pool], stable=True)].split(batch_size)
         chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
     for rows in chunks:
         longest = int(split.lengths[rows].max())
-        batch = {k: v[rows, :longest].to(device, non_blocking=True) for k, v in split.inputs.items()}
+        batch = {
+            k: v[rows, :longest].to(device, non_blocking=True) for k, v in split.inputs.items()
+        }
         yield batch | {"labels": split.labels[rows].to(device, non_blocking=True), "rows": rows}
 
 
@@ -110,9 +116,15 @@ def load_rows(config: DataConfig, folder: Path) -> dict[str, Any]:
     files = None
     if config.data_files is not None:
         if config.path not in _LOCAL:
-            raise DataError(f"task.data.path is {config.path!r}; with data_files it is one of {_LOCAL}")
-        files = {split: str((folder / file).resolve()) for split, file in config.data_files.items()}
-        missing = [f"{s}: {config.data_files[s]}" for s, f in files.items() if not Path(f).is_file()]
+            raise DataError(
+                f"task.data.path is {config.path!r}; with data_files it is one of {_LOCAL}"
+            )
+        files = {
+            split: str((folder / file).resolve()) for split, file in config.data_files.items()
+        }
+        missing = [
+            f"{s}: {config.data_files[s]}" for s, f in files.items() if not Path(f).is_file()
+        ]
         if missing:
             raise DataError(
                 f"task.data.data_files: no such file for {', '.join(missing)} (relative to {folder})",
@@ -123,26 +135,29 @@ def load_rows(config: DataConfig, folder: Path) -> dict[str, Any]:
     datasets.utils.logging.disable_progress_bar()
     try:
         for split in SPLITS:
+            wanted = config.splits.get(split, split)  # type: ignore[call-overload]
+            source = wanted.partition("[")[0]
+            only = {source: files[source]} if files is not None and source in files else files
             try:
                 rows[split] = datasets.load_dataset(
-                    config.path, config.name, data_files=files, split=config.splits.get(split, split)
+                    config.path, config.name, data_files=only, split=wanted
                 )
             except Exception as error:  # noqa: BLE001 - datasets raises many unrelated types
-                raise _load_error(config, split, error) from error
+                raise _load_error(config, folder, split, error) from error
     finally:
         if bars:
             datasets.utils.logging.enable_progress_bar()
     return rows
 
 
-def _load_error(config: DataConfig, split: str, error: Exception) -> DataError:
+def _load_error(config: DataConfig, folder: Path, split: str, error: Exception) -> DataError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     text = " ".join(str(cause).split())[:300] or type(cause).__name__
     file = (config.data_files or {}).get(split)
-    if file is not None and ("schema" in text.lower() or "non-empty" in text or "empty" in text.lower()):
-        return DataError(f"split {split!r} ({file}) is empty or cannot be read: {text}")
+    if file is not None and not (folder / file).read_bytes().strip():
+        return DataError(f"split {split!r} is empty: {file} holds no rows")
     return DataError(
         f"task.data: cannot load split {split!r} of {config.path!r}: {text}",
         "name the splits that exist: task.data.splits: {train: ..., validation: ..., test: ...}; "
@@ -212,12 +227,16 @@ def _classes(config: TaskConfig, train: Any) -> tuple[Any, ...]:
     return tuple(sorted(found, key=str))
 
 
-def _labels(config: TaskConfig, split: str, values: Sequence[Any], classes: Sequence[Any]) -> Tensor:
+def _labels(
+    config: TaskConfig, split: str, values: Sequence[Any], classes: Sequence[Any]
+) -> Tensor:
     if config.type == "regression":
         try:
             targets = torch.tensor([float(v) for v in values])
         except (TypeError, ValueError) as error:
-            raise DataError(f"split {split!r}: {config.label!r} must be numbers: {error}") from error
+            raise DataError(
+                f"split {split!r}: {config.label!r} must be numbers: {error}"
+            ) from error
         if not bool(torch.isfinite(targets).all()):
             raise DataError(f"split {split!r}: {config.label!r} has values that are not finite")
         return targets
@@ -241,7 +260,9 @@ def _tokenise(
     for name, column in zip(config.text, columns, strict=True):
         for row, text in enumerate(column):
             if not isinstance(text, str):
-                raise DataError(f"split {split!r}, row {row}: column {name!r} holds no text: {text!r}")
+                raise DataError(
+                    f"split {split!r}, row {row}: column {name!r} holds no text: {text!r}"
+                )
     encoded = tokenizer(*columns, truncation=True, max_length=limit, padding="longest")
     inputs = {k: torch.tensor(v) for k, v in encoded.items()}
     lengths = inputs["attention_mask"].sum(dim=1)

@@ -61,10 +61,13 @@ def linear_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float)
     return LambdaLR(optimizer, factor)
 
 
-def learning_rates(model: nn.Module, lr: float, kind_lr: Mapping[str, float]) -> list[dict[str, Any]]:
+def learning_rates(
+    model: nn.Module, lr: float, kind_lr: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """Optimiser groups of everything trainable: one per kind of attached module, one for the rest.
 
-    A learning rate per kind, because a bias and a scaled low-rank factor want rates an order of magnitude apart.
+    A learning rate per kind, because a bias and a scaled low-rank factor want rates an order of
+    magnitude apart.
 
     Args:
         model: With or without something attached.
@@ -144,7 +147,9 @@ def train(
     steps = config.epochs * math.ceil(len(task.train) / config.batch_size)
     schedule = linear_schedule(optimizer, steps, config.warmup)
     generator = torch.Generator().manual_seed(seed)
-    watch = FiniteWatch("training", "lower train.lr (train.full_lr for `full`), or set train.precision: fp32")
+    watch = FiniteWatch(
+        "training", "lower train.lr (train.full_lr for `full`), or set train.precision: fp32"
+    )
     torch.manual_seed(seed)
     best, history, step = -math.inf, [], 0
     kept = [p.detach().clone() for p in parameters]

@@ -1,6 +1,7 @@
 """Attaching a structure (or a whole space, gated) to a model by hooks, and taking it off again.
 
-The backbone's modules, names and weights stay as they are. What is attached lives in one submodule of the
+The backbone's modules, names and weights stay as they are. What is attached lives in one
+submodule of the
 model, so that any trainer's ``model.parameters()`` sees it.
 """
 
@@ -30,7 +31,15 @@ from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.space import make_candidate
 from sparsearch.spaces.structure import Structure
 
-__all__ = ["Attachment", "attach", "attach_units", "attachment_of", "detach", "load_weights", "weights_of"]
+__all__ = [
+    "Attachment",
+    "attach",
+    "attach_units",
+    "attachment_of",
+    "detach",
+    "load_weights",
+    "weights_of",
+]
 
 HEAD = "head:"
 """Prefix of the task head's tensors in a weights file."""
@@ -55,7 +64,7 @@ class _Slot:
         return change
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """y plus the unit's change, on the unit's slice of a fused output."""
+        """Y plus the unit's change, on the unit's slice of a fused output."""
         change = self.delta(x).to(y.dtype)
         rest = y.shape[-1] - self.start - self.width
         if self.start or rest:
@@ -122,7 +131,7 @@ class Attachment(nn.Module):
     @contextmanager
     def gated(self, z: Tensor) -> Iterator[None]:
         """Multiply each candidate by its gate inside the context; z has one entry per candidate."""
-        for slot, gate in zip(self.slots, z.split(self.gate_sizes), strict=True):
+        for slot, gate in zip(self.slots, z.split(self.gate_sizes), strict=True):  # type: ignore[no-untyped-call]
             slot.gate = gate
         try:
             yield
@@ -193,13 +202,15 @@ def attach(model: M, structure: Structure | str | Path) -> M:
 
     Args:
         model: A model with the structure's backbone, with any head.
-        structure: A structure, or a folder written by ``export --to spec``, whose trained weights are loaded too.
+        structure: A structure, or a folder written by ``export --to spec``, whose trained
+            weights are loaded too.
 
     Returns:
         The same model.
 
     Raises:
-        StructureError: If the backbone is another one, a position is unknown, or costs differ. The model is then untouched.
+        StructureError: If the backbone is another one, a position is unknown, or costs differ.
+            The model is then untouched.
 
     Example:
         >>> model = attach(model, "exported/")                       # doctest: +SKIP
@@ -256,7 +267,9 @@ def detach(model: M) -> M:
         handle.remove()
     delattr(model, ATTACHED)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(attachment.requires_grad_before.get(name, parameter.requires_grad))
+        parameter.requires_grad_(
+            attachment.requires_grad_before.get(name, parameter.requires_grad)
+        )
     return model
 
 

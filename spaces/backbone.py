@@ -38,9 +38,24 @@ ATTACHED = "sparsearch"
 
 _SAMPLE = 4096
 _VOLATILE = frozenset(
-    "_name_or_path architectures dtype torch_dtype finetuning_task id2label label2id num_labels pad_token_id "
-    "problem_type task_specific_params transformers_version use_cache output_hidden_states output_attentions "
-    "return_dict".split()
+    [
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "finetuning_task",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "pad_token_id",
+        "problem_type",
+        "task_specific_params",
+        "transformers_version",
+        "use_cache",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+    ]
 )
 
 
@@ -53,7 +68,8 @@ class BackboneId:
         revision: Hub revision, if any.
         family: ``config.model_type``.
         config_hash: SHA-256 of the architecture's settings (label names and the like left out).
-        weight_fingerprint: SHA-256 over names, shapes and a sample of the weights at all positions.
+        weight_fingerprint: SHA-256 over names, shapes and a sample of the weights at all
+            positions.
         params: Parameters of the backbone.
     """
 
@@ -88,9 +104,9 @@ def locate(path: str, relative_to: Path | None = None) -> str:
         if not folder.is_dir() or not folder.is_relative_to(root):
             raise BackboneError(f"model.path {path!r}: the package has no folder {inside!r}")
         return str(folder)
-    for root in (relative_to, Path.cwd()):
-        if root is not None and (root / path / "config.json").is_file():
-            return str((root / path).resolve())
+    for start in (relative_to, Path.cwd()):
+        if start is not None and (start / path / "config.json").is_file():
+            return str((start / path).resolve())
     return path
 
 
@@ -156,23 +172,44 @@ def load_model(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = _load(
-            "weights",
-            path,
-            lambda: AutoModelForSequenceClassification.from_pretrained(
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(
+                0
+            )  # what the file lacks (a pooler, say) starts equal in every process
+            model, report = _load(
+                "weights",
                 path,
-                revision=revision,
-                num_labels=num_labels,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-            ),
-        )
+                lambda: AutoModelForSequenceClassification.from_pretrained(
+                    path,
+                    revision=revision,
+                    num_labels=num_labels,
+                    dtype=torch.float32,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                ),
+            )
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+    _check_complete(model, path, report)
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _check_complete(model: nn.Module, path: str, report: dict[str, Any]) -> None:
+    """A head of another width is drawn anew; a backbone must be in the file whole."""
+    head = {name for name, _ in head_parameters(model)}
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
+    lacking = {name for name in report["missing_keys"] if ".pooler." not in name}
+    broken = sorted((mismatched | lacking) - head)
+    if broken:
+        raise BackboneError(
+            f"model.path {path!r}: {len(broken)} of the backbone's weights are missing or of another "
+            f"shape, the first is {broken[0]}",
+            "the file belongs to another config, or is incomplete",
+        )
 
 
 def _check_sha256(file: Path, expected: str) -> None:
@@ -208,7 +245,7 @@ def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> Pre
     config = load_config(path, revision)
     config.num_labels = num_labels
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-any-return]
+        return AutoModelForSequenceClassification.from_config(config)
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -281,7 +318,8 @@ def _fingerprint(model: nn.Module) -> str:
 def dense_flops_per_token(positions: tuple[Position, ...], tokens: int) -> int:
     """Inference FLOPs (2 x MACs) per token of the dense layers at a sequence length.
 
-    Linears cost 2 in out; scores and mixing 4 n d per attention (methods, section 0). Embeddings, norms, pooler and head
+    Linears cost 2 in out; scores and mixing 4 n d per attention (methods, section 0).
+    Embeddings, norms, pooler and head
     are left out.
 
     Args:

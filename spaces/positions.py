@@ -1,6 +1,7 @@
 """Positions: the one table that maps canonical names to modules of each model family.
 
-A canonical name says what a place *does*: ``layers.3.attn.q``, ``layers.3.ffn.down``, for encoder-decoders
+A canonical name says what a place *does*: ``layers.3.attn.q``, ``layers.3.ffn.down``, for
+encoder-decoders
 ``decoder.layers.3.cross.v``. Outside this file nothing matches strings against module names.
 """
 
@@ -36,6 +37,7 @@ class Position:
         in_features: Width of the input.
         out_features: Width of the output (of the slice, in a fused projection).
         start: First output feature inside a fused projection.
+        has_bias: Whether the module has a bias of its own.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Position:
     in_features: int
     out_features: int
     start: int = 0
+    has_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,10 @@ class Family:
     outside: Mapping[str, str]
 
 
-# How a path is written: "a.b" a module; "a|b" the first of two that exists; "a[1/3]" the second third of a
-# fused projection's outputs; "a>b" a block that is entered at a and left at b. A path that a model lacks
+# How a path is written: "a.b" a module; "a|b" the first of two that exists; "a[1/3]" the second
+# third of a
+# fused projection's outputs; "a>b" a block that is entered at a and left at b. A path that a
+# model lacks
 # (a gate in an ungated feed-forward) is no position of that model.
 _BERT = Family(
     stacks=(
@@ -193,7 +198,10 @@ _T5 = Family(
             },
         ),
     ),
-    outside={"encoder.norm": "encoder.final_layer_norm", "decoder.norm": "decoder.final_layer_norm"},
+    outside={
+        "encoder.norm": "encoder.final_layer_norm",
+        "decoder.norm": "decoder.final_layer_norm",
+    },
 )
 
 FAMILIES: Mapping[str, Family] = {
@@ -267,7 +275,10 @@ def _resolve(
     width_in, width_out = _widths(modules[found])
     width_out //= parts
     role: Role = "norm" if name.endswith("norm") else "linear"
-    return Position(name, role, found, found, layer, width_in, width_out, part * width_out)
+    has_bias = getattr(modules[found], "bias", None) is not None
+    return Position(
+        name, role, found, found, layer, width_in, width_out, part * width_out, has_bias
+    )
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
@@ -276,7 +287,7 @@ def _widths(module: nn.Module) -> tuple[int, int]:
         return int(module.nx), int(module.nf)
     if hasattr(module, "in_features"):
         return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-    width = int(module.weight.shape[0])  # type: ignore[union-attr, index, arg-type]
+    width = int(module.get_parameter("weight").shape[0])
     return width, width
 
 

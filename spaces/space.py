@@ -16,7 +16,14 @@ from sparsearch.spaces.backbone import count_params, positions_of
 from sparsearch.spaces.kinds import Kind, make_kind
 from sparsearch.spaces.positions import Position, find, matching
 
-__all__ = ["BYTES_PER_PARAM", "Candidate", "Space", "build_space", "make_candidate", "preset_names"]
+__all__ = [
+    "BYTES_PER_PARAM",
+    "Candidate",
+    "Space",
+    "build_space",
+    "make_candidate",
+    "preset_names",
+]
 
 BYTES_PER_PARAM = 4
 

@@ -1,6 +1,7 @@
 """The structure: an immutable set of candidates for one backbone, and its versioned JSON file.
 
-The file's JSON Schema is ``structure.schema.json`` beside this module. An unknown field is an error. Old versions load.
+The file's JSON Schema is ``structure.schema.json`` beside this module. An unknown field is an
+error. Old versions load.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ class Structure:
         """Read a structure file's text.
 
         Raises:
-            StructureError: If it is no structure, was written by a newer version, or its costs do not add up.
+            StructureError: If it is no structure, was written by a newer version, or its costs
+                do not add up.
         """
         try:
             raw = json.loads(text)
@@ -124,7 +126,8 @@ class Structure:
             kinds = tuple(make_kind(name, options) for name, options in document.kinds.items())
         except (ValueError, ConfigError) as error:
             raise StructureError(
-                f"not a structure file: {_first_problem(error)}", "write one with `sparsearch export`"
+                f"not a structure file: {_first_problem(error)}",
+                "write one with `sparsearch export`",
             ) from error
         structure = cls(
             BackboneId(**document.backbone.model_dump()),

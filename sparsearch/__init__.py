@@ -2,7 +2,8 @@
 
 >>> import sparsearch as ss
 >>> study = ss.run("study.yaml")                                       # doctest: +SKIP
->>> best = ss.open("sqlite:///sparsearch.db").best(task="trec", max_trainable_params="0.01%")  # doctest: +SKIP
+>>> best = ss.open("sqlite:///sparsearch.db").best(task="trec", max_trainable_params="0.01%")  #
+doctest: +SKIP
 >>> model = ss.attach(model, best.structure)                           # doctest: +SKIP
 """
 

@@ -66,7 +66,7 @@ class PhaseBar:
         self.progress.start()
         if self._phase is None or self._phase[0] != phase:
             self.clear()
-            self._phase = (phase, self.progress.add_task(phase, note=""))
+            self._phase = (phase, self.progress.add_task(phase, total=total, note=""))
         task = self._phase[1]
         # A note (the last validation score) stays until there is another.
         if note:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -42,9 +43,22 @@ STRATEGIES = ("s3pet", "random", "lora", "lora-qv", "bitfit", "lnfit", "adapter"
 KIND_NAMES = ("lora", "bitfit", "lnfit", "low_rank_adapter", "adapter", "ia3")
 """Every kind; a test compares it with the registry, which this leaf module may not import."""
 
-Strategy = Literal["s3pet", "random", "lora", "lora-qv", "bitfit", "lnfit", "adapter", "head", "full"]
+Strategy = Literal[
+    "s3pet", "random", "lora", "lora-qv", "bitfit", "lnfit", "adapter", "head", "full"
+]
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-4 (no point) as text; a person means the number."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, le=10)]
+Rate = Annotated[Number, Field(gt=0, le=10)]
 
 
 class _Section(BaseModel):
@@ -92,11 +106,12 @@ class TaskConfig(_Section):
 
     @property
     def title(self) -> str:
-        """The task's name: as given, else the folder of local data, else the hub's name."""
+        """The task's name: as given, else the folder (or file) of local data, else the hub's name."""
         if self.name:
             return self.name
         if self.data.data_files:
-            return Path(next(iter(self.data.data_files.values()))).resolve().parent.name
+            file = Path(next(iter(self.data.data_files.values())))
+            return file.parent.name or file.stem
         return "-".join(filter(None, (self.data.path.rsplit("/", 1)[-1], self.data.name)))
 
 
@@ -119,7 +134,9 @@ class SpaceConfig(_Section):
             raise ValueError("give either a preset or kinds")
         for kind, options in (self.kinds or {}).items():
             on = options.get("on")
-            if on is not None and not (isinstance(on, list) and all(isinstance(p, str) for p in on)):
+            if on is not None and not (
+                isinstance(on, list) and all(isinstance(p, str) for p in on)
+            ):
                 raise ValueError(f"kinds.{kind}.on must be a list of patterns")
         return self
 
@@ -177,7 +194,8 @@ class SearchConfig(_Section):
         order: Of the gradient through the unrolled step.
         bilevel: Gates learn on the other half of the training split; else on the same batches.
         steps: Search steps.
-        control: How gates meet the budget: shifted global sigmoid, tau-theta softmax, or an L0 penalty.
+        control: How gates meet the budget: shifted global sigmoid, tau-theta softmax, or an L0
+            penalty.
         budget_gradient: Exact implicit gradient of the shift, or S3PET's detach trick.
         relaxation: Of the gates' samples.
         l0_weight: Weight of the L0 penalty.
@@ -191,12 +209,12 @@ class SearchConfig(_Section):
     steps: Positive = 300
     batch_size: Positive = 32
     alpha_lr: Rate = 0.1
-    clip: Annotated[float, Field(gt=0)] = 2.0
+    clip: Annotated[Number, Field(gt=0)] = 2.0
     control: Literal["shift", "tau-theta", "l0"] = "shift"
     budget_gradient: Literal["exact", "detach"] = "exact"
     relaxation: Literal["concrete", "hard-concrete", "none"] = "concrete"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    l0_weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[Number, Field(gt=0)] = 1.0
+    l0_weight: Annotated[Number, Field(ge=0)] = 1.0
     checkpoint: Literal["last", "best"] = "last"
     valid_every: Positive = 100
     cut: Literal["greedy", "density"] = "greedy"
@@ -220,11 +238,10 @@ class TrainConfig(_Section):
         default_factory=lambda: {"lora": 3e-3, "adapter": 3e-3, "low_rank_adapter": 3e-3}
     )
     full_lr: Rate = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
-    clip: Annotated[float, Field(gt=0)] = 2.0
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.06
+    clip: Annotated[Number, Field(gt=0)] = 2.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-
 
     @model_validator(mode="after")
     def _known_kinds(self) -> TrainConfig:
@@ -249,7 +266,8 @@ class StudyConfig(_Section):
         >>> StudyConfig.model_validate({
         ...     "name": "demo", "model": {"path": "x"}, "space": {"preset": "s3pet-l"},
         ...     "task": {"data": {"path": "glue", "name": "rte"}, "text": ["sentence1", "sentence2"]},
-        ...     "budgets": {"max_trainable_params": ["0.01%", 4000]}}).budgets[1].max_trainable_params
+        ...     "budgets": {"max_trainable_params": ["0.01%",
+        4000]}}).budgets[1].max_trainable_params
         4000
     """
 
@@ -260,7 +278,7 @@ class StudyConfig(_Section):
     budgets: Annotated[list[BudgetConfig], BeforeValidator(_spread_budgets), Field(min_length=1)]
     search: SearchConfig = SearchConfig()
     train: TrainConfig = TrainConfig()
-    baselines: list[Strategy] = Field(default_factory=lambda: ["random", "lora-qv", "head", "full"])
+    baselines: list[Strategy] = Field(default=["random", "lora-qv", "head", "full"])
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     workers: WorkersConfig = WorkersConfig()
 
@@ -298,7 +316,9 @@ def read_study(
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError([f"cannot read {str(path)!r}: {reason}"]) from error
         except yaml.YAMLError as error:
-            raise ConfigError([f"{path} is not valid YAML: {' '.join(str(error).split())}"]) from error
+            raise ConfigError(
+                [f"{path} is not valid YAML: {' '.join(str(error).split())}"]
+            ) from error
         if not isinstance(raw, dict):
             raise ConfigError([f"{path} holds no mapping of keys; see examples/demo.yaml"])
         folder = path.resolve().parent
@@ -322,7 +342,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
         elif isinstance(place, dict):
             place = place.setdefault(part, {})
         else:
-            raise ConfigError([f"--set {override!r}: {'.'.join(parts[: depth + 1])} does not exist"])
+            raise ConfigError(
+                [f"--set {override!r}: {'.'.join(parts[: depth + 1])} does not exist"]
+            )
     value, last = yaml.safe_load(text), parts[-1]
     if isinstance(place, list) and last.isdigit() and int(last) <= len(place):
         place[int(last) : int(last) + 1] = [value]
@@ -336,18 +358,26 @@ def sections_of(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], l
     """Validate a raw study, section by section, so that one bad section hides no other.
 
     Returns:
-        The valid sections by name, with the whole ``StudyConfig`` under ``study`` if all is well, and all problems.
+        The valid sections by name, with the whole ``StudyConfig`` under ``study`` if all is
+        well, and all problems.
     """
     try:
         study = StudyConfig.model_validate(dict(raw))
         study._folder = folder
-        return {**{name: getattr(study, name) for name in StudyConfig.model_fields}, "study": study}, []
+        return {
+            **{name: getattr(study, name) for name in StudyConfig.model_fields},
+            "study": study,
+        }, []
     except ValidationError as error:
         problems = [_problem(e, raw) for e in error.errors()]
     sections = {}
     for name, field in StudyConfig.model_fields.items():
         if name in raw:
-            annotated: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            annotated: Any = (
+                Annotated[field.annotation, *field.metadata]
+                if field.metadata
+                else field.annotation
+            )
             try:
                 sections[name] = TypeAdapter(annotated).validate_python(raw[name], strict=True)
             except ValidationError:
@@ -359,7 +389,9 @@ def sections_of(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], l
 
 def _problem(error: Any, raw: Mapping[str, Any]) -> str:
     """One line: where, what, and what would do."""
-    location = ".".join(str(part) for part in error["loc"] if not str(part).startswith("function-"))
+    location = ".".join(
+        str(part) for part in error["loc"] if not str(part).startswith("function-")
+    )
     if error["type"] == "extra_forbidden":
         *parents, key = error["loc"]
         model: Any = StudyConfig

@@ -46,7 +46,7 @@ class ConfigError(SparsearchError):
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        super().__init__(f"the study cannot run, {count}:\n{lines}", hint)
+        super().__init__(f"not a valid study or setting, {count}:\n{lines}", hint)
 
 
 class InfeasibleError(SparsearchError):

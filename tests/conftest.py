@@ -29,15 +29,25 @@ D, HEADS, F, VOCAB = 32, 4, 64, 60
 
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "bert": lambda: BertConfig(
-        vocab_size=VOCAB, hidden_size=D, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=F
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=F,
     ),
     "roberta": lambda: RobertaConfig(
-        vocab_size=VOCAB, hidden_size=D, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=F
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=F,
     ),
     "distilbert": lambda: DistilBertConfig(
         vocab_size=VOCAB, dim=D, n_layers=2, n_heads=HEADS, hidden_dim=F
     ),
-    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=D, n_layer=2, n_head=HEADS, pad_token_id=0),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=D, n_layer=2, n_head=HEADS, pad_token_id=0
+    ),
     "llama": lambda: LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=D,
@@ -48,16 +58,20 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         pad_token_id=0,
     ),
     "t5": lambda: T5Config(
-        vocab_size=VOCAB, d_model=D, d_kv=8, d_ff=F, num_layers=2, num_heads=HEADS, eos_token_id=1,
+        vocab_size=VOCAB,
+        d_model=D,
+        d_kv=8,
+        d_ff=F,
+        num_layers=2,
+        num_heads=HEADS,
+        eos_token_id=1,
         decoder_start_token_id=0,
     ),
 }
 FAMILIES = tuple(CONFIGS)
 
 
-def make_model(
-    family: str, seed: int = 0, labels: int = 3, attention: str = "sdpa"
-) -> nn.Module:
+def make_model(family: str, seed: int = 0, labels: int = 3, attention: str = "sdpa") -> nn.Module:
     """A tiny random model with a classification head."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
@@ -105,7 +119,28 @@ def randomise() -> Callable[[nn.Module], None]:
     return move
 
 
-WORDS = "good fine great happy bad sad poor awful film book song the a was is very not so it this".split()
+WORDS = [
+    "good",
+    "fine",
+    "great",
+    "happy",
+    "bad",
+    "sad",
+    "poor",
+    "awful",
+    "film",
+    "book",
+    "song",
+    "the",
+    "a",
+    "was",
+    "is",
+    "very",
+    "not",
+    "so",
+    "it",
+    "this",
+]
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +165,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cls_token="[CLS]",
         sep_token="[SEP]",
         model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)
     make_model("bert").save_pretrained(folder)
     return folder
@@ -148,7 +184,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(rows):
             label = stream.randrange(2)
             mood = stream.choice(WORDS[4 * label : 4 * label + 4])
-            text = f"the {stream.choice(WORDS[8:11])} was {stream.choice(['very ', 'so ', ''])}{mood}"
+            text = (
+                f"the {stream.choice(WORDS[8:11])} was {stream.choice(['very ', 'so ', ''])}{mood}"
+            )
             lines.append(json.dumps({"text": text, "label": label}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -161,7 +199,11 @@ def study(tiny_folder: Path, tiny_data: Path) -> dict[str, object]:
     return {
         "name": "tiny",
         "model": {"path": str(tiny_folder)},
-        "task": {"data": {"path": "json", "data_files": files}, "text": ["text"], "max_length": 16},
+        "task": {
+            "data": {"path": "json", "data_files": files},
+            "text": ["text"],
+            "max_length": 16,
+        },
         "space": {"kinds": {"lora": {"max_rank": 2}, "bitfit": {}, "lnfit": {}}},
         "budgets": {"max_trainable_params": [200, 600]},
         "search": {"steps": 3, "batch_size": 8},

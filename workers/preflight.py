@@ -52,7 +52,9 @@ class Preflight:
     smallest: Candidate
 
 
-def check_study(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Preflight:
+def check_study(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Preflight:
     """Validate a study as a whole, against its model's architecture too; nothing is loaded or written.
 
     Raises:
@@ -61,7 +63,8 @@ def check_study(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     """
     if isinstance(source, StudyConfig):
         sections: dict[str, Any] = {n: getattr(source, n) for n in StudyConfig.model_fields}
-        sections["study"], problems = source, []
+        sections["study"] = source
+        problems: list[str] = []
     else:
         sections, problems = sections_of(*read_study(source, overrides))
     folder = sections["study"].folder if "study" in sections else _folder(source)

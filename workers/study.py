@@ -11,17 +11,19 @@ from typing import Any, Protocol
 import torch
 
 from sparsearch.config import StudyConfig
+from sparsearch.errors import StoreError
 from sparsearch.results.store import Store
 from sparsearch.results.values import Outcome, StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES
 from sparsearch.spaces.budget import Budget
 from sparsearch.workers.preflight import Preflight, check_study
 from sparsearch.workers.runners import InProcessRunner
-from sparsearch.workers.workbench import open_workbench
+from sparsearch.workers.workbench import Workbench, open_workbench
 
 __all__ = ["Listener", "plan", "run"]
 
 _RENEW_SECONDS = 15.0
+_LEASE_SECONDS = 600.0  # longer than any phase without a step, such as measuring a large split
 
 
 class Listener(Protocol):
@@ -113,9 +115,19 @@ def run(
         backbone_params=checked.space.backbone_params,
         trials=plan(config, checked.budgets),
     )
+    bench = None if _knows(db, config.name) else open_workbench(config)
     with Store.open(db, create=True) as store:
-        _drive(store, spec, config, listen)
+        _drive(store, spec, config, listen, bench)
         return store.find_study(config.name)
+
+
+def _knows(db: str, study: str) -> bool:
+    """Whether a database holds a study; one that is not there yet is not created for the question."""
+    try:
+        with Store.open(db, create=False) as store:
+            return study in {record.name for record in store.studies()}
+    except StoreError:
+        return False
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:
@@ -123,12 +135,12 @@ def _identity(config: StudyConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"workers"}, exclude_defaults=True)
 
 
-def _drive(store: Store, spec: StudySpec, config: StudyConfig, listen: Listener) -> None:
+def _drive(
+    store: Store, spec: StudySpec, config: StudyConfig, listen: Listener, bench: Workbench | None
+) -> None:
     """Hold the study's lease while its unfinished trials run."""
-    known = spec.name in {s.name for s in store.studies()}
-    bench = None if known else open_workbench(config)
     store.begin_study(spec)
-    store.acquire(spec.name)
+    store.acquire(spec.name, _LEASE_SECONDS)
     try:
         queued = store.queued(spec.name)
         listen.opened(spec.name, queued, len(spec.trials) - len(queued))
@@ -144,7 +156,7 @@ def _drive(store: Store, spec: StudySpec, config: StudyConfig, listen: Listener)
         def observe(phase: str, done: int, total: int, note: str = "") -> None:
             nonlocal renewed
             if time.monotonic() - renewed > _RENEW_SECONDS:
-                store.renew(spec.name)
+                store.renew(spec.name, _LEASE_SECONDS)
                 renewed = time.monotonic()
             listen.progressed(phase, done, total, note)
 

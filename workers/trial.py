@@ -13,7 +13,7 @@ import safetensors.torch
 from transformers import PreTrainedModel
 
 from sparsearch.errors import InfeasibleError, SparsearchError
-from sparsearch.results.values import Measurement, Outcome, Trial
+from sparsearch.results.values import FinishedState, Measurement, Outcome, Trial
 from sparsearch.search.cut import cut
 from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
 from sparsearch.search.evaluate import evaluate
@@ -55,7 +55,7 @@ def execute(
     except SparsearchError as error:
         outcome = Outcome("failed", str(error))
     except Exception as error:  # noqa: BLE001 - any failure of one trial is that trial's outcome
-        state = "oom" if is_out_of_memory(error) else "failed"
+        state: FinishedState = "oom" if is_out_of_memory(error) else "failed"
         outcome = Outcome(state, f"{type(error).__name__}: {str(error)[:2000]}")
     finally:
         detach(bench.model)
@@ -127,7 +127,10 @@ def _choose(
     else:
         chosen, kind = uniform(trial.strategy, space, budget, tokens)
         space = Space(
-            space.candidates, {**space.kinds, kind.name: kind}, space.positions, space.backbone_params
+            space.candidates,
+            {**space.kinds, kind.name: kind},
+            space.positions,
+            space.backbone_params,
         )
     provenance = Provenance(
         bench.config.name,
@@ -175,7 +178,9 @@ def _train(
     return train(model, bench.task, config, groups, seed, observe)
 
 
-def _measure(bench: Workbench, model: PreTrainedModel, result: TrainResult) -> tuple[Measurement, ...]:
+def _measure(
+    bench: Workbench, model: PreTrainedModel, result: TrainResult
+) -> tuple[Measurement, ...]:
     """Validation as kept by training; test is touched here, once."""
     test = evaluate(model, bench.task, bench.task.test, bench.config.train.precision)
     metric = bench.task.metric

@@ -46,7 +46,7 @@ class Workbench:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        return torch.device(self.model.device)
 
 
 def located(config: ModelConfig, folder: Path) -> tuple[str, str]:

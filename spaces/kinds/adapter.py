@@ -67,6 +67,6 @@ class AdapterUnit(Unit):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """x (..., features) -> the same shape."""
+        """X (..., features) -> the same shape."""
         delta: Tensor = self.up(F.gelu(self.down(x)))
         return delta if gate is None else delta * gate.to(delta.dtype)

@@ -62,5 +62,5 @@ class IA3Unit(Unit):
         self.scale = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """x (..., features) -> the same shape."""
+        """X (..., features) -> the same shape."""
         return x * (self.scale if gate is None else self.scale * gate)

@@ -60,7 +60,7 @@ class LNFitUnit(Unit):
         self.centred = centred
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """x (..., features) -> the same shape."""
+        """X (..., features) -> the same shape."""
         gain = self.gain if gate is None else self.gain * gate
         norm = F.layer_norm if self.centred else F.rms_norm
         return norm(x.float(), gain.shape, weight=gain, eps=self.eps)

@@ -67,6 +67,6 @@ class LoraUnit(Unit):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """x (..., in) -> (..., out)."""
+        """X (..., in) -> (..., out)."""
         h = F.linear(x, self.A) * self.scale
         return F.linear(h if gate is None else h * gate.to(h.dtype), self.B)

@@ -69,7 +69,7 @@ class LowRankAdapterUnit(Unit):
             nn.init.xavier_normal_(factor)
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """x (..., features) -> the same shape."""
+        """X (..., features) -> the same shape."""
         h = F.gelu(F.linear(F.linear(x, self.down_in), self.down_out, self.down_bias))
         delta = F.linear(F.linear(h, self.up_in), self.up_out, self.up_bias)
         return delta if gate is None else delta * gate.to(delta.dtype)

@@ -26,7 +26,8 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
     """A kind with its options.
 
     Raises:
-        ConfigError: If the kind or an option is unknown, or an option has the wrong type or is not positive.
+        ConfigError: If the kind or an option is unknown, or an option has the wrong type or is
+            not positive.
     """
     if name not in KINDS:
         near = difflib.get_close_matches(name, KINDS, n=1)
@@ -45,9 +46,7 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
         default = fields[key].default
         expected = (int, float) if isinstance(default, float) else type(default)
         if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, expected):
-            problems.append(
-                f"kind {name}: {key} must be {type(default).__name__}, not {value!r}"
-            )
+            problems.append(f"kind {name}: {key} must be {type(default).__name__}, not {value!r}")
         elif not isinstance(default, bool) and not value > 0:  # type: ignore[operator]
             problems.append(f"kind {name}: {key} must be positive, not {value!r}")
     if problems:

@@ -130,7 +130,7 @@ def test_verdict_where_every_search_failed() -> None:
 
 def test_study_without_trials_or_settings() -> None:
     summary = summarise(replace(STUDY, config="{}"), [])
-    assert (summary.budgets, summary.references, summary.searched) == ((), (), "")
+    assert (summary.budgets, summary.references, summary.searched) == ((), (), "s3pet")
 
 
 def test_budget_name() -> None:
@@ -201,14 +201,22 @@ def test_pareto_has_a_trace_per_strategy_and_lines_for_references() -> None:
         trial(0, "s3pet", 0, 0.8),
         trial(1, "random", 0, 0.7, test_score=None),
         trial(2, "random", 1, None, state="failed"),
-        reference(3, "head", 0.4),
+        reference(3, "head", 0.65),
         reference(4, "full", 0.95),
     ]
     figure = pareto_figure(STUDY, trials, [best()])
     assert [t.name for t in figure.data] == ["front", "s3pet", "random"]
     assert len(figure.data[2].x) == 1
     assert figure.layout.xaxis.type == "log"
-    assert [shape.y0 for shape in figure.layout.shapes] == [0.4, 0.95]
+    assert [shape.y0 for shape in figure.layout.shapes] == [0.65, 0.95]
+
+
+def test_reference_far_off_is_a_note_that_squeezes_nothing() -> None:
+    trials = [trial(0, "s3pet", 0, 0.8), trial(1, "s3pet", 1, 0.82), reference(2, "head", 0.1)]
+    figure = pareto_figure(STUDY, trials, [best()])
+    assert not figure.layout.shapes
+    assert figure.layout.annotations[0].text == "head 0.1000 \u2193"
+    assert figure.layout.yaxis.range[0] > 0.7
 
 
 def test_files_need_no_network(tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("search", VARIANTS, ids=lambda s: "-".join(map(str, s.values())) or "default")
+@pytest.mark.parametrize(
+    "search", VARIANTS, ids=lambda s: "-".join(map(str, s.values())) or "default"
+)
 def test_every_variant_ranks_and_leaves_the_backbone_bit_identical(build, search):
     problem = make_problem(build, **search)
     base = problem.model.base_model
@@ -69,7 +71,9 @@ def test_every_variant_ranks_and_leaves_the_backbone_bit_identical(build, search
 def test_equal_seeds_give_equal_rankings_and_others_differ(build, order):
     def ranked(seed):
         torch.manual_seed(seed + 100)  # the caller's generator must not matter
-        return rank("s3pet", make_problem(build, order=order), Budget(max_trainable_params=300), seed)
+        return rank(
+            "s3pet", make_problem(build, order=order), Budget(max_trainable_params=300), seed
+        )
 
     assert ranked(0).scores == ranked(0).scores
     assert ranked(0).scores != ranked(1).scores
@@ -123,7 +127,9 @@ def test_dropout_is_held_fixed_between_the_two_points(build):
 def test_the_preconditioner_is_adamws(build):
     """A step of AdamW from a fresh state moves each weight by lr * sign(g), and so does P g."""
     search = make_search(build, "second")
-    loss = search.supernet.loss(next(search.weight_batches), torch.ones(search.gates.alpha.shape[0]))
+    loss = search.supernet.loss(
+        next(search.weight_batches), torch.ones(search.gates.alpha.shape[0])
+    )
     gradients = torch.autograd.grad(loss, search.weights)
     scales = search._preconditioner(gradients)
     before = [w.detach().clone() for w in search.weights]

@@ -78,7 +78,9 @@ def test_gradient_is_the_formula_and_keeps_the_expected_cost():
     slope = (p * (1 - p)).detach()
     expected = slope * (g - cost * (g * slope).sum() / (cost * slope).sum())
     assert torch.allclose(gradient, expected, atol=1e-10)
-    (along,) = torch.autograd.grad((cost * torch.sigmoid(shifted_logits(alpha, cost, 50.0))).sum(), [alpha])
+    (along,) = torch.autograd.grad(
+        (cost * torch.sigmoid(shifted_logits(alpha, cost, 50.0))).sum(), [alpha]
+    )
     assert float(along.abs().max()) < 1e-9
 
 

@@ -40,18 +40,20 @@ def test_a_cut_never_exceeds_its_budget_and_wastes_nothing_that_fits(space, rule
 def test_greedy_keeps_the_best_that_fits_and_skips_what_does_not(space):
     scores = [0.0] * len(space.candidates)
     big = next(i for i, c in enumerate(space.candidates) if c.kind == "adapter")
-    small = next(i for i, c in enumerate(space.candidates) if c.kind == "bitfit" and c.params == 32)
+    small = next(
+        i for i, c in enumerate(space.candidates) if c.kind == "bitfit" and c.params == 32
+    )
     scores[big], scores[small] = 2.0, 1.0
     kept = cut(space, ranking(scores), Budget(max_trainable_params=40))
-    assert [(c.position, c.kind) for c in kept] == [
-        (space.candidates[small].position, "bitfit")
-    ]
+    assert [(c.position, c.kind) for c in kept] == [(space.candidates[small].position, "bitfit")]
 
 
 def test_density_prefers_many_small_ones(space):
     scores = [float(c.params) ** 0.5 for c in space.candidates]
     budget = Budget(max_trainable_params=400)
-    assert len(cut(space, ranking(scores), budget, "density")) > len(cut(space, ranking(scores), budget))
+    assert len(cut(space, ranking(scores), budget, "density")) > len(
+        cut(space, ranking(scores), budget)
+    )
 
 
 def test_bytes_and_flops_are_limits_too(space):
@@ -74,8 +76,14 @@ def test_ties_go_to_the_earlier_candidate(space):
 
 
 def test_too_small_a_budget_names_the_smallest_candidate(space):
-    with pytest.raises(InfeasibleError, match=r"smallest is bitfit at \S+ with 32 parameters") as caught:
-        cut(space, ranking([0.0] * len(space.candidates)), Budget(max_trainable_params=31, text="31"))
+    with pytest.raises(
+        InfeasibleError, match=r"smallest is bitfit at \S+ with 32 parameters"
+    ) as caught:
+        cut(
+            space,
+            ranking([0.0] * len(space.candidates)),
+            Budget(max_trainable_params=31, text="31"),
+        )
     assert caught.value.exit_code == 3
 
 

@@ -17,7 +17,9 @@ def gates(**options) -> Gates:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"gradient": "detach"}, {"control": "tau-theta"}], ids=["exact", "detach", "tau"]
+    "options",
+    [{}, {"gradient": "detach"}, {"control": "tau-theta"}],
+    ids=["exact", "detach", "tau"],
 )
 def test_probabilities_meet_the_budget(options):
     p = gates(**options).probabilities(BUDGET)
@@ -60,7 +62,9 @@ def test_concrete_is_above_its_midpoint_with_probability_p():
     made = gates()
     p = made.probabilities(BUDGET).detach()
     generator = torch.Generator().manual_seed(0)
-    open_share = torch.stack([made.sample(BUDGET, made.noise(generator)) > 0.5 for _ in range(4000)])
+    open_share = torch.stack(
+        [made.sample(BUDGET, made.noise(generator)) > 0.5 for _ in range(4000)]
+    )
     assert torch.allclose(open_share.double().mean(0), p, atol=0.04)
 
 
@@ -74,8 +78,10 @@ def test_hard_concrete_reaches_exactly_zero_and_one():
 
 def test_a_low_temperature_hardens_the_samples():
     noise = gates().noise(torch.Generator().manual_seed(0))
+
     def softness(z):
         return float((z * (1 - z)).mean())
+
     assert softness(gates(temperature=0.1).sample(BUDGET, noise)) < 0.3 * softness(
         gates().sample(BUDGET, noise)
     )

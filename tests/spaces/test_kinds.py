@@ -25,7 +25,9 @@ TABLE = [
 ]
 
 
-@pytest.fixture(params=TABLE, ids=[f"{k}{'-parallel' if 'parallel' in o else ''}" for k, o in TABLE])
+@pytest.fixture(
+    params=TABLE, ids=[f"{k}{'-parallel' if 'parallel' in o else ''}" for k, o in TABLE]
+)
 def kind(request):
     name, options = request.param
     return make_kind(name, options)

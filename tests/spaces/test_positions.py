@@ -50,7 +50,13 @@ def test_every_linear_of_the_layers_is_a_position(build, family):
 
 def test_gated_t5_names_gate_and_up():
     config = T5Config(
-        d_model=16, d_ff=32, d_kv=4, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu", vocab_size=20
+        d_model=16,
+        d_ff=32,
+        d_kv=4,
+        num_layers=1,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        vocab_size=20,
     )
     with torch.device("meta"):
         model = T5ForConditionalGeneration(config)

@@ -44,13 +44,17 @@ def test_presets_fit_every_family(build, family, preset):
 
 def test_rank_units_stand_together(build):
     space = build_space(build("bert"), kinds={"lora": {"max_rank": 3, "on": ["*.attn.q"]}})
-    assert [c.position for c in space.candidates] == ["layers.0.attn.q"] * 3 + ["layers.1.attn.q"] * 3
+    assert [c.position for c in space.candidates] == ["layers.0.attn.q"] * 3 + [
+        "layers.1.attn.q"
+    ] * 3
     assert all(c.size == 1 and c.params == 64 and c.bytes == 256 for c in space.candidates)
 
 
 def test_all_problems_of_a_space_are_reported_together(build):
     with pytest.raises(ConfigError) as caught:
-        build_space(build("bert"), kinds={"lora": {"rank": 1}, "foo": {}, "bitfit": {"on": ["*.attn.x"]}})
+        build_space(
+            build("bert"), kinds={"lora": {"rank": 1}, "foo": {}, "bitfit": {"on": ["*.attn.x"]}}
+        )
     assert len(caught.value.problems) == 3
 
 
@@ -60,7 +64,8 @@ def test_unknown_preset_lists_the_known(build):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("0.01%", 2271), ("0.035%", 7949), ("0.1%", 22713), ("100%", 22_713_216)]
+    ("text", "expected"),
+    [("0.01%", 2271), ("0.035%", 7949), ("0.1%", 22713), ("100%", 22_713_216)],
 )
 def test_relative_budgets_resolve_exactly(text, expected):
     assert resolve(22_713_216, max_trainable_params=text).max_trainable_params == expected

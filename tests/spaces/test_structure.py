@@ -21,11 +21,15 @@ def model(build):
 
 @pytest.fixture
 def structure(model):
-    space = build_space(model, kinds={"lora": {"max_rank": 3}, "bitfit": {}, "adapter": {"bottleneck": 2}})
+    space = build_space(
+        model, kinds={"lora": {"max_rank": 3}, "bitfit": {}, "adapter": {"bottleneck": 2}}
+    )
     lora = [c for c in space.candidates if c.position == "layers.1.attn.q" and c.kind == "lora"]
     bias = [c for c in space.candidates if c.position == "layers.0.attn.norm"]
     block = [c for c in space.candidates if c.position == "layers.0.ffn"]
-    return make_structure(space, [*lora[:2], *block, *bias], identify(model, "here"), "classification")
+    return make_structure(
+        space, [*lora[:2], *block, *bias], identify(model, "here"), "classification"
+    )
 
 
 def test_rank_units_become_one_candidate_in_backbone_order(structure):

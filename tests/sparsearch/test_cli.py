@@ -408,7 +408,7 @@ def test_errors_are_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_export(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsearch.results.export import ExportReport
 
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def export(best: Any, weights: bytes, to: str, out: Path) -> ExportReport:
         asked.update(weights=weights, to=to)

@@ -1,0 +1,38 @@
+# Each target does its own set-up; a second run is fast.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+ROOMS := search spaces workers results
+
+.PHONY: demo test lint links setup wheel clean
+
+demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes on two cores
+	HF_HUB_OFFLINE=1 $(BIN)/sparsearch run examples/demo.yaml --db sqlite:///demo.db
+
+test: $(STAMP)  ## every test, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(STAMP) links  ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+links:  # mypy does not follow an editable install: show it the rooms under their import names
+	rm -rf .types && mkdir -p .types/sparsearch
+	ln -s $(foreach f,$(wildcard sparsearch/*.py) sparsearch/py.typed $(ROOMS),../../$(f)) .types/sparsearch/
+
+wheel: $(STAMP)
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) .types build dist *.egg-info demo.db*

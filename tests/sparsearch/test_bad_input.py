@@ -1,0 +1,165 @@
+"""Bad input: one screen, the right exit code, every problem at once, and the database as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from sparsearch.cli import app
+from sparsearch.results.lease import Owner
+from sparsearch.results.store import Store
+
+
+@pytest.fixture
+def call(tmp_path, study):
+    """Runs `sparsearch run` on a changed study; gives exit code and stderr."""
+
+    def make(changes=None, db=None, *more):
+        path = tmp_path / "study.yaml"
+        raw = json.loads(json.dumps(study))
+        for key, value in (changes or {}).items():
+            place = raw
+            *parents, last = key.split(".")
+            for parent in parents:
+                place = place[parent]
+            place[last] = value
+        path.write_text(yaml.safe_dump(raw))
+        url = db or f"sqlite:///{tmp_path / 'out.db'}"
+        result = CliRunner().invoke(
+            app, ["run", str(path), "--db", url, *more], env={"COLUMNS": "200"}
+        )
+        assert "Traceback" not in result.output
+        assert len(result.stderr.splitlines()) < 40
+        return result.exit_code, " ".join(result.stderr.split())
+
+    return make
+
+
+def test_unknown_key_wrong_type_and_impossible_budget_at_once(call, tmp_path):
+    code, text = call(
+        {
+            "search.stepz": 3,
+            "train.epochs": "three",
+            "budgets": {"max_trainable_params": ["200%", 200]},
+        }
+    )
+    assert code == 2
+    assert "search.stepz: unknown key; did you mean 'steps'?" in text
+    assert "train.epochs" in text and "'three'" in text
+    assert "'200%' is no share" in text
+    assert not (tmp_path / "out.db").exists()
+
+
+def test_a_budget_too_small_for_the_model_is_reported_beside_other_problems(call):
+    code, text = call({"search.stepz": 3, "train.epochs": "three", "budgets": [5]})
+    assert code == 2
+    assert "search.stepz" in text and "train.epochs" in text
+    assert "too small for any candidate; the smallest is bitfit" in text
+
+
+def test_budget_below_the_smallest_candidate_alone(call):
+    code, text = call({"budgets": ["0.01%"]})
+    assert code == 3
+    assert "the smallest is bitfit at layers.0.attn.q with 32 parameters" in text
+    assert "hint" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task.data.data_files.test": "nowhere.jsonl"}, "no such file: nowhere.jsonl"),
+        ({"task.label": "mood"}, "no column 'mood'; it has: text, label"),
+        ({"task.text": ["a", "b", "c"]}, "task.text"),
+        ({"model.path": "nobody/nothing"}, "model.path 'nobody/nothing'"),
+        ({"model.path": "pkg:no_such_package/model"}, "not installed"),
+        ({"model.sha256": "0" * 64}, "has SHA-256"),
+        ({"space": {"preset": "s3pet-x"}}, "unknown preset 's3pet-x'"),
+        ({"space": {"kinds": {"lora": {"on": ["*.attn.w"]}}}}, "matches no position"),
+        ({"name": "../evil"}, "name"),
+        ({"seeds": [1, 1]}, "names something twice"),
+        ({"task.metric": "pearson"}, "pearson is for regression"),
+        ({"train.kind_lr": {"lore": 0.1}}, "kind_lr names ['lore']"),
+    ],
+)
+def test_wrong_settings(call, changes, message, tmp_path):
+    code, text = call(changes)
+    assert code == 2 and message in text
+    assert not (tmp_path / "out.db").exists()
+
+
+def test_empty_split_and_stray_label(call, study, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    code, text = call({"task.data.data_files.validation": str(tmp_path / "empty.jsonl")})
+    assert code == 2 and "split 'validation' is empty" in text
+    (tmp_path / "stray.jsonl").write_text('{"text": "good", "label": 9}\n')
+    code, text = call({"task.data.data_files.validation": str(tmp_path / "stray.jsonl")})
+    assert code == 2 and "label 9 is outside the classes 0, 1" in text
+    assert not (tmp_path / "out.db").exists()
+
+
+def test_unknown_family_lists_the_supported_ones(call, tmp_path):
+    from transformers import AlbertConfig
+
+    AlbertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8).save_pretrained(
+        tmp_path / "albert"
+    )
+    code, text = call({"model.path": str(tmp_path / "albert")})
+    assert code == 2
+    assert (
+        "'albert' is not supported; supported: bert, distilbert, gpt2, llama, roberta, t5" in text
+    )
+
+
+def test_missing_and_malformed_study_files(tmp_path):
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "none.yaml")])
+    assert result.exit_code == 2 and "none.yaml" in result.stderr
+    (tmp_path / "bad.yaml").write_text("name: [")
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "bad.yaml")])
+    assert result.exit_code == 2 and "not valid YAML" in " ".join(result.stderr.split())
+
+
+def test_a_corrupt_database_is_left_alone(call, tmp_path):
+    file = tmp_path / "corrupt.db"
+    file.write_bytes(b"SQLite format 3\x00" + b"\xff" * 5000)
+    before = file.read_bytes()
+    code, text = call(None, f"sqlite:///{file}")
+    assert code == 1 and "hint" in text
+    assert file.read_bytes() == before
+
+
+def test_a_newer_database_is_left_alone(call, tmp_path):
+    import sqlite3
+
+    file = tmp_path / "newer.db"
+    Store.open(str(file), create=True).close()
+    with sqlite3.connect(file) as connection:
+        connection.execute("update sparsearch_version set version_num = '9999'")
+    code, text = call(None, f"sqlite:///{file}")
+    assert code == 1 and "upgrade sparsearch" in text
+
+
+def test_two_drivers_on_one_study(call, tmp_path):
+    db = f"sqlite:///{tmp_path / 'shared.db'}"
+    assert call({"baselines": []}, db)[0] == 0
+    with Store.open(db, create=True, owner=Owner("elsewhere", 7, 0.0)) as store:
+        store.acquire("tiny")
+    code, text = call({"baselines": []}, db)
+    assert code == 1 and "elsewhere:7" in text
+
+
+@pytest.mark.parametrize("target", ["/proc/nothing/spec", "FILE/spec"])
+def test_unwritable_output_folder(call, tmp_path, target):
+    db = f"sqlite:///{tmp_path / 'done.db'}"
+    assert call({"baselines": []}, db)[0] == 0
+    (tmp_path / "FILE").write_text("")
+    with Store.open(db, create=False) as store:
+        prefix = store.best().structure.hash[:12]
+    out = target if target.startswith("/") else str(tmp_path / target)
+    before = Path(tmp_path / "done.db").read_bytes()
+    result = CliRunner().invoke(app, ["export", prefix, "--to", "spec", "--out", out, "--db", db])
+    assert result.exit_code == 1 and "cannot write" in " ".join(result.stderr.split())
+    assert Path(tmp_path / "done.db").read_bytes() == before

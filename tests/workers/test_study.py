@@ -1,0 +1,215 @@
+"""Whole studies on a tiny model: plan, outcomes, determinism, reuse of rankings, failures as outcomes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import sparsearch.workers.trial as trial_module
+from sparsearch.config import StudyConfig
+from sparsearch.errors import InfeasibleError, LeaseError, StoreError
+from sparsearch.results.lease import Owner
+from sparsearch.results.store import Store
+from sparsearch.spaces.attach import weights_of
+from sparsearch.spaces.budget import Budget
+from sparsearch.workers.retrain import train_structure
+from sparsearch.workers.study import plan, run
+from sparsearch.workers.workbench import open_workbench
+
+
+@pytest.fixture
+def db(tmp_path):
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def records(db):
+    with Store.open(db, create=False) as store:
+        return store.trials("tiny")
+
+
+def essence(db):
+    """What a trial found; not how long it took."""
+    return [
+        (t.number, t.strategy, t.budget, t.seed, t.state, t.score, t.test_score, t.structure)
+        for t in records(db)
+    ]
+
+
+def test_plan_runs_references_once_per_seed_and_each_strategy_per_budget(study):
+    config = StudyConfig.model_validate(
+        study | {"seeds": [0, 1], "baselines": ["s3pet", "random", "full"]}
+    )
+    budgets = (Budget(200), Budget(600))
+    trials = plan(config, budgets)
+    assert [t.number for t in trials] == list(range(10))
+    assert [(t.strategy, t.budget, t.seed) for t in trials[:5]] == [
+        ("full", None, 0),
+        ("s3pet", budgets[0], 0),
+        ("random", budgets[0], 0),
+        ("s3pet", budgets[1], 0),
+        ("random", budgets[1], 0),
+    ]
+
+
+def test_a_study_runs_every_strategy_to_an_outcome(study, db):
+    everything = ["random", "lora", "lora-qv", "bitfit", "lnfit", "adapter", "head", "full"]
+    record = run(study | {"baselines": everything}, db)
+    assert (record.trials, record.finished) == (16, 16)
+    for t in records(db):
+        assert t.state == "ok", t.message
+        assert 0 <= t.score <= 1 and 0 <= t.test_score <= 1
+        if t.budget is not None:
+            assert 0 < t.trainable_params <= t.budget["max_trainable_params"]
+            assert t.structure is not None
+        assert t.seconds > 0 and t.peak_bytes > 0
+    with Store.open(db, create=False) as store:
+        best = store.best(task=record.task, max_trainable_params=200)
+        assert best.trainable_params <= 200
+        assert store.weights("tiny", best.trial) is not None
+
+
+def test_equal_seeds_give_equal_structures_and_scores(study, db, tmp_path):
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    run(study, db)
+    run(study, other)
+    assert essence(db) == essence(other)
+
+
+def test_seeds_differ(study, db):
+    run(study | {"seeds": [0, 1], "baselines": []}, db)
+    by_seed = {(t.seed, t.budget["max_trainable_params"]): t.structure for t in records(db)}
+    assert any(by_seed[0, b] != by_seed[1, b] for b in (200, 600))
+
+
+def test_the_same_command_again_changes_nothing_and_loads_nothing(study, db, monkeypatch):
+    run(study, db)
+    before = essence(db)
+    monkeypatch.setattr("sparsearch.workers.study.open_workbench", lambda c: pytest.fail("loaded"))
+    assert run(study, db).finished == len(before)
+    assert essence(db) == before
+
+
+def test_another_config_under_the_same_name_is_refused(study, db):
+    run(study, db, ["baselines=[]"])
+    with pytest.raises(StoreError, match=r"search.steps: 3 -> 4|search.steps"):
+        run(study, db, ["baselines=[]", "search.steps=4"])
+
+
+def test_a_default_written_out_is_the_same_study(study, db):
+    run(study, db, ["baselines=[]"])
+    run(study, db, ["baselines=[]", "search.alpha_lr=0.1", "workers.threads=1"])
+
+
+def test_a_second_driver_is_refused_by_name(study, db):
+    run(study, db, ["baselines=[]"])
+    with Store.open(db, create=True, owner=Owner("elsewhere", 7, 0.0)) as store:
+        store.acquire("tiny")
+    with pytest.raises(LeaseError, match="elsewhere:7"):
+        run(study, db, ["baselines=[]"])
+
+
+def test_what_goes_wrong_in_a_trial_is_its_outcome(study, db, monkeypatch):
+    real = trial_module.train
+
+    def failing(model, task, config, groups, seed, observe):
+        failing.calls += 1
+        if failing.calls == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if failing.calls == 2:
+            raise ValueError("no idea")
+        return real(model, task, config, groups, seed, observe)
+
+    failing.calls = 0
+    monkeypatch.setattr(trial_module, "train", failing)
+    run(study | {"baselines": ["random"]}, db)
+    states = [(t.state, t.message) for t in records(db)]
+    assert [s for s, _ in states] == ["oom", "failed", "ok", "ok"]
+    assert "no idea" in states[1][1]
+
+
+def test_nan_is_an_outcome_with_advice(study, db, tmp_path, tiny_folder):
+    """A backbone with a damaged embedding: every trial meets NaN, the study ends all the same."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["bert.embeddings.position_embeddings.weight"][1] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    run(study | {"model": {"path": str(folder)}, "baselines": ["random", "head"]}, db)
+    assert {t.state for t in records(db)} == {"failed"}
+    assert all(
+        "NaN or infinity" in t.message and "lower train.lr" in t.message for t in records(db)
+    )
+
+
+def test_yaml_numbers_without_a_point_are_numbers(study, db):
+    run(study, db, ["baselines=[]", "train.lr=1e-2", "train.kind_lr={lora: 1e-3}"])
+    assert all(t.state == "ok" for t in records(db))
+
+
+def test_an_infeasible_baseline_is_an_outcome(study, db):
+    run(study | {"budgets": [40], "baselines": ["lora-qv"]}, db)
+    search, uniform = records(db)
+    assert search.state == "ok"
+    assert uniform.state == "infeasible" and "smallest is lora" in uniform.message
+
+
+def test_a_budget_below_every_candidate_stops_before_anything_is_written(study, tmp_path):
+    with pytest.raises(InfeasibleError, match="smallest is bitfit at .* with 32 parameters"):
+        run(study | {"budgets": [31]}, f"sqlite:///{tmp_path / 'none.db'}")
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_stored_ranking_is_reused(study, db, monkeypatch):
+    run(study | {"baselines": []}, db)
+    monkeypatch.setattr(trial_module, "rank", lambda *a, **k: pytest.fail("searched again"))
+    run(
+        study | {"baselines": [], "name": "tiny-again", "train": {**study["train"], "epochs": 2}},
+        db,
+    )
+
+
+def test_no_trial_changes_the_backbone(study):
+    config = StudyConfig.model_validate(study)
+    bench = open_workbench(config)
+    before = {n: p.clone() for n, p in bench.model.base_model.state_dict().items()}
+    for trial in plan(config, (Budget(600, text="600"),)):
+        outcome = trial_module.execute(bench, trial, lambda key: None)
+        assert outcome.state == "ok", outcome.message
+        after = bench.model.base_model.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(t, before[n]) for n, t in after.items())
+        assert all(name.startswith("head:") for name in weights_of(bench.model))
+
+
+def test_regression_runs_end_to_end(study, db, tmp_path):
+    import json
+
+    files = {}
+    for split in ("train", "validation", "test"):
+        rows = [{"text": "good " * (1 + i % 4), "label": (i % 4) / 3} for i in range(40)]
+        files[split] = str(tmp_path / f"{split}.jsonl")
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {**study["task"], "type": "regression", "metric": "pearson"}
+    task["data"] = {"path": "json", "data_files": files}
+    run(study | {"task": task, "baselines": ["full"]}, db)
+    assert all(t.state == "ok" for t in records(db))
+
+
+def test_training_an_exported_structure_picks_it_up(study, db, tmp_path):
+    import yaml
+
+    run(study | {"baselines": []}, db)
+    with Store.open(db, create=False) as store:
+        best = store.best()
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(copy.deepcopy(study)))
+    result = train_structure(best.structure, path, out=tmp_path / "spec")
+    again = train_structure(best.structure, path)
+    assert 0 <= result.score <= 1 and result.score == again.score
+    assert (tmp_path / "spec" / "modules.safetensors").is_file()
