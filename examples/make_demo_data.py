@@ -33,7 +33,7 @@ from pathlib import Path
 
 SEED = 20
 OUTPUT = Path(__file__).parent / "demo"
-SPLIT_ROWS = {"train": 2400, "validation": 400, "test": 400}
+SPLIT_ROWS = {"train": 2000, "validation": 300, "test": 400}
 
 ACTIONS = {
     "refund": (
@@ -231,8 +231,11 @@ def polish(text: str, rng: random.Random) -> str:
 
 
 def misspell(text: str, rng: random.Random) -> str:
-    """Swap two neighbouring letters inside one long word."""
-    word = rng.choice(re.findall(r"[A-Za-z]{5,}", text))
+    """Swap two neighbouring letters inside one long word, if there is one."""
+    words = re.findall(r"[A-Za-z]{5,}", text)
+    if not words:
+        return text
+    word = rng.choice(words)
     at = rng.randrange(1, len(word) - 2)
     typo = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     return text.replace(word, typo, 1)
