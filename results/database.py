@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from sparsearch.errors import StoreError
+from sparsearch.errors import MissingStoreError, StoreError
 from sparsearch.results import migrations
 from sparsearch.results.tables import Base
 
@@ -148,7 +148,7 @@ def _check_file(path: Path, create: bool) -> None:
     if path.is_dir():
         raise StoreError(f"{str(path)!r} is a folder", "give the path of a database file")
     if not create and not path.exists():
-        raise StoreError(
+        raise MissingStoreError(
             f"there is no database {str(path)!r}",
             "`sparsearch run` creates one; choose another with --db",
         )
@@ -158,7 +158,7 @@ def _check_file(path: Path, create: bool) -> None:
         )
     writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
     if create and not writable:
-        raise StoreError(f"cannot write to {str(path)!r}", "choose another place with --db")
+        raise MissingStoreError(f"cannot write to {str(path)!r}", "choose another place with --db")
 
 
 def _sqlite_engine(path: Path, *, writable: bool) -> Engine:

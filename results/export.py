@@ -31,7 +31,7 @@ from sparsearch.spaces.structure import Structure
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FORMATS", "ExportReport", "export", "write_spec"]
+__all__ = ["FORMATS", "ExportReport", "check_target", "export", "write_spec"]
 
 FORMATS = ("spec", "peft")
 TOLERANCE = 1e-5
@@ -81,12 +81,26 @@ def write_spec(structure: Structure, weights: bytes, out: str | Path) -> ExportR
     return _into(Path(out), lambda folder: _write_spec(structure, weights, folder))
 
 
-def _into(out: Path, write: Callable[[Path], tuple[tuple[str, ...], float]]) -> ExportReport:
-    """Write into a hidden folder beside the target and move it there only when it is proven."""
+def check_target(out: Path) -> None:
+    """Refuse a target that could not be written, before any work.
+
+    Raises:
+        ExportError: If it exists and is not an empty folder, or its parent cannot be written to.
+    """
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ExportError(f"{out} exists and is not an empty folder", "choose another --out")
         out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    if not os.access(out.parent, os.W_OK):
+        raise ExportError(f"cannot write {out}: its folder is read-only", "choose another --out")
+
+
+def _into(out: Path, write: Callable[[Path], tuple[tuple[str, ...], float]]) -> ExportReport:
+    """Write into a hidden folder beside the target and move it there only when it is proven."""
+    check_target(out)
+    try:
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as error:
         raise _cannot_write(out, error) from error
@@ -110,10 +124,7 @@ def _fresh_model(structure: Structure, weights: bytes) -> PreTrainedModel:
     """The backbone from disk, with a head of the exported width."""
     path = locate(structure.backbone.path)
     classes = _classes(weights)
-    model = load_model(path, revision=structure.backbone.revision, num_labels=len(classes) or 1)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = model.config.eos_token_id
-    return model
+    return load_model(path, revision=structure.backbone.revision, num_labels=len(classes) or 1)
 
 
 def _classes(weights: bytes) -> list[str]:

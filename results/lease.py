@@ -14,7 +14,7 @@ from sparsearch.results.tables import StudyRow
 
 __all__ = ["LEASE_SECONDS", "Owner", "acquire", "holder", "release", "renew"]
 
-LEASE_SECONDS = 120.0
+LEASE_SECONDS = 600.0
 
 _CLOCK_TOLERANCE = 2.0
 """Seconds by which a process's creation time may differ when it is read twice."""
@@ -67,11 +67,16 @@ def _owner(study: StudyRow) -> Owner | None:
 
 
 def holder(study: StudyRow) -> Owner | None:
-    """Who holds the study now; None where its lease is free, over, or its owner is dead."""
+    """Who holds the study now; None where its lease is free, over, or its owner is dead.
+
+    A process on this machine holds it as long as it lives, however long it measures or loads.
+    """
     owner = _owner(study)
-    if owner is None or study.lease_until is None or study.lease_until <= datetime.now(UTC):
+    if owner is None or study.lease_until is None or owner.is_dead():
         return None
-    return None if owner.is_dead() else owner
+    if owner.host != socket.gethostname() and study.lease_until <= datetime.now(UTC):
+        return None
+    return owner
 
 
 def acquire(study: StudyRow, owner: Owner, seconds: float) -> None:

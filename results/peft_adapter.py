@@ -77,6 +77,7 @@ class AdapterPlan:
         saved: Norms that are saved whole, beside an adapter of method ``lora``.
         head: Tensor name -> trained value of the task head.
         scale: Of every LoRA unit.
+        prefix: Of the base model inside the model.
         notes: What a user of the adapter should know.
     """
 
@@ -85,6 +86,7 @@ class AdapterPlan:
     saved: list[AdaptedModule]
     head: dict[str, Tensor]
     scale: float
+    prefix: str
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -124,10 +126,10 @@ def plan_adapter(
     linears = [m for m in modules.values() if not m.is_norm]
     scale = next((k.alpha for k in structure.kinds if isinstance(k, Lora)), 1.0)
     if any(c.kind == "ia3" for c in structure.candidates):
-        return AdapterPlan("ia3", linears, [], head, scale)
+        return AdapterPlan("ia3", linears, [], head, scale, prefix)
     if not linears:
-        return AdapterPlan("ln_tuning", norms, [], head, scale, _norm_notes(norms))
-    plan = AdapterPlan("lora", linears, norms, head, scale)
+        return AdapterPlan("ln_tuning", norms, [], head, scale, prefix, _norm_notes(norms))
+    plan = AdapterPlan("lora", linears, norms, head, scale, prefix)
     phantom = [m.path for m in linears if m.A is None]
     notes = list(_norm_notes(norms))
     if phantom:
@@ -165,7 +167,8 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
     if refused:
         raise ExportError(
             "PEFT cannot express: " + "; ".join(refused),
-            "export --to spec holds everything; or search with kinds lora, bitfit and lnfit",
+            "export --to spec holds everything; for PEFT search with lora, bitfit and lnfit, bitfit only on "
+            "norms that have a bias",
         )
 
 
@@ -193,6 +196,12 @@ def _join(
             module.factor[rows] += unit["scale"]
 
 
+def _saved_module(name: str, prefix: str) -> str:
+    """The module that holds a head's tensor: the model's child, or the base model's (a new pooler)."""
+    inside = prefix if prefix and name.startswith(prefix) else ""
+    return inside + name.removeprefix(inside).split(".")[0]
+
+
 def _pattern(path: str) -> str:
     return f"^{re.escape(path)}"
 
@@ -201,7 +210,7 @@ def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
     """The PEFT configuration of a plan."""
     import peft
 
-    heads = sorted({name.split(".")[0] for name in plan.head})
+    heads = sorted({_saved_module(name, plan.prefix) for name in plan.head})
     common = {
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": structure.backbone.path,
@@ -246,7 +255,8 @@ def fill(model: nn.Module, plan: AdapterPlan) -> None:
     for m in plan.saved:
         _fill_norm(modules[m.path].modules_to_save["default"], m)
     for name, value in plan.head.items():
-        top, _, rest = name.partition(".")
+        top = _saved_module(name, plan.prefix)
+        rest = name.removeprefix(f"{top}.")
         saved = modules[top].modules_to_save["default"]
         saved.get_parameter(rest).copy_(value)
 

@@ -161,11 +161,16 @@ class BilevelSearch:
         self.gates.alpha.grad = None
 
     def _step_weights(self, gradients: tuple[Tensor, ...]) -> None:
+        self._clip(gradients)
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
-        nn.utils.clip_grad_norm_(self.weights, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _clip(self, gradients: tuple[Tensor, ...]) -> None:
+        """Scale gradients in place to the largest norm allowed."""
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        torch._foreach_mul_(gradients, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
 
     def _first_order_step(self) -> Tensor:
         """Gates against the current weights, then weights against new samples of the gates."""
@@ -200,6 +205,7 @@ class BilevelSearch:
             fixed = self._sample(noise)
         loss = self.supernet.loss(batch, fixed)
         gradients = torch.autograd.grad(loss, self.weights)
+        self._clip(gradients)
         saved = [w.detach().clone() for w in self.weights]
         scale = self._preconditioner(gradients)
         self._move([-s * g for s, g in zip(scale, gradients, strict=True)])

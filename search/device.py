@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from sparsearch.errors import ConfigError
+
 __all__ = [
     "autocast",
     "choose_device",
@@ -23,9 +25,17 @@ __all__ = [
 
 
 def choose_device(wanted: str) -> torch.device:
-    """``auto`` takes CUDA where it is present."""
+    """``auto`` takes CUDA where it is present.
+
+    Raises:
+        ConfigError: If CUDA is wanted and absent.
+    """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            ["workers.device is cuda, but torch sees no CUDA device; use auto or cpu"]
+        )
     return torch.device(wanted)
 
 
@@ -96,4 +106,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -54,7 +54,7 @@ def measure(metric: str, logits: Tensor, labels: Tensor) -> float:
     if metric == "pearson":
         scores = logits.squeeze(-1)
         spread = float(scores.std()) * float(labels.float().std())
-        if spread == 0.0:
+        if not spread > 0.0:
             return 0.0
         return float(torch.corrcoef(torch.stack([scores.double(), labels.double().cpu()]))[0, 1])
     guess = logits.argmax(dim=-1).numpy()

@@ -37,7 +37,7 @@ class Problem:
     Attributes:
         model: A model with a head; nothing attached. It is the only copy of the backbone.
         space: What may be chosen.
-        task: Its training split is what a search sees; its test split never.
+        task: A search sees its training split (and validation, with ``checkpoint: best``), never its test split.
         search: How to search.
         train: Learning rates and precision, the same as in training.
     """

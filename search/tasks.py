@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,16 @@ class Task:
     train: Split
     validation: Split
     test: Split
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of every token and label, and of what they mean: equal for equal data."""
+        digest = hashlib.sha256(f"{self.type} {self.metric} {self.classes}".encode())
+        for split in (self.train, self.validation, self.test):
+            for tensor in (*split.inputs.values(), split.labels):
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def num_labels(self) -> int:
@@ -165,13 +177,16 @@ def _load_error(config: DataConfig, folder: Path, split: str, error: Exception) 
     )
 
 
-def load_task(config: TaskConfig, folder: Path, tokenizer: Any) -> Task:
+def load_task(
+    config: TaskConfig, folder: Path, tokenizer: Any, most_tokens: int | None = None
+) -> Task:
     """Load, check and tokenise a task.
 
     Args:
         config: The task.
         folder: Where relative paths of local files start.
         tokenizer: The backbone's tokenizer.
+        most_tokens: Longest input that the backbone takes, None without limit.
 
     Raises:
         DataError: If a split is empty, a column is missing, or a label is outside the classes.
@@ -186,45 +201,53 @@ def load_task(config: TaskConfig, folder: Path, tokenizer: Any) -> Task:
                     f"split {split!r} has no column {column!r}; it has: {', '.join(data.column_names)}",
                     "correct task.text or task.label",
                 )
-    if config.max_train_rows is not None:
-        rows["train"] = rows["train"].select(range(min(config.max_train_rows, len(rows["train"]))))
     classes: tuple[Any, ...] = ()
     if config.type == "classification":
         classes = _classes(config, rows["train"])
-    limit = min(config.max_length, _model_limit(tokenizer))
+    if config.max_train_rows is not None:
+        rows["train"] = rows["train"].select(range(min(config.max_train_rows, len(rows["train"]))))
+    # A tokenizer without a limit of its own says a huge number.
+    limit = min(config.max_length, tokenizer.model_max_length, most_tokens or config.max_length)
     splits = {s: _tokenise(config, s, d, tokenizer, limit, classes) for s, d in rows.items()}
+    names = getattr(rows["train"].features[config.label], "names", None)
+    if config.labels is None and names is not None:
+        classes = tuple(names)
     return Task(
         config.title, config.type, config.metric, tuple(map(str, classes)), limit, **splits
     )
 
 
-def _model_limit(tokenizer: Any) -> int:
-    """Longest input of the model; tokenizers without one say a huge number."""
-    return int(min(tokenizer.model_max_length, 1 << 20))
-
-
 def _classes(config: TaskConfig, train: Any) -> tuple[Any, ...]:
-    """The classes: as configured, as the data set declares, or those found in the training split."""
-    if config.labels is not None:
-        return tuple(config.labels)
+    """The classes: as configured, as the data set declares, or those of the whole training split."""
     feature = train.features[config.label]
-    if hasattr(feature, "names"):
-        return tuple(range(len(feature.names)))
+    if config.labels is not None:
+        found = list(config.labels)
+    elif hasattr(feature, "names"):
+        found = list(range(len(feature.names)))
+    else:
+        found = _classes_found(config, train)
+    if len(found) < 2 or len(set(found)) != len(found):
+        raise DataError(
+            f"a classification needs two classes or more, each once; found {found}",
+            "correct the rows of the training split, or task.labels",
+        )
+    return tuple(found)
+
+
+def _classes_found(config: TaskConfig, train: Any) -> list[Any]:
     found = set(train.unique(config.label))
     if None in found:
         raise DataError(f"split 'train' has rows without a {config.label!r}")
-    if all(isinstance(v, int) for v in found):
-        ordered = sorted(found)
-        expected = list(range(len(ordered)))
-        if ordered != expected:
-            stray = [v for v in ordered if not 0 <= v < len(ordered)]
-            raise DataError(
-                f"integer labels must be 0 to {len(ordered) - 1} without gaps; split 'train' also has "
-                f"{', '.join(map(str, stray[:5]))}",
-                "correct the rows, or list the classes: task.labels: [...]",
-            )
-        return tuple(ordered)
-    return tuple(sorted(found, key=str))
+    if not all(isinstance(v, int) for v in found):
+        return sorted(found, key=str)
+    stray = sorted(v for v in found if not 0 <= v < len(found))
+    if stray:
+        raise DataError(
+            f"integer labels must be 0 to {len(found) - 1} without gaps; split 'train' also has "
+            f"{', '.join(map(str, stray[:5]))}",
+            "correct the rows, or list the classes: task.labels: [...]",
+        )
+    return sorted(found)
 
 
 def _labels(
@@ -266,4 +289,24 @@ def _tokenise(
     encoded = tokenizer(*columns, truncation=True, max_length=limit, padding="longest")
     inputs = {k: torch.tensor(v) for k, v in encoded.items()}
     lengths = inputs["attention_mask"].sum(dim=1)
+    _check_tokens(split, tokenizer, inputs["input_ids"], lengths)
     return Split(inputs, lengths, _labels(config, split, data[config.label][:], classes))
+
+
+def _check_tokens(split: str, tokenizer: Any, ids: Tensor, lengths: Tensor) -> None:
+    """Rows that a classifier cannot pool: without a token, or with the text of a special token in them."""
+    empty = (lengths == 0).nonzero().flatten()
+    if len(empty):
+        raise DataError(
+            f"split {split!r}, row {int(empty[0])}: the text is empty ({len(empty)} such rows)"
+        )
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id == tokenizer.pad_token_id:
+        return
+    ends = (ids == tokenizer.eos_token_id).sum(dim=1)
+    odd = (ends != ends.mode().values).nonzero().flatten()
+    if len(odd):
+        raise DataError(
+            f"split {split!r}, row {int(odd[0])}: the text contains {tokenizer.eos_token!r}, which ends an "
+            f"input ({len(odd)} such rows)",
+            "remove it from the text",
+        )

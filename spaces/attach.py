@@ -307,9 +307,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             "the weights do not belong to this structure: "
             f"unknown {unknown[:3]}, missing {missing[:3]}, other shape {shapes[:3]}"
         )
-    head = {n: p for n, p in wanted.items() if n.startswith(HEAD)}
-    fits = all(n in weights and weights[n].shape == p.shape for n, p in head.items())
+    parameters = dict(model.named_parameters())
+    head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
+    fits = all(n in parameters and parameters[n].shape == t.shape for n, t in head.items())
     with torch.no_grad():
         for name, parameter in wanted.items():
-            if not name.startswith(HEAD) or fits:
+            if not name.startswith(HEAD):
                 parameter.copy_(weights[name])
+        for name, tensor in head.items() if fits else ():
+            parameters[name].copy_(tensor)

@@ -26,9 +26,11 @@ __all__ = [
     "dense_flops_per_token",
     "head_parameters",
     "identify",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "locate",
+    "most_tokens",
     "positions_of",
     "skeleton",
 ]
@@ -37,6 +39,7 @@ ATTACHED = "sparsearch"
 """Name under which attached modules live on a model; they are no part of the backbone."""
 
 _SAMPLE = 4096
+_NEW_POOLER = "sparsearch_new_pooler"
 _VOLATILE = frozenset(
     [
         "_name_or_path",
@@ -173,9 +176,6 @@ def load_model(
     logging.disable_progress_bar()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(
-                0
-            )  # what the file lacks (a pooler, say) starts equal in every process
             model, report = _load(
                 "weights",
                 path,
@@ -195,15 +195,16 @@ def load_model(
         if bars:
             logging.enable_progress_bar()
     _check_complete(model, path, report)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _check_complete(model: nn.Module, path: str, report: dict[str, Any]) -> None:
-    """A head of another width is drawn anew; a backbone must be in the file whole."""
+    """All but the head must be in the file; a pooler that it lacks counts as part of the head."""
     head = {name for name, _ in head_parameters(model)}
     mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
-    lacking = {name for name in report["missing_keys"] if ".pooler." not in name}
-    broken = sorted((mismatched | lacking) - head)
+    poolers = {name for name in report["missing_keys"] if ".pooler." in name}
+    setattr(model, _NEW_POOLER, frozenset(poolers))
+    broken = sorted((mismatched | set(report["missing_keys"])) - head - poolers)
     if broken:
         raise BackboneError(
             f"model.path {path!r}: {len(broken)} of the backbone's weights are missing or of another "
@@ -235,7 +236,22 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise BackboneError(
+            f"model.path {path!r}: the tokenizer has neither a padding nor an end token"
+        )
+    tokenizer.padding_side = "right"  # batches are cut to their longest row at the right
     return tokenizer
+
+
+def most_tokens(config: Any) -> int | None:
+    """Longest input that a model's position embeddings allow; None where they are relative."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type == "roberta":
+        return (
+            positions - int(config.pad_token_id) - 1
+        )  # its position ids start behind the padding's
+    return positions
 
 
 def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> PreTrainedModel:
@@ -260,14 +276,18 @@ def positions_of(model: nn.Module) -> tuple[Position, ...]:
 
 
 def backbone_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Named parameters of the backbone; nothing attached, no head."""
+    """Named parameters of the backbone, named under it; nothing attached, no head, no new pooler."""
+    new = {id(p) for n, p in model.named_parameters() if n in getattr(model, _NEW_POOLER, ())}
     for name, parameter in base_of(model).named_parameters():
-        if not name.startswith(f"{ATTACHED}."):
+        if not name.startswith(f"{ATTACHED}.") and id(parameter) not in new:
             yield name, parameter
 
 
 def head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Named parameters of the task head: what is neither backbone nor attached."""
+    """Named parameters of the task head: what is neither backbone nor attached.
+
+    A pooler that the checkpoint lacked is part of it: drawn anew, trained and stored with it.
+    """
     inside = {id(p) for _, p in backbone_parameters(model)}
     for name, parameter in model.named_parameters():
         if id(parameter) not in inside and not name.startswith(f"{ATTACHED}."):

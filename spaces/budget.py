@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from sparsearch.config import SHARE
 from sparsearch.errors import ConfigError
 
 __all__ = ["Budget", "parse_share", "resolve"]
-
-_SHARE = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*$")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def parse_share(value: str) -> Fraction:
     Raises:
         ConfigError: If the text is no percentage.
     """
-    match = _SHARE.match(value)
+    match = SHARE.match(value)
     if match is None:
         raise ConfigError([f"{value!r} is neither a whole number nor a percentage like '0.01%'"])
     return Fraction(match[1]) / 100

@@ -1,10 +1,10 @@
 """Search where PET modules and sparsity go in a pretrained transformer, under a hard budget.
 
 >>> import sparsearch as ss
->>> study = ss.run("study.yaml")                                       # doctest: +SKIP
->>> best = ss.open("sqlite:///sparsearch.db").best(task="trec", max_trainable_params="0.01%")  #
-doctest: +SKIP
->>> model = ss.attach(model, best.structure)                           # doctest: +SKIP
+>>> study = ss.run("study.yaml")                                     # doctest: +SKIP
+>>> store = ss.open("sqlite:///sparsearch.db")                       # doctest: +SKIP
+>>> best = store.best(task="trec", max_trainable_params="0.01%")     # doctest: +SKIP
+>>> model = ss.attach(model, best.structure)                         # doctest: +SKIP
 """
 
 from __future__ import annotations

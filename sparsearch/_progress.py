@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from sparsearch._render import STATE_STYLES, budget_text, feasibility_table, score_text
+from sparsearch.workers.study import Listener
 
 if TYPE_CHECKING:
     from sparsearch.results.values import Outcome, Trial
@@ -80,7 +81,7 @@ class PhaseBar:
             self._phase = None
 
 
-class StudyProgress(PhaseBar):
+class StudyProgress(PhaseBar, Listener):
     """A listener of ``workers.study.run``."""
 
     def __init__(self, console: Console) -> None:

@@ -181,7 +181,7 @@ def trials_table(study: StudyRecord, trials: Sequence[TrialRecord]) -> Renderabl
             score_text(t.test_score),
             _count(t.trainable_params),
             _seconds(t.seconds),
-            t.structure[:_HASH] if t.structure else _NOTHING,
+            t.structure[:_SHORT_HASH] if t.structure else _NOTHING,
         )
     return Group(table, _messages([t for t in trials if t.message]))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,9 +38,6 @@ __all__ = [
     "read_study",
     "sections_of",
 ]
-
-STRATEGIES = ("s3pet", "random", "lora", "lora-qv", "bitfit", "lnfit", "adapter", "head", "full")
-"""Every strategy; the last two are references without a budget."""
 
 KIND_NAMES = ("lora", "bitfit", "lnfit", "low_rank_adapter", "adapter", "ia3")
 """Every kind; a test compares it with the registry, which this leaf module may not import."""
@@ -141,23 +140,32 @@ class SpaceConfig(_Section):
         return self
 
 
+SHARE = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*$")
+"""A percentage: digits, perhaps a point, and the sign."""
+
+
+def _share(value: Any) -> float | None:
+    """The number before the sign of a percentage."""
+    match = SHARE.match(value) if isinstance(value, str) else None
+    return float(match[1]) if match else None
+
+
 def _limit(value: Any) -> Any:
     """A limit: a whole number above 0, or a percentage above 0% and up to 100%."""
     if isinstance(value, str):
-        try:
-            share = float(value.strip().removesuffix("%"))
-        except ValueError:
-            share = -1.0
-        if not value.strip().endswith("%") or not 0 < share <= 100:
+        share = _share(value)
+        if share is None or not 0 < share <= 100:
             raise ValueError(f"{value!r} is no share: write a percentage above 0% and up to 100%")
-    elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+    elif value is not None and (
+        isinstance(value, bool) or not isinstance(value, int) or value <= 0
+    ):
         raise ValueError(f"{value!r} is no limit: write a whole number above 0, or like '0.01%'")
     return value
 
 
 def _flops(value: Any) -> Any:
     """A FLOPs limit: a percentage of the dense backbone."""
-    if not isinstance(value, str) or not value.strip().endswith("%"):
+    if value is not None and not _share(value):
         raise ValueError(f"{value!r} is no share of the dense backbone's FLOPs: write like '75%'")
     return value
 
@@ -263,11 +271,12 @@ class StudyConfig(_Section):
     """A study: which model, task, space and budgets, and what they are compared with.
 
     Example:
-        >>> StudyConfig.model_validate({
-        ...     "name": "demo", "model": {"path": "x"}, "space": {"preset": "s3pet-l"},
+        >>> study = StudyConfig.model_validate({
+        ...     "name": "rte", "model": {"path": "x"}, "space": {"preset": "s3pet-l"},
         ...     "task": {"data": {"path": "glue", "name": "rte"}, "text": ["sentence1", "sentence2"]},
-        ...     "budgets": {"max_trainable_params": ["0.01%",
-        4000]}}).budgets[1].max_trainable_params
+        ...     "budgets": {"max_trainable_params": ["0.01%", 4000]},
+        ... })
+        >>> study.budgets[1].max_trainable_params
         4000
     """
 
@@ -286,10 +295,10 @@ class StudyConfig(_Section):
 
     @model_validator(mode="after")
     def _no_repeats(self) -> StudyConfig:
-        for key in ("seeds", "baselines"):
+        for key in ("seeds", "baselines", "budgets"):
             values = getattr(self, key)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{key} names something twice: {values}")
+            if any(value in values[:i] for i, value in enumerate(values)):
+                raise ValueError(f"{key} names something twice")
         return self
 
     @property
@@ -307,7 +316,7 @@ def read_study(
         ConfigError: If the file is missing or no YAML mapping, or an override names no place.
     """
     if isinstance(source, Mapping):
-        raw, folder = dict(source), Path.cwd()
+        raw, folder = copy.deepcopy(dict(source)), Path.cwd()
     else:
         path = Path(source)
         try:
@@ -340,12 +349,16 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if isinstance(place, list) and part.isdigit() and int(part) < len(place):
             place = place[int(part)]
         elif isinstance(place, dict):
-            place = place.setdefault(part, {})
+            place[part] = place.get(part) or {}
+            place = place[part]
         else:
             raise ConfigError(
                 [f"--set {override!r}: {'.'.join(parts[: depth + 1])} does not exist"]
             )
-    value, last = yaml.safe_load(text), parts[-1]
+    try:
+        value, last = yaml.safe_load(text), parts[-1]
+    except yaml.YAMLError as error:
+        raise ConfigError([f"--set {override!r}: {text!r} is not valid YAML"]) from error
     if isinstance(place, list) and last.isdigit() and int(last) <= len(place):
         place[int(last) : int(last) + 1] = [value]
     elif isinstance(place, dict):
@@ -369,25 +382,52 @@ def sections_of(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], l
             "study": study,
         }, []
     except ValidationError as error:
-        problems = [_problem(e, raw) for e in error.errors()]
+        found = error.errors()
+    known = copy.deepcopy(dict(raw))
+    if "budgets" in known:
+        known["budgets"] = _spread_budgets(known["budgets"])
+    for problem in found:
+        if problem["type"] == "extra_forbidden":
+            _drop(known, problem["loc"])
     sections = {}
     for name, field in StudyConfig.model_fields.items():
-        if name in raw:
+        if name == "budgets":
+            sections[name] = _valid_budgets(known.get(name))
+        elif name in known:
             annotated: Any = (
                 Annotated[field.annotation, *field.metadata]
                 if field.metadata
                 else field.annotation
             )
-            try:
-                sections[name] = TypeAdapter(annotated).validate_python(raw[name], strict=True)
-            except ValidationError:
-                continue
+            with contextlib.suppress(ValidationError):
+                sections[name] = TypeAdapter(annotated).validate_python(known[name], strict=True)
         elif not field.is_required():
             sections[name] = field.get_default(call_default_factory=True)
-    return sections, list(dict.fromkeys(problems))
+    return sections, list(dict.fromkeys(_problem(p) for p in found))
 
 
-def _problem(error: Any, raw: Mapping[str, Any]) -> str:
+def _drop(place: Any, location: Sequence[Any]) -> None:
+    """Take an unknown key out, so that what stands beside it is still checked."""
+    *parents, key = location
+    for part in parents:
+        try:
+            place = place[part]
+        except (KeyError, IndexError, TypeError):
+            return
+    if isinstance(place, dict):
+        place.pop(key, None)
+
+
+def _valid_budgets(value: Any) -> list[BudgetConfig]:
+    """Those budgets that can be read, whatever is wrong with the others."""
+    budgets = []
+    for entry in value if isinstance(value, list) else []:
+        with contextlib.suppress(ValidationError):
+            budgets.append(BudgetConfig.model_validate(entry))
+    return budgets
+
+
+def _problem(error: Any) -> str:
     """One line: where, what, and what would do."""
     location = ".".join(
         str(part) for part in error["loc"] if not str(part).startswith("function-")

@@ -11,6 +11,7 @@ __all__ = [
     "ExportError",
     "InfeasibleError",
     "LeaseError",
+    "MissingStoreError",
     "SparsearchError",
     "StoreError",
     "StructureError",
@@ -73,6 +74,10 @@ class StructureError(SparsearchError):
 
 class StoreError(SparsearchError):
     """The database cannot be opened, is of another version, or lacks what was asked for."""
+
+
+class MissingStoreError(StoreError):
+    """There is no database yet, or an empty file."""
 
 
 class LeaseError(StoreError):

@@ -10,6 +10,7 @@ from typing import Any
 from sparsearch.config import BudgetConfig, StudyConfig, read_study, sections_of
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.cut import Limits, infeasible, smallest
+from sparsearch.search.device import choose_device
 from sparsearch.spaces.backbone import locate, skeleton
 from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.space import Candidate, Space
@@ -61,6 +62,8 @@ def check_study(
         ConfigError: With every problem found.
         InfeasibleError: If the only problems are budgets that are too small.
     """
+    if isinstance(source, StudyConfig) and overrides:
+        raise ConfigError(["overrides change a study file; change the StudyConfig itself"])
     if isinstance(source, StudyConfig):
         sections: dict[str, Any] = {n: getattr(source, n) for n in StudyConfig.model_fields}
         sections["study"] = source
@@ -69,6 +72,12 @@ def check_study(
         sections, problems = sections_of(*read_study(source, overrides))
     folder = sections["study"].folder if "study" in sections else _folder(source)
     problems += _data_problems(sections, folder)
+    if "workers" in sections:
+        try:
+            choose_device(sections["workers"].device)
+        except ConfigError as error:
+            problems += error.problems
+    tokens = sections["task"].max_length if "task" in sections else 128
     space: Space | None = None
     if "model" in sections and "space" in sections:
         try:
@@ -84,17 +93,20 @@ def check_study(
     too_small: list[InfeasibleError] = []
     if space is not None and "budgets" in sections:
         budgets = resolve_budgets(sections["budgets"], space.backbone_params)
-        too_small = [infeasible(space, b) for b in budgets if _most(space, b) == 0]
+        too_small = [infeasible(space, b) for b in budgets if _most(space, b, tokens) == 0]
     if problems:
         raise ConfigError([*problems, *(f"budgets: {e.message}" for e in too_small)])
     if too_small:
         raise InfeasibleError("\n".join(e.message for e in too_small), too_small[0].hint)
     assert space is not None
-    feasibility = tuple(
-        Feasibility(b, sum(Limits(space, b).fits([c]) for c in space.candidates), _most(space, b))
-        for b in budgets
-    )
+    feasibility = tuple(_feasibility(space, b, tokens) for b in budgets)
     return Preflight(sections["study"], space, budgets, feasibility, smallest(space))
+
+
+def _feasibility(space: Space, budget: Budget, tokens: int) -> Feasibility:
+    limits = Limits(space, budget, tokens)
+    alone = sum(limits.fits([c]) for c in space.candidates)
+    return Feasibility(budget, alone, _most(space, budget, tokens))
 
 
 def _folder(source: str | Path | Mapping[str, Any] | StudyConfig) -> Path:
@@ -116,9 +128,9 @@ def resolve_budgets(budgets: Sequence[BudgetConfig], backbone_params: int) -> tu
     return tuple(resolve(backbone_params, **b.model_dump()) for b in budgets)
 
 
-def _most(space: Space, budget: Budget) -> int:
+def _most(space: Space, budget: Budget, tokens: int) -> int:
     """How many of the smallest candidates fit together."""
-    limits, kept = Limits(space, budget), 0
+    limits, kept = Limits(space, budget, tokens), 0
     params = size = flops = 0
     for c in sorted(space.candidates, key=lambda c: c.params):
         total = (params + c.params, size + c.bytes, flops + c.merged_flops_per_token)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from sparsearch.config import read_study, sections_of
-from sparsearch.errors import ConfigError
-from sparsearch.results.export import write_spec
+from sparsearch.errors import ConfigError, StructureError
+from sparsearch.results.export import check_target, write_spec
 from sparsearch.search.device import choose_device
 from sparsearch.search.evaluate import evaluate
 from sparsearch.search.seeds import derive, seed_everything
@@ -70,6 +72,14 @@ def train_structure(
     if problems:
         raise ConfigError(problems)
     config = sections["study"]
+    if config.task.type != structure.task_type:
+        raise StructureError(
+            f"the structure was searched for {structure.task_type}, the study's task is {config.task.type}"
+        )
+    if out is not None:
+        check_target(Path(out))
+    if config.workers.threads is not None:
+        torch.set_num_threads(config.workers.threads)
     device = choose_device(config.workers.device)
     model, _, task = load_backbone(config.model, config.task, config.folder, device)
     seed = config.seeds[0]

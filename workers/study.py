@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from sparsearch.config import StudyConfig
-from sparsearch.errors import StoreError
-from sparsearch.results.store import Store
+from sparsearch.errors import MissingStoreError
+from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import Outcome, StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES
 from sparsearch.spaces.budget import Budget
@@ -23,11 +24,10 @@ from sparsearch.workers.workbench import Workbench, open_workbench
 __all__ = ["Listener", "plan", "run"]
 
 _RENEW_SECONDS = 15.0
-_LEASE_SECONDS = 600.0  # longer than any phase without a step, such as measuring a large split
 
 
-class Listener(Protocol):
-    """Told how a study goes; decides nothing."""
+class Listener:
+    """Told how a study goes, and decides nothing; override what you want to hear."""
 
     def checked(self, preflight: Preflight) -> None:
         """The study is valid."""
@@ -45,25 +45,6 @@ class Listener(Protocol):
         """A trial's outcome is stored."""
 
 
-class Quiet:
-    """A listener that looks away."""
-
-    def checked(self, preflight: Preflight) -> None:
-        """Nothing."""
-
-    def opened(self, study: str, queued: Sequence[Trial], finished: int) -> None:
-        """Nothing."""
-
-    def started(self, trial: Trial) -> None:
-        """Nothing."""
-
-    def progressed(self, phase: str, done: int, total: int, note: str) -> None:
-        """Nothing."""
-
-    def finished(self, trial: Trial, outcome: Outcome) -> None:
-        """Nothing."""
-
-
 def plan(config: StudyConfig, budgets: Sequence[Budget]) -> tuple[Trial, ...]:
     """Every trial of a study in order: seed by seed; the references, then each budget's strategies."""
     strategies = list(dict.fromkeys([config.search.strategy, *config.baselines]))
@@ -76,7 +57,7 @@ def plan(config: StudyConfig, budgets: Sequence[Budget]) -> tuple[Trial, ...]:
 
 def run(
     study: str | Path | Mapping[str, Any] | StudyConfig,
-    db: str = "sqlite:///sparsearch.db",
+    db: str = DEFAULT_URL,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> StudyRecord:
@@ -100,7 +81,7 @@ def run(
         >>> run("study.yaml").finished                               # doctest: +SKIP
         15
     """
-    listen = listener or Quiet()
+    listen = listener or Listener()
     checked = check_study(study, overrides)  # type: ignore[arg-type]
     config = checked.config
     listen.checked(checked)
@@ -126,13 +107,21 @@ def _knows(db: str, study: str) -> bool:
     try:
         with Store.open(db, create=False) as store:
             return study in {record.name for record in store.studies()}
-    except StoreError:
+    except MissingStoreError:
         return False
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:
-    """What two runs of one study must agree on; a setting left out equals its default, now and in later versions."""
-    return config.model_dump(mode="json", exclude={"workers"}, exclude_defaults=True)
+    """What two runs of one study must agree on: its settings and the content of its local data files.
+
+    A setting left out equals its default, now and in later versions.
+    """
+    settings = config.model_dump(mode="json", exclude={"workers"}, exclude_defaults=True)
+    content = {}
+    for split, name in (config.task.data.data_files or {}).items():
+        with (config.folder / name).open("rb") as stream:
+            content[split] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return settings | ({"data_sha256": content} if content else {})
 
 
 def _drive(
@@ -140,7 +129,7 @@ def _drive(
 ) -> None:
     """Hold the study's lease while its unfinished trials run."""
     store.begin_study(spec)
-    store.acquire(spec.name, _LEASE_SECONDS)
+    store.acquire(spec.name)
     try:
         queued = store.queued(spec.name)
         listen.opened(spec.name, queued, len(spec.trials) - len(queued))
@@ -156,7 +145,7 @@ def _drive(
         def observe(phase: str, done: int, total: int, note: str = "") -> None:
             nonlocal renewed
             if time.monotonic() - renewed > _RENEW_SECONDS:
-                store.renew(spec.name, _LEASE_SECONDS)
+                store.renew(spec.name)
                 renewed = time.monotonic()
             listen.progressed(phase, done, total, note)
 

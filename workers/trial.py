@@ -12,7 +12,7 @@ from dataclasses import replace
 import safetensors.torch
 from transformers import PreTrainedModel
 
-from sparsearch.errors import InfeasibleError, SparsearchError
+from sparsearch.errors import InfeasibleError, SparsearchError, StoreError
 from sparsearch.results.values import FinishedState, Measurement, Outcome, Trial
 from sparsearch.search.cut import cut
 from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
@@ -50,6 +50,8 @@ def execute(
     reset_peak(bench.device)
     try:
         outcome = _run(bench, trial, find_ranking, observe)
+    except StoreError:
+        raise  # the study's, not the trial's: a lease was lost or the database failed
     except InfeasibleError as error:
         outcome = Outcome("infeasible", str(error))
     except SparsearchError as error:
@@ -156,8 +158,7 @@ def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> s
     content = [
         bench.backbone.weight_fingerprint,
         [[c.position, c.kind, c.size, c.params] for c in bench.space.candidates],
-        config.task.model_dump(mode="json"),
-        str(config.folder) if config.task.data.data_files else "",
+        bench.task.fingerprint,
         config.search.model_dump(mode="json"),
         config.train.model_dump(mode="json", include={"lr", "kind_lr", "precision"}),
         strategy,

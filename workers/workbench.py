@@ -16,9 +16,11 @@ from sparsearch.spaces.backbone import (
     BackboneId,
     head_parameters,
     identify,
+    load_config,
     load_model,
     load_tokenizer,
     locate,
+    most_tokens,
 )
 from sparsearch.spaces.space import Space, build_space
 
@@ -61,7 +63,7 @@ def load_backbone(
     """Tokenise the task, then load the backbone with a head of the task's width."""
     path, remembered = located(config, folder)
     tokenizer = load_tokenizer(path, config.revision)
-    data = load_task(task, folder, tokenizer)
+    data = load_task(task, folder, tokenizer, most_tokens(load_config(path, config.revision)))
     model = load_model(
         path, revision=config.revision, num_labels=data.num_labels, sha256=config.sha256
     )

@@ -125,3 +125,47 @@ def test_an_epoch_holds_every_row_once_and_little_padding(write, tokenizer, tmp_
     assert padded < 1.15 * int(task.train.lengths.sum())
     again = list(batches(task.train, 16, cpu, torch.Generator().manual_seed(1)))
     assert [b["rows"].tolist() for b in epoch] != [b["rows"].tolist() for b in again]
+
+
+def test_a_tokenizer_that_pads_left_loses_no_text(write, tiny_folder, tmp_path):
+    import json as js
+    import shutil
+
+    folder = tmp_path / "left"
+    shutil.copytree(tiny_folder, folder)
+    config = js.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(js.dumps(config | {"padding_side": "left"}))
+    rows = [{"text": "good", "label": 0}, {"text": "the film was so very bad", "label": 1}]
+    task = load_task(write(rows, rows, rows), tmp_path, load_tokenizer(str(folder)))
+    batch = next(batches(task.train, 1, torch.device("cpu")))
+    assert batch["input_ids"].tolist()[0][0] == 2 and batch["attention_mask"].all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": ROWS[:1] * 3}, "two classes or more"),
+        ({"labels": [0, 0, 1]}, "each once"),
+    ],
+)
+def test_degenerate_classes_are_refused(write, tokenizer, tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        load_task(write(**changes), tmp_path, tokenizer)
+
+
+def test_classes_come_from_all_training_rows(write, tokenizer, tmp_path):
+    task = load_task(write(max_train_rows=1), tmp_path, tokenizer)
+    assert task.classes == ("0", "1") and len(task.train) == 1
+
+
+def test_inputs_are_no_longer_than_the_model_takes(write, tokenizer, tmp_path):
+    rows = [{"text": "good " * 30, "label": i} for i in (0, 1)]
+    task = load_task(write(rows, rows, rows), tmp_path, tokenizer, most_tokens=9)
+    assert task.max_length == 9 and int(task.train.lengths.max()) == 9
+
+
+def test_the_fingerprint_sees_a_changed_label(write, tokenizer, tmp_path):
+    first = load_task(write(), tmp_path, tokenizer).fingerprint
+    assert load_task(write(), tmp_path, tokenizer).fingerprint == first
+    swapped = [r | {"label": 1 - r["label"]} for r in ROWS]
+    assert load_task(write(validation=swapped), tmp_path, tokenizer).fingerprint != first

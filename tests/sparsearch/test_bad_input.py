@@ -163,3 +163,49 @@ def test_unwritable_output_folder(call, tmp_path, target):
     result = CliRunner().invoke(app, ["export", prefix, "--to", "spec", "--out", out, "--db", db])
     assert result.exit_code == 1 and "cannot write" in " ".join(result.stderr.split())
     assert Path(tmp_path / "done.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name=[x", "not valid YAML"),
+        ("nonsense", "not of the form key.path=value"),
+        ("seeds.9.x=1", "does not exist"),
+    ],
+)
+def test_bad_overrides(call, override, message):
+    code, text = call(None, None, "--set", override)
+    assert code == 2 and message in text
+
+
+def test_an_unknown_key_hides_no_problem_beside_it(call):
+    code, text = call({"space": {"kinds": {"bitfit": {}}, "colour": 1}, "budgets": [5, "abc%"]})
+    assert code == 2
+    assert "space.colour: unknown key" in text
+    assert "'abc%' is no share" in text
+    assert "too small for any candidate" in text
+
+
+def test_the_same_budget_twice(call):
+    code, text = call({"budgets": [200, 200]})
+    assert code == 2 and "budgets names something twice" in text
+
+
+def test_training_checks_its_target_first(call, study, tmp_path):
+    db = f"sqlite:///{tmp_path / 'done.db'}"
+    assert call({"baselines": []}, db)[0] == 0
+    with Store.open(db, create=False) as store:
+        prefix = store.best().structure.hash[:12]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    arguments = [
+        "train",
+        prefix,
+        str(tmp_path / "study.yaml"),
+        "--db",
+        db,
+        "--out",
+        str(tmp_path / "full"),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and "not an empty folder" in " ".join(result.stderr.split())

@@ -175,7 +175,7 @@ def test_trials_take_a_prefix(db: str) -> None:
     assert len(trials[2]["structure"]) == 64
     table = call("trials", "trec", "--db", db).out
     assert max(map(len, table.splitlines())) <= 100
-    assert trials[2]["structure"][:12] in table
+    assert trials[2]["structure"][:8] in table
 
 
 def test_unknown_study_lists_those_there_are(db: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,3 +214,65 @@ def test_training_an_exported_structure_picks_it_up(study, db, tmp_path):
     again = train_structure(best.structure, path)
     assert 0 <= result.score <= 1 and result.score == again.score
     assert (tmp_path / "spec" / "modules.safetensors").is_file()
+
+
+def test_changed_data_is_another_study_and_another_ranking(study, db, tmp_path):
+    files = {}
+    for split, source in study["task"]["data"]["data_files"].items():
+        files[split] = str(tmp_path / f"{split}.jsonl")
+        (tmp_path / f"{split}.jsonl").write_text(Path(source).read_text())
+    task = {**study["task"], "data": {"path": "json", "data_files": files}}
+    run(study | {"task": task, "baselines": []}, db)
+    text = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(
+        text.replace('"label": 0', '"label": 2')
+        .replace('"label": 1', '"label": 0')
+        .replace('"label": 2', '"label": 1')
+    )
+    with pytest.raises(StoreError, match="data_sha256.train"):
+        run(study | {"task": task, "baselines": []}, db)
+
+
+def test_a_lost_lease_stops_the_driver_and_fails_no_trial(study, db, monkeypatch):
+    monkeypatch.setattr("sparsearch.workers.study._RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(
+        Store, "renew", lambda *a, **k: (_ for _ in ()).throw(LeaseError("the lease is lost"))
+    )
+    with pytest.raises(LeaseError):
+        run(study, db)
+    assert {t.state for t in records(db)} == {"queued"}
+
+
+def test_a_checkpoint_without_a_pooler_exports_the_one_it_trained(
+    study, db, tmp_path, tiny_folder
+):
+    """The pooler is then part of the head: any loader gets it, however it draws missing weights."""
+    import shutil
+
+    import peft
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForSequenceClassification
+
+    from sparsearch.results.export import export
+
+    folder = tmp_path / "poolerless"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {n: t for n, t in tensors.items() if "pooler" not in n}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    run(study | {"model": {"path": str(folder)}, "baselines": []}, db)
+    with Store.open(db, create=False) as store:
+        best = store.best()
+        weights = store.weights("tiny", best.trial)
+    assert best.head_params == 32 * 32 + 32 + 2 * 32 + 2
+    export(best, weights, "peft", tmp_path / "adapter")
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        fresh = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2, ignore_mismatched_sizes=True
+        )
+        model = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+        with torch.no_grad():
+            found.append(model(input_ids=torch.tensor([[2, 5, 6, 3]])).logits)
+    assert torch.equal(found[0], found[1])
