@@ -94,15 +94,16 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, list[float]]:
     return seconds
 
 
-def measure_memory(arguments: argparse.Namespace, kind: str) -> int:
-    """Peak bytes of a few steps of one kind; called in a fresh process."""
+def measure_memory(arguments: argparse.Namespace, kind: str) -> tuple[int, int]:
+    """Bytes before the first step and at the peak of a few steps; called in a fresh process."""
     searches = make_searches(arguments)
     device = torch.device(arguments.device)
     with frozen_cast_once(searches["first"].supernet.model, arguments.precision):
         reset_peak(device)
+        before = peak_bytes(device)
         for _ in range(4):
             step(searches, kind)
-    return peak_bytes(device)
+    return before, peak_bytes(device)
 
 
 def main() -> int:
@@ -120,7 +121,7 @@ def main() -> int:
     parser.add_argument("--memory-of", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
-        print(measure_memory(arguments, arguments.memory_of))
+        print(*measure_memory(arguments, arguments.memory_of))
         return 0
     seconds = measure_time(arguments)
     names = ("model", "preset", "batch", "tokens", "precision", "device")
@@ -129,36 +130,61 @@ def main() -> int:
     memory, environ = {}, os.environ | give_back
     for kind in KINDS:
         command = [sys.executable, __file__, *passed_on, "--memory-of", kind]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
-        memory[kind] = int(done.stdout)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)
+        before, peak = map(int, done.stdout.split())
+        memory[kind] = (before, peak)
     return report(arguments, seconds, memory)
 
 
 def report(
-    arguments: argparse.Namespace, seconds: dict[str, list[float]], memory: dict[str, int]
+    arguments: argparse.Namespace,
+    seconds: dict[str, list[float]],
+    memory: dict[str, tuple[int, int]],
 ) -> int:
     """Print and write the figures."""
     rows, good = {}, True
-    print(
-        f"{'step':8} {'median ms':>10} {'x plain':>8} {'limit':>6} {'peak MiB':>9} {'x plain':>8} {'limit':>6}"
+    head = (
+        "step",
+        "median ms",
+        "x plain",
+        "limit",
+        "peak MiB",
+        "x plain",
+        "limit",
+        "steps' own",
+        "x plain",
     )
+    widths = (8, 10, 8, 6, 9, 8, 6, 11, 8)
+    print(" ".join(f"{h:>{w}}" for h, w in zip(head, widths, strict=True)))
+    plain_before, plain_peak = memory["plain"]
     for kind in KINDS:
-        median = statistics.median(seconds[kind])
-        ratios = [s / p for s, p in zip(seconds[kind], seconds["plain"], strict=True)]
-        time_ratio, memory_ratio = statistics.median(ratios), memory[kind] / memory["plain"]
-        time_limit, memory_limit = LIMITS.get(kind, (None, None))
-        good &= time_limit is None or time_ratio <= time_limit
-        good &= memory_limit is None or memory_ratio <= memory_limit
-        print(
-            f"{kind:8} {1000 * median:10.1f} {time_ratio:8.2f} {time_limit or '':>6} "
-            f"{memory[kind] / 2**20:9.0f} {memory_ratio:8.2f} {memory_limit or '':>6}"
-        )
-        rows[kind] = {
-            "median_seconds": median,
-            "time_ratio": time_ratio,
-            "peak_bytes": memory[kind],
-            "memory_ratio": memory_ratio,
+        before, peak = memory[kind]
+        row = {
+            "median_seconds": statistics.median(seconds[kind]),
+            "time_ratio": statistics.median(
+                s / p for s, p in zip(seconds[kind], seconds["plain"], strict=True)
+            ),
+            "peak_bytes": peak,
+            "memory_ratio": peak / plain_peak,
+            "own_bytes": peak - before,
+            "own_ratio": (peak - before) / (plain_peak - plain_before),
         }
+        time_limit, memory_limit = LIMITS.get(kind, (None, None))
+        good &= time_limit is None or row["time_ratio"] <= time_limit
+        good &= memory_limit is None or row["memory_ratio"] <= memory_limit
+        cells = (
+            kind,
+            f"{1000 * row['median_seconds']:.1f}",
+            f"{row['time_ratio']:.2f}",
+            str(time_limit or ""),
+            f"{peak / 2**20:.0f}",
+            f"{row['memory_ratio']:.2f}",
+            str(memory_limit or ""),
+            f"{row['own_bytes'] / 2**20:.0f}",
+            f"{row['own_ratio']:.2f}",
+        )
+        print(" ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+        rows[kind] = row
     if arguments.out:
         settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "memory_of")}
         document = {

@@ -1,8 +1,7 @@
 """Exports: files that other tools load, each proven by loading it again before it counts.
 
 ``spec`` is our own folder (structure.json + modules.safetensors), ``peft`` a PEFT adapter
-folder. What PEFT cannot
-express is refused by name.
+folder. What PEFT cannot express is refused by name.
 """
 
 from __future__ import annotations

@@ -1,15 +1,10 @@
 """A structure as a PEFT adapter: anchored, escaped, fully qualified names, and nothing dropped.
 
-| kind | in PEFT |
-|---|---|
-| lora | LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one
-adapter |
-| bitfit on a linear | the bias of ``lora_B`` (``lora_bias``), beside a zero rank-1 unit where
-the linear has no LoRA |
-| lnfit, bitfit on a norm | the norm in ``modules_to_save``; LN tuning where nothing else is
-chosen |
-| ia3 | IA3, alone: PEFT saves no adapter of mixed types |
-| adapter, low_rank_adapter | refused: PEFT has none |
+- ``lora``: LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one.
+- ``bitfit`` on a linear: the bias of ``lora_B``, beside a zero rank-1 unit where there is no LoRA.
+- ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``; LN tuning where only norms are chosen.
+- ``ia3``: IA3, alone: PEFT saves no adapter of mixed types.
+- ``adapter``, ``low_rank_adapter``: refused, PEFT has none.
 """
 
 from __future__ import annotations
@@ -67,7 +62,7 @@ class AdaptedModule:
         return 1 if self.bias is not None and not self.is_norm else 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class AdapterPlan:
     """What the adapter consists of.
 
@@ -129,18 +124,21 @@ def plan_adapter(
         return AdapterPlan("ia3", linears, [], head, scale, prefix)
     if not linears:
         return AdapterPlan("ln_tuning", norms, [], head, scale, prefix, _norm_notes(norms))
-    plan = AdapterPlan("lora", linears, norms, head, scale, prefix)
+    notes = (*_norm_notes(norms), *_bias_notes(linears))
+    return AdapterPlan("lora", linears, norms, head, scale, prefix, notes)
+
+
+def _bias_notes(linears: Sequence[AdaptedModule]) -> tuple[str, ...]:
     phantom = [m.path for m in linears if m.A is None]
-    notes = list(_norm_notes(norms))
+    notes = []
     if phantom:
         notes.append(
-            f"PEFT has no bias-only adapter: {len(phantom)} linears carry their bias on a zero rank-1 LoRA, "
-            "which stays zero in training"
+            f"PEFT has no bias-only adapter: {len(phantom)} linears carry their bias on a zero rank-1 "
+            "LoRA, which stays zero in training"
         )
-    if plan.with_bias and len(phantom) < len(linears):
+    if any(m.bias is not None for m in linears) and len(phantom) < len(linears):
         notes.append("PEFT sets lora_bias for the whole adapter: every adapted linear has a bias")
-    plan.notes = tuple(notes)
-    return plan
+    return tuple(notes)
 
 
 def _norm_notes(norms: Sequence[AdaptedModule]) -> tuple[str, ...]:

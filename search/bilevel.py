@@ -1,10 +1,9 @@
 """Bi-level search: gates learn on one half of the training split, module weights on the other (S3PET section 3.3).
 
 First order costs two passes per step, one for the gates and one for the weights. Second order
-costs four: the gradient of
-the training loss serves both the virtual step and the real one, then the validation loss and
-the two points of the
-finite difference. Only module weights are ever copied.
+costs four: the gradient of the training loss serves both the virtual step and the real one, then
+the validation loss and the two points of the finite difference. Only module weights are ever
+copied.
 """
 
 from __future__ import annotations
@@ -193,12 +192,10 @@ class BilevelSearch:
         """Gates against the weights after one virtual step w' = w - P g, whose dependence on alpha counts.
 
         With Adam's preconditioner P (learning rates included) held fixed, d L_val(w') / d alpha
-        = partial - d/d alpha
-        <g(w, alpha), P v> with v the gradient of L_val at w'. The last term is a central
-        difference of the alpha gradient of the training loss along P v (DARTS, eq.
-        8, which assumes P = 1; the published S3PET code steps with AdamW but differentiates
-        plain SGD). Noise, batch and dropout
-        are the same at both points.
+        = partial - d/d alpha <g(w, alpha), P v> with v the gradient of L_val at w'. The last
+        term is a central difference of the alpha gradient of the training loss along P v (DARTS,
+        eq. 8, which assumes P = 1; the published S3PET code steps with AdamW but differentiates
+        plain SGD). Noise, batch and dropout are the same at both points.
         """
         noise, batch = self._draw(), next(self.weight_batches)
         with torch.no_grad():

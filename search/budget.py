@@ -14,10 +14,9 @@ def solve_shift(alpha: Tensor, cost: Tensor, budget: float, beta: float = 1.0) -
     """Solve sum(cost * sigmoid((alpha - shift) / beta)) = budget for the shift (S3PET, eq. 8).
 
     The sum falls with the shift. With r = budget / sum(cost), every p is at least r at
-    min(alpha) - beta logit(r) and at most
-    r at max(alpha) - beta logit(r): a bracket that always holds the root. It is halved a fixed
-    number of times, in
-    float64, on alpha's device, without a host synchronisation.
+    min(alpha) - beta logit(r) and at most r at max(alpha) - beta logit(r): a bracket that always
+    holds the root. It is halved a fixed number of times, in float64, on alpha's device, without
+    a host synchronisation.
 
     Args:
         alpha: (gates,) scores.
@@ -50,8 +49,8 @@ def shifted_logits(alpha: Tensor, cost: Tensor, budget: float, beta: float = 1.0
     """(alpha - shift) / beta with the exact implicit gradient of the shift.
 
     From sum(cost p) = budget: d shift / d alpha_j = cost_j p'_j / sum_i cost_i p'_i. The
-    gradient of a loss through p is then
-    p'_j (g_j - cost_j sum_i(g_i p'_i) / sum_i(cost_i p'_i)) and keeps the expected cost fixed.
+    gradient of a loss through p is then p'_j (g_j - cost_j sum_i(g_i p'_i) / sum_i(cost_i p'_i))
+    and keeps the expected cost fixed.
 
     Returns:
         (gates,) float64 logits of p.

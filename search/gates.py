@@ -87,8 +87,8 @@ class Gates(nn.Module):
         """Expected share of the space's cost that is on: P(z > 0) weighted by cost (L0 control).
 
         With a hard-concrete gate P(z > 0) = sigmoid(logit p - temperature log(-low / high));
-        with the others it is p. Priced per
-        parameter, where the published code counts gates and, with its defaults, adds a constant.
+        with the others it is p. Priced per parameter, where the published code counts gates and,
+        with its defaults, adds a constant.
         """
         logits = self.alpha.double() / self.beta
         if self.relaxation == "hard-concrete":

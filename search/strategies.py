@@ -119,8 +119,8 @@ def uniform(
     """The largest uniform structure of a pattern that fits, and its kind.
 
     First the largest equal size on all positions; where size one does not fit on all, size one
-    on as many of the top layers as
-    fit; where not even one layer fits, on the top layer's first positions.
+    on as many of the top layers as fit; where not even one layer fits, on the top layer's first
+    positions.
 
     Raises:
         InfeasibleError: If no position fits; it names the smallest unit of the pattern.

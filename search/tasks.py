@@ -90,10 +90,9 @@ def batches(
 ) -> Iterator[dict[str, Tensor]]:
     """One epoch of batches, each padded to its own longest row.
 
-    With a generator rows are shuffled, then sorted by length inside pools of 16 batches, and
-    the batches shuffled;
-    without one, rows come sorted by length. A batch holds the model's inputs and ``labels``; ``rows``
-    are its row numbers.
+    With a generator rows are shuffled, then sorted by length inside pools of 16 batches, and the
+    batches shuffled; without one, rows come sorted by length. A batch holds the model's inputs
+    and ``labels``; ``rows`` are its row numbers.
     """
     count = len(split)
     if generator is None:

@@ -1,8 +1,7 @@
 """Attaching a structure (or a whole space, gated) to a model by hooks, and taking it off again.
 
 The backbone's modules, names and weights stay as they are. What is attached lives in one
-submodule of the
-model, so that any trainer's ``model.parameters()`` sees it.
+submodule of the model, so that any trainer's ``model.parameters()`` sees it.
 """
 
 from __future__ import annotations

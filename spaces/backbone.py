@@ -339,8 +339,7 @@ def dense_flops_per_token(positions: tuple[Position, ...], tokens: int) -> int:
     """Inference FLOPs (2 x MACs) per token of the dense layers at a sequence length.
 
     Linears cost 2 in out; scores and mixing 4 n d per attention (methods, section 0).
-    Embeddings, norms, pooler and head
-    are left out.
+    Embeddings, norms, pooler and head are left out.
 
     Args:
         positions: The backbone's positions.

@@ -1,8 +1,8 @@
 """Positions: the one table that maps canonical names to modules of each model family.
 
 A canonical name says what a place *does*: ``layers.3.attn.q``, ``layers.3.ffn.down``, for
-encoder-decoders
-``decoder.layers.3.cross.v``. Outside this file nothing matches strings against module names.
+encoder-decoders ``decoder.layers.3.cross.v``. Outside this file nothing matches strings against
+module names.
 """
 
 from __future__ import annotations
@@ -69,10 +69,8 @@ class Family:
 
 
 # How a path is written: "a.b" a module; "a|b" the first of two that exists; "a[1/3]" the second
-# third of a
-# fused projection's outputs; "a>b" a block that is entered at a and left at b. A path that a
-# model lacks
-# (a gate in an ungated feed-forward) is no position of that model.
+# third of a fused projection's outputs; "a>b" a block that is entered at a and left at b. A path
+# that a model lacks (a gate in an ungated feed-forward) is no position of that model.
 _BERT = Family(
     stacks=(
         Stack(

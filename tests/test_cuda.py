@@ -1,0 +1,23 @@
+"""The same things on a GPU, where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsearch.results.store import Store
+from sparsearch.workers.study import run
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.parametrize(
+    "search", [{"order": "first"}, {"order": "second"}, {"control": "tau-theta"}]
+)
+def test_a_study_runs_on_the_gpu(study, tmp_path, search):
+    db = f"sqlite:///{tmp_path / 'gpu.db'}"
+    run(study | {"search": study["search"] | search, "workers": {"device": "cuda"}}, db)
+    with Store.open(db, create=False) as store:
+        trials = store.trials("tiny")
+        assert all(t.state == "ok" for t in trials), [t.message for t in trials]
+        assert store.weights("tiny", store.best().trial) is not None
