@@ -41,7 +41,7 @@ def run(
 ) -> None:
     """Launch a study, or continue it: the same command always ends with the same trials."""
     from sparsearch._progress import StudyProgress
-    from sparsearch.config import read_study
+    from sparsearch.study_file import read_study
 
     # Torch takes seconds to import; a mistyped file name is known before.
     read_study(study, overrides or ())
@@ -162,7 +162,7 @@ def train(
 ) -> None:
     """Train a structure as a study file says, from fresh modules and a fresh head."""
     from sparsearch._progress import PhaseBar
-    from sparsearch.config import read_study
+    from sparsearch.study_file import read_study
 
     read_study(study, overrides or ())
     structure = _structure_from(source, db)

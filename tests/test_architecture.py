@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("spaces", "search", "results", "workers")
-LEAVES = {"errors", "config"}
+LEAVES = {"errors", "config", "study_file"}
 MAY_IMPORT = {
     "spaces": LEAVES | {"spaces"},
     "search": LEAVES | {"search", "spaces"},

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparsearch.config import sections_of
 from sparsearch.spaces.space import preset_names
+from sparsearch.study_file import sections_of
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsearch.config import BudgetConfig, StudyConfig, read_study, sections_of
+from sparsearch.config import BudgetConfig, StudyConfig
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.cut import Limits, infeasible, smallest
 from sparsearch.search.device import choose_device
 from sparsearch.spaces.backbone import locate, skeleton
 from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.space import Candidate, Space
+from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.workbench import space_of
 
 __all__ = ["Feasibility", "Preflight", "check_study", "resolve_budgets"]

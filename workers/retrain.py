@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from sparsearch.config import read_study, sections_of
 from sparsearch.errors import ConfigError, StructureError
 from sparsearch.results.export import check_target, write_spec
 from sparsearch.search.device import choose_device
@@ -18,6 +17,7 @@ from sparsearch.search.seeds import derive, seed_everything
 from sparsearch.search.train import Observer, learning_rates, silent, train
 from sparsearch.spaces.attach import attach
 from sparsearch.spaces.structure import Structure
+from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.trial import pack_weights
 from sparsearch.workers.workbench import load_backbone, new_head
 
