@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,7 @@ from sparsearch._options import (
     Plot,
     StructureHash,
     StudyName,
-    db_option,
+    next_command,
     reading,
 )
 from sparsearch.errors import BackboneError, InfeasibleError, SparsearchError
@@ -128,8 +127,8 @@ def best(
         return
     console = output()
     console.print(_render.best_table(found))
-    following = ["sparsearch", "show", found.structure.hash[:8], *db_option(db)]
-    console.print(f"\nnext: {shlex.join(following)}", soft_wrap=True)
+    following = next_command(db, "show", found.structure.hash[:8])
+    console.print(f"\nnext: {following}", soft_wrap=True)
 
 
 def _nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:

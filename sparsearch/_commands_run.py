@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,7 +17,7 @@ from sparsearch._options import (
     Overrides,
     StructureHash,
     StudyFile,
-    db_option,
+    next_command,
     reading,
 )
 from sparsearch.errors import StoreError, StructureError
@@ -52,9 +51,8 @@ def run(
         with _console.stdout_is_for_results(), StudyProgress(errors()) as progress:
             record = run_study(study, db, overrides or (), progress)
     except KeyboardInterrupt:
-        words = ["sparsearch", "run", str(study), *db_option(db)]
-        words += [word for item in overrides or () for word in ("--set", item)]
-        hint = f"the same command continues: {shlex.join(words)}"
+        settings = [word for item in overrides or () for word in ("--set", item)]
+        hint = f"the same command continues: {next_command(db, 'run', str(study), *settings)}"
         _console.show_error("interrupted; what is finished is stored", hint)
         raise typer.Exit(_console.INTERRUPTED) from None
     with reading(db) as store:
@@ -93,7 +91,7 @@ def _next_commands(summary: StudySummary, db: str) -> list[str]:
     """What one types after a run, with its real names."""
     budget = next((b for b in summary.budgets if b.best is not None), None)
     if budget is None or budget.best is None:
-        return [shlex.join(["sparsearch", "trials", summary.study, *db_option(db)])]
+        return [next_command(db, "trials", summary.study)]
     limit = budget.budget.get("max_trainable_params")
     text = str(budget.budget.get("text", ""))
     within = ["--max-trainable-params", text if text.endswith("%") else str(limit)]
@@ -104,7 +102,7 @@ def _next_commands(summary: StudySummary, db: str) -> list[str]:
         ["pareto", summary.study, "--plot", f"{summary.study}.html"],
         ["export", name, "--to", "spec", "--out", name],
     ]
-    return [shlex.join(["sparsearch", *words, *db_option(db)]) for words in commands]
+    return [next_command(db, *words) for words in commands]
 
 
 def export(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +23,7 @@ __all__ = [
     "StructureHash",
     "StudyFile",
     "StudyName",
-    "db_option",
+    "next_command",
     "reading",
 ]
 
@@ -58,9 +62,12 @@ Plot = Annotated[
 ]
 
 
-def db_option(db: str) -> list[str]:
-    """The words that a command needs to find the same database."""
-    return [] if db == DEFAULT_DB else ["--db", db]
+def next_command(db: str, *words: str) -> str:
+    """A command to type next, on the same database, by the name under which this program can be found."""
+    program = "sparsearch"
+    if shutil.which(program) is None and Path(sys.argv[0]).name == program:
+        program = os.path.relpath(sys.argv[0])
+    return shlex.join([program, *words, *([] if db == DEFAULT_DB else ["--db", db])])
 
 
 def reading(db: str) -> Store:

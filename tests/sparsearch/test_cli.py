@@ -385,7 +385,7 @@ def test_interrupted_run_says_how_to_continue(monkeypatch: pytest.MonkeyPatch) -
     fake(monkeypatch, "sparsearch.workers.study", run=_raise(KeyboardInterrupt()))
     done = call("run", "study.yaml", "--db", "y.db", "--set", "seeds=[0, 1]")
     assert (done.code, done.out) == (130, "")
-    assert "sparsearch run study.yaml --db y.db --set 'seeds=[0, 1]'" in done.err
+    assert "sparsearch run study.yaml --set 'seeds=[0, 1]' --db y.db" in done.err
 
 
 def test_errors_are_messages(monkeypatch: pytest.MonkeyPatch) -> None:
