@@ -220,12 +220,21 @@ class SearchConfig(_Section):
     cut: Literal["greedy", "density"] = "greedy"
 
 
+KIND_LR = {"lora": 3e-3, "adapter": 3e-3, "low_rank_adapter": 3e-3}
+"""Rates of the kinds that want another one than biases and gains; see decision 1."""
+
+
+def _with_default_rates(value: Any) -> Any:
+    """Naming one kind's rate leaves the others at their defaults."""
+    return {**KIND_LR, **value} if isinstance(value, Mapping) else value
+
+
 class TrainConfig(_Section):
     """How a structure is trained, the same for every strategy; a search trains its modules alike.
 
     Attributes:
         lr: For attached modules and the head.
-        kind_lr: Kind (or ``head``) -> its own rate; what is not named takes ``lr``.
+        kind_lr: Kind (or ``head``) -> its own rate, over the defaults; other kinds take ``lr``.
         full_lr: For the reference that trains the whole backbone.
         warmup: Share of the steps with a rising learning rate; afterwards it falls linearly to 0.
         precision: ``auto`` takes bf16 autocast where the processor computes it natively.
@@ -234,8 +243,8 @@ class TrainConfig(_Section):
     epochs: Positive = 3
     batch_size: Positive = 32
     lr: Rate = 2e-2
-    kind_lr: dict[str, Rate] = Field(
-        default_factory=lambda: {"lora": 3e-3, "adapter": 3e-3, "low_rank_adapter": 3e-3}
+    kind_lr: Annotated[dict[str, Rate], BeforeValidator(_with_default_rates)] = Field(
+        default_factory=lambda: dict(KIND_LR)
     )
     full_lr: Rate = 1e-4
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0

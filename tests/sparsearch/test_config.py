@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from sparsearch.config import KIND_LR, BudgetConfig, StudyConfig, TrainConfig, spread_budgets
+
+
+def test_naming_one_rate_keeps_the_others():
+    assert TrainConfig(kind_lr={"bitfit": 0.5}).kind_lr == {**KIND_LR, "bitfit": 0.5}
+    assert TrainConfig(kind_lr={"lora": 0.5}).kind_lr["lora"] == 0.5
+    with pytest.raises(ValidationError, match="kind_lr names"):
+        TrainConfig(kind_lr={"lore": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            {"max_trainable_params": ["1%", 7]},
+            [{"max_trainable_params": "1%"}, {"max_trainable_params": 7}],
+        ),
+        (["1%", {"max_bytes": 9}], [{"max_trainable_params": "1%"}, {"max_bytes": 9}]),
+        (
+            {"max_trainable_params": ["1%", "2%"], "max_inference_flops": "100%"},
+            [{"max_trainable_params": p, "max_inference_flops": "100%"} for p in ("1%", "2%")],
+        ),
+    ],
+)
+def test_budgets_spread_into_one_mapping_each(given, expected):
+    assert spread_budgets(given) == expected
+
+
+@pytest.mark.parametrize("limit", ["0%", "-1%", "101%", "abc%", "1e-1%", "5", 0, -3, 1.5, True])
+def test_impossible_limits_are_refused(limit):
+    with pytest.raises(ValidationError):
+        BudgetConfig(max_trainable_params=limit)
+
+
+def test_a_study_is_frozen(study):
+    config = StudyConfig.model_validate(study)
+    with pytest.raises(ValidationError):
+        config.name = "other"
