@@ -143,7 +143,9 @@ def test_the_preconditioner_is_adamws(build):
 def test_a_second_order_step_holds_one_backbone(build, monkeypatch):
     problem = make_problem(build, order="second")
     monkeypatch.setattr(copy, "deepcopy", lambda *a, **k: pytest.fail("the model was copied"))
+    storages = {p.data_ptr() for p in problem.model.base_model.parameters()}
     rank("s3pet", problem, Budget(max_trainable_params=300), seed=0)
+    assert {p.data_ptr() for p in problem.model.base_model.parameters()} == storages
 
 
 def test_passes_over_the_backbone_per_step(build):

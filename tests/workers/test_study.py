@@ -99,8 +99,9 @@ def test_another_config_under_the_same_name_is_refused(study, db):
 
 
 def test_a_default_written_out_is_the_same_study(study, db):
-    run(study, db, ["baselines=[]"])
-    run(study, db, ["baselines=[]", "search.alpha_lr=0.1", "workers.threads=1"])
+    first = run(study, db, ["baselines=[]"])
+    again = run(study, db, ["baselines=[]", "search.alpha_lr=0.1", "workers.threads=1"])
+    assert again == first
 
 
 def test_a_second_driver_is_refused_by_name(study, db):
@@ -169,10 +170,11 @@ def test_a_budget_below_every_candidate_stops_before_anything_is_written(study, 
 def test_a_stored_ranking_is_reused(study, db, monkeypatch):
     run(study | {"baselines": []}, db)
     monkeypatch.setattr(trial_module, "rank", lambda *a, **k: pytest.fail("searched again"))
-    run(
-        study | {"baselines": [], "name": "tiny-again", "train": {**study["train"], "epochs": 2}},
-        db,
-    )
+    longer = {**study["train"], "epochs": 2}
+    run(study | {"baselines": [], "name": "again", "train": longer}, db)
+    with Store.open(db, create=False) as store:
+        found = [(t.state, t.structure) for t in store.trials("again")]
+    assert found == [("ok", t.structure) for t in records(db)]
 
 
 def test_no_trial_changes_the_backbone(study):
