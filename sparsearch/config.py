@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -186,6 +187,11 @@ def spread_budgets(value: Any) -> Any:
     return value
 
 
+def _each_once(budgets: list[BudgetConfig]) -> list[BudgetConfig]:
+    """A budget that an override made equal to another one counts once."""
+    return list(dict.fromkeys(budgets))
+
+
 class SearchConfig(_Section):
     """How structures are chosen. Defaults follow S3PET except where ``docs/decisions`` says why not.
 
@@ -285,7 +291,12 @@ class StudyConfig(_Section):
     model: ModelConfig
     task: TaskConfig
     space: SpaceConfig
-    budgets: Annotated[list[BudgetConfig], BeforeValidator(spread_budgets), Field(min_length=1)]
+    budgets: Annotated[
+        list[BudgetConfig],
+        BeforeValidator(spread_budgets),
+        AfterValidator(_each_once),
+        Field(min_length=1),
+    ]
     search: SearchConfig = SearchConfig()
     train: TrainConfig = TrainConfig()
     baselines: list[Strategy] = Field(default=["random", "lora-qv", "head", "full"])
@@ -296,10 +307,10 @@ class StudyConfig(_Section):
 
     @model_validator(mode="after")
     def _no_repeats(self) -> StudyConfig:
-        for key in ("seeds", "baselines", "budgets"):
+        for key in ("seeds", "baselines"):
             values = getattr(self, key)
-            if any(value in values[:i] for i, value in enumerate(values)):
-                raise ValueError(f"{key} names something twice")
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} names something twice: {values}")
         return self
 
     @property

@@ -186,9 +186,11 @@ def test_an_unknown_key_hides_no_problem_beside_it(call):
     assert "too small for any candidate" in text
 
 
-def test_the_same_budget_twice(call):
-    code, text = call({"budgets": [200, 200]})
-    assert code == 2 and "budgets names something twice" in text
+def test_an_override_that_repeats_a_budget_leaves_it_once(call, tmp_path):
+    db = f"sqlite:///{tmp_path / 'once.db'}"
+    assert call({"baselines": []}, db, "--set", "budgets.0=600")[0] == 0
+    with Store.open(db, create=False) as store:
+        assert [t.budget["max_trainable_params"] for t in store.trials("tiny")] == [600]
 
 
 def test_training_checks_its_target_first(call, study, tmp_path):
