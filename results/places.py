@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sparsearch.spaces.space import Candidate
+if TYPE_CHECKING:
+    from sparsearch.spaces.space import Candidate
 
 __all__ = ["Place", "candidate_name", "place_of"]
 

@@ -23,7 +23,6 @@ from sparsearch.results.tables import (
 from sparsearch.results.values import FINISHED, Best, StudyRecord, Trial, TrialRecord
 from sparsearch.spaces.budget import Budget, parse_share
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.structure import Structure
 
 __all__ = [
     "best",
@@ -327,6 +326,8 @@ def _load(session: Session, ids: Iterable[int]) -> tuple[Best, ...]:
 
 
 def _best(trial: TrialRow, study: StudyRow, document: str) -> Best:
+    from sparsearch.spaces.structure import Structure  # brings torch, which lists do not need
+
     structure = Structure.from_json(document)
     # Equal structures are stored once; the provenance has to be this trial's.
     provenance = replace(

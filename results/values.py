@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.structure import Structure
+
+if TYPE_CHECKING:
+    from sparsearch.spaces.structure import Structure
 
 __all__ = [
     "FINISHED",

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
@@ -24,7 +24,9 @@ from sparsearch.results.tables import (
 )
 from sparsearch.results.values import FINISHED, Measurement, Outcome, StudySpec, Trial
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.structure import Structure
+
+if TYPE_CHECKING:
+    from sparsearch.spaces.structure import Structure
 
 __all__ = ["acquire", "begin_study", "finish", "release", "renew", "start"]
 

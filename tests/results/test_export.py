@@ -16,9 +16,10 @@ from transformers import AutoModelForSequenceClassification
 from sparsearch.errors import ExportError, StructureError
 from sparsearch.results.export import export
 from sparsearch.results.values import Best
-from sparsearch.spaces import attach, build_space, identify, make_structure
-from sparsearch.spaces.attach import weights_of
-from sparsearch.spaces.backbone import load_model
+from sparsearch.spaces.attach import attach, weights_of
+from sparsearch.spaces.backbone import identify, load_model
+from sparsearch.spaces.space import build_space
+from sparsearch.spaces.structure import make_structure
 
 EXPRESSIBLE = {
     "lora": {"lora": {"max_rank": 2}},

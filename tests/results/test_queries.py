@@ -1,6 +1,8 @@
 """Queries against brute force, and against the number of rows."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,3 +99,17 @@ def test_best_reads_no_rows_but_the_winner(tmp_path: Path) -> None:
     database.engine.dispose()
     assert len(plan) == 1
     assert "COVERING INDEX ix_trials_best" in plan[0][3]
+
+
+def test_lists_are_read_without_torch(tmp_path: Path) -> None:
+    """Importing it costs seconds; only a structure's document needs it."""
+    database = str(tmp_path / "lists.db")
+    with Store.open(database, create=True) as store:
+        store.begin_study(sample_study(trials=3))
+    code = (
+        "import sys; from sparsearch.results.store import open_store; "
+        f"store = open_store({database!r}); "
+        "print(len(store.trials('study')), len(store.studies()), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "1", "False"]

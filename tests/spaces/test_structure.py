@@ -10,8 +10,10 @@ import torch
 
 import sparsearch.spaces.structure as structure_module
 from sparsearch.errors import StructureError
-from sparsearch.spaces import attach, attachment_of, build_space, detach, identify, make_structure
-from sparsearch.spaces.structure import Structure, json_schema
+from sparsearch.spaces.attach import attach, attachment_of, detach
+from sparsearch.spaces.backbone import identify
+from sparsearch.spaces.space import build_space
+from sparsearch.spaces.structure import Structure, json_schema, make_structure
 
 
 @pytest.fixture
