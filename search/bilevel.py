@@ -168,7 +168,7 @@ class BilevelSearch:
 
     def _clip(self, gradients: tuple[Tensor, ...]) -> None:
         """Scale gradients in place to the largest norm allowed."""
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        norm = nn.utils.get_total_norm(gradients)
         torch._foreach_mul_(gradients, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
 
     def _first_order_step(self) -> Tensor:
@@ -212,7 +212,7 @@ class BilevelSearch:
         gradient, *ahead = torch.autograd.grad(validation, [self.gates.alpha, *self.weights])
         direction = [s * v for s, v in zip(scale, ahead, strict=True)]
         del ahead, scale
-        epsilon = _DIFFERENCE / (torch.stack(torch._foreach_norm(direction)).norm() + 1e-6)
+        epsilon = _DIFFERENCE / (nn.utils.get_total_norm(direction) + 1e-6)
         curvature = self._difference(batch, noise, saved, direction, epsilon)
         self._restore(saved)
         self._step_alpha(gradient - curvature)

@@ -43,6 +43,17 @@ class Limits:
         caps = ((params, self.params), (size, self.bytes), (flops, self.flops))
         return all(cap is None or value <= cap for value, cap in caps)
 
+    def fill(self, candidates: Sequence[Candidate]) -> list[int]:
+        """Indices of what is kept when each candidate in turn is taken if it still fits."""
+        params = size = flops = 0
+        kept = []
+        for i, c in enumerate(candidates):
+            total = (params + c.params, size + c.bytes, flops + c.merged_flops_per_token)
+            if self.fit(*total):
+                params, size, flops = total
+                kept.append(i)
+        return kept
+
 
 def smallest(space: Space) -> Candidate:
     """The candidate with the fewest parameters."""
@@ -79,14 +90,7 @@ def cut(
             else -ranking.scores[i]
         ),
     )
-    params = size = flops = 0
-    kept = []
-    for i in order:
-        c = space.candidates[i]
-        total = (params + c.params, size + c.bytes, flops + c.merged_flops_per_token)
-        if limits.fit(*total):
-            params, size, flops = total
-            kept.append(i)
+    kept = [order[i] for i in limits.fill([space.candidates[i] for i in order])]
     if not kept:
         raise infeasible(space, budget)
     return tuple(space.candidates[i] for i in sorted(kept))

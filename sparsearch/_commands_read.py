@@ -42,7 +42,6 @@ def space(
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision.")] = None,
     as_json: Json = False,
-    db: Annotated[str, typer.Option("--db", hidden=True, help="Not read.")] = DEFAULT_DB,
 ) -> None:
     """Show what could be chosen in a model, and what it costs. No weights are loaded."""
     if preset is not None and kind:

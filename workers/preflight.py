@@ -131,11 +131,5 @@ def resolve_budgets(budgets: Sequence[BudgetConfig], backbone_params: int) -> tu
 
 def _most(space: Space, budget: Budget, tokens: int) -> int:
     """How many of the smallest candidates fit together."""
-    limits, kept = Limits(space, budget, tokens), 0
-    params = size = flops = 0
-    for c in sorted(space.candidates, key=lambda c: c.params):
-        total = (params + c.params, size + c.bytes, flops + c.merged_flops_per_token)
-        if limits.fit(*total):
-            params, size, flops = total
-            kept += 1
-    return kept
+    by_size = sorted(space.candidates, key=lambda c: c.params)
+    return len(Limits(space, budget, tokens).fill(by_size))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sparsearch.config import StudyConfig
-from sparsearch.errors import MissingStoreError
+from sparsearch.errors import MissingStoreError, StoreError
 from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import Outcome, StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES
@@ -105,10 +105,13 @@ def run(
 def _knows(db: str, study: str) -> bool:
     """Whether a database holds a study; one that is not there yet is not created for the question."""
     try:
-        with Store.open(db, create=False) as store:
-            return study in {record.name for record in store.studies()}
+        Store.open(db, create=False).close()
     except MissingStoreError:
         return False
+    except StoreError:
+        pass  # of an older revision: opening it to write brings it up to date, or says what is wrong
+    with Store.open(db, create=True) as store:
+        return study in {record.name for record in store.studies()}
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:

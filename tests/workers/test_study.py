@@ -278,3 +278,19 @@ def test_a_checkpoint_without_a_pooler_exports_the_one_it_trained(
         with torch.no_grad():
             found.append(model(input_ids=torch.tensor([[2, 5, 6, 3]])).logits)
     assert torch.equal(found[0], found[1])
+
+
+def test_a_database_that_only_a_writer_can_open_is_still_run_on(study, db, monkeypatch):
+    """As one of an older revision is: readers are told to run, so a run must not ask as a reader."""
+    run(study, db, ["baselines=[]"])
+    real = Store.open
+
+    def writers_only(url, *, create, owner=None):
+        if not create:
+            raise StoreError(
+                "the database is of an older revision", "`sparsearch run` migrates it"
+            )
+        return real(url, create=create, owner=owner)
+
+    monkeypatch.setattr(Store, "open", writers_only)
+    assert run(study, db, ["baselines=[]"]).finished == 2
