@@ -1,6 +1,7 @@
 """A structure as a PEFT adapter: anchored, escaped, fully qualified names, and nothing dropped.
 
 - ``lora``: LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one.
+- ``lora_xs``: LoRA too, the cores folded into ``lora_B``; its bases are then trained as well.
 - ``bitfit`` on a linear: the bias of ``lora_B``, beside a zero rank-1 unit where there is no LoRA.
 - ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``; LN tuning where only norms are chosen.
 - ``ia3``: IA3, alone: PEFT saves no adapter of mixed types.
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
 from sparsearch.spaces.attach import HEAD
+from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.kinds.ia3 import IA3
 from sparsearch.spaces.kinds.lora import Lora
+from sparsearch.spaces.kinds.lora_xs import LoraXS
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.structure import Structure
 
@@ -106,6 +109,7 @@ def plan_adapter(
     """
     _refuse(structure, positions)
     modules: dict[str, AdaptedModule] = {}
+    scale = next((k.alpha for k in structure.kinds if isinstance(k, Lora)), 1.0)
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
         width = max(p.start + p.out_features for p in positions if p.module == position.module)
@@ -115,17 +119,33 @@ def plan_adapter(
         )
         name = f"{candidate.position}:{candidate.kind}."
         unit = {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
+        if candidate.kind == "lora_xs":
+            unit = _as_lora(unit, structure.kind("lora_xs"), scale)
         _join(module, position, candidate.kind, unit)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     norms = [m for m in modules.values() if m.is_norm]
     linears = [m for m in modules.values() if not m.is_norm]
-    scale = next((k.alpha for k in structure.kinds if isinstance(k, Lora)), 1.0)
     if any(c.kind == "ia3" for c in structure.candidates):
         return AdapterPlan("ia3", linears, [], head, scale, prefix)
     if not linears:
         return AdapterPlan("ln_tuning", norms, [], head, scale, prefix, _norm_notes(norms))
-    notes = (*_norm_notes(norms), *_bias_notes(linears))
+    notes = (*_norm_notes(norms), *_bias_notes(linears), *_basis_notes(structure))
     return AdapterPlan("lora", linears, norms, head, scale, prefix, notes)
+
+
+def _as_lora(unit: Mapping[str, Tensor], kind: Kind, scale: float) -> dict[str, Tensor]:
+    """LoRA-XS as LoRA: the right basis is A, the left basis times the cores is B."""
+    assert isinstance(kind, LoraXS)
+    cores = torch.block_diag(*unit["cores"])
+    return {"A": unit["right"], "B": unit["left"] @ cores * (kind.scale / scale)}
+
+
+def _basis_notes(structure: Structure) -> tuple[str, ...]:
+    if not any(c.kind == "lora_xs" for c in structure.candidates):
+        return ()
+    return (
+        "PEFT has no LoRA-XS: it is written as LoRA of the same rank, whose bases would train too",
+    )
 
 
 def _bias_notes(linears: Sequence[AdaptedModule]) -> tuple[str, ...]:
@@ -175,7 +195,7 @@ def _join(
 ) -> None:
     """Add one unit's tensors, at its rows of a fused projection."""
     rows = slice(position.start, position.start + position.out_features)
-    if kind == "lora":
+    if kind in ("lora", "lora_xs"):
         wide = torch.zeros(module.width, unit["B"].shape[1])
         wide[rows] = unit["B"]
         module.A = unit["A"] if module.A is None else torch.cat([module.A, unit["A"]])

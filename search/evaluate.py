@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsearch.search.device import autocast
+from sparsearch.search.device import attention_for, autocast
 from sparsearch.search.tasks import Split, Task, batches
 
 __all__ = ["evaluate", "loss_of", "measure", "predict"]
@@ -16,8 +16,8 @@ _EVAL_BATCH = 128
 def forward(model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
     """Logits in float32: (batch, outputs)."""
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "rows")}
-    device = inputs["input_ids"].device
-    with autocast(device, precision):
+    device, tokens = inputs["input_ids"].device, inputs["input_ids"].shape[1]
+    with autocast(device, precision), attention_for(device, tokens):
         logits: Tensor = model(**inputs).logits
     return logits.float()
 

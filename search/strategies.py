@@ -14,6 +14,8 @@ from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.search.bilevel import BilevelSearch
 from sparsearch.search.cut import Limits, infeasible
 from sparsearch.search.gates import Gates
+from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
+from sparsearch.search.probe import probe
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Task
@@ -52,7 +54,7 @@ class Problem:
 def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
     """Bi-level search with a shifted global sigmoid (S3PET); scores are the gates' alpha."""
     started, search = time.monotonic(), problem.search
-    seed_everything(seed, "supernet")
+    supernet = open_supernet(problem, seed)
     device = next(problem.model.parameters()).device
     cost = torch.tensor([c.params for c in problem.space.candidates], device=device)
     gates = Gates(
@@ -62,7 +64,6 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
         relaxation=search.relaxation,
         temperature=search.temperature,
     )
-    supernet = Supernet(problem.model, problem.space, problem.task.type, problem.train.precision)
     try:
         target = _parameters(problem.space, budget)
         alpha = BilevelSearch(
@@ -72,6 +73,29 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
         supernet.close()
     scores = tuple(map(float, alpha))
     return Ranking(scores, "s3pet", seed, search.steps, time.monotonic() - started)
+
+
+def open_supernet(problem: Problem, seed: int) -> Supernet:
+    """The problem's space, attached and aligned; whoever opens it closes it."""
+    model, space, precision = problem.model, problem.space, problem.train.precision
+    units = [(space.position(c.position), space.kinds[c.kind]) for c in space.candidates]
+    gradients = weight_gradients(model, problem.task, units, seed, precision)
+    seed_everything(seed, "supernet")
+    supernet = Supernet(model, space, problem.task.type, precision)
+    align(model, gradients)
+    return supernet
+
+
+def rank_probe(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
+    """Gradients of all candidates' parameters at the identity point, over a warm head."""
+    started, task, precision = time.monotonic(), problem.task, problem.train.precision
+    warm_head(problem.model, task, sample_rows(task, seed), seed, precision)
+    supernet = open_supernet(problem, seed)
+    try:
+        scores = probe(supernet, task, problem.search.probe, problem.train, seed)
+    finally:
+        supernet.close()
+    return Ranking(tuple(map(float, scores)), "probe", seed, 0, time.monotonic() - started)
 
 
 def _parameters(space: Space, budget: Budget) -> float:
@@ -92,6 +116,7 @@ def rank_random(problem: Problem, budget: Budget, seed: int, observe: Observer) 
 
 RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
     "s3pet": rank_s3pet,
+    "probe": rank_probe,
     "random": rank_random,
 }
 """Strategies that score every candidate; the cut does the rest."""
@@ -99,6 +124,7 @@ RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
 UNIFORM: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "lora": ("lora", ("*",)),
     "lora-qv": ("lora", ("*.attn.q", "*.attn.v", "*.cross.q", "*.cross.v")),
+    "lora_xs": ("lora_xs", ("*",)),
     "bitfit": ("bitfit", ("*",)),
     "lnfit": ("lnfit", ("*",)),
     "adapter": ("adapter", ("*.attn", "*.cross", "*.ffn")),
@@ -163,6 +189,8 @@ def _levels(kind: Kind, positions: Sequence[Position]) -> Iterator[tuple[Candida
 
 def _largest_size(kind: Kind, positions: Sequence[Position]) -> int:
     """Rank or bottleneck beyond which more buys nothing; 1 for a kind without a size."""
+    if kind.name == "lora_xs":
+        return max(len(kind.sizes(p)) for p in positions)
     if kind.name not in ("lora", "adapter"):
         return 1
     return max(min(p.in_features, p.out_features) for p in positions)

@@ -15,11 +15,29 @@ from torch import Tensor
 from sparsearch.config import DataConfig, TaskConfig
 from sparsearch.errors import DataError
 
-__all__ = ["SPLITS", "Split", "Task", "batches", "load_rows", "load_task", "subset"]
+__all__ = ["SPLITS", "Split", "StoredInputs", "Task", "batches", "load_rows", "load_task", "subset"]
 
 SPLITS = ("train", "validation", "test")
 _POOL = 16
 _LOCAL = ("json", "csv", "parquet")
+
+
+@dataclass(frozen=True)
+class StoredInputs:
+    """Inputs of some layer for every row, without padding.
+
+    Attributes:
+        tokens: (all tokens, width).
+        starts: (rows,) where each row begins.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+
+    def batch(self, rows: Tensor, longest: int) -> Tensor:
+        """(rows, longest, width); what stands at padding is of other rows, and masked as padding is."""
+        places = self.starts[rows][:, None] + torch.arange(longest)[None, :]
+        return self.tokens[places.clamp_(max=self.tokens.shape[0] - 1).to(self.tokens.device)]
 
 
 @dataclass(frozen=True)
@@ -30,11 +48,13 @@ class Split:
         inputs: Name of a model input -> (rows, max length) integers.
         lengths: Tokens of each row.
         labels: (rows,) class indices, or float targets.
+        stored: Inputs of a layer, where the layers below are skipped.
     """
 
     inputs: Mapping[str, Tensor]
     lengths: Tensor
     labels: Tensor
+    stored: StoredInputs | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -109,6 +129,8 @@ def batches(
         batch = {
             k: v[rows, :longest].to(device, non_blocking=True) for k, v in split.inputs.items()
         }
+        if split.stored is not None:
+            batch["hidden"] = split.stored.batch(rows, longest)
         yield batch | {"labels": split.labels[rows].to(device, non_blocking=True), "rows": rows}
 
 

@@ -15,6 +15,7 @@ from sparsearch.config import TrainConfig
 from sparsearch.errors import TrainingDiverged
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, forward, loss_of
+from sparsearch.search.prefix import enter_above
 from sparsearch.search.tasks import Task, batches
 from sparsearch.spaces.attach import attachment_of
 
@@ -155,10 +156,15 @@ def train(
     kept = [p.detach().clone() for p in parameters]
     best_epoch = 0
     with frozen_cast_once(model, config.precision):
+        model.eval()
+        runner = model
+        if not config.dropout:
+            runner, task = enter_above(model, task, config.precision, config.cache_bytes)
         for epoch in range(1, config.epochs + 1):
-            model.train()
+            model.train(config.dropout)
             for batch in batches(task.train, config.batch_size, device, generator):
-                loss = loss_of(forward(model, batch, config.precision), batch["labels"], task.type)
+                logits = forward(runner, batch, config.precision)
+                loss = loss_of(logits, batch["labels"], task.type)
                 loss.backward()  # type: ignore[no-untyped-call]
                 norm = nn.utils.clip_grad_norm_(parameters, config.clip)
                 optimizer.step()
@@ -168,7 +174,7 @@ def train(
                 watch.see(step, loss, norm)
                 observe("train", step, steps)
             watch.look(step)
-            score = evaluate(model, task, task.validation, config.precision)
+            score = evaluate(runner, task, task.validation, config.precision)
             history.append(score)
             observe("train", step, steps, f"validation {score:.4f}")
             if score > best:

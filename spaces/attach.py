@@ -49,8 +49,10 @@ M = TypeVar("M", bound=nn.Module)
 class _Slot:
     """One unit at one position; ``gate`` is set while a supernet runs."""
 
-    def __init__(self, unit: Unit, position: Position) -> None:
+    def __init__(self, unit: Unit, position: Position, aligns: bool) -> None:
         self.unit = unit
+        self.aligns = aligns
+        self.position = position
         self.gate: Tensor | None = None
         self.start = position.start
         self.width = position.out_features
@@ -171,7 +173,7 @@ def attach_units(
     for position, kind, size, gates in units:
         unit = kind.build(position, size, modules[position.module]).to(device)
         attachment.units[f"{position.name.replace('.', '/')}:{kind.name}"] = unit
-        slot = _Slot(unit, position)
+        slot = _Slot(unit, position, kind.aligns)
         attachment.slots.append(slot)
         attachment.gate_sizes.append(gates)
         host = hosts.setdefault(position.module, _Host())
@@ -272,19 +274,19 @@ def detach(model: M) -> M:
     return model
 
 
-def _named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """File name -> parameter: ``layers.0.attn.q:lora.A`` for attached modules, ``head:...`` for the head."""
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """File name -> tensor: ``layers.0.attn.q:lora.A`` for attached modules, ``head:...`` for the head."""
     attachment = attachment_of(model)
     if attachment is not None:
-        for name, parameter in attachment.units.named_parameters():
-            yield name.replace("/", "."), parameter
+        for name, tensor in attachment.units.state_dict(keep_vars=True).items():
+            yield name.replace("/", "."), tensor
     for name, parameter in head_parameters(model):
         yield HEAD + name, parameter
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the attached modules' and the head's weights, on the CPU, by file name."""
-    return {n: p.detach().cpu().clone().contiguous() for n, p in _named_trainable(model)}
+    return {n: p.detach().cpu().clone().contiguous() for n, p in _named_tensors(model)}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -293,7 +295,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         StructureError: If an attached module's tensor is missing, unknown, or has another shape.
     """
-    wanted = dict(_named_trainable(model))
+    wanted = dict(_named_tensors(model))
     unknown = sorted(n for n in weights if n not in wanted and not n.startswith(HEAD))
     missing = sorted(n for n in wanted if n not in weights and not n.startswith(HEAD))
     shapes = sorted(

@@ -25,6 +25,7 @@ __all__ = [
     "count_params",
     "dense_flops_per_token",
     "head_parameters",
+    "layers_of",
     "identify",
     "load_config",
     "load_model",
@@ -273,6 +274,18 @@ def base_of(model: nn.Module) -> nn.Module:
 def positions_of(model: nn.Module) -> tuple[Position, ...]:
     """Every position of a model's backbone, see ``positions.scan``."""
     return scan(base_of(model), str(model.config.model_type))  # type: ignore[union-attr]
+
+
+def layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
+    """The list of layers with the module that holds it and its name there; None for several stacks."""
+    base = base_of(model)
+    stacks = FAMILIES[base.config.model_type].stacks  # type: ignore[union-attr,index]
+    if len(stacks) > 1:
+        return None
+    owner, _, name = stacks[0].layers.rpartition(".")
+    layers = base.get_submodule(stacks[0].layers)
+    assert isinstance(layers, nn.ModuleList), "layers stand in a list"
+    return base.get_submodule(owner), name, layers
 
 
 def backbone_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

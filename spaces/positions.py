@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import BackboneError, StructureError
 
-__all__ = ["FAMILIES", "Position", "find", "matching", "scan"]
+__all__ = ["FAMILIES", "Position", "find", "matching", "scan", "weight_at"]
 
 Role = Literal["linear", "norm", "block"]
 
@@ -287,6 +287,13 @@ def _widths(module: nn.Module) -> tuple[int, int]:
         return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
     width = int(module.get_parameter("weight").shape[0])
     return width, width
+
+
+def weight_at(position: Position, host: nn.Module, weight: Tensor | None = None) -> Tensor:
+    """The position's part of its module's weight, or of a tensor of that shape, as (out, in)."""
+    whole = host.get_parameter("weight") if weight is None else weight
+    rows = whole.T if isinstance(host, Conv1D) else whole
+    return rows[position.start : position.start + position.out_features]
 
 
 def matching(positions: Sequence[Position], patterns: Sequence[str]) -> tuple[Position, ...]:

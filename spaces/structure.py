@@ -178,6 +178,7 @@ def make_structure(
                 old.params + c.params,
                 old.flops_per_token + c.flops_per_token,
                 old.merged_flops_per_token + c.merged_flops_per_token,
+                old.frozen + c.frozen,
             )
         merged[key] = c
     order = {p.name: i for i, p in enumerate(space.positions)}
@@ -208,6 +209,7 @@ class _CandidateDocument(_Strict):
     params: int
     flops_per_token: int
     merged_flops_per_token: int
+    frozen: int = 0
 
 
 class _CostsDocument(_Strict):

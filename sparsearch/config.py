@@ -23,6 +23,7 @@ __all__ = [
     "BudgetConfig",
     "DataConfig",
     "ModelConfig",
+    "ProbeConfig",
     "SearchConfig",
     "SpaceConfig",
     "StudyConfig",
@@ -32,11 +33,11 @@ __all__ = [
     "spread_budgets",
 ]
 
-KIND_NAMES = ("lora", "bitfit", "lnfit", "low_rank_adapter", "adapter", "ia3")
+KIND_NAMES = ("lora", "lora_xs", "bitfit", "lnfit", "low_rank_adapter", "adapter", "ia3")
 """Every kind; a test compares it with the registry, which this leaf module may not import."""
 
 Strategy = Literal[
-    "s3pet", "random", "lora", "lora-qv", "bitfit", "lnfit", "adapter", "head", "full"
+    "s3pet", "probe", "random", "lora", "lora-qv", "lora_xs", "bitfit", "lnfit", "adapter", "head", "full"
 ]
 
 
@@ -192,6 +193,22 @@ def _each_once(budgets: list[BudgetConfig]) -> list[BudgetConfig]:
     return list(dict.fromkeys(budgets))
 
 
+class ProbeConfig(_Section):
+    """A gradient probe.
+
+    Attributes:
+        score: What a parameter's gradient g is worth: |g| (``l1``), |g| times its learning rate
+            (``step``), g^2 (``l2``), the mean of g^2 over rows (``fisher``), or |g w| after a
+            few steps (``weight``).
+        rows: Training rows that it sees.
+        cut: Greedy by a candidate's total, or by its density, total per parameter.
+    """
+
+    score: Literal["l1", "l2", "step", "fisher", "weight"] = "l2"
+    rows: Positive = 512
+    cut: Literal["greedy", "density"] = "density"
+
+
 class SearchConfig(_Section):
     """How structures are chosen. Defaults follow S3PET except where ``docs/decisions`` says why not.
 
@@ -207,6 +224,7 @@ class SearchConfig(_Section):
         l0_weight: Weight of the L0 penalty.
         checkpoint: Gates of the last step, or of the best soft-gate validation score.
         cut: Greedy by score, or by score per parameter.
+        probe: The gradient probe, as a strategy and as a start of alpha.
     """
 
     strategy: Strategy = "s3pet"
@@ -224,9 +242,10 @@ class SearchConfig(_Section):
     checkpoint: Literal["last", "best"] = "last"
     valid_every: Positive = 100
     cut: Literal["greedy", "density"] = "greedy"
+    probe: ProbeConfig = ProbeConfig()
 
 
-KIND_LR = {"lora": 3e-3, "adapter": 3e-3, "low_rank_adapter": 3e-3}
+KIND_LR = {"lora": 3e-3, "lora_xs": 3e-2, "adapter": 3e-3, "low_rank_adapter": 3e-3}
 """Rates of the kinds that want another one than biases and gains; see decision 1."""
 
 
@@ -244,6 +263,9 @@ class TrainConfig(_Section):
         full_lr: For the reference that trains the whole backbone.
         warmup: Share of the steps with a rising learning rate; afterwards it falls linearly to 0.
         precision: ``auto`` takes bf16 autocast where the processor computes it natively.
+        dropout: Whether the backbone's own dropout is on.
+        cache_bytes: Most memory for outputs of the frozen layers below all that trains, which then
+            run once instead of in each epoch; 0 runs them again. Needs dropout off.
     """
 
     epochs: Positive = 3
@@ -257,6 +279,8 @@ class TrainConfig(_Section):
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.06
     clip: Annotated[Number, Field(gt=0)] = 2.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    dropout: bool = False
+    cache_bytes: Annotated[int, Field(ge=0)] = 2**30
 
     @model_validator(mode="after")
     def _known_kinds(self) -> TrainConfig:

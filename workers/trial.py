@@ -17,19 +17,21 @@ from sparsearch.results.values import FinishedState, Measurement, Outcome, Trial
 from sparsearch.search.cut import cut
 from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
 from sparsearch.search.evaluate import evaluate
+from sparsearch.search.gradients import align, weight_gradients
 from sparsearch.search.seeds import derive, seed_everything
 from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
 from sparsearch.spaces.attach import attach, detach, weights_of
 from sparsearch.spaces.backbone import dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.positions import find
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Space
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.workers.environment import environment
 from sparsearch.workers.workbench import Workbench, new_head
 
-__all__ = ["FindRanking", "execute", "pack_weights", "ranking_key"]
+__all__ = ["FindRanking", "execute", "pack_weights", "rank_on", "ranking_key"]
 
 FindRanking = Callable[[str], Ranking | None]
 """Looks a stored ranking up by its key."""
@@ -74,9 +76,7 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
         return _run_reference(bench, trial, observe)
     assert trial.budget is not None, "only references have no budget"
     structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe)
-    new_head(bench.model, trial.seed, trial.number, "head")
-    seed_everything(trial.seed, trial.number, "modules")
-    attach(bench.model, structure)
+    attach_anew(bench, structure, trial.seed, trial.number)
     result = _train(bench, bench.model, trial, observe)
     dense = dense_flops_per_token(bench.space.positions, bench.task.max_length)
     return Outcome(
@@ -89,6 +89,18 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
         weights=pack_weights(bench.model, bench.task.classes),
         ranking=ranking,
     )
+
+
+def attach_anew(bench: Workbench, structure: Structure, seed: int, *purpose: object) -> None:
+    """Attach a structure, untrained, with a new head; bases are aligned with the task's gradient."""
+    positions, precision = bench.space.positions, bench.config.train.precision
+    units = [(find(positions, c.position), structure.kind(c.kind)) for c in structure.candidates]
+    new_head(bench.model, seed, "align")
+    gradients = weight_gradients(bench.model, bench.task, units, seed, precision)
+    new_head(bench.model, seed, *purpose, "head")
+    seed_everything(seed, *purpose, "modules")
+    attach(bench.model, structure)
+    align(bench.model, gradients)
 
 
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
@@ -122,9 +134,12 @@ def _choose(
     tokens = bench.task.max_length
     if trial.strategy in RANKERS:
         key = ranking_key(bench, trial.strategy, budget, trial.seed)
-        found = find_ranking(key) or _rank(bench, trial, budget, observe)
+        found = find_ranking(key) or rank_on(
+            bench, trial.strategy, budget, trial.seed, observe
+        )
         ranking = (key, found)
-        rule = bench.config.search.cut if trial.strategy == "s3pet" else "greedy"
+        rules = {"s3pet": bench.config.search.cut, "probe": bench.config.search.probe.cut}
+        rule = rules.get(trial.strategy, "greedy")
         chosen = cut(space, found, budget, rule, tokens)
     else:
         chosen, kind = uniform(trial.strategy, space, budget, tokens)
@@ -144,12 +159,15 @@ def _choose(
     return make_structure(space, chosen, bench.backbone, bench.task.type, provenance), ranking
 
 
-def _rank(bench: Workbench, trial: Trial, budget: Budget, observe: Observer) -> Ranking:
-    seed = derive(trial.seed, trial.strategy, budget.as_dict(), "ranking")
-    new_head(bench.model, seed, "head")
+def rank_on(
+    bench: Workbench, strategy: str, budget: Budget, seed: int, observe: Observer = silent
+) -> Ranking:
+    """Make a strategy's ranking on a workbench."""
+    derived = derive(seed, strategy, budget.as_dict(), "ranking")
+    new_head(bench.model, derived, "head")
     config = bench.config
     problem = Problem(bench.model, bench.space, bench.task, config.search, config.train)
-    return replace(rank(trial.strategy, problem, budget, seed, observe), seed=trial.seed)
+    return replace(rank(strategy, problem, budget, derived, observe), seed=seed)
 
 
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:

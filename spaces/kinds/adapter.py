@@ -25,6 +25,7 @@ class Adapter:
 
     name: ClassVar[str] = "adapter"
     mergeable: ClassVar[bool] = False
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     bottleneck: int = 24
     parallel: bool = False
@@ -45,6 +46,10 @@ class Adapter:
         """Two matrices and two biases."""
         d = position.out_features
         return 2 * d * size + size + d
+
+    def frozen(self, position: Position, size: int) -> int:
+        """None."""
+        return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """Two products."""

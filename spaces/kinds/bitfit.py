@@ -20,6 +20,7 @@ class BitFit:
 
     name: ClassVar[str] = "bitfit"
     mergeable: ClassVar[bool] = True
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*",)
 
     def accepts(self, position: Position) -> bool:
@@ -37,6 +38,10 @@ class BitFit:
     def params(self, position: Position, size: int) -> int:
         """One per output feature."""
         return position.out_features
+
+    def frozen(self, position: Position, size: int) -> int:
+        """None."""
+        return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """No matrix product."""

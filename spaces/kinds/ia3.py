@@ -20,6 +20,7 @@ class IA3:
 
     name: ClassVar[str] = "ia3"
     mergeable: ClassVar[bool] = True
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = (
         "*.attn.k",
         "*.attn.v",
@@ -44,6 +45,10 @@ class IA3:
         """One per rescaled feature."""
         inner = self.stage(position) == "input"
         return position.in_features if inner else position.out_features
+
+    def frozen(self, position: Position, size: int) -> int:
+        """None."""
+        return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """No matrix product."""

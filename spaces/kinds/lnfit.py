@@ -21,6 +21,7 @@ class LNFit:
 
     name: ClassVar[str] = "lnfit"
     mergeable: ClassVar[bool] = True
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*",)
 
     def accepts(self, position: Position) -> bool:
@@ -38,6 +39,10 @@ class LNFit:
     def params(self, position: Position, size: int) -> int:
         """One per feature."""
         return position.out_features
+
+    def frozen(self, position: Position, size: int) -> int:
+        """None."""
+        return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """No matrix product."""

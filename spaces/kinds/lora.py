@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ class Lora:
 
     name: ClassVar[str] = "lora"
     mergeable: ClassVar[bool] = True
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*",)
     max_rank: int = 4
     alpha: float = 16.0
@@ -47,6 +49,10 @@ class Lora:
         """Rank x (in + out)."""
         return size * (position.in_features + position.out_features)
 
+    def frozen(self, position: Position, size: int) -> int:
+        """None."""
+        return 0
+
     def flops_per_token(self, position: Position, size: int) -> int:
         """Two thin products."""
         return 2 * size * (position.in_features + position.out_features)
@@ -58,6 +64,8 @@ class Lora:
 
 class LoraUnit(Unit):
     """All rank units of one position as one pair of matrices: A (rank, in), B (out, rank)."""
+
+    shared: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1}
 
     def __init__(self, in_features: int, out_features: int, rank: int, scale: float) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ class LowRankAdapter:
 
     name: ClassVar[str] = "low_rank_adapter"
     mergeable: ClassVar[bool] = False
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     reduction: int = 32
 
@@ -44,6 +45,10 @@ class LowRankAdapter:
         """Down: d + m, bias m; up: m + d, bias d."""
         d = position.out_features
         return (d + size + size) + (size + d + d)
+
+    def frozen(self, position: Position, size: int) -> int:
+        """None."""
+        return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """Four products with a vector."""

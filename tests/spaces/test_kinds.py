@@ -16,6 +16,7 @@ from sparsearch.spaces.kinds import KINDS, make_kind
 
 TABLE = [
     ("lora", {"max_rank": 3}),
+    ("lora_xs", {"rank": 2, "max_blocks": 3}),
     ("bitfit", {}),
     ("lnfit", {}),
     ("low_rank_adapter", {"reduction": 8}),
@@ -61,6 +62,7 @@ def test_costs_are_what_is_attached(build, family, kind):
     assert len(attachment.units) == len(units)
     for (position, _, size, _), unit in zip(units, attachment.units.values(), strict=True):
         assert sum(p.numel() for p in unit.parameters()) == kind.params(position, size)
+        assert sum(b.numel() for b in unit.buffers()) == kind.frozen(position, size)
 
 
 def test_flops_are_what_torch_counts(build, family, kind, inputs):

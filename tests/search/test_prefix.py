@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sparsearch.config import TrainConfig
+from sparsearch.search.evaluate import evaluate
+from sparsearch.search.prefix import Upper, enter_above, first_layer, store_inputs
+from sparsearch.search.tasks import Split, Task, batches
+from sparsearch.search.train import learning_rates, train
+from sparsearch.spaces.attach import attach_units, detach
+from sparsearch.spaces.backbone import positions_of
+from sparsearch.spaces.kinds import make_kind
+from sparsearch.spaces.positions import find
+
+SINGLE = ["bert", "distilbert", "gpt2", "llama", "roberta"]
+
+
+def make_task(rows=40) -> Task:
+    """Rows of different lengths, padded with 1 (RoBERTa's padding)."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 60, (rows, 9), generator=generator)
+    lengths = torch.randint(3, 10, (rows,), generator=generator)
+    mask = (torch.arange(9)[None] < lengths[:, None]).long()
+    ids = torch.where(mask.bool(), ids, 1)
+    split = Split({"input_ids": ids, "attention_mask": mask}, lengths, (ids[:, 1] > 30).long())
+    return Task("toy", "classification", "accuracy", ("a", "b"), 9, split, split, split)
+
+
+def attached_at(build, family, pattern, kind="lora"):
+    torch.manual_seed(0)
+    model = build(family)
+    model.config.pad_token_id = 1
+    positions = positions_of(model)
+    attach_units(model, [(find(positions, pattern), make_kind(kind, {}), 1, 1)])
+    return model
+
+
+@pytest.mark.parametrize("family", SINGLE)
+def test_training_above_a_stored_prefix_equals_training_through_it(build, family):
+    task, histories, weights = make_task(), [], []
+    for limit in (0, 2**30):
+        model = attached_at(build, family, "layers.1.attn.o")
+        config = TrainConfig(epochs=3, batch_size=8, precision="fp32", cache_bytes=limit)
+        names = [n for n, _ in model.named_modules()]
+        result = train(model, task, config, learning_rates(model, 1e-2, {}), seed=3)
+        assert [n for n, _ in model.named_modules()] == names
+        assert not any(layer._forward_pre_hooks for layer in model.modules() if layer is model)
+        histories.append(result.history)
+        weights.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+    assert histories[0] == histories[1]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("family", SINGLE)
+def test_a_stored_layer_gives_the_logits_of_the_whole_model(build, family):
+    model, task = attached_at(build, family, "layers.1.ffn.up").eval(), make_task()
+    stored = store_inputs(model, 1, task.train, "fp32")
+    upper = Upper(model, 1)
+    for batch in batches(stored, 16, torch.device("cpu")):
+        inputs = {k: v for k, v in batch.items() if k not in ("labels", "rows")}
+        hidden = inputs.pop("hidden")
+        with torch.no_grad():
+            expected, found = model(**inputs).logits, upper(hidden, **inputs).logits
+        assert torch.allclose(found, expected, atol=1e-6)
+    assert stored.stored.tokens.shape[0] == int(task.train.lengths.sum())
+    assert evaluate(upper, task, stored, "fp32") == evaluate(model, task, task.train, "fp32")
+
+
+def test_where_the_lowest_trained_thing_is_decides(build):
+    for name, kind, expected in [
+        ("layers.0.attn.q", "lora", 0),
+        ("layers.1.attn.q", "lora", 1),
+        ("embeddings.norm", "bitfit", 0),
+    ]:
+        assert first_layer(attached_at(build, "bert", name, kind)) == expected
+    model = build("bert")
+    attach_units(model, [])
+    assert first_layer(model) == 1
+    detach(model)
+    assert first_layer(model) == 0  # nothing attached: everything may train
+    assert first_layer(attached_at(build, "gpt2", "norm", "lnfit")) == 1
+    assert first_layer(attached_at(build, "t5", "decoder.layers.1.attn.q")) == 0
+
+
+def test_memory_limit_turns_it_off(build):
+    model, task = attached_at(build, "bert", "layers.1.attn.q").eval(), make_task()
+    tokens = 2 * int(task.train.lengths.sum())
+    needed = tokens * model.config.hidden_size * 4
+    assert enter_above(model, task, "fp32", needed - 1) == (model, task)
+    upper, cut = enter_above(model, task, "fp32", needed)
+    assert isinstance(upper, Upper) and cut.train.stored is not None and cut.test.stored is None
+    assert dataclasses.replace(cut.train, stored=None).labels is task.train.labels
