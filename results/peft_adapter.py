@@ -136,7 +136,7 @@ def plan_adapter(
 def _as_lora(unit: Mapping[str, Tensor], kind: Kind, scale: float) -> dict[str, Tensor]:
     """LoRA-XS as LoRA: the right basis is A, the left basis times the cores is B."""
     assert isinstance(kind, LoraXS)
-    cores = torch.block_diag(*unit["cores"])
+    cores = torch.block_diag(*unit["cores"])  # type: ignore[no-untyped-call]
     return {"A": unit["right"], "B": unit["left"] @ cores * (kind.scale / scale)}
 
 

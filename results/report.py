@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsearch.errors import ExportError
 from sparsearch.results.places import Place, candidate_name, place_of
-from sparsearch.results.summary import budget_name, spread
+from sparsearch.results.summary import StudySummary, budget_name, spread, summarise
 from sparsearch.results.values import Best, StudyRecord, TrialRecord
 from sparsearch.spaces.space import Candidate
 
@@ -34,6 +34,7 @@ _COLUMNS = (
 """Left to right: linears, norms, whole blocks. What is not listed stands at the end."""
 
 _FONT = "Inter, 'Segoe UI', Helvetica, Arial, sans-serif"
+_PROSE = f"font: 14px/1.6 {_FONT}; color: #2b2f36; max-width: 1000px; padding: 0 24px;"
 _EMPTY = "#eef1f5"
 _COLORS = ("#3b6fb6", "#d1673a", "#3f9268", "#8a5fb0", "#b9952c", "#c04f78", "#4a9db0", "#7a7f87")
 
@@ -314,17 +315,37 @@ def write_structure_plot(best: Best, path: Path, positions: Sequence[str] = ()) 
 def write_pareto_plot(
     study: StudyRecord, trials: Sequence[TrialRecord], front: Sequence[Best], path: Path
 ) -> None:
-    """Write the picture of a study's trials, see ``pareto_figure``.
+    """Write the picture of a study's trials, see ``pareto_figure``, and under it what they show.
 
     Raises:
         ExportError: If the file cannot be written.
     """
-    _write(pareto_figure(study, trials, front), path, study.name)
+    findings = _findings(summarise(study, trials))
+    _write(pareto_figure(study, trials, front), path, study.name, findings)
 
 
-def _write(figure: Figure, path: Path, title: str) -> None:
+def _findings(summary: StudySummary) -> str:
+    """What the end of a run says of each budget, as HTML; empty where nothing is compared."""
+    parts = []
+    for budget in summary.budgets:
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in summary.findings(budget))
+        if lines:
+            parts.append(f"<h3>{html.escape(budget.name)}</h3><ul>{lines}</ul>")
+    if not parts:
+        return ""
+    head = f"<h2>{html.escape(summary.metric)} on validation, paired over seeds</h2>"
+    return f'<section style="{_PROSE}">{head}{"".join(parts)}</section>'
+
+
+def _write(figure: Figure, path: Path, title: str, below: str = "") -> None:
     page = figure.to_html(include_plotlyjs=True, full_html=True)
-    page = page.replace("<head>", f"<head><title>sparsearch: {html.escape(title)}</title>", 1)
+    head = f"<head><title>sparsearch: {html.escape(title)}</title>"
+    if below:
+        # Plotly's outer box is as high as the window, not as the picture: text would lie over it.
+        head += "<style>body > div { height: auto !important; }</style>"
+        start, _, end = page.rpartition("</body>")
+        page = f"{start}{below}</body>{end}"
+    page = page.replace("<head>", head, 1)
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:

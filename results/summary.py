@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsearch.config import SearchConfig
+from sparsearch.results.comparison import Comparison, compare, comparison_text, has_score
 from sparsearch.results.values import FINISHED, StudyRecord, TrialRecord
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "spread",
     "summarise",
 ]
+
+_PRICES = {"probe": ", and costs seconds", "s3pet": ""}
+"""What a rival costs, where it is not nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ class BudgetSummary:
         budget: As the user set it.
         strategies: Best mean validation score first.
         best: The trial with the best validation score that has a structure.
+        comparisons: The searched strategy against the best of each family of rivals.
         verdict: Whether the searched strategy beats the others; empty where none is searched.
     """
 
     budget: Mapping[str, Any]
     strategies: tuple[StrategySummary, ...]
     best: TrialRecord | None
+    comparisons: tuple[Comparison, ...]
     verdict: str
 
     @property
@@ -95,6 +101,11 @@ class StudySummary:
     budgets: tuple[BudgetSummary, ...]
     references: tuple[StrategySummary, ...]
     unsuccessful: tuple[TrialRecord, ...]
+
+    def findings(self, budget: BudgetSummary) -> tuple[str, ...]:
+        """What a report says of a budget: a line for each family of rivals, and the verdict."""
+        lines = (comparison_text(c, self.searched, budget.name) for c in budget.comparisons)
+        return (*lines, budget.verdict) if budget.verdict else ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -149,25 +160,22 @@ def _budget(trials: Sequence[TrialRecord], searched: str) -> BudgetSummary:
     """Summary of the trials of one budget."""
     budget = trials[0].budget or {}
     strategies = _strategies(trials)
-    structures = [t for t in trials if _counts(t) and t.structure is not None]
+    structures = [t for t in trials if has_score(t) and t.structure is not None]
     best = min(
         structures,
         key=lambda t: (-(t.score or 0.0), t.trainable_params or 0, t.number),
         default=None,
     )
     planned = any(t.strategy == searched for t in trials)
-    verdict = _verdict(strategies, searched, budget_name(budget)) if planned else ""
-    return BudgetSummary(budget, strategies, best, verdict)
-
-
-def _counts(trial: TrialRecord) -> bool:
-    return trial.state == "ok" and trial.score is not None
+    rivals = compare(trials, searched, [row.strategy for row in strategies])
+    verdict = _verdict(strategies, rivals, searched, budget_name(budget)) if planned else ""
+    return BudgetSummary(budget, strategies, best, rivals, verdict)
 
 
 def _strategies(trials: Iterable[TrialRecord]) -> tuple[StrategySummary, ...]:
     """One row per strategy with a score, the best first."""
     groups: dict[str, list[TrialRecord]] = {}
-    for trial in filter(_counts, trials):
+    for trial in filter(has_score, trials):
         groups.setdefault(trial.strategy, []).append(trial)
     rows = []
     for strategy, group in groups.items():
@@ -183,7 +191,12 @@ def _strategies(trials: Iterable[TrialRecord]) -> tuple[StrategySummary, ...]:
     return tuple(sorted(rows, key=lambda row: (-row.validation.mean, row.trainable_params)))
 
 
-def _verdict(strategies: Sequence[StrategySummary], searched: str, budget: str) -> str:
+def _verdict(
+    strategies: Sequence[StrategySummary],
+    comparisons: Sequence[Comparison],
+    searched: str,
+    budget: str,
+) -> str:
     """Whether the searched strategy earned its time at a budget, with the figures."""
     ours = next((s for s in strategies if s.strategy == searched), None)
     other = next((s for s in strategies if s.strategy != searched), None)
@@ -194,17 +207,17 @@ def _verdict(strategies: Sequence[StrategySummary], searched: str, budget: str) 
     a, b = ours.validation, other.validation
     digits = _digits(a.mean, b.mean)
     mine, theirs = f"{a.mean:.{digits}f}", f"{b.mean:.{digits}f}"
+    paired = next((c for c in comparisons if c.rival == other.strategy), None)
+    evidence = _evidence(a, b, paired)
     if a.mean <= b.mean:
-        claim = (
+        return (
             f"{searched} {mine} does not beat {other.strategy} {theirs} at {budget}: "
-            f"use {other.strategy}"
+            f"use {other.strategy} ({evidence})"
         )
-    else:
-        claim = (
-            f"{searched} {mine} beats {other.strategy} {theirs}, the best other strategy, "
-            f"at {budget} by {a.mean - b.mean:.{digits}f}"
-        )
-    return f"{claim} ({_evidence(a, b, digits)})"
+    return (
+        f"{searched} {mine} beats {other.strategy} {theirs}, the best other strategy, "
+        f"at {budget} by {a.mean - b.mean:.{digits}f} ({evidence}){_doubt(paired)}"
+    )
 
 
 def _digits(a: float, b: float) -> int:
@@ -212,15 +225,25 @@ def _digits(a: float, b: float) -> int:
     return next((d for d in range(4, 8) if f"{a:.{d}f}" != f"{b:.{d}f}"), 4)
 
 
-def _evidence(a: Spread, b: Spread, digits: int) -> str:
+def _evidence(a: Spread, b: Spread, paired: Comparison | None) -> str:
     """What a difference of means rests on."""
-    if a.n == b.n == 1:
-        return "one seed decides nothing: add seeds"
     counts = f"{a.n} seeds" if a.n == b.n else f"{a.n} and {b.n} seeds"
-    if 1 in (a.n, b.n):
-        return f"mean validation over {counts}; one seed decides nothing: add seeds"
-    widest = max(a.std or 0.0, b.std or 0.0)
-    doubt = ""
-    if 0 < a.mean - b.mean < widest:
-        doubt = f"; the difference is within the spread over seeds, std {widest:.{digits}f}"
-    return f"mean validation over {counts}{doubt}"
+    if paired is None:
+        return "no seed in common: add seeds"
+    if paired.n > 1:
+        return f"mean validation over {counts}"
+    nothing = "one seed decides nothing: add seeds"
+    return nothing if a.n == b.n == 1 else f"mean validation over {counts}; {nothing}"
+
+
+def _doubt(paired: Comparison | None) -> str:
+    """Why a higher mean may be no better; empty where the interval lies above zero."""
+    if paired is None or paired.low is None or paired.low > 0:
+        return ""
+    if paired.difference <= 0:
+        return f"; over the {paired.n} seeds that both have it is no better: use {paired.rival}"
+    price = _PRICES.get(paired.rival, ", and needs no search")
+    return (
+        f"; the interval includes zero: {paired.rival} is as good for all that these seeds "
+        f"show{price}"
+    )

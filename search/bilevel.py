@@ -9,7 +9,7 @@ copied.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate
-from sparsearch.search.gates import Gates
+from sparsearch.search.gates import Gates, IdleUnits
 from sparsearch.search.seeds import derive
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Split, Task, batches, subset
@@ -27,12 +27,17 @@ __all__ = ["BilevelSearch"]
 
 _DIFFERENCE = 0.01
 _BETAS = (0.9, 0.999)
+_REFRESH = 10
 
 Batch = dict[str, Tensor]
 
 
+Settled = Callable[[Tensor], bool]
+"""Told alpha now and then; whether the search may stop."""
+
+
 class BilevelSearch:
-    """Learns one alpha for one budget.
+    """Learns one alpha, for one budget or for a range of them.
 
     Args:
         supernet: The gated model.
@@ -40,8 +45,14 @@ class BilevelSearch:
         task: Its training split is halved at random.
         config: Of the search.
         train: Learning rates of the module weights.
-        budget: Expected cost that the gates hold.
+        budget: Expected cost that the gates hold; at the end, where it falls.
         seed: Of the halves, batches, noise and dropout.
+        largest: Upper end of the range that budgets are drawn from, where they are.
+        settled: Whether the search may stop early.
+        hard: From alpha to the hard structure that it would be cut to, as gates 0 and 1.
+
+    Attributes:
+        taken: Steps taken so far.
     """
 
     def __init__(
@@ -53,11 +64,18 @@ class BilevelSearch:
         train: TrainConfig,
         budget: float,
         seed: int,
+        largest: float | None = None,
+        settled: Settled = lambda alpha: False,
+        hard: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.supernet, self.gates, self.config, self.budget = supernet, gates, config, budget
-        self.task = task
-        self.seed = seed
+        self.task, self.settled, self.hard = task, settled, hard
+        self.smallest, self.largest = budget, budget if largest is None else largest
+        self.taken = 0
+        self.seed, self.dropout = seed, train.dropout
         self.device = gates.alpha.device
+        self.budgets = torch.Generator().manual_seed(derive(seed, "budgets"))
+        self.idle = IdleUnits(gates, config.skip_below)
         self.noise = torch.Generator().manual_seed(derive(seed, "noise"))
         groups = learning_rates(supernet.model, train.lr, train.kind_lr)
         self.optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0, foreach=True)
@@ -65,8 +83,10 @@ class BilevelSearch:
         self.alpha_optimizer = torch.optim.AdamW(
             [gates.alpha], lr=config.alpha_lr, weight_decay=0.0
         )
+        self.warm_steps = math.ceil(config.warmup * config.steps)
         self.schedules = [
-            linear_schedule(o, config.steps, 0.0) for o in (self.optimizer, self.alpha_optimizer)
+            linear_schedule(self.optimizer, config.steps, config.warmup),
+            linear_schedule(self.alpha_optimizer, config.steps - self.warm_steps, 0.0),
         ]
         weight_rows, gate_rows = self._halves(task.train)
         self.weight_batches = self._endless(weight_rows, "weights")
@@ -99,21 +119,49 @@ class BilevelSearch:
         torch.manual_seed(derive(self.seed, "dropout"))
         watch = FiniteWatch("search", "lower train.lr or search.alpha_lr")
         best, kept = -math.inf, None
-        self.supernet.model.train()
+        self.supernet.model.train(self.dropout)
         for step in range(1, config.steps + 1):
-            loss = self.step()
-            for schedule in self.schedules:
+            self._schedule(step)
+            loss = self.step() if step > self.warm_steps else self._open_step()
+            self.taken = step
+            for schedule in self.schedules if step > self.warm_steps else self.schedules[:1]:
                 schedule.step()
             watch.see(step, loss, self.gates.alpha.sum())
             observe("search", step, config.steps)
-            last = step == config.steps
-            if config.checkpoint == "best" and (step % config.valid_every == 0 or last):
-                score = self._soft_score()
+            last = step == config.steps or self._may_stop(step)
+            if config.checkpoint != "last" and (step % config.valid_every == 0 or last):
+                score = self._score()
                 if score > best:
                     best, kept = score, self.gates.alpha.detach().cpu().clone()
-        watch.look(config.steps)
+            if last:
+                break
+        watch.look(self.taken)
         self.supernet.model.eval()
         return kept if kept is not None else self.gates.alpha.detach().cpu().clone()
+
+    def _schedule(self, step: int) -> None:
+        """Budget, temperature and idle units of a step."""
+        config, share = self.config, (step - 1) / max(1, self.config.steps - 1)
+        if config.final_temperature is not None:
+            cooling = config.final_temperature / config.temperature
+            self.gates.temperature = config.temperature * cooling**share
+        if config.budget_schedule == "sampled":
+            share = float(torch.rand((), generator=self.budgets))
+            self.budget = self.smallest * (self.largest / self.smallest) ** share
+        elif config.budget_schedule == "annealed":
+            whole = float(self.gates.cost.sum())
+            self.budget = whole * (self.smallest / whole) ** min(1.0, 2 * share)
+        if config.skip_below and (step - 1) % _REFRESH == 0 and step > self.warm_steps:
+            self.supernet.attachment.skip(self.idle.refresh(max(self.budget, self.largest)))
+
+    def _may_stop(self, step: int) -> bool:
+        config = self.config
+        look = config.early_stop and step > self.warm_steps and step % config.stop_every == 0
+        return look and self.settled(self.gates.alpha.detach().cpu())
+
+    def _open_step(self) -> Tensor:
+        """Warm-up: weights alone, all gates open."""
+        return self._step_against(torch.ones_like(self.gates.alpha))
 
     def step(self) -> Tensor:
         """One search step, without its schedules; returns the training loss."""
@@ -127,19 +175,33 @@ class BilevelSearch:
         """Module weights against new samples of the gates: what plain training of the supernet does."""
         with torch.no_grad():
             z = self._sample(self._draw())
+        return self._step_against(z)
+
+    def _step_against(self, z: Tensor) -> Tensor:
         loss = self.supernet.loss(next(self.weight_batches), z)
-        self._step_weights(torch.autograd.grad(loss, self.weights))
+        self._step_weights(self._gradients(loss, self.weights))
         return loss
 
-    def _soft_score(self) -> float:
-        """Validation score with every candidate at its probability."""
+    @staticmethod
+    def _gradients(loss: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Gradients; zero for what did not take part (skipped units)."""
+        found = torch.autograd.grad(loss, of, allow_unused=True)
+        return tuple(
+            torch.zeros_like(p) if g is None else g for p, g in zip(of, found, strict=True)
+        )
+
+    def _score(self) -> float:
+        """Validation score with every candidate at its probability, or cut to a hard structure."""
         with torch.no_grad():
-            z = self.gates.probabilities(self.budget).float()
+            z = self.gates.probabilities(self.smallest).float()
+        if self.config.checkpoint == "hard":
+            assert self.hard is not None, "checkpoint hard needs to know the cut"
+            z = self.hard(self.gates.alpha.detach().cpu()).to(z.device)
         with self.supernet.attachment.gated(z):
             score = evaluate(
                 self.supernet.model, self.task, self.task.validation, self.supernet.precision
             )
-        self.supernet.model.train()
+        self.supernet.model.train(self.dropout)
         return score
 
     def _sample(self, noise: Tensor) -> Tensor:
@@ -175,7 +237,7 @@ class BilevelSearch:
         """Gates against the current weights, then weights against new samples of the gates."""
         z = self._sample(self._draw())
         loss = self._penalised(self.supernet.loss(next(self.gate_batches), z))
-        (gradient,) = torch.autograd.grad(loss, [self.gates.alpha])
+        (gradient,) = self._gradients(loss, [self.gates.alpha])
         self._step_alpha(gradient)
         return self.train_weights()
 
@@ -183,7 +245,7 @@ class BilevelSearch:
         """Single level: both from one pass over one training batch."""
         z = self._sample(self._draw())
         loss = self._penalised(self.supernet.loss(next(self.weight_batches), z))
-        gradient, *gradients = torch.autograd.grad(loss, [self.gates.alpha, *self.weights])
+        gradient, *gradients = self._gradients(loss, [self.gates.alpha, *self.weights])
         self._step_alpha(gradient)
         self._step_weights(tuple(gradients))
         return loss
@@ -201,7 +263,7 @@ class BilevelSearch:
         with torch.no_grad():
             fixed = self._sample(noise)
         loss = self.supernet.loss(batch, fixed)
-        gradients = torch.autograd.grad(loss, self.weights)
+        gradients = self._gradients(loss, self.weights)
         self._clip(gradients)
         saved = [w.detach().clone() for w in self.weights]
         scale = self._preconditioner(gradients)
@@ -209,7 +271,7 @@ class BilevelSearch:
         validation = self._penalised(
             self.supernet.loss(next(self.gate_batches), self._sample(noise))
         )
-        gradient, *ahead = torch.autograd.grad(validation, [self.gates.alpha, *self.weights])
+        gradient, *ahead = self._gradients(validation, [self.gates.alpha, *self.weights])
         direction = [s * v for s, v in zip(scale, ahead, strict=True)]
         del ahead, scale
         epsilon = _DIFFERENCE / (nn.utils.get_total_norm(direction) + 1e-6)
@@ -237,7 +299,7 @@ class BilevelSearch:
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(dropout)
                 loss = self.supernet.loss(batch, self._sample(noise))
-            found += torch.autograd.grad(loss, [self.gates.alpha])
+            found += self._gradients(loss, [self.gates.alpha])
         return (found[0] - found[1]) / (2 * epsilon)
 
     @torch.no_grad()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from sparsearch.errors import InfeasibleError
 from sparsearch.spaces.backbone import dense_flops_per_token
@@ -10,7 +13,7 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Candidate, Space
 
-__all__ = ["Limits", "cut", "smallest"]
+__all__ = ["Limits", "cut", "kept", "smallest"]
 
 
 class Limits:
@@ -63,37 +66,70 @@ def smallest(space: Space) -> Candidate:
 def cut(
     space: Space, ranking: Ranking, budget: Budget, rule: str = "greedy", tokens: int = 128
 ) -> tuple[Candidate, ...]:
+    """The candidates that a ranking buys with a budget, see ``kept``."""
+    return tuple(space.candidates[i] for i in kept(space, ranking.scores, budget, rule, tokens))
+
+
+def kept(
+    space: Space,
+    scores: Sequence[float],
+    budget: Budget,
+    rule: str = "greedy",
+    tokens: int = 128,
+) -> list[int]:
     """Walk down the ranking and keep what still fits (S3PET section 3.4); never above the budget.
 
     Args:
         space: The candidates that the ranking scores.
-        ranking: One score per candidate.
+        scores: One per candidate.
         budget: The limits.
         rule: ``greedy`` walks by score; ``density`` by score above the lowest per parameter,
-            which fills small budgets better.
+            which fills small budgets better; ``knapsack`` takes the set with the largest sum of
+            scores above the lowest, exactly (for a limit on parameters alone).
         tokens: Sequence length at which FLOPs are counted.
 
     Returns:
-        The kept candidates in the space's order; ties go to the earlier one.
+        Their indices, in the space's order; ties go to the earlier one.
 
     Raises:
         InfeasibleError: If not even the smallest candidate fits; it names that one.
     """
-    assert len(ranking.scores) == len(space.candidates), "the ranking belongs to another space"
+    assert len(scores) == len(space.candidates), "the ranking belongs to another space"
     limits = Limits(space, budget, tokens)
-    low = min(ranking.scores)
-    order = sorted(
-        range(len(space.candidates)),
-        key=lambda i: (
-            -(ranking.scores[i] - low) / space.candidates[i].params
-            if rule == "density"
-            else -ranking.scores[i]
-        ),
-    )
-    kept = [order[i] for i in limits.fill([space.candidates[i] for i in order])]
-    if not kept:
+    low = min(scores)
+    value = [score - low for score in scores]
+    if rule == "knapsack" and limits.params is not None:
+        value = _knapsack(value, [c.params for c in space.candidates], limits.params)
+    elif rule == "density":
+        value = [v / c.params for v, c in zip(value, space.candidates, strict=True)]
+    order = sorted(range(len(value)), key=lambda i: -value[i])
+    found = [order[i] for i in limits.fill([space.candidates[i] for i in order])]
+    if not found:
         raise infeasible(space, budget)
-    return tuple(space.candidates[i] for i in sorted(kept))
+    return sorted(found)
+
+
+def _knapsack(value: Sequence[float], cost: Sequence[int], capacity: int) -> list[float]:
+    """The exact 0-1 knapsack by dynamic programming: its items' values, raised above all others'.
+
+    Costs are divided by what divides them all, so that the table stays small.
+    """
+    unit = math.gcd(*cost)
+    room = min(capacity, sum(cost)) // unit
+    best = np.zeros(room + 1)
+    taken = np.zeros((len(cost), room + 1), dtype=bool)
+    for i, (v, c) in enumerate(zip(value, (c // unit for c in cost), strict=True)):
+        if c <= room:
+            better = best[: room + 1 - c] + v
+            taken[i, c:] = better > best[c:]
+            best[c:] = np.maximum(best[c:], better)
+    chosen = set()
+    for i in reversed(range(len(cost))):
+        if taken[i, room]:
+            chosen.add(i)
+            room -= cost[i] // unit
+    above = max(value) + 1.0
+    return [v + above if i in chosen else v for i, v in enumerate(value)]
 
 
 def infeasible(space: Space, budget: Budget) -> InfeasibleError:

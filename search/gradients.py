@@ -1,7 +1,7 @@
 """Gradients at the identity point, in a few passes: they choose bases of units, and rank candidates.
 
-The backbone's head first learns what a head alone can: gradients through a random head say little
-about the task.
+The head first learns what a head alone can (LP-FT, Kumar et al. 2022): gradients through a random head
+say little about the task.
 """
 
 from __future__ import annotations
@@ -89,14 +89,13 @@ def weight_gradients(
 ) -> dict[str, Tensor]:
     """Mean gradient of the backbone's weight wherever a kind aligns with it: position -> (out, in).
 
-    Nothing may be attached yet. Warms the head; where no kind aligns, does nothing.
+    Nothing may be attached yet, and the head is warm. Where no kind aligns, does nothing.
     """
     assert attachment_of(model) is None, "gradients are taken at the backbone as it is"
     positions = list(dict.fromkeys(position for position, kind in units if kind.aligns))
     if not positions:
         return {}
     rows = sample_rows(task, seed)
-    warm_head(model, task, rows, seed, precision)
     base = base_of(model)
     hosts = {name: base.get_submodule(name) for name in dict.fromkeys(p.module for p in positions)}
     weights = [host.get_parameter("weight") for host in hosts.values()]

@@ -123,8 +123,8 @@ def enter_above(
     width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
     if tokens * width * _FLOAT_BYTES > limit_bytes:
         return model, task
-    splits = {
-        name: store_inputs(model, layer, getattr(task, name), precision)
-        for name in ("train", "validation")
-    }
-    return Upper(model, layer), replace(task, **splits)
+    return Upper(model, layer), replace(
+        task,
+        train=store_inputs(model, layer, task.train, precision),
+        validation=store_inputs(model, layer, task.validation, precision),
+    )

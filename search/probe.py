@@ -38,8 +38,7 @@ def probe(
     Returns:
         (candidates,) non-negative scores on the CPU.
     """
-    units = list(supernet.attachment.units.values())
-    parameters = [p for unit in units for p in unit.parameters()]
+    parameters = list(supernet.attachment.units.parameters())
     rows = sample_rows(task, seed, config.rows)
     if config.score == "weight":
         _train_briefly(supernet, task, rows, train)
@@ -53,7 +52,10 @@ def probe(
 
 
 def _worth(
-    score: str, total: Sequence[Tensor], parameters: Sequence[Tensor], rates: Mapping[Tensor, float]
+    score: str,
+    total: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    rates: Mapping[Tensor, float],
 ) -> list[Tensor]:
     """What each single parameter is worth."""
     formula: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -74,12 +76,12 @@ def _rates(model: nn.Module, train: TrainConfig) -> dict[Tensor, float]:
 def _per_candidate(supernet: Supernet, worth: Mapping[Tensor, Tensor]) -> Iterator[Tensor]:
     """Sums over the parameters of each candidate, unit by unit."""
     attachment = supernet.attachment
-    for unit, gates in zip(attachment.units.values(), attachment.gate_sizes, strict=True):
+    for slot, gates in zip(attachment.slots, attachment.gate_sizes, strict=True):
         sums = torch.zeros(gates)
-        for name, parameter in unit.named_parameters():
+        for name, parameter in slot.unit.named_parameters():
             value = worth[parameter].detach().cpu()
-            if name in unit.shared:
-                sums += value.movedim(unit.shared[name], 0).flatten(1).sum(dim=1)
+            if name in slot.unit.shared:
+                sums += value.movedim(slot.unit.shared[name], 0).flatten(1).sum(dim=1)
             else:
                 sums += value.sum() / gates
         yield sums

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.search.bilevel import BilevelSearch
-from sparsearch.search.cut import Limits, infeasible
+from sparsearch.search.cut import Limits, infeasible, kept
 from sparsearch.search.gates import Gates
 from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
 from sparsearch.search.probe import probe
 from sparsearch.search.seeds import seed_everything
+from sparsearch.search.stopping import CutWatch
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, silent
@@ -42,6 +43,7 @@ class Problem:
         task: A search sees its training split (and validation, with ``checkpoint: best``), never its test split.
         search: How to search.
         train: Learning rates and precision, the same as in training.
+        budgets: All that the study asks for; a search that draws budgets serves them all.
     """
 
     model: nn.Module
@@ -49,14 +51,16 @@ class Problem:
     task: Task
     search: SearchConfig
     train: TrainConfig
+    budgets: tuple[Budget, ...] = ()
 
 
 def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
     """Bi-level search with a shifted global sigmoid (S3PET); scores are the gates' alpha."""
-    started, search = time.monotonic(), problem.search
-    supernet = open_supernet(problem, seed)
+    started, search, space = time.monotonic(), problem.search, problem.space
+    task = problem.task
+    supernet = open_supernet(problem, seed, search.start == "probe")
     device = next(problem.model.parameters()).device
-    cost = torch.tensor([c.params for c in problem.space.candidates], device=device)
+    cost = torch.tensor([c.params for c in space.candidates], device=device)
     gates = Gates(
         cost,
         control=search.control,
@@ -64,35 +68,58 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
         relaxation=search.relaxation,
         temperature=search.temperature,
     )
+    served = (budget,) if search.budget_schedule != "sampled" else problem.budgets
+    targets = [_parameters(space, b) for b in served]
+    watch = CutWatch(space, served, search.cut, search.stop_distance, search.stop_length)
+
+    def hard(alpha: Tensor) -> Tensor:
+        z = torch.zeros_like(alpha)
+        z[kept(space, alpha.tolist(), budget, search.cut)] = 1.0
+        return z
+
     try:
-        target = _parameters(problem.space, budget)
-        alpha = BilevelSearch(
-            supernet, gates, problem.task, search, problem.train, target, seed
-        ).run(observe)
+        if search.start == "probe":
+            start = probe(supernet, task, search.probe, problem.train, seed)
+            with torch.no_grad():
+                gates.alpha.copy_(log_density(start, cost.cpu()))
+        bilevel = BilevelSearch(
+            supernet, gates, task, search, problem.train, min(targets), seed,
+            max(targets), lambda alpha: watch.settled(alpha.tolist()), hard,
+        )  # fmt: skip
+        alpha = bilevel.run(observe)
     finally:
         supernet.close()
     scores = tuple(map(float, alpha))
-    return Ranking(scores, "s3pet", seed, search.steps, time.monotonic() - started)
+    return Ranking(scores, "s3pet", seed, bilevel.taken, time.monotonic() - started)
 
 
-def open_supernet(problem: Problem, seed: int) -> Supernet:
-    """The problem's space, attached and aligned; whoever opens it closes it."""
-    model, space, precision = problem.model, problem.space, problem.train.precision
+def log_density(scores: Tensor, cost: Tensor) -> Tensor:
+    """Logarithm of score per parameter, mean 0 and standard deviation 1: a probe as a start of alpha."""
+    density = scores.double() / cost
+    logs = torch.log(density.clamp_min(density.max() * 1e-6))
+    return ((logs - logs.mean()) / logs.std().clamp_min(1e-6)).float()
+
+
+def open_supernet(problem: Problem, seed: int, warm: bool) -> Supernet:
+    """The problem's space, attached and aligned, perhaps over a warm head; whoever opens it closes it."""
+    model, space, task = problem.model, problem.space, problem.task
+    precision = problem.train.precision
     units = [(space.position(c.position), space.kinds[c.kind]) for c in space.candidates]
-    gradients = weight_gradients(model, problem.task, units, seed, precision)
+    if warm or problem.train.head_first or any(kind.aligns for _, kind in units):
+        warm_head(model, task, sample_rows(task, seed), seed, precision)
+    gradients = weight_gradients(model, task, units, seed, precision)
     seed_everything(seed, "supernet")
-    supernet = Supernet(model, space, problem.task.type, precision)
+    supernet = Supernet(model, space, task.type, precision)
     align(model, gradients)
     return supernet
 
 
 def rank_probe(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
     """Gradients of all candidates' parameters at the identity point, over a warm head."""
-    started, task, precision = time.monotonic(), problem.task, problem.train.precision
-    warm_head(problem.model, task, sample_rows(task, seed), seed, precision)
-    supernet = open_supernet(problem, seed)
+    started = time.monotonic()
+    supernet = open_supernet(problem, seed, warm=True)
     try:
-        scores = probe(supernet, task, problem.search.probe, problem.train, seed)
+        scores = probe(supernet, problem.task, problem.search.probe, problem.train, seed)
     finally:
         supernet.close()
     return Ranking(tuple(map(float, scores)), "probe", seed, 0, time.monotonic() - started)

@@ -15,7 +15,16 @@ from torch import Tensor
 from sparsearch.config import DataConfig, TaskConfig
 from sparsearch.errors import DataError
 
-__all__ = ["SPLITS", "Split", "StoredInputs", "Task", "batches", "load_rows", "load_task", "subset"]
+__all__ = [
+    "SPLITS",
+    "Split",
+    "StoredInputs",
+    "Task",
+    "batches",
+    "load_rows",
+    "load_task",
+    "subset",
+]
 
 SPLITS = ("train", "validation", "test")
 _POOL = 16

@@ -6,7 +6,7 @@ submodule of the model, so that any trainer's ``model.parameters()`` sees it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +25,7 @@ from sparsearch.spaces.backbone import (
     identify,
     positions_of,
 )
-from sparsearch.spaces.kinds import Kind, Unit
+from sparsearch.spaces.kinds import Kind, LowRankUnit, Unit, add_low_rank
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.space import make_candidate
 from sparsearch.spaces.structure import Structure
@@ -54,6 +54,7 @@ class _Slot:
         self.aligns = aligns
         self.position = position
         self.gate: Tensor | None = None
+        self.idle = False
         self.start = position.start
         self.width = position.out_features
         self.seen: Tensor | None = None
@@ -73,6 +74,18 @@ class _Slot:
         return y + change
 
 
+def _running(slots: list[_Slot]) -> Iterator[_Slot]:
+    return (slot for slot in slots if not slot.idle)
+
+
+def _add_together(y: Tensor, x: Tensor, thin: list[_Slot], vectors: list[_Slot]) -> Tensor:
+    """Low-rank units and vectors of one host in one go."""
+    x = x if torch.is_autocast_enabled(x.device.type) else x.to(y.dtype)
+    units = [slot.unit for slot in thin if isinstance(slot.unit, LowRankUnit)]
+    changes = [slot.unit(x, slot.gate) for slot in vectors]
+    return add_low_rank(y, x, units, [slot.gate for slot in thin], changes)
+
+
 class _Host:
     """The hooks of one backbone module: input units, then parallel ones, then sequential ones."""
 
@@ -89,20 +102,27 @@ class _Host:
         if not self.before_units:
             return None
         x = args[0]
-        for slot in self.before_units:
+        for slot in _running(self.before_units):
             x = x + slot.delta(args[0]).to(x.dtype)
         return (x, *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         y = output
-        for slot in self.parallel:
+        running = list(_running(self.parallel))
+        whole = [slot for slot in running if y.shape[-1] == slot.width]
+        thin = [slot for slot in whole if isinstance(slot.unit, LowRankUnit)]
+        if thin:
+            vectors = [slot for slot in whole if slot.unit.constant]
+            y = _add_together(y, args[0], thin, vectors)
+            running = [slot for slot in running if slot not in (*thin, *vectors)]
+        for slot in running:
             y = slot.add_to(y, args[0])
-        for slot in self.captured:
+        for slot in _running(self.captured):
             assert slot.seen is not None, "a block's exit ran before its entry"
             y = slot.add_to(y, slot.seen)
             slot.seen = None
         z = y
-        for slot in self.sequential:
+        for slot in _running(self.sequential):
             z = slot.add_to(z, y[..., slot.start : slot.start + slot.width])
         return z
 
@@ -139,6 +159,13 @@ class Attachment(nn.Module):
         finally:
             for slot in self.slots:
                 slot.gate = None
+
+    def skip(self, idle: Sequence[bool]) -> None:
+        """Do not run units all of whose candidates are idle, as if their gates were 0."""
+        start = 0
+        for slot, size in zip(self.slots, self.gate_sizes, strict=True):
+            slot.idle = all(idle[start : start + size])
+            start += size
 
     def forward(self) -> None:
         """Attached units run inside the backbone's forward."""

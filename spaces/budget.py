@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sparsearch.config import SHARE
+from sparsearch.config import SHARE, BudgetConfig
 from sparsearch.errors import ConfigError
 
-__all__ = ["Budget", "parse_share", "resolve"]
+__all__ = ["Budget", "parse_share", "resolve", "resolve_all"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Budget:
             "max_inference_flops": self.max_inference_flops,
         }
         return {k: v for k, v in limits.items() if v is not None} | {"text": self.text}
+
+
+def resolve_all(budgets: Sequence[BudgetConfig], backbone_params: int) -> tuple[Budget, ...]:
+    """A study's budgets, resolved against its backbone."""
+    return tuple(resolve(backbone_params, **b.model_dump()) for b in budgets)
 
 
 def parse_share(value: str) -> Fraction:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sparsearch.errors import ConfigError, StructureError
 from sparsearch.spaces.backbone import BackboneId
 from sparsearch.spaces.kinds import Kind, make_kind
-from sparsearch.spaces.space import Candidate, Space
+from sparsearch.spaces.space import Candidate, Space, make_candidate
 
 __all__ = ["SCHEMA_VERSION", "Provenance", "Structure", "json_schema", "make_structure"]
 
@@ -166,24 +166,16 @@ def make_structure(
     provenance: Provenance = Provenance(),  # noqa: B008 - frozen
 ) -> Structure:
     """A structure from chosen candidates: units of one (position, kind) add up, order is the space's."""
-    merged: dict[tuple[str, str], Candidate] = {}
+    sizes: dict[tuple[str, str], int] = {}
     for c in chosen:
-        key = (c.position, c.kind)
-        if key in merged:
-            old = merged[key]
-            c = Candidate(
-                c.position,
-                c.kind,
-                old.size + c.size,
-                old.params + c.params,
-                old.flops_per_token + c.flops_per_token,
-                old.merged_flops_per_token + c.merged_flops_per_token,
-                old.frozen + c.frozen,
-            )
-        merged[key] = c
+        sizes[c.position, c.kind] = sizes.get((c.position, c.kind), 0) + c.size
+    merged = [
+        make_candidate(space.kinds[kind], space.position(position), size)
+        for (position, kind), size in sizes.items()
+    ]
     order = {p.name: i for i, p in enumerate(space.positions)}
     kind_order = {name: i for i, name in enumerate(space.kinds)}
-    candidates = sorted(merged.values(), key=lambda c: (order[c.position], kind_order[c.kind]))
+    candidates = sorted(merged, key=lambda c: (order[c.position], kind_order[c.kind]))
     used = {c.kind for c in candidates}
     kinds = tuple(kind for name, kind in space.kinds.items() if name in used)
     return Structure(backbone, task_type, tuple(candidates), kinds, provenance)

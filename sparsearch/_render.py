@@ -269,8 +269,7 @@ def summary_view(summary: StudySummary) -> RenderableType:
     parts: list[RenderableType] = [_summary_table(summary), Text()]
     for budget in summary.budgets:
         parts.append(_best_line(budget.name, budget.best))
-        if budget.verdict:
-            parts.append(Text(f"  {budget.verdict}"))
+        parts += [Text(f"  {line}") for line in summary.findings(budget)]
     if summary.unsuccessful:
         title = f"\n{len(summary.unsuccessful)} trials did not succeed:"
         parts += [Text(title, "bold"), _messages(summary.unsuccessful)]

@@ -37,7 +37,17 @@ KIND_NAMES = ("lora", "lora_xs", "bitfit", "lnfit", "low_rank_adapter", "adapter
 """Every kind; a test compares it with the registry, which this leaf module may not import."""
 
 Strategy = Literal[
-    "s3pet", "probe", "random", "lora", "lora-qv", "lora_xs", "bitfit", "lnfit", "adapter", "head", "full"
+    "s3pet",
+    "probe",
+    "random",
+    "lora",
+    "lora-qv",
+    "lora_xs",
+    "bitfit",
+    "lnfit",
+    "adapter",
+    "head",
+    "full",
 ]
 
 
@@ -206,7 +216,7 @@ class ProbeConfig(_Section):
 
     score: Literal["l1", "l2", "step", "fisher", "weight"] = "l2"
     rows: Positive = 512
-    cut: Literal["greedy", "density"] = "density"
+    cut: Literal["greedy", "density", "knapsack"] = "density"
 
 
 class SearchConfig(_Section):
@@ -222,8 +232,20 @@ class SearchConfig(_Section):
         budget_gradient: Exact implicit gradient of the shift, or S3PET's detach trick.
         relaxation: Of the gates' samples.
         l0_weight: Weight of the L0 penalty.
-        checkpoint: Gates of the last step, or of the best soft-gate validation score.
-        cut: Greedy by score, or by score per parameter.
+        start: Alpha starts at zero, or at the logarithm of a gradient probe's densities.
+        warmup: Share of the steps in which weights alone learn, all gates open, their rates rising.
+        budget_schedule: Gates are held at the trial's budget; or at one drawn anew for each step
+            (log-uniform over the study's budgets), so that one search ranks for all of them; or
+            at one that falls from the whole space to the trial's.
+        final_temperature: At the last step; the temperature moves there geometrically.
+        skip_below: Candidates with a smaller probability are not run.
+        checkpoint: Gates of the last step, or of the best validation score with soft gates, or with
+            the hard structure that they are cut to.
+        cut: Greedy by score, by score per parameter, or an exact knapsack.
+        early_stop: Stop when the cuts at the target budgets have stopped changing.
+        stop_every: Steps between two looks at the cuts.
+        stop_length: Cuts that must agree.
+        stop_distance: Largest distance at which two cuts agree; 1.0 is that of random structures.
         probe: The gradient probe, as a strategy and as a start of alpha.
     """
 
@@ -239,9 +261,18 @@ class SearchConfig(_Section):
     relaxation: Literal["concrete", "hard-concrete", "none"] = "concrete"
     temperature: Annotated[Number, Field(gt=0)] = 1.0
     l0_weight: Annotated[Number, Field(ge=0)] = 1.0
-    checkpoint: Literal["last", "best"] = "last"
+    start: Literal["zero", "probe"] = "zero"
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    budget_schedule: Literal["fixed", "sampled", "annealed"] = "fixed"
+    final_temperature: Annotated[Number, Field(gt=0)] | None = None
+    skip_below: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    checkpoint: Literal["last", "best", "hard"] = "last"
     valid_every: Positive = 100
-    cut: Literal["greedy", "density"] = "greedy"
+    cut: Literal["greedy", "density", "knapsack"] = "greedy"
+    early_stop: bool = False
+    stop_every: Positive = 10
+    stop_length: Annotated[int, Field(ge=2)] = 4
+    stop_distance: Annotated[Number, Field(ge=0, le=1)] = 0.15
     probe: ProbeConfig = ProbeConfig()
 
 
@@ -263,6 +294,7 @@ class TrainConfig(_Section):
         full_lr: For the reference that trains the whole backbone.
         warmup: Share of the steps with a rising learning rate; afterwards it falls linearly to 0.
         precision: ``auto`` takes bf16 autocast where the processor computes it natively.
+        head_first: Whether the head learns alone, over the frozen backbone, before the rest joins.
         dropout: Whether the backbone's own dropout is on.
         cache_bytes: Most memory for outputs of the frozen layers below all that trains, which then
             run once instead of in each epoch; 0 runs them again. Needs dropout off.
@@ -279,6 +311,7 @@ class TrainConfig(_Section):
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.06
     clip: Annotated[Number, Field(gt=0)] = 2.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    head_first: bool = True
     dropout: bool = False
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30
 

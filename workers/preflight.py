@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsearch.config import BudgetConfig, StudyConfig
+from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.cut import Limits, infeasible, smallest
 from sparsearch.search.device import choose_device
 from sparsearch.spaces.backbone import locate, skeleton
-from sparsearch.spaces.budget import Budget, resolve
+from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.space import Candidate, Space
 from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.workbench import space_of
 
-__all__ = ["Feasibility", "Preflight", "check_study", "resolve_budgets"]
+__all__ = ["Feasibility", "Preflight", "check_study"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def check_study(
     budgets: tuple[Budget, ...] = ()
     too_small: list[InfeasibleError] = []
     if space is not None and "budgets" in sections:
-        budgets = resolve_budgets(sections["budgets"], space.backbone_params)
+        budgets = resolve_all(sections["budgets"], space.backbone_params)
         too_small = [infeasible(space, b) for b in budgets if _most(space, b, tokens) == 0]
     if problems:
         raise ConfigError([*problems, *(f"budgets: {e.message}" for e in too_small)])
@@ -122,11 +122,6 @@ def _data_problems(sections: Mapping[str, Any], folder: Path) -> list[str]:
         for split, file in (files or {}).items()
         if not (folder / file).is_file()
     ]
-
-
-def resolve_budgets(budgets: Sequence[BudgetConfig], backbone_params: int) -> tuple[Budget, ...]:
-    """Resolve relative limits against the backbone, once."""
-    return tuple(resolve(backbone_params, **b.model_dump()) for b in budgets)
 
 
 def _most(space: Space, budget: Budget, tokens: int) -> int:

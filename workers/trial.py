@@ -17,13 +17,13 @@ from sparsearch.results.values import FinishedState, Measurement, Outcome, Trial
 from sparsearch.search.cut import cut
 from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
 from sparsearch.search.evaluate import evaluate
-from sparsearch.search.gradients import align, weight_gradients
+from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
 from sparsearch.search.seeds import derive, seed_everything
 from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
 from sparsearch.spaces.attach import attach, detach, weights_of
 from sparsearch.spaces.backbone import dense_flops_per_token, head_parameters
-from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.positions import find
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Space
@@ -95,17 +95,26 @@ def attach_anew(bench: Workbench, structure: Structure, seed: int, *purpose: obj
     """Attach a structure, untrained, with a new head; bases are aligned with the task's gradient."""
     positions, precision = bench.space.positions, bench.config.train.precision
     units = [(find(positions, c.position), structure.kind(c.kind)) for c in structure.candidates]
-    new_head(bench.model, seed, "align")
+    _start_head(bench, bench.model, seed, *purpose, aligns=any(k.aligns for _, k in units))
     gradients = weight_gradients(bench.model, bench.task, units, seed, precision)
-    new_head(bench.model, seed, *purpose, "head")
     seed_everything(seed, *purpose, "modules")
     attach(bench.model, structure)
     align(bench.model, gradients)
 
 
+def _start_head(
+    bench: Workbench, model: PreTrainedModel, seed: int, *purpose: object, aligns: bool = False
+) -> None:
+    """A new head, which learns alone first if so configured, or if gradients through it are wanted."""
+    new_head(model, seed, *purpose, "head")
+    if bench.config.train.head_first or aligns:
+        rows, precision = sample_rows(bench.task, seed), bench.config.train.precision
+        warm_head(model, bench.task, rows, seed, precision)
+
+
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
     """The head alone, or everything (on a copy: it changes the backbone)."""
-    new_head(bench.model, trial.seed, trial.number, "head")
+    _start_head(bench, bench.model, trial.seed, trial.number)
     full = trial.strategy == "full"
     model = copy.deepcopy(bench.model) if full else bench.model
     before = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -134,9 +143,7 @@ def _choose(
     tokens = bench.task.max_length
     if trial.strategy in RANKERS:
         key = ranking_key(bench, trial.strategy, budget, trial.seed)
-        found = find_ranking(key) or rank_on(
-            bench, trial.strategy, budget, trial.seed, observe
-        )
+        found = find_ranking(key) or rank_on(bench, trial.strategy, budget, trial.seed, observe)
         ranking = (key, found)
         rules = {"s3pet": bench.config.search.cut, "probe": bench.config.search.probe.cut}
         rule = rules.get(trial.strategy, "greedy")
@@ -163,24 +170,38 @@ def rank_on(
     bench: Workbench, strategy: str, budget: Budget, seed: int, observe: Observer = silent
 ) -> Ranking:
     """Make a strategy's ranking on a workbench."""
-    derived = derive(seed, strategy, budget.as_dict(), "ranking")
+    derived = derive(seed, strategy, _aims(bench, strategy, budget), "ranking")
     new_head(bench.model, derived, "head")
-    config = bench.config
-    problem = Problem(bench.model, bench.space, bench.task, config.search, config.train)
+    config, budgets = bench.config, _budgets(bench)
+    problem = Problem(bench.model, bench.space, bench.task, config.search, config.train, budgets)
     return replace(rank(strategy, problem, budget, derived, observe), seed=seed)
 
 
+def _budgets(bench: Workbench) -> tuple[Budget, ...]:
+    return resolve_all(bench.config.budgets, bench.space.backbone_params)
+
+
+def _aims(bench: Workbench, strategy: str, budget: Budget) -> list[dict[str, int | float | str]]:
+    """The budgets that a ranking is made for: all of the study's, one, or (a probe) none."""
+    if strategy == "probe":
+        return []
+    sampled = strategy == "s3pet" and bench.config.search.budget_schedule == "sampled"
+    return [b.as_dict() for b in (_budgets(bench) if sampled else (budget,))]
+
+
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:
-    """Name of a ranking: equal for equal backbone, space, task, search settings, budget and seed."""
+    """Name of a ranking: equal for equal backbone, space, task, search settings, seed and aims."""
     config = bench.config
     content = [
         bench.backbone.weight_fingerprint,
         [[c.position, c.kind, c.size, c.params] for c in bench.space.candidates],
         bench.task.fingerprint,
         config.search.model_dump(mode="json"),
-        config.train.model_dump(mode="json", include={"lr", "kind_lr", "precision"}),
+        config.train.model_dump(
+            mode="json", include={"lr", "kind_lr", "precision", "dropout", "head_first"}
+        ),
         strategy,
-        budget.as_dict(),
+        _aims(bench, strategy, budget),
         seed,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

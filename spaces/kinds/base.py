@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsearch.spaces.positions import Position
 
-__all__ = ["Kind", "Stage", "Unit"]
+__all__ = ["Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
 
 Stage = Literal["input", "parallel", "sequential"]
 """Where a unit acts: on the position's input, beside it (fed with its input), or after it (fed with its
@@ -58,9 +60,11 @@ class Unit(nn.Module):
     Attributes:
         shared: Parameter -> the dimension along which the candidates of the unit share it out;
             a parameter that is not named belongs to all of them alike.
+        constant: Whether the change is one vector (out), whatever x is.
     """
 
     shared: ClassVar[Mapping[str, int]] = {}
+    constant: ClassVar[bool] = False
 
     def align(self, matrix: Tensor) -> None:
         """Choose frozen parts by a matrix (out, in), as a rule the gradient of the host's weight."""
@@ -69,3 +73,45 @@ class Unit(nn.Module):
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """Change caused by the unit: x is (..., features in), the result (..., features out)."""
         raise TypeError(f"{type(self).__name__} defines no forward")
+
+
+class LowRankUnit(Unit):
+    """A unit whose change is a product of thin matrices, B inner(A x); such units of one host run as one.
+
+    ``factors`` gives A (k, in) and B (out, k); ``inner`` works on the k numbers between them, and is
+    where gates act.
+    """
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (k, in) and B (out, k)."""
+        raise TypeError(f"{type(self).__name__} defines no factors")
+
+    def inner(self, h: Tensor, gate: Tensor | None) -> Tensor:
+        """(..., k) -> (..., k)."""
+        raise TypeError(f"{type(self).__name__} defines no inner map")
+
+    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
+        """X (..., in) -> (..., out)."""
+        down, up = self.factors()
+        return F.linear(self.inner(F.linear(x, down), gate), up)
+
+
+def add_low_rank(
+    y: Tensor,
+    x: Tensor,
+    units: Sequence[LowRankUnit],
+    gates: Sequence[Tensor | None],
+    vectors: Sequence[Tensor] = (),
+) -> Tensor:
+    """Y plus the changes of low-rank units fed with x, plus vectors: two thin products, one pass over y."""
+    downs, ups = zip(*(unit.factors() for unit in units), strict=True)
+    h = F.linear(x, torch.cat(downs))
+    parts = torch.split(h, [down.shape[0] for down in downs], dim=-1)
+    inner = [unit.inner(p, gate) for unit, p, gate in zip(units, parts, gates, strict=True)]
+    up = torch.cat([u.to(h.dtype) for u in ups], dim=1)
+    joined = torch.cat([i.to(h.dtype) for i in inner], dim=-1)
+    if vectors:  # as one more column, against ones
+        up = torch.cat([up, sum(vectors[1:], vectors[0]).to(h.dtype)[:, None]], dim=1)
+        joined = F.pad(joined, (0, 1), value=1.0)
+    sums = torch.addmm(y.reshape(-1, y.shape[-1]).to(h.dtype), joined.flatten(0, -2), up.T)
+    return sums.view_as(y).to(y.dtype)

@@ -55,6 +55,8 @@ class BitFit:
 class BitFitUnit(Unit):
     """bias (out)."""
 
+    constant: ClassVar[bool] = True
+
     def __init__(self, out_features: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(out_features))

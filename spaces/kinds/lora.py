@@ -9,9 +9,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sparsearch.spaces.kinds.base import Stage, Unit
+from sparsearch.spaces.kinds.base import LowRankUnit, Stage
 from sparsearch.spaces.positions import Position
 
 __all__ = ["Lora", "LoraUnit"]
@@ -62,7 +61,7 @@ class Lora:
         return LoraUnit(position.in_features, position.out_features, size, self.alpha)
 
 
-class LoraUnit(Unit):
+class LoraUnit(LowRankUnit):
     """All rank units of one position as one pair of matrices: A (rank, in), B (out, rank)."""
 
     shared: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1}
@@ -74,7 +73,10 @@ class LoraUnit(Unit):
         self.scale = scale
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """X (..., in) -> (..., out)."""
-        h = F.linear(x, self.A) * self.scale
-        return F.linear(h if gate is None else h * gate.to(h.dtype), self.B)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+        return self.A, self.B
+
+    def inner(self, h: Tensor, gate: Tensor | None) -> Tensor:
+        """Scale and gates."""
+        return h * self.scale if gate is None else h * (gate * self.scale).to(h.dtype)

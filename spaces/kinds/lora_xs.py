@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsearch.spaces.kinds.base import Stage, Unit
+from sparsearch.spaces.kinds.base import LowRankUnit, Stage
 from sparsearch.spaces.positions import Position, weight_at
 
 __all__ = ["LoraXS", "LoraXSUnit"]
@@ -63,9 +63,9 @@ class LoraXS:
         return size * self.rank * (position.in_features + position.out_features)
 
     def flops_per_token(self, position: Position, size: int) -> int:
-        """Into the basis, through the cores, and out again."""
-        width = position.in_features + self.rank + position.out_features
-        return 2 * size * self.rank * width
+        """Into the basis, through the cores (as one block-diagonal matrix), and out again."""
+        inner = size * self.rank
+        return 2 * inner * (position.in_features + inner + position.out_features)
 
     def build(self, position: Position, size: int, host: nn.Module) -> LoraXSUnit:
         """Cores zero; bases from the singular vectors of the backbone's weight, as published."""
@@ -74,7 +74,7 @@ class LoraXS:
         return unit
 
 
-class LoraXSUnit(Unit):
+class LoraXSUnit(LowRankUnit):
     """cores (blocks, rank, rank); frozen bases left (out, blocks * rank) and right (blocks * rank, in)."""
 
     shared: ClassVar[Mapping[str, int]] = {"cores": 0}
@@ -100,11 +100,22 @@ class LoraXSUnit(Unit):
             self.left.copy_(left[:, :count])
             self.right.copy_(right[:, :count].T)
 
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """X (..., in) -> (..., out)."""
-        h = F.linear(x, self.right) * self.scale
-        blocks = h.unflatten(-1, self.cores.shape[:2])
-        mixed = torch.einsum("...br,bsr->...bs", blocks, self.cores.to(h.dtype))
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The bases."""
+        return self.right, self.left
+
+    def inner(self, h: Tensor, gate: Tensor | None) -> Tensor:
+        """The cores, as one block-diagonal matrix."""
+        cores = self.cores * self.scale
         if gate is not None:
-            mixed = mixed * gate.to(mixed.dtype).unsqueeze(-1)
-        return F.linear(mixed.flatten(-2), self.left)
+            cores = cores * gate.to(cores.dtype)[:, None, None]
+        return F.linear(h, _block_diagonal(cores))
+
+
+def _block_diagonal(blocks: Tensor) -> Tensor:
+    """(blocks, rank, rank) -> (blocks * rank, blocks * rank)."""
+    count, rank, _ = blocks.shape
+    if count == 1:
+        return blocks[0]
+    apart = torch.eye(count, dtype=blocks.dtype, device=blocks.device)[:, None, :, None]
+    return (blocks[:, :, None, :] * apart).reshape(count * rank, count * rank)

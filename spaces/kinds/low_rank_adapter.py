@@ -51,8 +51,8 @@ class LowRankAdapter:
         return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
-        """Four products with a vector."""
-        return 4 * (position.out_features + size)
+        """Two products with a vector, and two outer products with a bias."""
+        return 2 * (position.out_features + size)
 
     def build(self, position: Position, size: int, host: nn.Module) -> LowRankAdapterUnit:
         """Glorot, but the last factor is zero: the published code starts off the identity."""
@@ -75,6 +75,9 @@ class LowRankAdapterUnit(Unit):
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """X (..., features) -> the same shape."""
-        h = F.gelu(F.linear(F.linear(x, self.down_in), self.down_out, self.down_bias))
-        delta = F.linear(F.linear(h, self.up_in), self.up_out, self.up_bias)
+        # An outer product plus a bias is one pointwise operation, not a product with inner size one.
+        s = F.linear(x, self.down_in)
+        h = F.gelu(torch.addcmul(self.down_bias.to(s), s, self.down_out.to(s).T))
+        t = F.linear(h, self.up_in)
+        delta = torch.addcmul(self.up_bias.to(t), t, self.up_out.to(t).T)
         return delta if gate is None else delta * gate.to(delta.dtype)

@@ -18,7 +18,7 @@ from sparsearch.results.report import (
     write_pareto_plot,
     write_structure_plot,
 )
-from sparsearch.results.summary import budget_name, summarise
+from sparsearch.results.summary import StudySummary, budget_name, summarise
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.space import Candidate
 
@@ -45,11 +45,14 @@ def reference(number: int, strategy: str, score: float) -> TrialRecord:
     return trial(number, strategy, 0, score, budget=None, structure=None, trainable_params=params)
 
 
-def verdict(ours: list[float], theirs: list[float]) -> str:
-    pairs = [("s3pet", s) for s in ours] + [("random", s) for s in theirs]
-    trials = [trial(n, strategy, n, score) for n, (strategy, score) in enumerate(pairs)]
-    (budget,) = summarise(STUDY, trials).budgets
-    return budget.verdict
+def verdict(ours: list[float], theirs: list[float], rival: str = "random") -> str:
+    return summary_of(s3pet=ours, **{rival: theirs}).budgets[0].verdict
+
+
+def summary_of(**scores: list[float]) -> StudySummary:
+    """Strategies and their scores at one budget, one per seed from 0."""
+    rows = [(s, seed, x) for s, listed in scores.items() for seed, x in enumerate(listed)]
+    return summarise(STUDY, [trial(n, *row) for n, row in enumerate(rows)])
 
 
 def best(*candidates: Candidate) -> Best:
@@ -110,7 +113,12 @@ def test_budgets_keep_the_studys_order() -> None:
         ([0.9], [0.8], "one seed decides nothing"),
         ([0.8], [0.9], "one seed decides nothing"),
         ([0.9, 0.9], [0.8], "2 and 1 seeds; one seed decides nothing"),
-        ([0.9, 0.8], [0.84, 0.84], "within the spread over seeds, std 0.0707"),
+        ([0.9, 0.8], [0.84, 0.84], "(mean validation over 2 seeds); the interval includes zero"),
+        ([0.9, 0.8], [0.84, 0.84], "random is as good for all that these seeds show, and needs"),
+        ([0.9, 0.9], [0.8, 0.82], "the interval includes zero"),
+        ([0.9, 0.5, 0.9, 0.9], [0.8, 0.4, 0.81, 0.8], "by 0.0975 (mean validation over 4 seeds)"),
+        ([0.9, 0.6, 0.7], [0.8, 0.65], "by 0.0083 (mean validation over 3 and 2 seeds); the int"),
+        ([0.7, 0.6, 0.9], [0.7, 0.65], "over the 2 seeds that both have it is no better: use ran"),
         ([0.90001, 0.90001], [0.9, 0.9], "s3pet 0.90001 beats random 0.90000"),
         ([], [0.9], ""),
         ([0.9], [], "nothing to compare s3pet with at 0.01%"),
@@ -120,6 +128,42 @@ def test_verdict(ours: list[float], theirs: list[float], said: str) -> None:
     found = verdict(ours, theirs)
     assert said in found
     assert bool(said) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [([0.9, 0.8], [0.8, 0.7]), ([0.7, 0.7], [0.9, 0.8]), ([0.9], [0.8])]
+)
+def test_doubt_is_for_intervals_around_zero(ours: list[float], theirs: list[float]) -> None:
+    assert "interval" not in verdict(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("rival", "ending"),
+    [
+        ("probe", "probe is as good for all that these seeds show, and costs seconds"),
+        ("lora-qv", "lora-qv is as good for all that these seeds show, and needs no search"),
+    ],
+)
+def test_verdict_says_what_the_rival_costs(rival: str, ending: str) -> None:
+    assert verdict([0.9, 0.8], [0.84, 0.84], rival).endswith(
+        f"the interval includes zero: {ending}"
+    )
+
+
+def test_verdict_without_a_seed_in_common() -> None:
+    (budget,) = summarise(STUDY, [trial(0, "s3pet", 0, 0.9), trial(1, "random", 1, 0.8)]).budgets
+    assert budget.comparisons == ()
+    assert budget.verdict.endswith("(no seed in common: add seeds)")
+
+
+def test_findings_are_a_line_for_each_family_and_the_verdict() -> None:
+    summary = summary_of(s3pet=[0.9, 0.8], random=[0.8, 0.7], lora=[0.85, 0.8], bitfit=[0.1, 0.1])
+    (budget,) = summary.budgets
+    *lines, last = summary.findings(budget)
+    assert lines[0].startswith("s3pet against random at 0.01%: +0.1000 (95% interval ")
+    assert lines[1].startswith("s3pet against uniform (lora) at 0.01%: +0.0250 (95% interval -")
+    assert last == budget.verdict and "the interval includes zero: lora is" in last
+    assert summary.as_dict()["budgets"][0]["comparisons"][1]["rival"] == "lora"
 
 
 def test_verdict_where_every_search_failed() -> None:
@@ -227,6 +271,19 @@ def test_files_need_no_network(tmp_path: Path) -> None:
         assert not re.search(r"<(script|link|img)[^>]+(src|href)\s*=\s*[\"']?(https?:)?//", page)
         assert "Plotly.newPlot" in page and "<title>sparsearch: " in page
         assert "a<b" not in page.rpartition("Plotly.newPlot")[2]
+
+
+def test_page_says_what_the_seeds_show(tmp_path: Path) -> None:
+    budget = {"max_trainable_params": 100, "text": "a<b"}
+    trials = [
+        trial(0, "s3pet", 0, 0.8, budget=budget),
+        trial(1, "random", 0, 0.7, budget=budget),
+    ]
+    write_pareto_plot(STUDY, trials, [best()], tmp_path / "pareto.html")
+    page = (tmp_path / "pareto.html").read_text(encoding="utf-8")
+    below = page.rpartition("Plotly.newPlot")[2]
+    assert "<li>s3pet against random at a&lt;b: +0.1000 (one seed decides nothing" in below
+    assert "a<b" not in below and below.rstrip().endswith("</body>\n</html>")
 
 
 def test_nothing_to_draw_is_no_error(tmp_path: Path) -> None:

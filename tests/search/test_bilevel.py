@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.errors import TrainingDiverged
 from sparsearch.search.bilevel import BilevelSearch
-from sparsearch.search.gates import Gates
+from sparsearch.search.gates import Gates, IdleUnits
 from sparsearch.search.strategies import Problem, rank
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Split, Task
@@ -18,6 +19,10 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
 
 TRAIN = TrainConfig(precision="fp32", batch_size=8)
+PLAIN = TrainConfig(precision="fp32", batch_size=8, head_first=False)
+
+
+BUDGETS = (Budget(max_trainable_params=300), Budget(max_trainable_params=900))
 
 
 def make_task(rows: int = 32) -> Task:
@@ -37,7 +42,14 @@ def make_problem(build, **search) -> Problem:
         if isinstance(module, torch.nn.Dropout):
             module.p = search.pop("dropout", module.p)
     space = build_space(model, kinds={"lora": {"max_rank": 2}, "bitfit": {}, "lnfit": {}})
-    return Problem(model, space, make_task(), SearchConfig(steps=4, batch_size=8, **search), TRAIN)
+    return Problem(
+        model,
+        space,
+        make_task(),
+        SearchConfig(**{"steps": 4, "batch_size": 8} | search),
+        TRAIN,
+        BUDGETS,
+    )
 
 
 VARIANTS = [
@@ -50,6 +62,13 @@ VARIANTS = [
     {"relaxation": "hard-concrete"},
     {"relaxation": "none"},
     {"checkpoint": "best", "valid_every": 2},
+    {"checkpoint": "hard", "valid_every": 2},
+    {"start": "probe", "final_temperature": 0.2},
+    {"start": "probe", "skip_below": 0.1},
+    {"warmup": 0.5},
+    {"budget_schedule": "annealed"},
+    {"budget_schedule": "sampled"},
+    {"cut": "knapsack"},
 ]
 
 
@@ -153,6 +172,7 @@ def test_passes_over_the_backbone_per_step(build):
     counted = {}
     for order in ("first", "second"):
         problem, passes = make_problem(build, order=order), []
+        problem = dataclasses.replace(problem, train=PLAIN)
         handle = problem.model.base_model.embeddings.register_forward_hook(
             lambda *a, passes=passes: passes.append(1)
         )
@@ -170,3 +190,83 @@ def test_divergence_is_an_error_with_advice(build):
         rank("s3pet", problem, Budget(max_trainable_params=300), seed=0)
     assert "train.lr" in caught.value.hint
     assert not hasattr(problem.model, "sparsearch")
+
+
+def test_one_search_over_drawn_budgets_holds_each_of_them(build, monkeypatch):
+    problem, held = make_problem(build, budget_schedule="sampled", steps=12), []
+    original = Gates.sample
+
+    def sample(self, budget, noise):
+        p = self.probabilities(budget)
+        held.append((budget, float((p.detach() * self.cost).sum())))
+        return original(self, budget, noise)
+
+    monkeypatch.setattr(Gates, "sample", sample)
+    rank("s3pet", problem, BUDGETS[0], seed=0)
+    assert all(cost == pytest.approx(budget, rel=1e-6) for budget, cost in held)
+    budgets = {budget for budget, _ in held}
+    assert len(budgets) == 12 and min(budgets) >= 300 and max(budgets) <= 900
+
+
+def test_an_annealed_budget_falls_from_the_whole_space_to_the_target(build, monkeypatch):
+    problem, seen = make_problem(build, budget_schedule="annealed", steps=9), []
+    original = BilevelSearch._schedule
+
+    def schedule(self, step):
+        original(self, step)
+        seen.append(self.budget)
+
+    monkeypatch.setattr(BilevelSearch, "_schedule", schedule)
+    rank("s3pet", problem, BUDGETS[0], seed=0)
+    assert seen[0] == pytest.approx(problem.space.trainable_params)
+    assert seen == sorted(seen, reverse=True) and seen[-1] == pytest.approx(300)
+
+
+def test_temperature_reaches_its_end(build):
+    problem = make_problem(build, final_temperature=0.25, steps=5)
+    space = problem.space
+    supernet = Supernet(problem.model, space, "classification", "fp32")
+    gates = Gates(torch.tensor([c.params for c in space.candidates]))
+    search = BilevelSearch(supernet, gates, problem.task, problem.search, TRAIN, 300.0, 0)
+    search.run()
+    assert gates.temperature == pytest.approx(0.25)
+
+
+def test_a_settled_search_stops_early_and_says_how_many_steps_it_took(build):
+    search = {"early_stop": True, "stop_every": 2, "stop_length": 2, "stop_distance": 1.0}
+    ranking = rank("s3pet", make_problem(build, steps=50, **search), BUDGETS[0], seed=0)
+    assert 4 <= ranking.steps < 50  # distance 1.0 accepts what random cuts would give
+
+
+def test_skipped_units_do_not_run_and_come_back(build):
+    problem = make_problem(build)
+    supernet = Supernet(problem.model, problem.space, "classification", "fp32")
+    attachment, ran = supernet.attachment, []
+    for name, unit in attachment.units.items():
+        unit.register_forward_hook(lambda *a, name=name: ran.append(name))
+    batch = {
+        "input_ids": problem.task.train.inputs["input_ids"],
+        "labels": problem.task.train.labels,
+    }
+    count = len(problem.space.candidates)
+    z = torch.ones(count)
+    with torch.no_grad():
+        for parameter in attachment.units.parameters():
+            parameter.normal_()
+        idle = [i >= 1 for i in range(count)]  # of the first LoRA's two rank units one is awake
+        attachment.skip(idle)
+        alone = supernet.loss(batch, z)
+        attachment.skip([False] * count)
+        first = torch.zeros(count)
+        first[:2] = 1.0
+        expected = supernet.loss(batch, first)
+    assert torch.allclose(alone, expected, atol=1e-6)
+    supernet.close()
+
+
+def test_idle_units_are_those_below_the_threshold():
+    gates = Gates(torch.tensor([100.0, 100.0, 100.0]))
+    with torch.no_grad():
+        gates.alpha.copy_(torch.tensor([6.0, 0.0, -6.0]))
+    assert IdleUnits(gates, 0.05).refresh(120.0) == [False, False, True]
+    assert IdleUnits(gates, 0.0).refresh(120.0) == [False, False, False]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import random
 
 import pytest
 
 from sparsearch.errors import InfeasibleError, SparsearchError
-from sparsearch.search.cut import Limits, cut
+from sparsearch.search.cut import Limits, cut, kept
 from sparsearch.search.strategies import UNIFORM, uniform
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
@@ -22,7 +24,7 @@ def ranking(scores):
     return Ranking(tuple(scores), "test", 0)
 
 
-@pytest.mark.parametrize("rule", ["greedy", "density"])
+@pytest.mark.parametrize("rule", ["greedy", "density", "knapsack"])
 @pytest.mark.parametrize("seed", range(20))
 def test_a_cut_never_exceeds_its_budget_and_wastes_nothing_that_fits(space, rule, seed):
     stream = random.Random(seed)
@@ -131,3 +133,22 @@ def test_uniform_covers_cross_attention(build):
     space = build_space(build("t5"), preset="s3pet-l")
     chosen, _ = uniform("lora-qv", space, Budget(max_trainable_params=10**6))
     assert any(".cross.q" in c.position for c in chosen)
+
+
+def test_knapsack_is_exact(space):
+    """Against all subsets of a few candidates."""
+    stream = random.Random(3)
+    few = dataclasses.replace(space, candidates=tuple(stream.sample(space.candidates, 10)))
+    low = 0.0
+    for _ in range(20):
+        scores = [low, *(stream.random() for _ in few.candidates[1:])]
+        budget = Budget(max_trainable_params=stream.randint(150, few.trainable_params))
+        best = max(
+            sum(scores[i] for i in subset)
+            for size in range(11)
+            for subset in itertools.combinations(range(10), size)
+            if sum(few.candidates[i].params for i in subset) <= budget.max_trainable_params
+        )
+        found = kept(few, scores, budget, "knapsack")
+        assert sum(few.candidates[i].params for i in found) <= budget.max_trainable_params
+        assert sum(scores[i] for i in found) == pytest.approx(best)

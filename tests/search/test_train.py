@@ -43,7 +43,7 @@ def test_training_learns_and_never_touches_the_backbone(build, kind, precision):
     before = {n: p.detach().clone() for n, p in backbone_parameters(model)}
     storage = {n: p.data_ptr() for n, p in backbone_parameters(model)}
     start = evaluate(model, task, task.train, precision)
-    config = TrainConfig(epochs=8, batch_size=8, precision=precision)
+    config = TrainConfig(epochs=24, batch_size=8, precision=precision)
     result = train(model, task, config, learning_rates(model, 1e-2, {}), seed=0)
     assert result.score > start + 0.1
     assert result.score == max(result.history) == result.history[result.epoch - 1]

@@ -326,6 +326,9 @@ def test_run_ends_with_an_honest_summary(monkeypatch: pytest.MonkeyPatch, new_db
     text = " ".join(done.out.split())
     assert "s3pet 0.8100 does not beat random 0.8400 at 0.01%: use random" in text
     assert "s3pet 0.9200 beats random 0.8900" in text and "by 0.0300" in text
+    assert (
+        "s3pet against random at 0.01%: -0.0300 (95% interval -0.2841 to +0.2241, 2 seeds)" in text
+    )
     assert text.index("0.01% (100)") < text.index("0.1% (1,000)") < text.index("references full")
     assert f"stored in {new_db}" in done.out
     for command in ("best --study trec-toy", "show ", "pareto trec-toy", "export "):
@@ -342,6 +345,9 @@ def test_run_json_is_one_document(monkeypatch: pytest.MonkeyPatch, new_db: str) 
     assert [s["strategy"] for s in first["strategies"]] == ["random", "s3pet"]
     assert first["strategies"][0]["validation"]["n"] == 2
     assert first["best"]["score"] == 0.85
+    (rival,) = first["comparisons"]
+    assert (rival["family"], rival["rival"], rival["n"]) == ("random", "random", 2)
+    assert rival["low"] < rival["difference"] < rival["high"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""Early stopping of a search: stop when the cut at the target budgets has stopped changing.
+
+EarlyBERT stops when pruning masks drawn at successive checks agree. An absolute distance is ill-posed
+there: random masks that prune a share p differ in 2 p (1 - p) of the entries, so small p always look
+converged. Here the distance is divided by what random structures of that size would give.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from sparsearch.search.cut import kept
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.space import Space
+
+__all__ = ["CutWatch", "distance"]
+
+
+def distance(a: frozenset[int], b: frozenset[int], candidates: int) -> float:
+    """Share of disagreement between two structures, 1.0 for what random ones of these sizes give.
+
+    With sizes m and n of N candidates, m + n - 2 m n / N candidates are expected in one of two
+    random structures only. Above 1.0 they avoid each other.
+
+    >>> distance(frozenset({0, 1}), frozenset({0, 2}), candidates=4)
+    1.0
+    """
+    expected = len(a) + len(b) - 2 * len(a) * len(b) / candidates
+    return len(a ^ b) / expected if expected > 0 else 0.0
+
+
+class CutWatch:
+    """Remembers the last cuts at each target budget.
+
+    Args:
+        space: What is cut.
+        budgets: Targets; those that nothing fits are left out by the caller.
+        rule: Of the cut.
+        threshold: Largest normalised distance between any two of the remembered cuts at which
+            they count as equal.
+        length: How many cuts are remembered.
+    """
+
+    def __init__(
+        self, space: Space, budgets: Sequence[Budget], rule: str, threshold: float, length: int
+    ) -> None:
+        self.space, self.budgets, self.rule, self.threshold = space, budgets, rule, threshold
+        self.cuts: deque[tuple[frozenset[int], ...]] = deque(maxlen=length)
+
+    def settled(self, scores: Sequence[float]) -> bool:
+        """Cut anew; whether all remembered cuts agree at every budget."""
+        cuts = (kept(self.space, scores, budget, self.rule) for budget in self.budgets)
+        self.cuts.append(tuple(frozenset(found) for found in cuts))
+        return len(self.cuts) == self.cuts.maxlen and self.furthest() <= self.threshold
+
+    def furthest(self) -> float:
+        """Largest distance of the newest cut to a remembered one, at any budget."""
+        newest, count = self.cuts[-1], len(self.space.candidates)
+        return max(
+            distance(a, b, count) for old in self.cuts for a, b in zip(old, newest, strict=True)
+        )

@@ -1,0 +1,164 @@
+"""Gradients at the identity point: alignment of bases, and the probes' scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsearch.config import ProbeConfig, SearchConfig, TrainConfig
+from sparsearch.search.evaluate import forward, loss_of
+from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
+from sparsearch.search.probe import probe
+from sparsearch.search.strategies import Problem, log_density, rank
+from sparsearch.search.supernet import Supernet
+from sparsearch.search.tasks import batches
+from sparsearch.spaces.attach import attach_units, attachment_of, detach
+from sparsearch.spaces.backbone import backbone_parameters, positions_of
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.kinds import make_kind
+from sparsearch.spaces.positions import find
+from sparsearch.spaces.space import build_space
+from tests.search.test_bilevel import make_task
+
+TRAIN = TrainConfig(precision="fp32", batch_size=8)
+KINDS = {"lora": {"max_rank": 2}, "lora_xs": {"rank": 2, "max_blocks": 2}, "bitfit": {}}
+CPU = torch.device("cpu")
+
+
+def dense_gradient(model, task, rows, path):
+    """The mean gradient of a weight, the plain way."""
+    weight = model.base_model.get_submodule(path).weight
+    weight.requires_grad_(True)
+    total = torch.zeros_like(weight)
+    for batch in batches(rows, 32, CPU):
+        loss = loss_of(forward(model, batch, "fp32"), batch["labels"], task.type)
+        total += torch.autograd.grad(loss, [weight])[0]
+    weight.requires_grad_(False)
+    return total
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_bases_span_the_gradients_leading_directions(build, family):
+    model, task = build(family, labels=2).eval(), make_task()
+    model.config.pad_token_id = 1
+    kind = make_kind("lora_xs", {"rank": 3})
+    position = find(positions_of(model), "layers.1.attn.v")
+    before = {n: p.detach().clone() for n, p in backbone_parameters(model)}
+    warm_head(model, task, task.train, 0, "fp32")
+    gradients = weight_gradients(model, task, [(position, kind)], 0, "fp32")
+    attach_units(model, [(position, kind, 1, 1)])
+    align(model, gradients)
+    unit = attachment_of(model).slots[0].unit
+    detach(model)
+    assert all(torch.equal(p, before[n]) for n, p in backbone_parameters(model))
+    whole = dense_gradient(model, task, task.train, position.module)
+    rows = whole.T if whole.shape[0] != whole.shape[1] and family == "gpt2" else whole
+    part = rows[position.start : position.start + position.out_features]
+    left, size, right = torch.linalg.svd(part)
+    assert torch.allclose(gradients[position.name], part, atol=1e-6)
+    captured = (unit.left.T @ part @ unit.right.T).norm()
+    assert captured == pytest.approx(float(size[:3].norm()), rel=1e-3)
+
+
+def test_nothing_is_done_for_kinds_that_do_not_align(build):
+    model = build("bert", labels=2)
+    position = find(positions_of(model), "layers.1.attn.v")
+    assert (
+        weight_gradients(model, make_task(), [(position, make_kind("lora", {}))], 0, "fp32") == {}
+    )
+
+
+def test_a_warm_head_fits_better_and_only_the_head_moves(build):
+    model, task = build("bert", labels=2).eval(), make_task()
+
+    def loss():
+        with torch.no_grad():
+            return float(
+                sum(
+                    loss_of(forward(model, b, "fp32"), b["labels"], task.type)
+                    for b in batches(task.train, 16, CPU)
+                )
+            )
+
+    before, start = {n: p.detach().clone() for n, p in backbone_parameters(model)}, loss()
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    warm_head(model, task, task.train, 0, "fp32")
+    assert loss() < start
+    assert all(torch.equal(p, before[n]) for n, p in backbone_parameters(model))
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
+    assert attachment_of(model) is None
+
+
+def test_a_sample_is_equal_for_equal_seeds(build):
+    task = make_task()
+    rows = [sample_rows(task, seed, 8).inputs["input_ids"] for seed in (1, 1, 2)]
+    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
+    assert len(sample_rows(task, 0, 999)) == len(task.train)
+
+
+@pytest.fixture
+def supernet(build):
+    torch.manual_seed(0)
+    model, task = build("bert", labels=2).eval(), make_task()
+    warm_head(model, task, task.train, 0, "fp32")
+    return Supernet(model, build_space(model, kinds=KINDS), task.type, "fp32")
+
+
+@pytest.mark.parametrize("score", ["l1", "l2", "step", "fisher"])
+def test_scores_are_the_gradients_of_each_candidates_own_parameters(supernet, score):
+    task, train = make_task(), TRAIN
+    found = probe(supernet, task, ProbeConfig(score=score, rows=32), train, seed=0)
+    rows = sample_rows(task, 0, 32)
+    attachment = supernet.attachment
+    expected = []
+    for name, unit in attachment.units.items():
+        parameters = dict(unit.named_parameters())
+        total = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        for batch in batches(rows, 1 if score == "fisher" else 32, CPU):
+            loss = loss_of(forward(supernet.model, batch, "fp32"), batch["labels"], task.type)
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for n, g in zip(parameters, gradients, strict=True):
+                if g is not None:
+                    total[n] += g.square() if score == "fisher" else g
+        rate = train.kind_lr.get(name.rpartition(":")[2], train.lr)
+        value = {
+            n: {"l1": g.abs(), "l2": g.square(), "step": g.abs() * rate, "fisher": g}[score]
+            for n, g in total.items()
+        }
+        if name.endswith(":lora"):  # rank unit i owns row i of A and column i of B
+            expected += [value["A"][i].sum() + value["B"][:, i].sum() for i in range(2)]
+        elif name.endswith(":lora_xs"):
+            expected += [value["cores"][i].sum() for i in range(2)]
+        else:
+            expected.append(value["bias"].sum())
+    assert torch.allclose(found, torch.stack(expected), rtol=1e-4, atol=1e-7)
+    assert (found >= 0).all() and found.max() > 0
+
+
+def test_the_weight_score_needs_steps_because_the_identity_has_no_weights(supernet):
+    task = make_task()
+    found = probe(supernet, task, ProbeConfig(score="weight", rows=32), TRAIN, seed=0)
+    assert found.max() > 0
+    moved = [u.bias for n, u in supernet.attachment.units.items() if n.endswith(":bitfit")]
+    assert any(bool(b.abs().max() > 0) for b in moved)
+
+
+@pytest.mark.parametrize("score", ["l1", "l2", "step", "fisher", "weight"])
+def test_probe_is_a_strategy_and_repeats_exactly(build, score):
+    def ranked():
+        torch.manual_seed(0)
+        model = build("bert", labels=2)
+        search = SearchConfig(probe={"score": score, "rows": 16})
+        problem = Problem(model, build_space(model, kinds=KINDS), make_task(), search, TRAIN)
+        ranking = rank("probe", problem, Budget(max_trainable_params=100), seed=4)
+        assert attachment_of(model) is None
+        return ranking.scores
+
+    assert ranked() == ranked()
+
+
+def test_log_density_is_a_standard_start():
+    start = log_density(torch.tensor([0.0, 2.0, 8.0]), torch.tensor([1, 2, 2]))
+    assert start.argmax() == 2 and start.argmin() == 0
+    assert float(start.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(start.std()) == pytest.approx(1, abs=1e-6)
