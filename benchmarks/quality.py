@@ -51,6 +51,12 @@ TASKS = {
     "sst2": {"text": ["text"], "max_length": 64},
     "rte": {"text": ["sentence1", "sentence2"], "max_length": 128},
 }
+OURS = {
+    "start": "probe",
+    "budget_schedule": "sampled",
+    "final_temperature": 0.2,
+    "skip_below": 0.01,
+}
 PUBLISHED = {
     "order": "second",
     "budget_gradient": "detach",
@@ -91,8 +97,28 @@ CONTESTANTS = {
     "adalora": Contestant("adalora"),
     "probe": Contestant("probe"),
     "s3pet-published": Contestant("s3pet", PUBLISHED, "s3pet-m"),
-    "ours": Contestant("s3pet"),
+    "ours": Contestant("s3pet", OURS, shared=True),
+    # One switch turned each, for the ablation table.
+    "ours-separate": Contestant("s3pet", OURS | {"budget_schedule": "fixed"}),
+    "ours-early-stop": Contestant("s3pet", OURS | {"early_stop": True}, shared=True),
+    "ours-zero-start": Contestant("s3pet", OURS | {"start": "zero"}, shared=True),
+    "ours-one-temperature": Contestant("s3pet", OURS | {"final_temperature": None}, shared=True),
+    "ours-no-skipping": Contestant("s3pet", OURS | {"skip_below": 0.0}, shared=True),
+    "ours-warm-up": Contestant("s3pet", OURS | {"warmup": 0.2}, shared=True),
+    "ours-hard-concrete": Contestant("s3pet", OURS | {"relaxation": "hard-concrete"}, shared=True),
+    "ours-detach": Contestant("s3pet", OURS | {"budget_gradient": "detach"}, shared=True),
+    "ours-second-order": Contestant("s3pet", OURS | {"order": "second"}, shared=True),
+    "ours-density-cut": Contestant("s3pet", OURS | {"cut": "density"}, shared=True),
+    "ours-knapsack-cut": Contestant("s3pet", OURS | {"cut": "knapsack"}, shared=True),
+    "ours-hard-checkpoint": Contestant(
+        "s3pet", OURS | {"checkpoint": "hard", "valid_every": 25, "budget_schedule": "fixed"}
+    ),
+    "ours-annealed": Contestant("s3pet", OURS | {"budget_schedule": "annealed"}),
+    "ours-s3pet-m": Contestant("s3pet", OURS, "s3pet-m", shared=True),
+    "probe-s3pet-m": Contestant("probe", {}, "s3pet-m"),
+    "random-s3pet-m": Contestant("random", {}, "s3pet-m", draws=5),
 }
+DEFAULT = [name for name in CONTESTANTS if not name.startswith("ours-")]
 
 
 @dataclass(frozen=True)
@@ -215,6 +241,7 @@ class Judge:
             "test": outcome.score("test"),
             "params": outcome.trainable_params,
             "search_seconds": outcome.ranking[1].seconds if outcome.ranking else 0.0,
+            "search_steps": outcome.ranking[1].steps if outcome.ranking else 0,
             "structure": [[c.position, c.kind, c.size] for c in found.candidates] if found else [],
         }
 
@@ -500,7 +527,7 @@ def main() -> int:
     run.add_argument("--data", default="../shared/data")
     run.add_argument("--tasks", nargs="+", choices=TASKS, default=["trec", "sst2"])
     run.add_argument("--budgets", nargs="+", default=list(BUDGETS))
-    run.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    run.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=DEFAULT)
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     run.add_argument(
         "--rows", type=int, default=2000, help="of the training split, the first ones"

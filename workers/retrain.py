@@ -13,13 +13,12 @@ from sparsearch.errors import ConfigError, StructureError
 from sparsearch.results.export import check_target, write_spec
 from sparsearch.search.device import choose_device
 from sparsearch.search.evaluate import evaluate
-from sparsearch.search.seeds import derive, seed_everything
+from sparsearch.search.seeds import derive
 from sparsearch.search.train import Observer, learning_rates, silent, train
-from sparsearch.spaces.attach import attach
 from sparsearch.spaces.structure import Structure
 from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.trial import pack_weights
-from sparsearch.workers.workbench import load_backbone, new_head
+from sparsearch.workers.workbench import attach_anew, load_backbone
 
 __all__ = ["Retrained", "train_structure"]
 
@@ -83,9 +82,7 @@ def train_structure(
     device = choose_device(config.workers.device)
     model, _, task = load_backbone(config.model, config.task, config.folder, device)
     seed = config.seeds[0]
-    new_head(model, seed, structure.hash, "head")
-    seed_everything(seed, structure.hash, "modules")
-    attach(model, structure)
+    attach_anew(model, structure, task, config.train, seed, structure.hash)
     groups = learning_rates(model, config.train.lr, config.train.kind_lr)
     result = train(
         model, task, config.train, groups, derive(seed, structure.hash, "train"), observe

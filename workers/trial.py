@@ -17,19 +17,17 @@ from sparsearch.results.values import FinishedState, Measurement, Outcome, Trial
 from sparsearch.search.cut import cut
 from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
 from sparsearch.search.evaluate import evaluate
-from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
-from sparsearch.search.seeds import derive, seed_everything
+from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
-from sparsearch.spaces.attach import attach, detach, weights_of
+from sparsearch.spaces.attach import detach, weights_of
 from sparsearch.spaces.backbone import dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
-from sparsearch.spaces.positions import find
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Space
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.workers.environment import environment
-from sparsearch.workers.workbench import Workbench, new_head
+from sparsearch.workers.workbench import Workbench, attach_anew, new_head, start_head
 
 __all__ = ["FindRanking", "execute", "pack_weights", "rank_on", "ranking_key"]
 
@@ -76,7 +74,8 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
         return _run_reference(bench, trial, observe)
     assert trial.budget is not None, "only references have no budget"
     structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe)
-    attach_anew(bench, structure, trial.seed, trial.number)
+    config = bench.config.train
+    attach_anew(bench.model, structure, bench.task, config, trial.seed, trial.number)
     result = _train(bench, bench.model, trial, observe)
     dense = dense_flops_per_token(bench.space.positions, bench.task.max_length)
     return Outcome(
@@ -91,30 +90,9 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
     )
 
 
-def attach_anew(bench: Workbench, structure: Structure, seed: int, *purpose: object) -> None:
-    """Attach a structure, untrained, with a new head; bases are aligned with the task's gradient."""
-    positions, precision = bench.space.positions, bench.config.train.precision
-    units = [(find(positions, c.position), structure.kind(c.kind)) for c in structure.candidates]
-    _start_head(bench, bench.model, seed, *purpose, aligns=any(k.aligns for _, k in units))
-    gradients = weight_gradients(bench.model, bench.task, units, seed, precision)
-    seed_everything(seed, *purpose, "modules")
-    attach(bench.model, structure)
-    align(bench.model, gradients)
-
-
-def _start_head(
-    bench: Workbench, model: PreTrainedModel, seed: int, *purpose: object, aligns: bool = False
-) -> None:
-    """A new head, which learns alone first if so configured, or if gradients through it are wanted."""
-    new_head(model, seed, *purpose, "head")
-    if bench.config.train.head_first or aligns:
-        rows, precision = sample_rows(bench.task, seed), bench.config.train.precision
-        warm_head(model, bench.task, rows, seed, precision)
-
-
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
     """The head alone, or everything (on a copy: it changes the backbone)."""
-    _start_head(bench, bench.model, trial.seed, trial.number)
+    start_head(bench.model, bench.task, bench.config.train, trial.seed, trial.number)
     full = trial.strategy == "full"
     model = copy.deepcopy(bench.model) if full else bench.model
     before = {name: p.requires_grad for name, p in model.named_parameters()}

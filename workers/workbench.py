@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sparsearch.config import ModelConfig, SpaceConfig, StudyConfig, TaskConfig
+from sparsearch.config import ModelConfig, SpaceConfig, StudyConfig, TaskConfig, TrainConfig
 from sparsearch.search.device import choose_device
+from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
+from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import (
     BackboneId,
     head_parameters,
@@ -21,10 +23,13 @@ from sparsearch.spaces.backbone import (
     load_tokenizer,
     locate,
     most_tokens,
+    positions_of,
 )
+from sparsearch.spaces.positions import find
 from sparsearch.spaces.space import Space, build_space
+from sparsearch.spaces.structure import Structure
 
-__all__ = ["Workbench", "load_backbone", "new_head", "open_workbench"]
+__all__ = ["Workbench", "attach_anew", "load_backbone", "new_head", "open_workbench", "start_head"]
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,35 @@ def new_head(model: PreTrainedModel, *seed_parts: object) -> None:
             torch.nn.init.normal_(parameter, std=std)
         else:
             torch.nn.init.zeros_(parameter)
+
+
+def start_head(
+    model: PreTrainedModel,
+    task: Task,
+    config: TrainConfig,
+    seed: int,
+    *purpose: object,
+    aligns: bool = False,
+) -> None:
+    """A new head, which learns alone first if so configured, or if gradients through it are wanted."""
+    new_head(model, seed, *purpose, "head")
+    if config.head_first or aligns:
+        warm_head(model, task, sample_rows(task, seed), seed, config.precision)
+
+
+def attach_anew(
+    model: PreTrainedModel,
+    structure: Structure,
+    task: Task,
+    config: TrainConfig,
+    seed: int,
+    *purpose: object,
+) -> None:
+    """Attach a structure, untrained, with a new head; bases are aligned with the task's gradient."""
+    positions = positions_of(model)
+    units = [(find(positions, c.position), structure.kind(c.kind)) for c in structure.candidates]
+    start_head(model, task, config, seed, *purpose, aligns=any(k.aligns for _, k in units))
+    gradients = weight_gradients(model, task, units, seed, config.precision)
+    seed_everything(seed, *purpose, "modules")
+    attach(model, structure)
+    align(model, gradients)

@@ -1,0 +1,110 @@
+"""What storing the outputs of the frozen lower layers saves when a structure lives in the upper ones.
+
+Trains one structure twice from the same start, through the whole backbone and above stored inputs, on the
+demo's data; compares seconds, losses of every step and scores. fp32 by default: bf16 rounds differently for
+differently shaped batches of the stored pass, which the table would show as differences of 1e-3.
+
+    python benchmarks/prefix_cache.py --out prefix_cache.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from sparsearch.search import train as training
+from sparsearch.search.seeds import seed_everything
+from sparsearch.search.train import learning_rates, train
+from sparsearch.spaces.attach import attach_units, detach
+from sparsearch.spaces.kinds import make_kind
+from sparsearch.spaces.positions import matching
+from sparsearch.study_file import read_study, sections_of
+from sparsearch.workers.environment import environment
+from sparsearch.workers.workbench import new_head, open_workbench
+
+LIMIT, TOLERANCE = 1.5, 1e-5
+STUDY = Path(__file__).resolve().parents[1] / "examples" / "demo.yaml"
+
+
+def main() -> int:
+    """Measure, print a table, write JSON; exit 1 if a limit is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", default=str(STUDY))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    sections, problems = sections_of(*read_study(arguments.study, ()))
+    assert not problems, problems
+    bench = open_workbench(sections["study"])
+    layers = 1 + max(p.layer for p in bench.space.positions if p.layer is not None)
+    rows, good = {}, True
+    print(
+        f"{'lowest':>7} {'through':>9} {'stored':>9} {'faster':>7} {'largest difference of a loss':>29} {'scores':>7}"
+    )
+    for layer in range(layers // 2, layers):
+        patterns = [f"layers.{n}.attn.[qv]" for n in range(layer, layers)]
+        positions = matching(bench.space.positions, patterns)
+        seconds, losses, scores = [], [], []
+        for limit in (0, 2**32):
+            settings = bench.config.train.model_copy(
+                update={
+                    "epochs": arguments.epochs,
+                    "precision": arguments.precision,
+                    "cache_bytes": limit,
+                }
+            )
+            new_head(bench.model, 0)
+            seed_everything(0)
+            attach_units(bench.model, [(p, make_kind("lora", {}), 1, 1) for p in positions])
+            seen: list[float] = []
+            original = training.loss_of
+
+            def noted(
+                *values: object, seen: list[float] = seen, original: object = original
+            ) -> torch.Tensor:
+                loss = original(*values)  # type: ignore[operator]
+                seen.append(float(loss))
+                return loss
+
+            training.loss_of = noted
+            started = time.perf_counter()
+            groups = learning_rates(bench.model, settings.lr, settings.kind_lr)
+            result = train(bench.model, bench.task, settings, groups, seed=0)
+            seconds.append(time.perf_counter() - started)
+            training.loss_of = original
+            detach(bench.model)
+            losses.append(seen)
+            scores.append(result.history)
+        faster = seconds[0] / seconds[1]
+        worst = max(abs(a - b) for a, b in zip(*losses, strict=True))
+        equal = scores[0] == scores[1]
+        rows[layer] = {
+            "seconds": seconds,
+            "faster": faster,
+            "loss_difference": worst,
+            "equal_scores": equal,
+        }
+        print(
+            f"{layer:7d} {seconds[0]:7.1f} s {seconds[1]:7.1f} s {faster:6.2f}x {worst:29.1e} "
+            f"{'equal' if equal else 'differ':>7}"
+        )
+        good &= faster >= LIMIT and worst <= TOLERANCE
+    print(f"limits: {LIMIT}x faster, losses within {TOLERANCE}: {'met' if good else 'NOT MET'}")
+    if arguments.out:
+        settings_used = {k: v for k, v in vars(arguments).items() if k != "out"}
+        document = {"settings": settings_used, "rows": rows, "environment": asdict(environment())}
+        arguments.out.write_text(json.dumps(document, indent=1))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
