@@ -113,6 +113,7 @@ CONTESTANTS = {
     "ours-hard-checkpoint": Contestant(
         "s3pet", OURS | {"checkpoint": "hard", "valid_every": 25, "budget_schedule": "fixed"}
     ),
+    "ours-swaps": Contestant("s3pet", OURS | {"swaps": 10, "budget_schedule": "fixed"}),
     "ours-annealed": Contestant("s3pet", OURS | {"budget_schedule": "annealed"}),
     "ours-s3pet-m": Contestant("s3pet", OURS, "s3pet-m", shared=True),
     "probe-s3pet-m": Contestant("probe", {}, "s3pet-m"),

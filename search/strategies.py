@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.search.bilevel import BilevelSearch
-from sparsearch.search.cut import Limits, infeasible, kept
+from sparsearch.search.cut import Limits, infeasible
 from sparsearch.search.gates import Gates
 from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
 from sparsearch.search.probe import probe
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.stopping import CutWatch
 from sparsearch.search.supernet import Supernet
+from sparsearch.search.swaps import hard_gates, swap
 from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, silent
 from sparsearch.spaces.budget import Budget
@@ -71,12 +72,6 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
     served = (budget,) if search.budget_schedule != "sampled" else problem.budgets
     targets = [_parameters(space, b) for b in served]
     watch = CutWatch(space, served, search.cut, search.stop_distance, search.stop_length)
-
-    def hard(alpha: Tensor) -> Tensor:
-        z = torch.zeros_like(alpha)
-        z[kept(space, alpha.tolist(), budget, search.cut)] = 1.0
-        return z
-
     try:
         if search.start == "probe":
             start = probe(supernet, task, search.probe, problem.train, seed)
@@ -84,9 +79,12 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
                 gates.alpha.copy_(log_density(start, cost.cpu()))
         bilevel = BilevelSearch(
             supernet, gates, task, search, problem.train, min(targets), seed,
-            max(targets), lambda alpha: watch.settled(alpha.tolist()), hard,
+            max(targets), lambda alpha: watch.settled(alpha.tolist()),
+            lambda alpha: hard_gates(space, alpha, budget, search.cut),
         )  # fmt: skip
         alpha = bilevel.run(observe)
+        if search.swaps:
+            alpha = swap(supernet, task, space, alpha, budget, search.cut, search.swaps)
     finally:
         supernet.close()
     scores = tuple(map(float, alpha))

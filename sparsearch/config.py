@@ -242,6 +242,8 @@ class SearchConfig(_Section):
         checkpoint: Gates of the last step, or of the best validation score with soft gates, or with
             the hard structure that they are cut to.
         cut: Greedy by score, by score per parameter, or an exact knapsack.
+        swaps: Exchanges across the edge of the cut that are tried at the end, each judged by the
+            validation loss of the hard structure.
         early_stop: Stop when the cuts at the target budgets have stopped changing.
         stop_every: Steps between two looks at the cuts.
         stop_length: Cuts that must agree.
@@ -269,6 +271,7 @@ class SearchConfig(_Section):
     checkpoint: Literal["last", "best", "hard"] = "last"
     valid_every: Positive = 100
     cut: Literal["greedy", "density", "knapsack"] = "greedy"
+    swaps: Annotated[int, Field(ge=0)] = 0
     early_stop: bool = False
     stop_every: Positive = 10
     stop_length: Annotated[int, Field(ge=2)] = 4

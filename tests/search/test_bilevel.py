@@ -69,6 +69,7 @@ VARIANTS = [
     {"budget_schedule": "annealed"},
     {"budget_schedule": "sampled"},
     {"cut": "knapsack"},
+    {"swaps": 3},
 ]
 
 
