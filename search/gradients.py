@@ -1,4 +1,4 @@
-"""Gradients at the identity point, in a few passes: they choose bases of units, and rank candidates.
+"""Gradients at the identity point, in a few passes: they choose the bases of units, and rank candidates.
 
 The head first learns what a head alone can (LP-FT, Kumar et al. 2022): gradients through a random head
 say little about the task.
@@ -6,8 +6,7 @@ say little about the task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,12 +17,10 @@ from sparsearch.search.evaluate import forward, loss_of
 from sparsearch.search.prefix import enter_above
 from sparsearch.search.seeds import derive
 from sparsearch.search.tasks import Split, Task, batches, subset
-from sparsearch.spaces.attach import attach_units, attachment_of, detach
-from sparsearch.spaces.backbone import base_of, head_parameters
-from sparsearch.spaces.kinds import Kind
-from sparsearch.spaces.positions import Position, weight_at
+from sparsearch.spaces.attach import attach_units, detach
+from sparsearch.spaces.backbone import head_parameters
 
-__all__ = ["align", "batch_gradients", "sample_rows", "warm_head", "weight_gradients"]
+__all__ = ["batch_gradients", "sample_losses", "sample_rows", "warm_head"]
 
 _ROWS = 1024
 _BATCH = 32
@@ -71,58 +68,18 @@ def batch_gradients(
     batch_size: int = _BATCH,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Gradients of the mean loss of each batch, without dropout; zero where none flows."""
-    model.eval()
-    for batch in batches(rows, batch_size, parameters[0].device):
-        loss = loss_of(forward(model, batch, precision), batch["labels"], task.type)
+    for loss in sample_losses(model, task, rows, precision, batch_size):
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         yield tuple(
             torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
         )
 
 
-def weight_gradients(
-    model: nn.Module,
-    task: Task,
-    units: Iterable[tuple[Position, Kind]],
-    seed: int,
-    precision: str,
-) -> dict[str, Tensor]:
-    """Mean gradient of the backbone's weight wherever a kind aligns with it: position -> (out, in).
-
-    Nothing may be attached yet, and the head is warm. Where no kind aligns, does nothing.
-    """
-    assert attachment_of(model) is None, "gradients are taken at the backbone as it is"
-    positions = list(dict.fromkeys(position for position, kind in units if kind.aligns))
-    if not positions:
-        return {}
-    rows = sample_rows(task, seed)
-    base = base_of(model)
-    hosts = {name: base.get_submodule(name) for name in dict.fromkeys(p.module for p in positions)}
-    weights = [host.get_parameter("weight") for host in hosts.values()]
-    total = [torch.zeros_like(w) for w in weights]
-    with _requires_grad(weights):
-        for gradients in batch_gradients(model, task, rows, weights, precision):
-            torch._foreach_add_(total, gradients)
-    found = dict(zip(hosts, total, strict=True))
-    return {p.name: weight_at(p, hosts[p.module], found[p.module]) for p in positions}
-
-
-@contextmanager
-def _requires_grad(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    before = [p.requires_grad for p in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, flag in zip(parameters, before, strict=True):
-            parameter.requires_grad_(flag)
-
-
-def align(model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
-    """Choose the bases of attached units by the gradient at their positions (as LoRA-GA and GoRA start LoRA)."""
-    attachment = attachment_of(model)
-    assert attachment is not None, "nothing is attached"
-    for slot in attachment.slots:
-        if slot.position.name in gradients and slot.aligns:
-            slot.unit.align(gradients[slot.position.name])
+def sample_losses(
+    model: nn.Module, task: Task, rows: Split, precision: str, batch_size: int = _BATCH
+) -> Iterator[Tensor]:
+    """The mean loss of each batch of some rows, without dropout."""
+    model.eval()
+    device = next(model.parameters()).device
+    for batch in batches(rows, batch_size, device):
+        yield loss_of(forward(model, batch, precision), batch["labels"], task.type)

@@ -14,7 +14,7 @@ from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.search.bilevel import BilevelSearch
 from sparsearch.search.cut import Limits, infeasible
 from sparsearch.search.gates import Gates
-from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
+from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
 from sparsearch.search.probe import probe
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.stopping import CutWatch
@@ -22,6 +22,7 @@ from sparsearch.search.supernet import Supernet
 from sparsearch.search.swaps import hard_gates, swap
 from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, silent
+from sparsearch.spaces.align import align
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import Kind, make_kind
 from sparsearch.spaces.positions import Position, matching
@@ -102,13 +103,12 @@ def open_supernet(problem: Problem, seed: int, warm: bool) -> Supernet:
     """The problem's space, attached and aligned, perhaps over a warm head; whoever opens it closes it."""
     model, space, task = problem.model, problem.space, problem.task
     precision = problem.train.precision
-    units = [(space.position(c.position), space.kinds[c.kind]) for c in space.candidates]
-    if warm or problem.train.head_first or any(kind.aligns for _, kind in units):
-        warm_head(model, task, sample_rows(task, seed), seed, precision)
-    gradients = weight_gradients(model, task, units, seed, precision)
+    rows = sample_rows(task, seed)
+    if warm or problem.train.head_first or any(kind.aligns for kind in space.kinds.values()):
+        warm_head(model, task, rows, seed, precision)
     seed_everything(seed, "supernet")
     supernet = Supernet(model, space, task.type, precision)
-    align(model, gradients)
+    align(model, sample_losses(model, task, rows, precision))
     return supernet
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sparsearch.results.export import export
     from sparsearch.results.store import Store
     from sparsearch.results.store import open_store as open
+    from sparsearch.spaces.align import align
     from sparsearch.spaces.attach import attach, detach
     from sparsearch.spaces.space import Space, build_space
     from sparsearch.spaces.structure import Structure
@@ -30,6 +31,7 @@ __all__ = [
     "Structure",
     "StudyConfig",
     "__version__",
+    "align",
     "attach",
     "build_space",
     "detach",
@@ -46,6 +48,7 @@ _HOME = {
     "Store": "results.store:Store",
     "Structure": "spaces.structure:Structure",
     "StudyConfig": "config:StudyConfig",
+    "align": "spaces.align:align",
     "attach": "spaces.attach:attach",
     "build_space": "spaces.space:build_space",
     "detach": "spaces.attach:detach",

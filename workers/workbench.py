@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from sparsearch.config import ModelConfig, SpaceConfig, StudyConfig, TaskConfig, TrainConfig
 from sparsearch.search.device import choose_device
-from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
+from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
+from sparsearch.spaces.align import align
 from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import (
     BackboneId,
@@ -23,9 +24,7 @@ from sparsearch.spaces.backbone import (
     load_tokenizer,
     locate,
     most_tokens,
-    positions_of,
 )
-from sparsearch.spaces.positions import find
 from sparsearch.spaces.space import Space, build_space
 from sparsearch.spaces.structure import Structure
 
@@ -129,10 +128,8 @@ def attach_anew(
     *purpose: object,
 ) -> None:
     """Attach a structure, untrained, with a new head; bases are aligned with the task's gradient."""
-    positions = positions_of(model)
-    units = [(find(positions, c.position), structure.kind(c.kind)) for c in structure.candidates]
-    start_head(model, task, config, seed, *purpose, aligns=any(k.aligns for _, k in units))
-    gradients = weight_gradients(model, task, units, seed, config.precision)
+    aligns = any(kind.aligns for kind in structure.kinds)
+    start_head(model, task, config, seed, *purpose, aligns=aligns)
     seed_everything(seed, *purpose, "modules")
     attach(model, structure)
-    align(model, gradients)
+    align(model, sample_losses(model, task, sample_rows(task, seed), config.precision))

@@ -7,11 +7,12 @@ import torch
 
 from sparsearch.config import ProbeConfig, SearchConfig, TrainConfig
 from sparsearch.search.evaluate import forward, loss_of
-from sparsearch.search.gradients import align, sample_rows, warm_head, weight_gradients
+from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
 from sparsearch.search.probe import probe
 from sparsearch.search.strategies import Problem, log_density, rank
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import batches
+from sparsearch.spaces.align import align
 from sparsearch.spaces.attach import attach_units, attachment_of, detach
 from sparsearch.spaces.backbone import backbone_parameters, positions_of
 from sparsearch.spaces.budget import Budget
@@ -45,9 +46,8 @@ def test_bases_span_the_gradients_leading_directions(build, family):
     position = find(positions_of(model), "layers.1.attn.v")
     before = {n: p.detach().clone() for n, p in backbone_parameters(model)}
     warm_head(model, task, task.train, 0, "fp32")
-    gradients = weight_gradients(model, task, [(position, kind)], 0, "fp32")
     attach_units(model, [(position, kind, 1, 1)])
-    align(model, gradients)
+    align(model, sample_losses(model, task, task.train, "fp32"))
     unit = attachment_of(model).slots[0].unit
     detach(model)
     assert all(torch.equal(p, before[n]) for n, p in backbone_parameters(model))
@@ -55,17 +55,21 @@ def test_bases_span_the_gradients_leading_directions(build, family):
     rows = whole.T if whole.shape[0] != whole.shape[1] and family == "gpt2" else whole
     part = rows[position.start : position.start + position.out_features]
     left, size, right = torch.linalg.svd(part)
-    assert torch.allclose(gradients[position.name], part, atol=1e-6)
     captured = (unit.left.T @ part @ unit.right.T).norm()
     assert captured == pytest.approx(float(size[:3].norm()), rel=1e-3)
 
 
-def test_nothing_is_done_for_kinds_that_do_not_align(build):
+def test_no_loss_is_asked_for_where_nothing_aligns(build):
     model = build("bert", labels=2)
+
+    def losses():
+        pytest.fail("a loss was computed")
+        yield
+
+    align(model, losses())
     position = find(positions_of(model), "layers.1.attn.v")
-    assert (
-        weight_gradients(model, make_task(), [(position, make_kind("lora", {}))], 0, "fp32") == {}
-    )
+    attach_units(model, [(position, make_kind("lora", {}), 1, 1)])
+    align(model, losses())
 
 
 def test_a_warm_head_fits_better_and_only_the_head_moves(build):
