@@ -91,7 +91,7 @@ CONTESTANTS = {
     "random": Contestant("random", draws=5),
     "lora-qv": Contestant("lora-qv"),
     "lora": Contestant("lora"),
-    "lora_xs": Contestant("lora_xs"),
+    "spectral": Contestant("spectral"),
     "bitfit": Contestant("bitfit"),
     "lnfit": Contestant("lnfit"),
     "adalora": Contestant("adalora"),

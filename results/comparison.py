@@ -10,7 +10,7 @@ from sparsearch.results.values import TrialRecord
 
 __all__ = ["UNIFORM", "Comparison", "compare", "comparison_text", "has_score", "t_interval"]
 
-UNIFORM = ("lora", "lora-qv", "lora_xs", "bitfit", "lnfit", "adapter")
+UNIFORM = ("lora", "lora-qv", "spectral", "bitfit", "lnfit", "adapter")
 """Fixed patterns, one family of rivals; a test compares it with the table of the search room."""
 
 _FAMILIES = ("random", "uniform", "probe")

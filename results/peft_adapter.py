@@ -1,7 +1,7 @@
 """A structure as a PEFT adapter: anchored, escaped, fully qualified names, and nothing dropped.
 
 - ``lora``: LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one.
-- ``lora_xs``: LoRA too, the cores folded into ``lora_B``; its bases are then trained as well.
+- ``spectral``: LoRA too, the values folded into ``lora_B``; its directions would then train as well.
 - ``bitfit`` on a linear: the bias of ``lora_B``, beside a zero rank-1 unit where there is no LoRA.
 - ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``; LN tuning where only norms are chosen.
 - ``ia3``: IA3, alone: PEFT saves no adapter of mixed types.
@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
 from sparsearch.spaces.attach import HEAD
-from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.kinds.ia3 import IA3
 from sparsearch.spaces.kinds.lora import Lora
-from sparsearch.spaces.kinds.lora_xs import LoraXS
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.structure import Structure
 
@@ -119,8 +117,8 @@ def plan_adapter(
         )
         name = f"{candidate.position}:{candidate.kind}."
         unit = {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
-        if candidate.kind == "lora_xs":
-            unit = _as_lora(unit, structure.kind("lora_xs"), scale)
+        if candidate.kind == "spectral":
+            unit = _as_lora(unit, scale)
         _join(module, position, candidate.kind, unit)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     norms = [m for m in modules.values() if m.is_norm]
@@ -133,18 +131,16 @@ def plan_adapter(
     return AdapterPlan("lora", linears, norms, head, scale, prefix, notes)
 
 
-def _as_lora(unit: Mapping[str, Tensor], kind: Kind, scale: float) -> dict[str, Tensor]:
-    """LoRA-XS as LoRA: the right basis is A, the left basis times the cores is B."""
-    assert isinstance(kind, LoraXS)
-    cores = torch.block_diag(*unit["cores"])  # type: ignore[no-untyped-call]
-    return {"A": unit["right"], "B": unit["left"] @ cores * (kind.scale / scale)}
+def _as_lora(unit: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Spectral as LoRA: the right directions are A, the left ones times the values are B."""
+    return {"A": unit["right"], "B": unit["left"] * unit["values"].flatten() / scale}
 
 
 def _basis_notes(structure: Structure) -> tuple[str, ...]:
-    if not any(c.kind == "lora_xs" for c in structure.candidates):
+    if not any(c.kind == "spectral" for c in structure.candidates):
         return ()
     return (
-        "PEFT has no LoRA-XS: it is written as LoRA of the same rank, whose bases would train too",
+        "PEFT has no spectral units: they are written as LoRA of the same rank, all of which would train",
     )
 
 
@@ -195,7 +191,7 @@ def _join(
 ) -> None:
     """Add one unit's tensors, at its rows of a fused projection."""
     rows = slice(position.start, position.start + position.out_features)
-    if kind in ("lora", "lora_xs"):
+    if kind in ("lora", "spectral"):
         wide = torch.zeros(module.width, unit["B"].shape[1])
         wide[rows] = unit["B"]
         module.A = unit["A"] if module.A is None else torch.cat([module.A, unit["A"]])

@@ -149,7 +149,7 @@ RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
 UNIFORM: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "lora": ("lora", ("*",)),
     "lora-qv": ("lora", ("*.attn.q", "*.attn.v", "*.cross.q", "*.cross.v")),
-    "lora_xs": ("lora_xs", ("*",)),
+    "spectral": ("spectral", ("*",)),
     "bitfit": ("bitfit", ("*",)),
     "lnfit": ("lnfit", ("*",)),
     "adapter": ("adapter", ("*.attn", "*.cross", "*.ffn")),
@@ -214,7 +214,7 @@ def _levels(kind: Kind, positions: Sequence[Position]) -> Iterator[tuple[Candida
 
 def _largest_size(kind: Kind, positions: Sequence[Position]) -> int:
     """Rank or bottleneck beyond which more buys nothing; 1 for a kind without a size."""
-    if kind.name == "lora_xs":
+    if kind.name == "spectral":
         return max(len(kind.sizes(p)) for p in positions)
     if kind.name not in ("lora", "adapter"):
         return 1

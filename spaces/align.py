@@ -15,7 +15,7 @@ __all__ = ["align"]
 
 
 def align(model: nn.Module, losses: Iterable[Tensor]) -> None:
-    """Choose the bases of attached, untrained units (LoRA-XS) by the mean gradient of their hosts' weights.
+    """Choose the bases of attached, untrained units (spectral ones) by the mean gradient of their hosts' weights.
 
     The singular vectors of the first gradient say where a low-rank change lowers the loss, as LoRA-GA
     and GoRA start LoRA; those of the weights themselves, which ``attach`` takes, do not. Let the head learn

@@ -33,7 +33,7 @@ __all__ = [
     "spread_budgets",
 ]
 
-KIND_NAMES = ("lora", "lora_xs", "bitfit", "lnfit", "low_rank_adapter", "adapter", "ia3")
+KIND_NAMES = ("lora", "spectral", "bitfit", "lnfit", "low_rank_adapter", "adapter", "ia3")
 """Every kind; a test compares it with the registry, which this leaf module may not import."""
 
 Strategy = Literal[
@@ -42,7 +42,7 @@ Strategy = Literal[
     "random",
     "lora",
     "lora-qv",
-    "lora_xs",
+    "spectral",
     "bitfit",
     "lnfit",
     "adapter",
@@ -279,7 +279,7 @@ class SearchConfig(_Section):
     probe: ProbeConfig = ProbeConfig()
 
 
-KIND_LR = {"lora": 3e-3, "lora_xs": 3e-2, "adapter": 3e-3, "low_rank_adapter": 3e-3}
+KIND_LR = {"lora": 3e-3, "spectral": 3e-2, "adapter": 3e-3, "low_rank_adapter": 3e-3}
 """Rates of the kinds that want another one than biases and gains; see decision 1."""
 
 

@@ -22,7 +22,7 @@ from sparsearch.spaces.space import build_space
 from tests.search.test_bilevel import make_task
 
 TRAIN = TrainConfig(precision="fp32", batch_size=8)
-KINDS = {"lora": {"max_rank": 2}, "lora_xs": {"rank": 2, "max_blocks": 2}, "bitfit": {}}
+KINDS = {"lora": {"max_rank": 2}, "spectral": {"block": 2, "max_blocks": 2}, "bitfit": {}}
 CPU = torch.device("cpu")
 
 
@@ -42,7 +42,7 @@ def dense_gradient(model, task, rows, path):
 def test_bases_span_the_gradients_leading_directions(build, family):
     model, task = build(family, labels=2).eval(), make_task()
     model.config.pad_token_id = 1
-    kind = make_kind("lora_xs", {"rank": 3})
+    kind = make_kind("spectral", {"block": 3})
     position = find(positions_of(model), "layers.1.attn.v")
     before = {n: p.detach().clone() for n, p in backbone_parameters(model)}
     warm_head(model, task, task.train, 0, "fp32")
@@ -131,8 +131,8 @@ def test_scores_are_the_gradients_of_each_candidates_own_parameters(supernet, sc
         }
         if name.endswith(":lora"):  # rank unit i owns row i of A and column i of B
             expected += [value["A"][i].sum() + value["B"][:, i].sum() for i in range(2)]
-        elif name.endswith(":lora_xs"):
-            expected += [value["cores"][i].sum() for i in range(2)]
+        elif name.endswith(":spectral"):
+            expected += [value["values"][i].sum() for i in range(2)]
         else:
             expected.append(value["bias"].sum())
     assert torch.allclose(found, torch.stack(expected), rtol=1e-4, atol=1e-7)

@@ -16,7 +16,7 @@ from sparsearch.spaces.kinds import KINDS, make_kind
 
 TABLE = [
     ("lora", {"max_rank": 3}),
-    ("lora_xs", {"rank": 2, "max_blocks": 3}),
+    ("spectral", {"block": 2, "max_blocks": 3}),
     ("bitfit", {}),
     ("lnfit", {}),
     ("low_rank_adapter", {"reduction": 8}),
