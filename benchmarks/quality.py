@@ -56,6 +56,7 @@ OURS = {
     "budget_schedule": "sampled",
     "final_temperature": 0.2,
     "skip_below": 0.01,
+    "steps": 50,
 }
 PUBLISHED = {
     "order": "second",
@@ -144,7 +145,7 @@ class Judge:
 
     def __init__(self, task: str, arguments: argparse.Namespace) -> None:
         folder = Path(arguments.data).resolve() / task
-        self.task, self.out = task, Path(arguments.out)
+        self.task, self.out, self.multiples = task, Path(arguments.out), arguments.multiples
         self.study = {
             "name": f"quality-{task}",
             "model": {"path": MODEL},
@@ -255,7 +256,7 @@ class Judge:
 
     def tune(self, budget: str, contestant: str, seeds: Sequence[int]) -> float:
         """The multiple that is best on validation for the first seed."""
-        cells = [Cell(self.task, budget, contestant, seeds[0], 0, m) for m in MULTIPLES]
+        cells = [Cell(self.task, budget, contestant, seeds[0], 0, m) for m in self.multiples]
         return max(cells, key=lambda cell: self.run(cell)["validation"] or -math.inf).multiple
 
     def cells(
@@ -530,6 +531,7 @@ def main() -> int:
     run.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     run.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=DEFAULT)
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--multiples", nargs="+", type=float, default=list(MULTIPLES))
     run.add_argument(
         "--rows", type=int, default=2000, help="of the training split, the first ones"
     )

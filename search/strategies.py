@@ -88,7 +88,7 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
             alpha = swap(supernet, task, space, alpha, budget, search.cut, search.swaps)
     finally:
         supernet.close()
-    scores = tuple(map(float, alpha))
+    scores = tuple(alpha.tolist())
     return Ranking(scores, "s3pet", seed, bilevel.taken, time.monotonic() - started)
 
 

@@ -214,7 +214,7 @@ class ProbeConfig(_Section):
         cut: Greedy by a candidate's total, or by its density, total per parameter.
     """
 
-    score: Literal["l1", "l2", "step", "fisher", "weight"] = "l2"
+    score: Literal["l1", "l2", "step", "fisher", "weight"] = "step"
     rows: Positive = 512
     cut: Literal["greedy", "density", "knapsack"] = "density"
 
@@ -226,7 +226,7 @@ class SearchConfig(_Section):
         strategy: What makes the ranking.
         order: Of the gradient through the unrolled step.
         bilevel: Gates learn on the other half of the training split; else on the same batches.
-        steps: Search steps.
+        steps: Search steps; 0 leaves alpha at its start.
         control: How gates meet the budget: shifted global sigmoid, tau-theta softmax, or an L0
             penalty.
         budget_gradient: Exact implicit gradient of the shift, or S3PET's detach trick.
@@ -254,7 +254,7 @@ class SearchConfig(_Section):
     strategy: Strategy = "s3pet"
     order: Literal["first", "second"] = "first"
     bilevel: bool = True
-    steps: Positive = 300
+    steps: Annotated[int, Field(ge=0)] = 300
     batch_size: Positive = 32
     alpha_lr: Rate = 0.1
     clip: Annotated[Number, Field(gt=0)] = 2.0
@@ -279,7 +279,13 @@ class SearchConfig(_Section):
     probe: ProbeConfig = ProbeConfig()
 
 
-KIND_LR = {"lora": 3e-3, "spectral": 3e-2, "adapter": 3e-3, "low_rank_adapter": 3e-3}
+KIND_LR = {
+    "lora": 3e-3,
+    "spectral": 3e-2,
+    "bitfit": 5e-3,
+    "adapter": 3e-3,
+    "low_rank_adapter": 3e-3,
+}
 """Rates of the kinds that want another one than biases and gains; see decision 1."""
 
 
@@ -314,7 +320,7 @@ class TrainConfig(_Section):
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.06
     clip: Annotated[Number, Field(gt=0)] = 2.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    head_first: bool = True
+    head_first: bool = False
     dropout: bool = False
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30
 

@@ -127,9 +127,14 @@ def attach_anew(
     seed: int,
     *purpose: object,
 ) -> None:
-    """Attach a structure, untrained, with a new head; bases are aligned with the task's gradient."""
+    """Attach a structure, untrained, with a new head; bases are aligned with the task's gradient.
+
+    The gradient is taken through a head that has learnt; training starts from it only with ``head_first``.
+    """
     aligns = any(kind.aligns for kind in structure.kinds)
     start_head(model, task, config, seed, *purpose, aligns=aligns)
     seed_everything(seed, *purpose, "modules")
     attach(model, structure)
     align(model, sample_losses(model, task, sample_rows(task, seed), config.precision))
+    if aligns and not config.head_first:
+        new_head(model, seed, *purpose, "head")

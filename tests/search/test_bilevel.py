@@ -70,6 +70,7 @@ VARIANTS = [
     {"budget_schedule": "sampled"},
     {"cut": "knapsack"},
     {"swaps": 3},
+    {"start": "probe", "steps": 0},
 ]
 
 
