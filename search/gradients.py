@@ -81,5 +81,6 @@ def sample_losses(
     """The mean loss of each batch of some rows, without dropout."""
     model.eval()
     device = next(model.parameters()).device
-    for batch in batches(rows, batch_size, device):
-        yield loss_of(forward(model, batch, precision), batch["labels"], task.type)
+    with frozen_cast_once(model, precision):
+        for batch in batches(rows, batch_size, device):
+            yield loss_of(forward(model, batch, precision), batch["labels"], task.type)

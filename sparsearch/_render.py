@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sparsearch.results.summary import Spread, StrategySummary, StudySummary
     from sparsearch.results.values import Best, StudyRecord, TrialRecord
     from sparsearch.spaces.space import Space
+    from sparsearch.spaces.structure import Structure
     from sparsearch.workers.preflight import Preflight
 
 __all__ = [
@@ -198,6 +199,13 @@ def _messages(trials: Sequence[TrialRecord]) -> RenderableType:
     return lines
 
 
+def _stored(structure: Structure) -> str:
+    """Size of the attached modules in a file, and what of it is not trained."""
+    frozen = sum(c.frozen for c in structure.candidates)
+    beside = f", of them {frozen:,} frozen numbers (directions)" if frozen else ""
+    return f"{structure.bytes:,} bytes{beside}"
+
+
 def best_table(best: Best) -> RenderableType:
     """One recommendation."""
     scores = f"{score_text(best.score)} validation, {score_text(best.test_score)} test"
@@ -213,6 +221,7 @@ def best_table(best: Best) -> RenderableType:
             (best.metric, scores),
             ("budget", budget_text(best.budget)),
             ("trainable params", f"{best.trainable_params:,} ({share:.3g}% of the backbone)"),
+            ("stored", _stored(best.structure)),
             ("head params", f"{best.head_params:,} (not counted in the budget)"),
             ("inference FLOPs", ratio),
         ]

@@ -365,7 +365,7 @@ class StudyConfig(_Section):
     ]
     search: SearchConfig = SearchConfig()
     train: TrainConfig = TrainConfig()
-    baselines: list[Strategy] = Field(default=["random", "lora-qv", "head", "full"])
+    baselines: list[Strategy] = Field(default=["random", "lora-qv", "probe", "head", "full"])
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     workers: WorkersConfig = WorkersConfig()
 
