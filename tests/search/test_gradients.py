@@ -70,6 +70,7 @@ def test_no_loss_is_asked_for_where_nothing_aligns(build):
     position = find(positions_of(model), "layers.1.attn.v")
     attach_units(model, [(position, make_kind("lora", {}), 1, 1)])
     align(model, losses())
+    assert not any(slot.aligns for slot in attachment_of(model).slots)
 
 
 def test_a_warm_head_fits_better_and_only_the_head_moves(build):
