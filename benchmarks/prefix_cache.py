@@ -21,12 +21,13 @@ import torch
 from sparsearch.search import train as training
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.train import learning_rates, train
+from sparsearch.search.warm_start import new_head
 from sparsearch.spaces.attach import attach_units, detach
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.positions import matching
 from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.environment import environment
-from sparsearch.workers.workbench import new_head, open_workbench
+from sparsearch.workers.workbench import open_workbench
 
 LIMIT, TOLERANCE = 1.5, 1e-5
 STUDY = Path(__file__).resolve().parents[1] / "examples" / "demo.yaml"

@@ -31,6 +31,7 @@ from sparsearch.search.seeds import derive, seed_everything
 from sparsearch.search.strategies import REFERENCES, uniform
 from sparsearch.search.tasks import batches
 from sparsearch.search.train import linear_schedule
+from sparsearch.search.warm_start import new_head
 from sparsearch.spaces.backbone import base_of, load_model, locate
 from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.positions import find
@@ -38,7 +39,7 @@ from sparsearch.spaces.ranking import Ranking
 from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.environment import environment
 from sparsearch.workers.trial import execute, rank_on
-from sparsearch.workers.workbench import Workbench, new_head, open_workbench, space_of
+from sparsearch.workers.workbench import Workbench, open_workbench, space_of
 
 MULTIPLES = (0.33, 1.0, 3.0)
 BUDGETS = ("0.0035%", "0.01%", "0.035%", "0.1%", "0.5%")
@@ -87,7 +88,7 @@ class Contestant:
 CONTESTANTS = {
     "head": Contestant("head"),
     "full": Contestant("full"),
-    "random": Contestant("random", draws=5),
+    "random": Contestant("random", draws=2),  # per seed, so six per budget
     "lora-qv": Contestant("lora-qv"),
     "lora": Contestant("lora"),
     "spectral": Contestant("spectral"),

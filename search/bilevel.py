@@ -192,16 +192,18 @@ class BilevelSearch:
 
     def _score(self) -> float:
         """Validation score with every candidate at its probability, or cut to a hard structure."""
-        with torch.no_grad():
-            z = self.gates.probabilities(self.smallest).float()
+        supernet, task = self.supernet, self.task
         if self.config.checkpoint == "hard":
             assert self.hard is not None, "checkpoint hard needs to know the cut"
-            z = self.hard(self.gates.alpha.detach().cpu()).to(z.device)
-        with self.supernet.attachment.gated(z):
-            score = evaluate(
-                self.supernet.model, self.task, self.task.validation, self.supernet.precision
-            )
-        self.supernet.model.train(self.dropout)
+            z = self.hard(self.gates.alpha.detach().cpu()).to(self.device)
+            running = supernet.hard(z)
+        else:
+            with torch.no_grad():
+                z = self.gates.probabilities(self.smallest).float()
+            running = supernet.attachment.gated(z)
+        with running:
+            score = evaluate(supernet.model, task, task.validation, supernet.precision)
+        supernet.model.train(self.dropout)
         return score
 
     def _sample(self, noise: Tensor) -> Tensor:

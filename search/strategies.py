@@ -14,7 +14,6 @@ from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.search.bilevel import BilevelSearch
 from sparsearch.search.cut import Limits, infeasible
 from sparsearch.search.gates import Gates
-from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
 from sparsearch.search.probe import probe
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.stopping import CutWatch
@@ -22,7 +21,8 @@ from sparsearch.search.supernet import Supernet
 from sparsearch.search.swaps import hard_gates, swap
 from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, silent
-from sparsearch.spaces.align import align
+from sparsearch.search.warm_start import WarmStart, new_head
+from sparsearch.spaces.align import direction_counts, take_directions
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import Kind, make_kind
 from sparsearch.spaces.positions import Position, matching
@@ -46,6 +46,7 @@ class Problem:
         search: How to search.
         train: Learning rates and precision, the same as in training.
         budgets: All that the study asks for; a search that draws budgets serves them all.
+        start: Gives the warm start of the seed, with the directions that the space needs.
     """
 
     model: nn.Module
@@ -53,7 +54,8 @@ class Problem:
     task: Task
     search: SearchConfig
     train: TrainConfig
-    budgets: tuple[Budget, ...] = ()
+    budgets: tuple[Budget, ...]
+    start: Callable[[], WarmStart]
 
 
 def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
@@ -101,14 +103,16 @@ def log_density(scores: Tensor, cost: Tensor) -> Tensor:
 
 def open_supernet(problem: Problem, seed: int, warm: bool) -> Supernet:
     """The problem's space, attached and aligned, perhaps over a warm head; whoever opens it closes it."""
-    model, space, task = problem.model, problem.space, problem.task
-    precision = problem.train.precision
-    rows = sample_rows(task, seed)
-    if warm or problem.train.head_first or any(kind.aligns for kind in space.kinds.values()):
-        warm_head(model, task, rows, seed, precision)
+    model, space = problem.model, problem.space
+    aligned = bool(direction_counts(space.kinds.values(), space.positions))
+    new_head(model, seed, "head")
+    if warm or problem.train.head_first or aligned:
+        start = problem.start()
+        start.load_head(model)
     seed_everything(seed, "supernet")
-    supernet = Supernet(model, space, task.type, precision)
-    align(model, sample_losses(model, task, rows, precision))
+    supernet = Supernet(model, space, problem.task.type, problem.train.precision)
+    if aligned:
+        take_directions(model, start.directions)
     return supernet
 
 

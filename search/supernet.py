@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 
 from torch import Tensor, nn
@@ -38,6 +39,19 @@ class Supernet:
         with self.attachment.gated(z):
             logits = forward(self.model, batch, self.precision)
         return loss_of(logits, batch["labels"], self.task_type)
+
+    @contextmanager
+    def hard(self, z: Tensor) -> Iterator[None]:
+        """Run the structure whose gates are 1, and nothing else, inside the context."""
+        attachment = self.attachment
+        before = [slot.idle for slot in attachment.slots]
+        attachment.skip((z == 0).tolist())
+        try:
+            with attachment.gated(z):
+                yield
+        finally:
+            for slot, idle in zip(attachment.slots, before, strict=True):
+                slot.idle = idle
 
     def close(self) -> None:
         """Detach everything."""

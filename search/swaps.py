@@ -69,11 +69,7 @@ def swap(
 
 
 def _loss(supernet: Supernet, task: Task, z: Tensor) -> float:
-    attachment, device = supernet.attachment, next(supernet.model.parameters()).device
-    attachment.skip((z == 0).tolist())
-    try:
-        with attachment.gated(z.to(device)):
-            logits = predict(supernet.model, task.validation, supernet.precision)
-    finally:
-        attachment.skip([False] * len(z))
+    device = next(supernet.model.parameters()).device
+    with supernet.hard(z.to(device)):
+        logits = predict(supernet.model, task.validation, supernet.precision)
     return float(loss_of(logits, task.validation.labels, task.type))

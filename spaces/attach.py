@@ -49,9 +49,9 @@ M = TypeVar("M", bound=nn.Module)
 class _Slot:
     """One unit at one position; ``gate`` is set while a supernet runs."""
 
-    def __init__(self, unit: Unit, position: Position, aligns: bool) -> None:
+    def __init__(self, unit: Unit, position: Position, directions: int) -> None:
         self.unit = unit
-        self.aligns = aligns
+        self.directions = directions
         self.position = position
         self.gate: Tensor | None = None
         self.idle = False
@@ -200,7 +200,7 @@ def attach_units(
     for position, kind, size, gates in units:
         unit = kind.build(position, size, modules[position.module]).to(device)
         attachment.units[f"{position.name.replace('.', '/')}:{kind.name}"] = unit
-        slot = _Slot(unit, position, kind.aligns)
+        slot = _Slot(unit, position, kind.directions(position))
         attachment.slots.append(slot)
         attachment.gate_sizes.append(gates)
         host = hosts.setdefault(position.module, _Host())

@@ -39,7 +39,7 @@ class Candidate:
         params: Trainable parameters.
         flops_per_token: FLOPs per token as attached.
         merged_flops_per_token: FLOPs per token that remain at inference after merging.
-        frozen: Numbers that are stored with it but not trained.
+        frozen_bytes: Bytes of what is stored with it but not trained.
     """
 
     position: str
@@ -48,12 +48,12 @@ class Candidate:
     params: int
     flops_per_token: int
     merged_flops_per_token: int
-    frozen: int = 0
+    frozen_bytes: int = 0
 
     @property
     def bytes(self) -> int:
         """Stored size in bytes."""
-        return BYTES_PER_PARAM * (self.params + self.frozen)
+        return BYTES_PER_PARAM * self.params + self.frozen_bytes
 
 
 def make_candidate(kind: Kind, position: Position, size: int) -> Candidate:
@@ -66,7 +66,7 @@ def make_candidate(kind: Kind, position: Position, size: int) -> Candidate:
         kind.params(position, size),
         flops,
         0 if kind.mergeable else flops,
-        kind.frozen(position, size),
+        kind.frozen_bytes(position, size),
     )
 
 

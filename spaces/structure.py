@@ -201,7 +201,7 @@ class _CandidateDocument(_Strict):
     params: int
     flops_per_token: int
     merged_flops_per_token: int
-    frozen: int = 0
+    frozen_bytes: int = 0
 
 
 class _CostsDocument(_Strict):

@@ -15,6 +15,7 @@ from sparsearch.search.device import choose_device
 from sparsearch.search.evaluate import evaluate
 from sparsearch.search.seeds import derive
 from sparsearch.search.train import Observer, learning_rates, silent, train
+from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.structure import Structure
 from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.trial import pack_weights
@@ -82,7 +83,8 @@ def train_structure(
     device = choose_device(config.workers.device)
     model, _, task = load_backbone(config.model, config.task, config.folder, device)
     seed = config.seeds[0]
-    attach_anew(model, structure, task, config.train, seed, structure.hash)
+    starts = WarmStarts(model, task, config.train.precision)
+    attach_anew(model, structure, starts, config.train, seed, structure.hash)
     groups = learning_rates(model, config.train.lr, config.train.kind_lr)
     result = train(
         model, task, config.train, groups, derive(seed, structure.hash, "train"), observe

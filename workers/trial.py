@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import time
@@ -20,6 +21,7 @@ from sparsearch.search.evaluate import evaluate
 from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
+from sparsearch.spaces.align import direction_counts
 from sparsearch.spaces.attach import detach, weights_of
 from sparsearch.spaces.backbone import dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
@@ -27,7 +29,7 @@ from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Space
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.workers.environment import environment
-from sparsearch.workers.workbench import Workbench, attach_anew, new_head, start_head
+from sparsearch.workers.workbench import Workbench, attach_anew, start_head
 
 __all__ = ["FindRanking", "execute", "pack_weights", "rank_on", "ranking_key"]
 
@@ -75,7 +77,7 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
     assert trial.budget is not None, "only references have no budget"
     structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe)
     config = bench.config.train
-    attach_anew(bench.model, structure, bench.task, config, trial.seed, trial.number)
+    attach_anew(bench.model, structure, bench.starts, config, trial.seed, trial.number)
     result = _train(bench, bench.model, trial, observe)
     dense = dense_flops_per_token(bench.space.positions, bench.task.max_length)
     return Outcome(
@@ -92,7 +94,8 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
 
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
     """The head alone, or everything (on a copy: it changes the backbone)."""
-    start_head(bench.model, bench.task, bench.config.train, trial.seed, trial.number)
+    warm = functools.partial(bench.starts.get, trial.seed, {})
+    start_head(bench.model, warm, bench.config.train, trial.seed, trial.number)
     full = trial.strategy == "full"
     model = copy.deepcopy(bench.model) if full else bench.model
     before = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -149,9 +152,12 @@ def rank_on(
 ) -> Ranking:
     """Make a strategy's ranking on a workbench."""
     derived = derive(seed, strategy, _aims(bench, strategy, budget), "ranking")
-    new_head(bench.model, derived, "head")
-    config, budgets = bench.config, _budgets(bench)
-    problem = Problem(bench.model, bench.space, bench.task, config.search, config.train, budgets)
+    config, space = bench.config, bench.space
+    counts = direction_counts(space.kinds.values(), space.positions)
+    problem = Problem(
+        bench.model, space, bench.task, config.search, config.train, _budgets(bench),
+        functools.partial(bench.starts.get, seed, counts),
+    )  # fmt: skip
     return replace(rank(strategy, problem, budget, derived, observe), seed=seed)
 
 

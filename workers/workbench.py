@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,25 +11,25 @@ from transformers import PreTrainedModel
 
 from sparsearch.config import ModelConfig, SpaceConfig, StudyConfig, TaskConfig, TrainConfig
 from sparsearch.search.device import choose_device
-from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
-from sparsearch.spaces.align import align
+from sparsearch.search.warm_start import WarmStart, WarmStarts, new_head
+from sparsearch.spaces.align import direction_counts, take_directions
 from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import (
     BackboneId,
-    head_parameters,
     identify,
     load_config,
     load_model,
     load_tokenizer,
     locate,
     most_tokens,
+    positions_of,
 )
 from sparsearch.spaces.space import Space, build_space
 from sparsearch.spaces.structure import Structure
 
-__all__ = ["Workbench", "attach_anew", "load_backbone", "new_head", "open_workbench", "start_head"]
+__all__ = ["Workbench", "attach_anew", "load_backbone", "open_workbench", "start_head"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Workbench:
         space: What may be chosen.
         backbone: Its identity.
         task: The tokenised data.
+        starts: Warm starts by seed.
     """
 
     config: StudyConfig
@@ -48,6 +50,7 @@ class Workbench:
     space: Space
     backbone: BackboneId
     task: Task
+    starts: WarmStarts
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +88,8 @@ def open_workbench(config: StudyConfig) -> Workbench:
     """
     device = choose_device(config.workers.device)
     model, backbone, task = load_backbone(config.model, config.task, config.folder, device)
-    return Workbench(config, model, space_of(model, config.space), backbone, task)
+    starts = WarmStarts(model, task, config.train.precision)
+    return Workbench(config, model, space_of(model, config.space), backbone, task, starts)
 
 
 def space_of(model: torch.nn.Module, config: SpaceConfig) -> Space:
@@ -93,48 +97,32 @@ def space_of(model: torch.nn.Module, config: SpaceConfig) -> Space:
     return build_space(model, preset=config.preset, kinds=config.kinds)
 
 
-@torch.no_grad()
-def new_head(model: PreTrainedModel, *seed_parts: object) -> None:
-    """Draw the task head anew: matrices N(0, initializer_range), vectors zero."""
-    seed_everything(*seed_parts)
-    std = getattr(model.config, "initializer_range", None) or 0.02
-    for _, parameter in head_parameters(model):
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=std)
-        else:
-            torch.nn.init.zeros_(parameter)
-
-
 def start_head(
-    model: PreTrainedModel,
-    task: Task,
-    config: TrainConfig,
-    seed: int,
-    *purpose: object,
-    aligns: bool = False,
+    model: PreTrainedModel, start: Callable[[], WarmStart], config: TrainConfig, *purpose: object
 ) -> None:
-    """A new head, which learns alone first if so configured, or if gradients through it are wanted."""
-    new_head(model, seed, *purpose, "head")
-    if config.head_first or aligns:
-        warm_head(model, task, sample_rows(task, seed), seed, config.precision)
+    """A new head, or the warm one if training is configured to start from it."""
+    new_head(model, *purpose, "head")
+    if config.head_first:
+        start().load_head(model)
 
 
 def attach_anew(
     model: PreTrainedModel,
     structure: Structure,
-    task: Task,
+    starts: WarmStarts,
     config: TrainConfig,
     seed: int,
     *purpose: object,
 ) -> None:
-    """Attach a structure, untrained, with a new head; bases are aligned with the task's gradient.
+    """Attach a structure, untrained, with a new head; its directions are those of the seed's warm start.
 
-    The gradient is taken through a head that has learnt; training starts from it only with ``head_first``.
+    The head is the warm one only with ``head_first``.
     """
-    aligns = any(kind.aligns for kind in structure.kinds)
-    start_head(model, task, config, seed, *purpose, aligns=aligns)
+    counts = direction_counts(structure.kinds, positions_of(model))
+    if counts:
+        directions = starts.get(seed, counts).directions
+    start_head(model, lambda: starts.get(seed, counts), config, seed, *purpose)
     seed_everything(seed, *purpose, "modules")
     attach(model, structure)
-    align(model, sample_losses(model, task, sample_rows(task, seed), config.precision))
-    if aligns and not config.head_first:
-        new_head(model, seed, *purpose, "head")
+    if counts:
+        take_directions(model, directions)

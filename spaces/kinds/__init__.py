@@ -2,5 +2,15 @@
 
 from sparsearch.spaces.kinds.base import Kind, LowRankUnit, Stage, Unit, add_low_rank
 from sparsearch.spaces.kinds.registry import KINDS, make_kind
+from sparsearch.spaces.kinds.spectral import leading_directions
 
-__all__ = ["KINDS", "Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank", "make_kind"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "LowRankUnit",
+    "Stage",
+    "Unit",
+    "add_low_rank",
+    "leading_directions",
+    "make_kind",
+]

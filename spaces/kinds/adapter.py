@@ -25,7 +25,6 @@ class Adapter:
 
     name: ClassVar[str] = "adapter"
     mergeable: ClassVar[bool] = False
-    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     bottleneck: int = 24
     parallel: bool = False
@@ -47,7 +46,11 @@ class Adapter:
         d = position.out_features
         return 2 * d * size + size + d
 
-    def frozen(self, position: Position, size: int) -> int:
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """Nothing."""
+        return 0
+
+    def directions(self, position: Position) -> int:
         """None."""
         return 0
 

@@ -25,8 +25,6 @@ class Kind(Protocol):
     name: ClassVar[str]
     mergeable: ClassVar[bool]
     """Whether the unit folds into the backbone's weights and then costs no inference FLOPs."""
-    aligns: ClassVar[bool]
-    """Whether a unit has frozen parts that are chosen for the task, by ``Unit.align``."""
     default_on: ClassVar[tuple[str, ...]]
     """Patterns of positions used where a space names none."""
 
@@ -42,8 +40,11 @@ class Kind(Protocol):
     def params(self, position: Position, size: int) -> int:
         """Trainable parameters of a unit of this size."""
 
-    def frozen(self, position: Position, size: int) -> int:
-        """Numbers that are stored with the unit but not trained."""
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """Bytes of what is stored with the unit but not trained."""
+
+    def directions(self, position: Position) -> int:
+        """Most singular directions of the gradient that a unit may stand on here; 0 for a kind without."""
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """FLOPs (2 x MACs) of the matrix products that the attached unit adds per token."""
@@ -66,8 +67,8 @@ class Unit(nn.Module):
     shared: ClassVar[Mapping[str, int]] = {}
     constant: ClassVar[bool] = False
 
-    def align(self, matrix: Tensor) -> None:
-        """Choose frozen parts by a matrix (out, in), as a rule the gradient of the host's weight."""
+    def align(self, left: Tensor, right: Tensor) -> None:
+        """Take the first of some directions, left (out, k) and right (k, in), as frozen parts."""
         raise TypeError(f"{type(self).__name__} has nothing to align")
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
@@ -92,8 +93,13 @@ class LowRankUnit(Unit):
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """X (..., in) -> (..., out)."""
-        down, up = self.factors()
+        down, up = (in_type_of(x, factor) for factor in self.factors())
         return F.linear(self.inner(F.linear(x, down), gate), up)
+
+
+def in_type_of(x: Tensor, factor: Tensor) -> Tensor:
+    """A factor as a product with x needs it; autocast sees to that itself."""
+    return factor if torch.is_autocast_enabled(x.device.type) else factor.to(x.dtype)
 
 
 def add_low_rank(
@@ -105,7 +111,7 @@ def add_low_rank(
 ) -> Tensor:
     """Y plus the changes of low-rank units fed with x, plus vectors: two thin products, one pass over y."""
     downs, ups = zip(*(unit.factors() for unit in units), strict=True)
-    h = F.linear(x, torch.cat(downs))
+    h = F.linear(x, in_type_of(x, torch.cat(downs)))
     parts = torch.split(h, [down.shape[0] for down in downs], dim=-1)
     inner = [unit.inner(p, gate) for unit, p, gate in zip(units, parts, gates, strict=True)]
     up = torch.cat([u.to(h.dtype) for u in ups], dim=1)

@@ -20,7 +20,6 @@ class BitFit:
 
     name: ClassVar[str] = "bitfit"
     mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*",)
 
     def accepts(self, position: Position) -> bool:
@@ -39,7 +38,11 @@ class BitFit:
         """One per output feature."""
         return position.out_features
 
-    def frozen(self, position: Position, size: int) -> int:
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """Nothing."""
+        return 0
+
+    def directions(self, position: Position) -> int:
         """None."""
         return 0
 

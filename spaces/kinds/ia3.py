@@ -20,7 +20,6 @@ class IA3:
 
     name: ClassVar[str] = "ia3"
     mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = (
         "*.attn.k",
         "*.attn.v",
@@ -46,7 +45,11 @@ class IA3:
         inner = self.stage(position) == "input"
         return position.in_features if inner else position.out_features
 
-    def frozen(self, position: Position, size: int) -> int:
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """Nothing."""
+        return 0
+
+    def directions(self, position: Position) -> int:
         """None."""
         return 0
 

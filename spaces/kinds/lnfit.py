@@ -21,7 +21,6 @@ class LNFit:
 
     name: ClassVar[str] = "lnfit"
     mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*",)
 
     def accepts(self, position: Position) -> bool:
@@ -40,7 +39,11 @@ class LNFit:
         """One per feature."""
         return position.out_features
 
-    def frozen(self, position: Position, size: int) -> int:
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """Nothing."""
+        return 0
+
+    def directions(self, position: Position) -> int:
         """None."""
         return 0
 

@@ -27,7 +27,6 @@ class Lora:
 
     name: ClassVar[str] = "lora"
     mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*",)
     max_rank: int = 4
     alpha: float = 16.0
@@ -48,7 +47,11 @@ class Lora:
         """Rank x (in + out)."""
         return size * (position.in_features + position.out_features)
 
-    def frozen(self, position: Position, size: int) -> int:
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """Nothing."""
+        return 0
+
+    def directions(self, position: Position) -> int:
         """None."""
         return 0
 

@@ -25,7 +25,6 @@ class LowRankAdapter:
 
     name: ClassVar[str] = "low_rank_adapter"
     mergeable: ClassVar[bool] = False
-    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     reduction: int = 32
 
@@ -46,7 +45,11 @@ class LowRankAdapter:
         d = position.out_features
         return (d + size + size) + (size + d + d)
 
-    def frozen(self, position: Position, size: int) -> int:
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """Nothing."""
+        return 0
+
+    def directions(self, position: Position) -> int:
         """None."""
         return 0
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparsearch.spaces.kinds.base import LowRankUnit, Stage
 from sparsearch.spaces.positions import Position, weight_at
 
-__all__ = ["Spectral", "SpectralUnit"]
+__all__ = ["Spectral", "SpectralUnit", "leading_directions"]
 
 _SPARE = 8
 _ITERATIONS = 4
@@ -36,7 +36,6 @@ class Spectral:
 
     name: ClassVar[str] = "spectral"
     mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = True
     default_on: ClassVar[tuple[str, ...]] = ("*",)
     block: int = 16
     max_blocks: int = 8
@@ -59,9 +58,13 @@ class Spectral:
         """One per direction."""
         return size * self.block
 
-    def frozen(self, position: Position, size: int) -> int:
-        """The directions."""
-        return size * self.block * (position.in_features + position.out_features)
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """The directions, two bytes a number."""
+        return 2 * size * self.block * (position.in_features + position.out_features)
+
+    def directions(self, position: Position) -> int:
+        """Those of all its blocks."""
+        return sum(self.sizes(position)) * self.block
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """Onto the directions and out again."""
@@ -70,12 +73,15 @@ class Spectral:
     def build(self, position: Position, size: int, host: nn.Module) -> SpectralUnit:
         """Values zero; until it is aligned with a task, the directions are the weight's own."""
         unit = SpectralUnit(position.in_features, position.out_features, size, self.block)
-        unit.align(weight_at(position, host).detach())
+        unit.align(*leading_directions(weight_at(position, host).detach(), size * self.block))
         return unit
 
 
 class SpectralUnit(LowRankUnit):
-    """values (blocks, block); frozen directions left (out, blocks * block), right (blocks * block, in)."""
+    """values (blocks, block); frozen directions left (out, blocks * block), right (blocks * block, in).
+
+    Directions are bfloat16: products under autocast need no cast, and a file half the room.
+    """
 
     shared: ClassVar[Mapping[str, int]] = {"values": 0}
 
@@ -84,18 +90,19 @@ class SpectralUnit(LowRankUnit):
         self.values = nn.Parameter(torch.zeros(blocks, block))
         self.left: Tensor
         self.right: Tensor
-        self.register_buffer("left", torch.zeros(out_features, blocks * block))
-        self.register_buffer("right", torch.zeros(blocks * block, in_features))
+        self.register_buffer(
+            "left", torch.zeros(out_features, blocks * block, dtype=torch.bfloat16)
+        )
+        self.register_buffer(
+            "right", torch.zeros(blocks * block, in_features, dtype=torch.bfloat16)
+        )
 
-    def align(self, matrix: Tensor) -> None:
-        """Take the leading singular vectors of a matrix (out, in) as directions."""
+    @torch.no_grad()
+    def align(self, left: Tensor, right: Tensor) -> None:
+        """Take the first directions."""
         count = self.right.shape[0]
-        matrix = matrix.to(self.left.device).float()
-        spare = min(count + _SPARE, *matrix.shape)
-        left, _, right = torch.svd_lowrank(matrix, q=spare, niter=_ITERATIONS)
-        with torch.no_grad():
-            self.left.copy_(left[:, :count])
-            self.right.copy_(right[:, :count].T)
+        self.left.copy_(left[:, :count])
+        self.right.copy_(right[:count])
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The directions."""
@@ -105,3 +112,17 @@ class SpectralUnit(LowRankUnit):
         """Values and gates."""
         values = self.values if gate is None else self.values * gate[:, None]
         return h * values.flatten().to(h.dtype)
+
+
+def leading_directions(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Leading singular vectors of a matrix (out, in) in bfloat16: left (out, count), right (count, in).
+
+    By a randomised decomposition (Halko et al. 2011) that draws from a stream of its own: the same matrix
+    always gives the same vectors.
+    """
+    spare = min(count + _SPARE, *matrix.shape)
+    devices = [matrix.device] if matrix.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        left, _, right = torch.svd_lowrank(matrix.float(), q=spare, niter=_ITERATIONS)
+    return left[:, :count].bfloat16().contiguous(), right[:, :count].T.bfloat16().contiguous()

@@ -15,6 +15,8 @@ from sparsearch.search.gates import Gates, IdleUnits
 from sparsearch.search.strategies import Problem, rank
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Split, Task
+from sparsearch.search.warm_start import WarmStarts
+from sparsearch.spaces.align import direction_counts
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
 
@@ -42,6 +44,7 @@ def make_problem(build, **search) -> Problem:
         if isinstance(module, torch.nn.Dropout):
             module.p = search.pop("dropout", module.p)
     space = build_space(model, kinds={"lora": {"max_rank": 2}, "bitfit": {}, "lnfit": {}})
+    starts = WarmStarts(model, make_task(), "fp32")
     return Problem(
         model,
         space,
@@ -49,6 +52,7 @@ def make_problem(build, **search) -> Problem:
         SearchConfig(**{"steps": 4, "batch_size": 8} | search),
         TRAIN,
         BUDGETS,
+        lambda: starts.get(0, direction_counts(space.kinds.values(), space.positions)),
     )
 
 
@@ -63,6 +67,7 @@ VARIANTS = [
     {"relaxation": "none"},
     {"checkpoint": "best", "valid_every": 2},
     {"checkpoint": "hard", "valid_every": 2},
+    {"checkpoint": "hard", "valid_every": 2, "skip_below": 0.1, "start": "probe"},
     {"start": "probe", "final_temperature": 0.2},
     {"start": "probe", "skip_below": 0.1},
     {"warmup": 0.5},
@@ -187,7 +192,7 @@ def test_passes_over_the_backbone_per_step(build):
 def test_divergence_is_an_error_with_advice(build):
     problem = make_problem(build)
     with torch.no_grad():
-        next(problem.model.classifier.parameters()).fill_(float("nan"))
+        next(problem.model.base_model.parameters()).fill_(float("nan"))
     with pytest.raises(TrainingDiverged, match="NaN or infinity") as caught:
         rank("s3pet", problem, Budget(max_trainable_params=300), seed=0)
     assert "train.lr" in caught.value.hint

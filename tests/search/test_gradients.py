@@ -12,7 +12,8 @@ from sparsearch.search.probe import probe
 from sparsearch.search.strategies import Problem, log_density, rank
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import batches
-from sparsearch.spaces.align import align
+from sparsearch.search.warm_start import WarmStarts
+from sparsearch.spaces.align import align, direction_counts
 from sparsearch.spaces.attach import attach_units, attachment_of, detach
 from sparsearch.spaces.backbone import backbone_parameters, positions_of
 from sparsearch.spaces.budget import Budget
@@ -55,7 +56,7 @@ def test_bases_span_the_gradients_leading_directions(build, family):
     rows = whole.T if whole.shape[0] != whole.shape[1] and family == "gpt2" else whole
     part = rows[position.start : position.start + position.out_features]
     left, size, right = torch.linalg.svd(part)
-    captured = (unit.left.T @ part @ unit.right.T).norm()
+    captured = (unit.left.float().T @ part @ unit.right.float().T).norm()
     assert captured == pytest.approx(float(size[:3].norm()), rel=1e-3)
 
 
@@ -70,7 +71,7 @@ def test_no_loss_is_asked_for_where_nothing_aligns(build):
     position = find(positions_of(model), "layers.1.attn.v")
     attach_units(model, [(position, make_kind("lora", {}), 1, 1)])
     align(model, losses())
-    assert not any(slot.aligns for slot in attachment_of(model).slots)
+    assert not any(slot.directions for slot in attachment_of(model).slots)
 
 
 def test_a_warm_head_fits_better_and_only_the_head_moves(build):
@@ -154,7 +155,11 @@ def test_probe_is_a_strategy_and_repeats_exactly(build, score):
         torch.manual_seed(0)
         model = build("bert", labels=2)
         search = SearchConfig(probe={"score": score, "rows": 16})
-        problem = Problem(model, build_space(model, kinds=KINDS), make_task(), search, TRAIN)
+        space, starts = build_space(model, kinds=KINDS), WarmStarts(model, make_task(), "fp32")
+        counts = direction_counts(space.kinds.values(), space.positions)
+        problem = Problem(
+            model, space, make_task(), search, TRAIN, (), lambda: starts.get(4, counts)
+        )
         ranking = rank("probe", problem, Budget(max_trainable_params=100), seed=4)
         assert attachment_of(model) is None
         return ranking.scores

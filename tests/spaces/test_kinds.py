@@ -62,7 +62,7 @@ def test_costs_are_what_is_attached(build, family, kind):
     assert len(attachment.units) == len(units)
     for (position, _, size, _), unit in zip(units, attachment.units.values(), strict=True):
         assert sum(p.numel() for p in unit.parameters()) == kind.params(position, size)
-        assert sum(b.numel() for b in unit.buffers()) == kind.frozen(position, size)
+        assert sum(b.nbytes for b in unit.buffers()) == kind.frozen_bytes(position, size)
 
 
 def test_flops_are_what_torch_counts(build, family, kind, inputs):

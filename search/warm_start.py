@@ -1,0 +1,84 @@
+"""What trials of one seed start from: a head that has learnt alone, and directions of the gradient through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
+from sparsearch.search.seeds import seed_everything
+from sparsearch.search.tasks import Task
+from sparsearch.spaces.align import Directions, find_directions
+from sparsearch.spaces.backbone import head_parameters
+from sparsearch.spaces.positions import Position
+
+__all__ = ["WarmStart", "WarmStarts", "new_head"]
+
+_KEPT = 4
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A pure function of backbone, task, seed and precision, the same for every structure.
+
+    Attributes:
+        head: Parameters of the warm head by name.
+        directions: By position.
+    """
+
+    head: Mapping[str, Tensor]
+    directions: Directions
+
+    @torch.no_grad()
+    def load_head(self, model: nn.Module) -> None:
+        """Put the warm head on a model."""
+        for name, parameter in head_parameters(model):
+            parameter.copy_(self.head[name])
+
+
+class WarmStarts:
+    """Makes warm starts, and remembers the last few: they cost as much as a short training.
+
+    Args:
+        model: The backbone with a head; nothing attached when a start is asked for.
+        task: Its training split is sampled.
+        precision: Of the passes.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, precision: str) -> None:
+        self.model, self.task, self.precision = model, task, precision
+        self._known: dict[object, WarmStart] = {}
+
+    def get(self, seed: int, counts: Mapping[Position, int]) -> WarmStart:
+        """The start of a seed, with so many directions at each position."""
+        key = (seed, tuple(counts.items()))
+        if key not in self._known:
+            found = self._make(seed, counts)
+            for old in list(self._known)[: 1 - _KEPT]:
+                del self._known[old]
+            self._known[key] = found
+        return self._known[key]
+
+    def _make(self, seed: int, counts: Mapping[Position, int]) -> WarmStart:
+        rows = sample_rows(self.task, seed)
+        new_head(self.model, seed, "warm head")
+        warm_head(self.model, self.task, rows, seed, self.precision)
+        losses = sample_losses(self.model, self.task, rows, self.precision)
+        directions = find_directions(self.model, counts, losses)
+        head = {n: p.detach().clone() for n, p in head_parameters(self.model)}
+        return WarmStart(head, directions)
+
+
+@torch.no_grad()
+def new_head(model: nn.Module, *seed_parts: object) -> None:
+    """Draw the task head anew: matrices N(0, initializer_range), vectors zero."""
+    seed_everything(*seed_parts)
+    std = getattr(model.config, "initializer_range", None) or 0.02
+    for _, parameter in head_parameters(model):
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=std)
+        else:
+            torch.nn.init.zeros_(parameter)
