@@ -22,7 +22,7 @@ from sparsearch.search.swaps import hard_gates, swap
 from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, silent
 from sparsearch.search.warm_start import WarmStart, new_head
-from sparsearch.spaces.align import direction_counts, take_directions
+from sparsearch.spaces.align import take_bases
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import Kind, make_kind
 from sparsearch.spaces.positions import Position, matching
@@ -46,7 +46,7 @@ class Problem:
         search: How to search.
         train: Learning rates and precision, the same as in training.
         budgets: All that the study asks for; a search that draws budgets serves them all.
-        start: Gives the warm start of the seed, with the directions that the space needs.
+        start: Gives the warm start of the seed, with the bases that the space needs.
     """
 
     model: nn.Module
@@ -104,15 +104,15 @@ def log_density(scores: Tensor, cost: Tensor) -> Tensor:
 def open_supernet(problem: Problem, seed: int, warm: bool) -> Supernet:
     """The problem's space, attached and aligned, perhaps over a warm head; whoever opens it closes it."""
     model, space = problem.model, problem.space
-    aligned = bool(direction_counts(space.kinds.values(), space.positions))
+    aligning = any(kind.aligns for kind in space.kinds.values())
     new_head(model, seed, "head")
-    if warm or problem.train.head_first or aligned:
+    if warm or problem.train.head_first or aligning:
         start = problem.start()
         start.load_head(model)
     seed_everything(seed, "supernet")
     supernet = Supernet(model, space, problem.task.type, problem.train.precision)
-    if aligned:
-        take_directions(model, start.directions)
+    if aligning:
+        take_bases(model, start.bases)
     return supernet
 
 

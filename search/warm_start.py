@@ -1,4 +1,4 @@
-"""What trials of one seed start from: a head that has learnt alone, and directions of the gradient through it."""
+"""What trials of one seed start from: a head that has learnt alone, and what the gradient through it says."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task
-from sparsearch.spaces.align import Directions, find_directions
+from sparsearch.spaces.align import Aligning, Bases, find_bases
 from sparsearch.spaces.backbone import head_parameters
-from sparsearch.spaces.positions import Position
 
 __all__ = ["WarmStart", "WarmStarts", "new_head"]
 
@@ -26,11 +25,11 @@ class WarmStart:
 
     Attributes:
         head: Parameters of the warm head by name.
-        directions: By position.
+        bases: What the gradient chose for units.
     """
 
     head: Mapping[str, Tensor]
-    directions: Directions
+    bases: Bases
 
     @torch.no_grad()
     def load_head(self, model: nn.Module) -> None:
@@ -52,24 +51,24 @@ class WarmStarts:
         self.model, self.task, self.precision = model, task, precision
         self._known: dict[object, WarmStart] = {}
 
-    def get(self, seed: int, counts: Mapping[Position, int]) -> WarmStart:
-        """The start of a seed, with so many directions at each position."""
-        key = (seed, tuple(counts.items()))
+    def get(self, seed: int, aligning: Aligning) -> WarmStart:
+        """The start of a seed, with bases for these kinds at these positions."""
+        key = (seed, tuple(aligning))
         if key not in self._known:
-            found = self._make(seed, counts)
+            found = self._make(seed, aligning)
             for old in list(self._known)[: 1 - _KEPT]:
                 del self._known[old]
             self._known[key] = found
         return self._known[key]
 
-    def _make(self, seed: int, counts: Mapping[Position, int]) -> WarmStart:
+    def _make(self, seed: int, aligning: Aligning) -> WarmStart:
         rows = sample_rows(self.task, seed)
         new_head(self.model, seed, "warm head")
         warm_head(self.model, self.task, rows, seed, self.precision)
         losses = sample_losses(self.model, self.task, rows, self.precision)
-        directions = find_directions(self.model, counts, losses)
+        bases = find_bases(self.model, aligning, losses)
         head = {n: p.detach().clone() for n, p in head_parameters(self.model)}
-        return WarmStart(head, directions)
+        return WarmStart(head, bases)
 
 
 @torch.no_grad()

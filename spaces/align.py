@@ -1,25 +1,28 @@
-"""Aligning: frozen directions of attached units, chosen by the gradient of the task's loss."""
+"""Aligning: frozen parts of attached units, chosen by the gradient of the task's loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sparsearch.spaces.attach import attachment_of
 from sparsearch.spaces.backbone import base_of
-from sparsearch.spaces.kinds import Kind, leading_directions
+from sparsearch.spaces.kinds import AligningKind, Basis, Kind
 from sparsearch.spaces.positions import Position, weight_at
 
-__all__ = ["Directions", "align", "direction_counts", "find_directions", "take_directions"]
+__all__ = ["Aligning", "Bases", "align", "aligning_at", "find_bases", "take_bases"]
 
-Directions = Mapping[str, tuple[Tensor, Tensor]]
-"""Name of a position -> singular vectors of its gradient, left (out, k) and right (k, in), the leading ones first."""
+Aligning = Collection[tuple[Position, AligningKind]]
+"""Kinds whose units have frozen parts that the gradient chooses, and where."""
+
+Bases = Mapping[tuple[str, str], Basis]
+"""Names of position and kind -> frozen parts."""
 
 
 def align(model: nn.Module, losses: Iterable[Tensor]) -> None:
-    """Choose the directions of attached, untrained units (spectral ones) by the mean gradient of their hosts' weights.
+    """Choose the frozen parts of attached, untrained units by the mean gradient of their hosts' weights.
 
     The singular vectors of the first gradient say where a low-rank change lowers the loss, as LoRA-GA
     and GoRA start LoRA; those of the weights themselves, which ``attach`` takes, do not. Let the head learn
@@ -34,34 +37,28 @@ def align(model: nn.Module, losses: Iterable[Tensor]) -> None:
     """
     attachment = attachment_of(model)
     slots = attachment.slots if attachment is not None else []
-    counts = {slot.position: slot.directions for slot in slots if slot.directions}
-    take_directions(model, find_directions(model, counts, losses))
+    found = [(s.position, s.kind) for s in slots if isinstance(s.kind, AligningKind)]
+    take_bases(model, find_bases(model, [a for a in found if a[1].aligns], losses))
 
 
-def direction_counts(kinds: Iterable[Kind], positions: Iterable[Position]) -> dict[Position, int]:
-    """How many directions units of these kinds may ask for, at each position where they ask for any."""
-    kinds = tuple(kinds)
-    counts = {
-        p: max((kind.directions(p) for kind in kinds if kind.accepts(p)), default=0)
-        for p in positions
-    }
-    return {position: count for position, count in counts.items() if count}
+def aligning_at(kinds: Iterable[Kind], positions: Iterable[Position]) -> Aligning:
+    """The kinds that align, wherever they may go."""
+    aligning = [kind for kind in kinds if isinstance(kind, AligningKind) and kind.aligns]
+    return [(p, kind) for p in positions for kind in aligning if kind.accepts(p)]
 
 
-def find_directions(
-    model: nn.Module, counts: Mapping[Position, int], losses: Iterable[Tensor]
-) -> Directions:
-    """The leading singular vectors of the mean gradient at some positions.
+def find_bases(model: nn.Module, aligning: Aligning, losses: Iterable[Tensor]) -> Bases:
+    """What kinds take from the mean gradient at some positions.
 
     Args:
         model: The identity point: nothing attached, or nothing of it trained.
-        counts: Position -> number of directions wanted.
-        losses: Losses of a few batches, computed as they are asked for; none is if no position is given.
+        aligning: The kinds and positions.
+        losses: Losses of a few batches, computed as they are asked for; none is if nothing aligns.
     """
-    if not counts:
+    if not aligning:
         return {}
     base = base_of(model)
-    hosts = {p.module: base.get_submodule(p.module) for p in counts}
+    hosts = {p.module: base.get_submodule(p.module) for p, _ in aligning}
     weights = [host.get_parameter("weight") for host in hosts.values()]
     before = [weight.requires_grad for weight in weights]
     total = [torch.zeros_like(weight) for weight in weights]
@@ -75,14 +72,15 @@ def find_directions(
             weight.requires_grad_(flag)
     gradients = dict(zip(hosts, total, strict=True))
     return {
-        p.name: leading_directions(weight_at(p, hosts[p.module], gradients[p.module]), count)
-        for p, count in counts.items()
+        (p.name, kind.name): kind.basis(p, weight_at(p, hosts[p.module], gradients[p.module]))
+        for p, kind in aligning
     }
 
 
-def take_directions(model: nn.Module, directions: Directions) -> None:
-    """Give attached, untrained units the directions that were found for their positions."""
+def take_bases(model: nn.Module, bases: Bases) -> None:
+    """Give attached, untrained units the frozen parts that were found for them."""
     attachment = attachment_of(model)
     for slot in attachment.slots if attachment is not None else []:
-        if slot.directions:
-            slot.unit.align(*directions[slot.position.name])
+        basis = bases.get((slot.position.name, slot.kind.name))
+        if basis is not None:
+            slot.unit.align(*basis)

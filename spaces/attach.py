@@ -26,6 +26,7 @@ from sparsearch.spaces.backbone import (
     positions_of,
 )
 from sparsearch.spaces.kinds import Kind, LowRankUnit, Unit, add_low_rank
+from sparsearch.spaces.kinds.lnfit import LNFitUnit
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.space import make_candidate
 from sparsearch.spaces.structure import Structure
@@ -49,9 +50,9 @@ M = TypeVar("M", bound=nn.Module)
 class _Slot:
     """One unit at one position; ``gate`` is set while a supernet runs."""
 
-    def __init__(self, unit: Unit, position: Position, directions: int) -> None:
+    def __init__(self, unit: Unit, position: Position, kind: Kind) -> None:
         self.unit = unit
-        self.directions = directions
+        self.kind = kind
         self.position = position
         self.gate: Tensor | None = None
         self.idle = False
@@ -84,6 +85,30 @@ def _add_together(y: Tensor, x: Tensor, thin: list[_Slot], vectors: list[_Slot])
     units = [slot.unit for slot in thin if isinstance(slot.unit, LowRankUnit)]
     changes = [slot.unit(x, slot.gate) for slot in vectors]
     return add_low_rank(y, x, units, [slot.gate for slot in thin], changes)
+
+
+class _Norm:
+    """A LayerNorm whose gain and bias are changed by units: one norm, where adding the changes needs two."""
+
+    def __init__(self, norm: nn.LayerNorm, slots: list[_Slot]) -> None:
+        self.norm, self.slots = norm, slots
+        norm.forward = self.forward  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The norm, in its module's stead."""
+        norm = self.norm
+        gain: Tensor = norm.weight
+        bias: Tensor = norm.bias
+        for slot in _running(self.slots):
+            if isinstance(slot.unit, LNFitUnit):
+                gain = gain + slot.unit.change(slot.gate)
+            else:
+                bias = bias + slot.unit(x, slot.gate)
+        return nn.functional.layer_norm(x, norm.normalized_shape, gain, bias, norm.eps)
+
+    def remove(self) -> None:
+        """The module as it was."""
+        del self.norm.forward
 
 
 class _Host:
@@ -126,7 +151,11 @@ class _Host:
             z = slot.add_to(z, y[..., slot.start : slot.start + slot.width])
         return z
 
-    def hook(self, module: nn.Module) -> Iterator[RemovableHandle]:
+    def hook(self, module: nn.Module) -> Iterator[RemovableHandle | _Norm]:
+        if isinstance(module, nn.LayerNorm) and module.bias is not None:
+            inside = [s for s in self.parallel if s.unit.constant or isinstance(s.unit, LNFitUnit)]
+            self.parallel = [slot for slot in self.parallel if slot not in inside]
+            yield _Norm(module, inside)
         if self.before_units or self.capturing:
             yield module.register_forward_pre_hook(self.before)
         if self.parallel or self.captured or self.sequential:
@@ -146,7 +175,7 @@ class Attachment(nn.Module):
         self.units = nn.ModuleDict()
         self.slots: list[_Slot] = []
         self.gate_sizes: list[int] = []
-        self.handles: list[RemovableHandle] = []
+        self.handles: list[RemovableHandle | _Norm] = []
         self.requires_grad_before: dict[str, bool] = {}
 
     @contextmanager
@@ -200,7 +229,7 @@ def attach_units(
     for position, kind, size, gates in units:
         unit = kind.build(position, size, modules[position.module]).to(device)
         attachment.units[f"{position.name.replace('.', '/')}:{kind.name}"] = unit
-        slot = _Slot(unit, position, kind.directions(position))
+        slot = _Slot(unit, position, kind)
         attachment.slots.append(slot)
         attachment.gate_sizes.append(gates)
         host = hosts.setdefault(position.module, _Host())

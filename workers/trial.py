@@ -21,7 +21,7 @@ from sparsearch.search.evaluate import evaluate
 from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
-from sparsearch.spaces.align import direction_counts
+from sparsearch.spaces.align import aligning_at
 from sparsearch.spaces.attach import detach, weights_of
 from sparsearch.spaces.backbone import dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
@@ -94,7 +94,7 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
 
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
     """The head alone, or everything (on a copy: it changes the backbone)."""
-    warm = functools.partial(bench.starts.get, trial.seed, {})
+    warm = functools.partial(bench.starts.get, trial.seed, ())
     start_head(bench.model, warm, bench.config.train, trial.seed, trial.number)
     full = trial.strategy == "full"
     model = copy.deepcopy(bench.model) if full else bench.model
@@ -153,10 +153,10 @@ def rank_on(
     """Make a strategy's ranking on a workbench."""
     derived = derive(seed, strategy, _aims(bench, strategy, budget), "ranking")
     config, space = bench.config, bench.space
-    counts = direction_counts(space.kinds.values(), space.positions)
+    aligning = aligning_at(space.kinds.values(), space.positions)
     problem = Problem(
         bench.model, space, bench.task, config.search, config.train, _budgets(bench),
-        functools.partial(bench.starts.get, seed, counts),
+        functools.partial(bench.starts.get, seed, aligning),
     )  # fmt: skip
     return replace(rank(strategy, problem, budget, derived, observe), seed=seed)
 

@@ -14,7 +14,7 @@ from sparsearch.search.device import choose_device
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
 from sparsearch.search.warm_start import WarmStart, WarmStarts, new_head
-from sparsearch.spaces.align import direction_counts, take_directions
+from sparsearch.spaces.align import aligning_at, take_bases
 from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import (
     BackboneId,
@@ -118,11 +118,9 @@ def attach_anew(
 
     The head is the warm one only with ``head_first``.
     """
-    counts = direction_counts(structure.kinds, positions_of(model))
-    if counts:
-        directions = starts.get(seed, counts).directions
-    start_head(model, lambda: starts.get(seed, counts), config, seed, *purpose)
+    aligning = aligning_at(structure.kinds, positions_of(model))
+    bases = starts.get(seed, aligning).bases if aligning else {}
+    start_head(model, lambda: starts.get(seed, aligning), config, seed, *purpose)
     seed_everything(seed, *purpose, "modules")
     attach(model, structure)
-    if counts:
-        take_directions(model, directions)
+    take_bases(model, bases)

@@ -25,6 +25,7 @@ class Adapter:
 
     name: ClassVar[str] = "adapter"
     mergeable: ClassVar[bool] = False
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     bottleneck: int = 24
     parallel: bool = False
@@ -48,10 +49,6 @@ class Adapter:
 
     def frozen_bytes(self, position: Position, size: int) -> int:
         """Nothing."""
-        return 0
-
-    def directions(self, position: Position) -> int:
-        """None."""
         return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:

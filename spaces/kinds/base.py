@@ -11,11 +11,15 @@ from torch.nn import functional as F
 
 from sparsearch.spaces.positions import Position
 
-__all__ = ["Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
+__all__ = ["AligningKind", "Basis", "Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
 
 Stage = Literal["input", "parallel", "sequential"]
 """Where a unit acts: on the position's input, beside it (fed with its input), or after it (fed with its
 output). S3PET section 3: y' = f(x) + sum z_k D_k(x), then y" = y' + sum z_m D_m(y')."""
+
+
+Basis = tuple[Tensor, ...]
+"""Frozen parts of the largest unit at a position; smaller ones take the first of each."""
 
 
 @runtime_checkable
@@ -25,6 +29,11 @@ class Kind(Protocol):
     name: ClassVar[str]
     mergeable: ClassVar[bool]
     """Whether the unit folds into the backbone's weights and then costs no inference FLOPs."""
+
+    @property
+    def aligns(self) -> bool:
+        """Whether units have frozen parts that the gradient of the task chooses; then there is ``basis``."""
+
     default_on: ClassVar[tuple[str, ...]]
     """Patterns of positions used where a space names none."""
 
@@ -43,14 +52,19 @@ class Kind(Protocol):
     def frozen_bytes(self, position: Position, size: int) -> int:
         """Bytes of what is stored with the unit but not trained."""
 
-    def directions(self, position: Position) -> int:
-        """Most singular directions of the gradient that a unit may stand on here; 0 for a kind without."""
-
     def flops_per_token(self, position: Position, size: int) -> int:
         """FLOPs (2 x MACs) of the matrix products that the attached unit adds per token."""
 
     def build(self, position: Position, size: int, host: nn.Module) -> Unit:
         """A new unit, the identity at initialisation; ``host`` is the backbone's module."""
+
+
+@runtime_checkable
+class AligningKind(Kind, Protocol):
+    """A kind that finds frozen parts of its units in a matrix."""
+
+    def basis(self, position: Position, matrix: Tensor) -> Basis:
+        """Frozen parts by a matrix (out, in): the gradient of the host's weight, or the weight itself."""
 
 
 class Unit(nn.Module):
@@ -67,8 +81,8 @@ class Unit(nn.Module):
     shared: ClassVar[Mapping[str, int]] = {}
     constant: ClassVar[bool] = False
 
-    def align(self, left: Tensor, right: Tensor) -> None:
-        """Take the first of some directions, left (out, k) and right (k, in), as frozen parts."""
+    def align(self, *basis: Tensor) -> None:
+        """Take frozen parts from what the kind's ``basis`` found."""
         raise TypeError(f"{type(self).__name__} has nothing to align")
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:

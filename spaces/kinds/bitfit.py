@@ -20,6 +20,7 @@ class BitFit:
 
     name: ClassVar[str] = "bitfit"
     mergeable: ClassVar[bool] = True
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*",)
 
     def accepts(self, position: Position) -> bool:
@@ -40,10 +41,6 @@ class BitFit:
 
     def frozen_bytes(self, position: Position, size: int) -> int:
         """Nothing."""
-        return 0
-
-    def directions(self, position: Position) -> int:
-        """None."""
         return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:

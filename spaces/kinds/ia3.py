@@ -20,6 +20,7 @@ class IA3:
 
     name: ClassVar[str] = "ia3"
     mergeable: ClassVar[bool] = True
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = (
         "*.attn.k",
         "*.attn.v",
@@ -47,10 +48,6 @@ class IA3:
 
     def frozen_bytes(self, position: Position, size: int) -> int:
         """Nothing."""
-        return 0
-
-    def directions(self, position: Position) -> int:
-        """None."""
         return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:

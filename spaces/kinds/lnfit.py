@@ -21,6 +21,7 @@ class LNFit:
 
     name: ClassVar[str] = "lnfit"
     mergeable: ClassVar[bool] = True
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*",)
 
     def accepts(self, position: Position) -> bool:
@@ -43,10 +44,6 @@ class LNFit:
         """Nothing."""
         return 0
 
-    def directions(self, position: Position) -> int:
-        """None."""
-        return 0
-
     def flops_per_token(self, position: Position, size: int) -> int:
         """No matrix product."""
         return 0
@@ -67,8 +64,12 @@ class LNFitUnit(Unit):
         self.eps = eps
         self.centred = centred
 
+    def change(self, gate: Tensor | None) -> Tensor:
+        """What the norm's own gain changes by: (features)."""
+        return self.gain if gate is None else self.gain * gate
+
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """X (..., features) -> the same shape."""
-        gain = self.gain if gate is None else self.gain * gate
+        gain = self.change(gate)
         norm = F.layer_norm if self.centred else F.rms_norm
         return norm(x.float(), gain.shape, weight=gain, eps=self.eps)

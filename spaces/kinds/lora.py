@@ -27,6 +27,7 @@ class Lora:
 
     name: ClassVar[str] = "lora"
     mergeable: ClassVar[bool] = True
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*",)
     max_rank: int = 4
     alpha: float = 16.0
@@ -49,10 +50,6 @@ class Lora:
 
     def frozen_bytes(self, position: Position, size: int) -> int:
         """Nothing."""
-        return 0
-
-    def directions(self, position: Position) -> int:
-        """None."""
         return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:

@@ -25,6 +25,7 @@ class LowRankAdapter:
 
     name: ClassVar[str] = "low_rank_adapter"
     mergeable: ClassVar[bool] = False
+    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     reduction: int = 32
 
@@ -47,10 +48,6 @@ class LowRankAdapter:
 
     def frozen_bytes(self, position: Position, size: int) -> int:
         """Nothing."""
-        return 0
-
-    def directions(self, position: Position) -> int:
-        """None."""
         return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:

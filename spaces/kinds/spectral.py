@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.kinds.base import LowRankUnit, Stage
+from sparsearch.spaces.kinds.base import Basis, LowRankUnit, Stage
 from sparsearch.spaces.positions import Position, weight_at
 
-__all__ = ["Spectral", "SpectralUnit", "leading_directions"]
+__all__ = ["Spectral", "SpectralUnit"]
 
 _SPARE = 8
 _ITERATIONS = 4
@@ -36,6 +36,7 @@ class Spectral:
 
     name: ClassVar[str] = "spectral"
     mergeable: ClassVar[bool] = True
+    aligns: ClassVar[bool] = True
     default_on: ClassVar[tuple[str, ...]] = ("*",)
     block: int = 16
     max_blocks: int = 8
@@ -62,9 +63,19 @@ class Spectral:
         """The directions, two bytes a number."""
         return 2 * size * self.block * (position.in_features + position.out_features)
 
-    def directions(self, position: Position) -> int:
-        """Those of all its blocks."""
-        return sum(self.sizes(position)) * self.block
+    def basis(self, position: Position, matrix: Tensor) -> Basis:
+        """Leading singular vectors in bfloat16: left (out, k), right (k, in).
+
+        By a randomised decomposition (Halko et al. 2011) that draws from a stream of its own: the same
+        matrix always gives the same vectors.
+        """
+        count = sum(self.sizes(position)) * self.block
+        spare = min(count + _SPARE, *matrix.shape)
+        devices = [matrix.device] if matrix.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            left, _, right = torch.svd_lowrank(matrix.float(), q=spare, niter=_ITERATIONS)
+        return left[:, :count].bfloat16().contiguous(), right[:, :count].T.bfloat16().contiguous()
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """Onto the directions and out again."""
@@ -73,7 +84,7 @@ class Spectral:
     def build(self, position: Position, size: int, host: nn.Module) -> SpectralUnit:
         """Values zero; until it is aligned with a task, the directions are the weight's own."""
         unit = SpectralUnit(position.in_features, position.out_features, size, self.block)
-        unit.align(*leading_directions(weight_at(position, host).detach(), size * self.block))
+        unit.align(*self.basis(position, weight_at(position, host).detach()))
         return unit
 
 
@@ -98,8 +109,9 @@ class SpectralUnit(LowRankUnit):
         )
 
     @torch.no_grad()
-    def align(self, left: Tensor, right: Tensor) -> None:
+    def align(self, *basis: Tensor) -> None:
         """Take the first directions."""
+        left, right = basis
         count = self.right.shape[0]
         self.left.copy_(left[:, :count])
         self.right.copy_(right[:count])
@@ -112,17 +124,3 @@ class SpectralUnit(LowRankUnit):
         """Values and gates."""
         values = self.values if gate is None else self.values * gate[:, None]
         return h * values.flatten().to(h.dtype)
-
-
-def leading_directions(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Leading singular vectors of a matrix (out, in) in bfloat16: left (out, count), right (count, in).
-
-    By a randomised decomposition (Halko et al. 2011) that draws from a stream of its own: the same matrix
-    always gives the same vectors.
-    """
-    spare = min(count + _SPARE, *matrix.shape)
-    devices = [matrix.device] if matrix.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        left, _, right = torch.svd_lowrank(matrix.float(), q=spare, niter=_ITERATIONS)
-    return left[:, :count].bfloat16().contiguous(), right[:, :count].T.bfloat16().contiguous()

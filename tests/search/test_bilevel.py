@@ -16,7 +16,7 @@ from sparsearch.search.strategies import Problem, rank
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Split, Task
 from sparsearch.search.warm_start import WarmStarts
-from sparsearch.spaces.align import direction_counts
+from sparsearch.spaces.align import aligning_at
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
 
@@ -52,7 +52,7 @@ def make_problem(build, **search) -> Problem:
         SearchConfig(**{"steps": 4, "batch_size": 8} | search),
         TRAIN,
         BUDGETS,
-        lambda: starts.get(0, direction_counts(space.kinds.values(), space.positions)),
+        lambda: starts.get(0, aligning_at(space.kinds.values(), space.positions)),
     )
 
 

@@ -13,7 +13,7 @@ from sparsearch.search.strategies import Problem, log_density, rank
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import batches
 from sparsearch.search.warm_start import WarmStarts
-from sparsearch.spaces.align import align, direction_counts
+from sparsearch.spaces.align import align, aligning_at
 from sparsearch.spaces.attach import attach_units, attachment_of, detach
 from sparsearch.spaces.backbone import backbone_parameters, positions_of
 from sparsearch.spaces.budget import Budget
@@ -71,7 +71,7 @@ def test_no_loss_is_asked_for_where_nothing_aligns(build):
     position = find(positions_of(model), "layers.1.attn.v")
     attach_units(model, [(position, make_kind("lora", {}), 1, 1)])
     align(model, losses())
-    assert not any(slot.directions for slot in attachment_of(model).slots)
+    assert not any(slot.kind.aligns for slot in attachment_of(model).slots)
 
 
 def test_a_warm_head_fits_better_and_only_the_head_moves(build):
@@ -156,9 +156,9 @@ def test_probe_is_a_strategy_and_repeats_exactly(build, score):
         model = build("bert", labels=2)
         search = SearchConfig(probe={"score": score, "rows": 16})
         space, starts = build_space(model, kinds=KINDS), WarmStarts(model, make_task(), "fp32")
-        counts = direction_counts(space.kinds.values(), space.positions)
+        aligning = aligning_at(space.kinds.values(), space.positions)
         problem = Problem(
-            model, space, make_task(), search, TRAIN, (), lambda: starts.get(4, counts)
+            model, space, make_task(), search, TRAIN, (), lambda: starts.get(4, aligning)
         )
         ranking = rank("probe", problem, Budget(max_trainable_params=100), seed=4)
         assert attachment_of(model) is None
