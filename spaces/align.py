@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from sparsearch.spaces.attach import attachment_of
 from sparsearch.spaces.backbone import base_of
-from sparsearch.spaces.kinds import AligningKind, Basis, Kind
+from sparsearch.spaces.kinds import Basis, Kind
 from sparsearch.spaces.positions import Position, weight_at
 
 __all__ = ["Aligning", "Bases", "align", "aligning_at", "find_bases", "take_bases"]
 
-Aligning = Collection[tuple[Position, AligningKind]]
+Aligning = Collection[tuple[Position, Kind]]
 """Kinds whose units have frozen parts that the gradient chooses, and where."""
 
 Bases = Mapping[tuple[str, str], Basis]
@@ -37,13 +37,13 @@ def align(model: nn.Module, losses: Iterable[Tensor]) -> None:
     """
     attachment = attachment_of(model)
     slots = attachment.slots if attachment is not None else []
-    found = [(s.position, s.kind) for s in slots if isinstance(s.kind, AligningKind)]
-    take_bases(model, find_bases(model, [a for a in found if a[1].aligns], losses))
+    aligning = [(slot.position, slot.kind) for slot in slots if slot.kind.aligns]
+    take_bases(model, find_bases(model, aligning, losses))
 
 
 def aligning_at(kinds: Iterable[Kind], positions: Iterable[Position]) -> Aligning:
     """The kinds that align, wherever they may go."""
-    aligning = [kind for kind in kinds if isinstance(kind, AligningKind) and kind.aligns]
+    aligning = [kind for kind in kinds if kind.aligns]
     return [(p, kind) for p in positions for kind in aligning if kind.accepts(p)]
 
 

@@ -335,7 +335,7 @@ def _fingerprint(model: nn.Module) -> str:
     modules = dict(base_of(model).named_modules())
     digest = hashlib.sha256()
     for position in positions_of(model):
-        if position.role == "block":
+        if position.role not in ("linear", "norm"):
             continue
         module = modules[position.module]
         for name, parameter in module.named_parameters(recurse=False):

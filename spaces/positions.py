@@ -12,25 +12,47 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import BackboneError, StructureError
 
-__all__ = ["FAMILIES", "Position", "find", "matching", "scan", "weight_at"]
+__all__ = ["FAMILIES", "Feed", "Position", "find", "matching", "scan", "weight_at"]
 
-Role = Literal["linear", "norm", "block"]
+Role = Literal["linear", "norm", "block", "heads", "neurons"]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A linear, or a slice of a fused one, whose outputs are the units of a place that can be cut.
+
+    Attributes:
+        module: Path under the base model.
+        start: First output feature inside a fused projection.
+        rows: Output features.
+        in_features: Width of its input.
+        has_bias: Whether its outputs have a bias.
+    """
+
+    module: str
+    start: int
+    rows: int
+    in_features: int
+    has_bias: bool
 
 
 @dataclass(frozen=True)
 class Position:
-    """One place in a backbone where something can be attached.
+    """One place in a backbone where something can be attached or cut.
+
+    A place that can be cut (heads, neurons) lies between linears that feed it and one that reads it.
 
     Attributes:
         name: Canonical name, unique in a backbone.
-        role: ``linear``, ``norm``, or ``block`` (a whole attention or feed-forward sub-layer).
+        role: ``linear``, ``norm``, ``block`` (a whole attention or feed-forward sub-layer), or what can
+            be cut: ``heads``, ``neurons``.
         module: Path, under the base model, of the module whose output is changed.
         entry: Path of the module whose input is the position's input (differs for blocks only).
         layer: Index of the layer, None outside the layers.
@@ -38,6 +60,8 @@ class Position:
         out_features: Width of the output (of the slice, in a fused projection).
         start: First output feature inside a fused projection.
         has_bias: Whether the module has a bias of its own.
+        units: What can be cut one by one: heads (with grouped queries, groups that share keys), or neurons.
+        feeds: The linears whose outputs they are; ``module`` is the one that reads them.
     """
 
     name: str
@@ -49,6 +73,8 @@ class Position:
     out_features: int
     start: int = 0
     has_bias: bool = False
+    units: int = 0
+    feeds: tuple[Feed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,8 +95,9 @@ class Family:
 
 
 # How a path is written: "a.b" a module; "a|b" the first of two that exists; "a[1/3]" the second
-# third of a fused projection's outputs; "a>b" a block that is entered at a and left at b. A path
-# that a model lacks (a gate in an ungated feed-forward) is no position of that model.
+# third of a fused projection's outputs; "a>b" a block that is entered at a and left at b; "a,b>>c"
+# what a and b compute and c reads, unit by unit. A path that a model lacks (a gate in an ungated
+# feed-forward) is no position of that model.
 _BERT = Family(
     stacks=(
         Stack(
@@ -78,12 +105,14 @@ _BERT = Family(
             "encoder.layer",
             {
                 "attn": "attention.self.query>attention.output.dense",
+                "attn.heads": "attention.self.query,attention.self.key,attention.self.value>>attention.output.dense",
                 "attn.q": "attention.self.query",
                 "attn.k": "attention.self.key",
                 "attn.v": "attention.self.value",
                 "attn.o": "attention.output.dense",
                 "attn.norm": "attention.output.LayerNorm",
                 "ffn": "intermediate.dense>output.dense",
+                "ffn.neurons": "intermediate.dense>>output.dense",
                 "ffn.up": "intermediate.dense",
                 "ffn.down": "output.dense",
                 "ffn.norm": "output.LayerNorm",
@@ -99,12 +128,14 @@ _DISTILBERT = Family(
             "transformer.layer",
             {
                 "attn": "attention.q_lin>attention.out_lin",
+                "attn.heads": "attention.q_lin,attention.k_lin,attention.v_lin>>attention.out_lin",
                 "attn.q": "attention.q_lin",
                 "attn.k": "attention.k_lin",
                 "attn.v": "attention.v_lin",
                 "attn.o": "attention.out_lin",
                 "attn.norm": "sa_layer_norm",
                 "ffn": "ffn.lin1>ffn.lin2",
+                "ffn.neurons": "ffn.lin1>>ffn.lin2",
                 "ffn.up": "ffn.lin1",
                 "ffn.down": "ffn.lin2",
                 "ffn.norm": "output_layer_norm",
@@ -120,12 +151,14 @@ _GPT2 = Family(
             "h",
             {
                 "attn": "attn.c_attn>attn.c_proj",
+                "attn.heads": "attn.c_attn[0/3],attn.c_attn[1/3],attn.c_attn[2/3]>>attn.c_proj",
                 "attn.norm": "ln_1",
                 "attn.q": "attn.c_attn[0/3]",
                 "attn.k": "attn.c_attn[1/3]",
                 "attn.v": "attn.c_attn[2/3]",
                 "attn.o": "attn.c_proj",
                 "ffn": "mlp.c_fc>mlp.c_proj",
+                "ffn.neurons": "mlp.c_fc>>mlp.c_proj",
                 "ffn.norm": "ln_2",
                 "ffn.up": "mlp.c_fc",
                 "ffn.down": "mlp.c_proj",
@@ -141,12 +174,14 @@ _LLAMA = Family(
             "layers",
             {
                 "attn": "self_attn.q_proj>self_attn.o_proj",
+                "attn.heads": "self_attn.q_proj,self_attn.k_proj,self_attn.v_proj>>self_attn.o_proj",
                 "attn.norm": "input_layernorm",
                 "attn.q": "self_attn.q_proj",
                 "attn.k": "self_attn.k_proj",
                 "attn.v": "self_attn.v_proj",
                 "attn.o": "self_attn.o_proj",
                 "ffn": "mlp>mlp.down_proj",
+                "ffn.neurons": "mlp.gate_proj,mlp.up_proj>>mlp.down_proj",
                 "ffn.norm": "post_attention_layernorm",
                 "ffn.gate": "mlp.gate_proj",
                 "ffn.up": "mlp.up_proj",
@@ -162,6 +197,8 @@ def _t5_attention(name: str, layer: str, module: str) -> dict[str, str]:
     """Names of one T5 attention sub-layer."""
     return {
         name: f"{layer}.{module}.q>{layer}.{module}.o",
+        f"{name}.heads": ",".join(f"{layer}.{module}.{p}" for p in "qkv")
+        + f">>{layer}.{module}.o",
         f"{name}.norm": f"{layer}.layer_norm",
         **{f"{name}.{part}": f"{layer}.{module}.{part}" for part in "qkvo"},
     }
@@ -172,6 +209,7 @@ def _t5_feed_forward(layer: str) -> dict[str, str]:
     ffn = f"{layer}.DenseReluDense"
     return {
         "ffn": f"{ffn}>{ffn}.wo",
+        "ffn.neurons": f"{ffn}.wi,{ffn}.wi_0,{ffn}.wi_1>>{ffn}.wo",
         "ffn.norm": f"{layer}.layer_norm",
         "ffn.gate": f"{ffn}.wi_0",
         "ffn.up": f"{ffn}.wi|{ffn}.wi_1",
@@ -233,24 +271,48 @@ def scan(base: nn.Module, model_type: str) -> tuple[Position, ...]:
             f"model family {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}",
             "choose a model of a supported family, or add one entry to the table in spaces/positions.py",
         )
-    modules = dict(base.named_modules())
-    return tuple(_scan_family(family, modules))
+    return tuple(_scan_family(family, dict(base.named_modules()), _head_width(base.config)))
 
 
-def _scan_family(family: Family, modules: Mapping[str, nn.Module]) -> Iterator[Position]:
+def _head_width(config: Any) -> int:
+    """Features of one head."""
+    width = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+    return int(width or config.hidden_size // config.num_attention_heads)
+
+
+def _scan_family(
+    family: Family, modules: Mapping[str, nn.Module], head: int
+) -> Iterator[Position]:
     for stack in family.stacks:
         layer = 0
         while f"{stack.layers}.{layer}" in modules:
             for suffix, path in stack.places.items():
                 name = f"{stack.prefix}layers.{layer}.{suffix}"
-                position = _resolve(name, path, f"{stack.layers}.{layer}.", layer, modules)
-                if position is not None:
+                below = f"{stack.layers}.{layer}."
+                if ">>" in path:
+                    yield _resolve_cut(name, path, below, layer, modules, head)
+                elif position := _resolve(name, path, below, layer, modules):
                     yield position
             layer += 1
     for name, path in family.outside.items():
-        position = _resolve(name, path, "", None, modules)
-        if position is not None:
+        if position := _resolve(name, path, "", None, modules):
             yield position
+
+
+def _resolve_cut(
+    name: str, path: str, prefix: str, layer: int, modules: Mapping[str, nn.Module], head: int
+) -> Position:
+    """A place that can be cut."""
+    before, _, reader = path.partition(">>")
+    linears = [_resolve(name, feed, prefix, layer, modules) for feed in before.split(",")]
+    feeds = tuple(
+        Feed(p.module, p.start, p.out_features, p.in_features, p.has_bias) for p in linears if p
+    )
+    width, out = _widths(modules[prefix + reader])
+    role: Role = "heads" if name.endswith("heads") else "neurons"
+    units = feeds[-1].rows // head if role == "heads" else width
+    module = prefix + reader
+    return Position(name, role, module, module, layer, width, out, units=units, feeds=feeds)
 
 
 def _resolve(

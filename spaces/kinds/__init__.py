@@ -1,7 +1,6 @@
 """Kinds: what can be attached at a position. One file each, one line each in the registry."""
 
 from sparsearch.spaces.kinds.base import (
-    AligningKind,
     Basis,
     Kind,
     LowRankUnit,
@@ -13,7 +12,6 @@ from sparsearch.spaces.kinds.registry import KINDS, make_kind
 
 __all__ = [
     "KINDS",
-    "AligningKind",
     "Basis",
     "Kind",
     "LowRankUnit",

@@ -8,14 +8,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsearch.spaces.kinds.base import Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage, Unit
 from sparsearch.spaces.positions import Position
 
 __all__ = ["Adapter", "AdapterUnit"]
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(Kind):
     """delta = up(gelu(down(x))) around a whole sub-layer.
 
     Attributes:
@@ -25,7 +25,6 @@ class Adapter:
 
     name: ClassVar[str] = "adapter"
     mergeable: ClassVar[bool] = False
-    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     bottleneck: int = 24
     parallel: bool = False
@@ -46,10 +45,6 @@ class Adapter:
         """Two matrices and two biases."""
         d = position.out_features
         return 2 * d * size + size + d
-
-    def frozen_bytes(self, position: Position, size: int) -> int:
-        """Nothing."""
-        return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """Two products."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sparsearch.spaces.positions import Position
 
-__all__ = ["AligningKind", "Basis", "Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
+__all__ = ["Basis", "Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
 
 Stage = Literal["input", "parallel", "sequential"]
 """Where a unit acts: on the position's input, beside it (fed with its input), or after it (fed with its
@@ -22,49 +22,51 @@ Basis = tuple[Tensor, ...]
 """Frozen parts of the largest unit at a position; smaller ones take the first of each."""
 
 
-@runtime_checkable
-class Kind(Protocol):
-    """What may be attached, and what it costs. Options of a kind are its dataclass fields."""
+class Kind:
+    """What may be attached or cut, and what it costs. Options of a kind are the fields of its dataclass."""
 
     name: ClassVar[str]
-    mergeable: ClassVar[bool]
-    """Whether the unit folds into the backbone's weights and then costs no inference FLOPs."""
+    mergeable: ClassVar[bool] = True
+    """Whether the unit folds into the backbone's weights and then adds no inference FLOPs of its own."""
+    default_on: ClassVar[tuple[str, ...]] = ("*",)
+    """Patterns of positions used where a space names none."""
 
     @property
     def aligns(self) -> bool:
-        """Whether units have frozen parts that the gradient of the task chooses; then there is ``basis``."""
-
-    default_on: ClassVar[tuple[str, ...]]
-    """Patterns of positions used where a space names none."""
-
-    def accepts(self, position: Position) -> bool:
-        """Whether the kind can go there."""
-
-    def stage(self, position: Position) -> Stage:
-        """Where the unit acts at this position."""
-
-    def sizes(self, position: Position) -> tuple[int, ...]:
-        """Sizes of the candidates offered at this position; equal sizes add up (rank units)."""
-
-    def params(self, position: Position, size: int) -> int:
-        """Trainable parameters of a unit of this size."""
-
-    def frozen_bytes(self, position: Position, size: int) -> int:
-        """Bytes of what is stored with the unit but not trained."""
-
-    def flops_per_token(self, position: Position, size: int) -> int:
-        """FLOPs (2 x MACs) of the matrix products that the attached unit adds per token."""
-
-    def build(self, position: Position, size: int, host: nn.Module) -> Unit:
-        """A new unit, the identity at initialisation; ``host`` is the backbone's module."""
-
-
-@runtime_checkable
-class AligningKind(Kind, Protocol):
-    """A kind that finds frozen parts of its units in a matrix."""
+        """Whether units have frozen parts that the gradient of the task chooses, by ``basis``."""
+        return False
 
     def basis(self, position: Position, matrix: Tensor) -> Basis:
         """Frozen parts by a matrix (out, in): the gradient of the host's weight, or the weight itself."""
+        return ()
+
+    def accepts(self, position: Position) -> bool:
+        """Whether the kind can go there."""
+        raise NotImplementedError
+
+    def stage(self, position: Position) -> Stage:
+        """Where the unit acts at this position."""
+        raise NotImplementedError
+
+    def sizes(self, position: Position) -> tuple[int, ...]:
+        """Sizes of the candidates offered at this position; equal sizes add up (rank units)."""
+        return (1,)
+
+    def params(self, position: Position, size: int) -> int:
+        """Trainable parameters of a unit of this size."""
+        raise NotImplementedError
+
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """Bytes of what is stored with the unit but not trained."""
+        return 0
+
+    def flops_per_token(self, position: Position, size: int) -> int:
+        """FLOPs (2 x MACs) of the matrix products that the attached unit adds per token."""
+        return 0
+
+    def build(self, position: Position, size: int, host: nn.Module) -> Unit:
+        """A new unit, the identity at initialisation; ``host`` is the backbone's module."""
+        raise NotImplementedError
 
 
 class Unit(nn.Module):

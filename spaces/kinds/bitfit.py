@@ -8,20 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.kinds.base import Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage, Unit
 from sparsearch.spaces.positions import Position
 
 __all__ = ["BitFit", "BitFitUnit"]
 
 
 @dataclass(frozen=True)
-class BitFit:
+class BitFit(Kind):
     """A bias added to a linear's or a norm's output."""
 
     name: ClassVar[str] = "bitfit"
-    mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = False
-    default_on: ClassVar[tuple[str, ...]] = ("*",)
 
     def accepts(self, position: Position) -> bool:
         """Any linear or norm."""
@@ -31,21 +28,9 @@ class BitFit:
         """Beside the module: the bias depends on nothing."""
         return "parallel"
 
-    def sizes(self, position: Position) -> tuple[int, ...]:
-        """One candidate."""
-        return (1,)
-
     def params(self, position: Position, size: int) -> int:
         """One per output feature."""
         return position.out_features
-
-    def frozen_bytes(self, position: Position, size: int) -> int:
-        """Nothing."""
-        return 0
-
-    def flops_per_token(self, position: Position, size: int) -> int:
-        """No matrix product."""
-        return 0
 
     def build(self, position: Position, size: int, host: nn.Module) -> BitFitUnit:
         """Zero."""

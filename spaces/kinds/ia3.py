@@ -8,19 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.kinds.base import Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage, Unit
 from sparsearch.spaces.positions import Position
 
 __all__ = ["IA3", "IA3Unit"]
 
 
 @dataclass(frozen=True)
-class IA3:
+class IA3(Kind):
     """y -> (1 + scale) * y on a linear's output; on ``ffn.down``, of its input."""
 
     name: ClassVar[str] = "ia3"
-    mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = (
         "*.attn.k",
         "*.attn.v",
@@ -37,22 +35,10 @@ class IA3:
         """The inner activation is the input of ``ffn.down``; elsewhere the output is rescaled."""
         return "input" if position.name.endswith("ffn.down") else "sequential"
 
-    def sizes(self, position: Position) -> tuple[int, ...]:
-        """One candidate."""
-        return (1,)
-
     def params(self, position: Position, size: int) -> int:
         """One per rescaled feature."""
         inner = self.stage(position) == "input"
         return position.in_features if inner else position.out_features
-
-    def frozen_bytes(self, position: Position, size: int) -> int:
-        """Nothing."""
-        return 0
-
-    def flops_per_token(self, position: Position, size: int) -> int:
-        """No matrix product."""
-        return 0
 
     def build(self, position: Position, size: int, host: nn.Module) -> IA3Unit:
         """Zero, a factor of one."""

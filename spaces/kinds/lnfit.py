@@ -9,20 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsearch.spaces.kinds.base import Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage, Unit
 from sparsearch.spaces.positions import Position
 
 __all__ = ["LNFit", "LNFitUnit"]
 
 
 @dataclass(frozen=True)
-class LNFit:
+class LNFit(Kind):
     """delta = gain * normalised(x), so the norm's gain becomes weight + gain."""
 
     name: ClassVar[str] = "lnfit"
-    mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = False
-    default_on: ClassVar[tuple[str, ...]] = ("*",)
 
     def accepts(self, position: Position) -> bool:
         """Any norm."""
@@ -32,21 +29,9 @@ class LNFit:
         """Fed with the norm's input."""
         return "parallel"
 
-    def sizes(self, position: Position) -> tuple[int, ...]:
-        """One candidate."""
-        return (1,)
-
     def params(self, position: Position, size: int) -> int:
         """One per feature."""
         return position.out_features
-
-    def frozen_bytes(self, position: Position, size: int) -> int:
-        """Nothing."""
-        return 0
-
-    def flops_per_token(self, position: Position, size: int) -> int:
-        """No matrix product."""
-        return 0
 
     def build(self, position: Position, size: int, host: nn.Module) -> LNFitUnit:
         """Zero; the epsilon and the form of the norm are read from the backbone's module."""

@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.kinds.base import LowRankUnit, Stage
+from sparsearch.spaces.kinds.base import Kind, LowRankUnit, Stage
 from sparsearch.spaces.positions import Position
 
 __all__ = ["Lora", "LoraUnit"]
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Kind):
     """Low-rank update of a linear, one candidate per rank, so that a search finds the rank too.
 
     Attributes:
@@ -26,9 +26,6 @@ class Lora:
     """
 
     name: ClassVar[str] = "lora"
-    mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = False
-    default_on: ClassVar[tuple[str, ...]] = ("*",)
     max_rank: int = 4
     alpha: float = 16.0
 
@@ -47,10 +44,6 @@ class Lora:
     def params(self, position: Position, size: int) -> int:
         """Rank x (in + out)."""
         return size * (position.in_features + position.out_features)
-
-    def frozen_bytes(self, position: Position, size: int) -> int:
-        """Nothing."""
-        return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """Two thin products."""

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsearch.spaces.kinds.base import Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage, Unit
 from sparsearch.spaces.positions import Position
 
 __all__ = ["LowRankAdapter", "LowRankAdapterUnit"]
 
 
 @dataclass(frozen=True)
-class LowRankAdapter:
+class LowRankAdapter(Kind):
     """An adapter whose two matrices are each an outer product, with biases.
 
     Attributes:
@@ -25,7 +25,6 @@ class LowRankAdapter:
 
     name: ClassVar[str] = "low_rank_adapter"
     mergeable: ClassVar[bool] = False
-    aligns: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     reduction: int = 32
 
@@ -45,10 +44,6 @@ class LowRankAdapter:
         """Down: d + m, bias m; up: m + d, bias d."""
         d = position.out_features
         return (d + size + size) + (size + d + d)
-
-    def frozen_bytes(self, position: Position, size: int) -> int:
-        """Nothing."""
-        return 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """Two products with a vector, and two outer products with a bias."""

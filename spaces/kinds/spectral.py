@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.kinds.base import Basis, LowRankUnit, Stage
+from sparsearch.spaces.kinds.base import Basis, Kind, LowRankUnit, Stage
 from sparsearch.spaces.positions import Position, weight_at
 
 __all__ = ["Spectral", "SpectralUnit"]
@@ -23,7 +23,7 @@ _ITERATIONS = 4
 
 
 @dataclass(frozen=True)
-class Spectral:
+class Spectral(Kind):
     """One trained number per direction, one candidate per block of directions.
 
     A block costs the same few parameters whatever the width of the layer, so that even budgets of a
@@ -35,11 +35,13 @@ class Spectral:
     """
 
     name: ClassVar[str] = "spectral"
-    mergeable: ClassVar[bool] = True
-    aligns: ClassVar[bool] = True
-    default_on: ClassVar[tuple[str, ...]] = ("*",)
     block: int = 16
     max_blocks: int = 8
+
+    @property
+    def aligns(self) -> bool:
+        """The gradient chooses the directions."""
+        return True
 
     def accepts(self, position: Position) -> bool:
         """Any linear that is wide enough for one block."""

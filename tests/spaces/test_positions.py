@@ -9,12 +9,12 @@ from sparsearch.spaces.backbone import base_of, dense_flops_per_token, positions
 from sparsearch.spaces.positions import find, matching, scan
 
 PER_LAYER = {
-    "bert": 10,
-    "roberta": 10,
-    "distilbert": 10,
-    "gpt2": 10,
-    "llama": 11,
-    "t5": 26,
+    "bert": 12,
+    "roberta": 12,
+    "distilbert": 12,
+    "gpt2": 12,
+    "llama": 13,
+    "t5": 31,
 }
 OUTSIDE = {"bert": 1, "roberta": 1, "distilbert": 1, "gpt2": 1, "llama": 1, "t5": 2}
 
@@ -37,6 +37,21 @@ def test_linears_tile_their_modules_without_overlap(build, family):
         width = getattr(modules[name], "out_features", None) or modules[name].nf
         assert spans[0][0] == 0 and spans[-1][1] == width
         assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_what_can_be_cut_is_fed_by_linears_and_read_by_one(build, family):
+    model = build(family)
+    positions = positions_of(model)
+    cuts = [p for p in positions if p.role in ("heads", "neurons")]
+    assert cuts
+    for cut in cuts:
+        sibling = "q" if cut.role == "heads" else "up"
+        stem = cut.name.rpartition(".")[0]
+        assert cut.feeds[0 if cut.role == "heads" else -1].rows == cut.in_features
+        assert find(positions, f"{stem}.{sibling}").out_features == cut.in_features
+        assert all(feed.rows % cut.units == 0 for feed in cut.feeds)
+        grouped = 2 if family == "llama" else 4
+        assert cut.units == (grouped if cut.role == "heads" else cut.in_features)
 
 
 def test_every_linear_of_the_layers_is_a_position(build, family):
