@@ -25,10 +25,10 @@ from sparsearch.spaces.backbone import (
     identify,
     positions_of,
 )
-from sparsearch.spaces.kinds import Kind, LowRankUnit, Unit, add_low_rank
+from sparsearch.spaces.kinds import Kind, LowRankUnit, RemovalUnit, Unit, add_low_rank
 from sparsearch.spaces.kinds.lnfit import LNFitUnit
 from sparsearch.spaces.positions import Position, find
-from sparsearch.spaces.space import make_candidate
+from sparsearch.spaces.space import Candidate, make_candidate, narrow, recount
 from sparsearch.spaces.structure import Structure
 
 __all__ = [
@@ -112,10 +112,11 @@ class _Norm:
 
 
 class _Host:
-    """The hooks of one backbone module: input units, then parallel ones, then sequential ones."""
+    """The hooks of one backbone module: input units, then cuts, parallel ones, and sequential ones."""
 
     def __init__(self) -> None:
         self.before_units: list[_Slot] = []
+        self.cutting: list[_Slot] = []
         self.capturing: list[_Slot] = []
         self.parallel: list[_Slot] = []
         self.captured: list[_Slot] = []
@@ -124,11 +125,13 @@ class _Host:
     def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         for slot in self.capturing:
             slot.seen = args[0]
-        if not self.before_units:
+        if not self.before_units and not self.cutting:
             return None
         x = args[0]
         for slot in _running(self.before_units):
             x = x + slot.delta(args[0]).to(x.dtype)
+        for slot in _running(self.cutting):
+            x = slot.unit(x, slot.gate)
         return (x, *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -156,7 +159,7 @@ class _Host:
             inside = [s for s in self.parallel if s.unit.constant or isinstance(s.unit, LNFitUnit)]
             self.parallel = [slot for slot in self.parallel if slot not in inside]
             yield _Norm(module, inside)
-        if self.before_units or self.capturing:
+        if self.before_units or self.cutting or self.capturing:
             yield module.register_forward_pre_hook(self.before)
         if self.parallel or self.captured or self.sequential:
             yield module.register_forward_hook(self.after)
@@ -236,6 +239,8 @@ def attach_units(
         stage = kind.stage(position)
         if stage == "input":
             host.before_units.append(slot)
+        elif stage == "cut":
+            host.cutting.append(slot)
         elif stage == "sequential":
             host.sequential.append(slot)
         elif position.entry == position.module:
@@ -279,7 +284,10 @@ def attach(model: M, structure: Structure | str | Path) -> M:
         if (folder / "modules.safetensors").is_file():
             weights = load_file(folder / "modules.safetensors")
     units = _check(model, structure)
-    attach_units(model, units)
+    attachment = attach_units(model, units)
+    for candidate, slot in zip(structure.candidates, attachment.slots, strict=True):
+        if isinstance(slot.unit, RemovalUnit):
+            slot.unit.cut(candidate.which)
     try:
         if weights:
             load_weights(model, weights)
@@ -303,16 +311,34 @@ def _check(model: nn.Module, structure: Structure) -> list[tuple[Position, Kind,
     positions = positions_of(model)
     units = []
     for candidate in structure.candidates:
-        kind = structure.kind(candidate.kind)
-        position = find(positions, candidate.position)
+        kind, position = structure.kind(candidate.kind), find(positions, candidate.position)
         if not kind.accepts(position):
             raise StructureError(f"{kind.name} cannot be attached at {position.name}")
-        if make_candidate(kind, position, candidate.size) != candidate:
-            raise StructureError(
-                f"{kind.name} of size {candidate.size} at {position.name} does not cost what the structure says"
-            )
+        _check_cut(kind, position, candidate)
         units.append((position, kind, candidate.size, 1))
+    narrowed = narrow(positions, structure.candidates)
+    for (position, kind, size, _), candidate in zip(units, structure.candidates, strict=True):
+        if candidate != recount(
+            make_candidate(kind, position, size, candidate.which), kind, narrowed
+        ):
+            raise StructureError(
+                f"{kind.name} of size {size} at {position.name} does not cost what the structure says"
+            )
     return units
+
+
+def _check_cut(kind: Kind, position: Position, candidate: Candidate) -> None:
+    """What is cut must exist, each part be cut once, and something be left."""
+    sizes, which = kind.sizes(position) if kind.removes else (), candidate.which
+    if not kind.removes and not which:
+        return
+    if not which or len(set(which)) < len(which) or not set(range(len(sizes))).issuperset(which):
+        raise StructureError(
+            f"{kind.name} at {position.name}: {list(which)} cannot be cut; its {len(sizes)} parts are "
+            "numbered from 0, each is cut at most once"
+        )
+    if sum(sizes[i] for i in which) != candidate.size or len(which) == len(sizes):
+        raise StructureError(f"{candidate.size} {kind.name} cannot be cut at {position.name}")
 
 
 def detach(model: M) -> M:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from typing import Any
@@ -22,7 +22,9 @@ __all__ = [
     "Space",
     "build_space",
     "make_candidate",
+    "narrow",
     "preset_names",
+    "recount",
 ]
 
 BYTES_PER_PARAM = 4
@@ -30,16 +32,18 @@ BYTES_PER_PARAM = 4
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing that may be attached at one position.
+    """One thing that may be attached or cut at one position.
 
     Attributes:
         position: Canonical name.
         kind: Name of the kind.
-        size: Rank or bottleneck width; 1 for a kind that has no size.
+        size: Rank, bottleneck width, heads or neurons; 1 for a kind that has no size.
         params: Trainable parameters.
         flops_per_token: FLOPs per token as attached.
-        merged_flops_per_token: FLOPs per token that remain at inference after merging.
+        merged_flops_per_token: FLOPs per token that remain at inference after merging; negative for what is cut.
         frozen_bytes: Bytes of what is stored with it but not trained.
+        flops_per_pair: The same per token and token of the sequence.
+        which: Numbers of the heads or of the blocks of neurons that are cut; empty for what is attached.
     """
 
     position: str
@@ -49,6 +53,12 @@ class Candidate:
     flops_per_token: int
     merged_flops_per_token: int
     frozen_bytes: int = 0
+    flops_per_pair: int = 0
+    which: tuple[int, ...] = ()
+
+    def inference_flops(self, tokens: int) -> int:
+        """FLOPs per token after merging, in sequences of so many tokens."""
+        return self.merged_flops_per_token + tokens * self.flops_per_pair
 
     @property
     def bytes(self) -> int:
@@ -56,7 +66,9 @@ class Candidate:
         return BYTES_PER_PARAM * self.params + self.frozen_bytes
 
 
-def make_candidate(kind: Kind, position: Position, size: int) -> Candidate:
+def make_candidate(
+    kind: Kind, position: Position, size: int, which: tuple[int, ...] = ()
+) -> Candidate:
     """A candidate with its costs."""
     flops = kind.flops_per_token(position, size)
     return Candidate(
@@ -67,7 +79,41 @@ def make_candidate(kind: Kind, position: Position, size: int) -> Candidate:
         flops,
         0 if kind.mergeable else flops,
         kind.frozen_bytes(position, size),
+        kind.flops_per_pair(position, size),
+        which,
     )
+
+
+def narrow(positions: Sequence[Position], candidates: Iterable[Candidate]) -> tuple[Position, ...]:
+    """The positions of a backbone from which some candidates have been cut.
+
+    Linears that feed a head or a neuron lose outputs, and the one that reads it inputs.
+    """
+    narrower: dict[tuple[str, int], int] = {}
+    shorter: dict[str, int] = {}
+    for candidate in candidates:
+        if candidate.which:
+            cut = find(positions, candidate.position)
+            for feed in cut.feeds:
+                narrower[feed.module, feed.start] = candidate.size * feed.rows // cut.units
+            shorter[cut.module] = candidate.size * cut.in_features // cut.units
+    return tuple(
+        replace(
+            p,
+            in_features=p.in_features - shorter.get(p.module, 0),
+            out_features=p.out_features - narrower.get((p.module, p.start), 0),
+        )
+        if p.role == "linear"
+        else p
+        for p in positions
+    )
+
+
+def recount(candidate: Candidate, kind: Kind, narrowed: Sequence[Position]) -> Candidate:
+    """A candidate's costs on a backbone from which something was cut; what is cut costs what it did."""
+    if candidate.which:
+        return candidate
+    return make_candidate(kind, find(narrowed, candidate.position), candidate.size)
 
 
 @dataclass(frozen=True)
@@ -163,7 +209,11 @@ def build_space(
                     f"space.kinds.{name}.on: {pattern!r} matches no position that {name} accepts "
                     f"(positions are named like {positions[1].name!r})"
                 )
-        candidates += [make_candidate(kind, p, size) for p in found for size in kind.sizes(p)]
+        candidates += [
+            make_candidate(kind, p, size, (i,) if kind.removes else ())
+            for p in found
+            for i, size in enumerate(kind.sizes(p))
+        ]
     if not problems and not candidates:
         problems.append("the space is empty: no kind finds a position in this model")
     if problems:

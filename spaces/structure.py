@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sparsearch.errors import ConfigError, StructureError
 from sparsearch.spaces.backbone import BackboneId
 from sparsearch.spaces.kinds import Kind, make_kind
-from sparsearch.spaces.space import Candidate, Space, make_candidate
+from sparsearch.spaces.space import Candidate, Space, make_candidate, narrow, recount
 
 __all__ = ["SCHEMA_VERSION", "Provenance", "Structure", "json_schema", "make_structure"]
 
@@ -68,8 +68,12 @@ class Structure:
 
     @property
     def merged_flops_per_token(self) -> int:
-        """FLOPs per token that the structure adds at inference, after merging what merges."""
+        """FLOPs per token that the structure adds at inference, after merging what merges and cutting."""
         return sum(c.merged_flops_per_token for c in self.candidates)
+
+    def inference_flops(self, tokens: int) -> int:
+        """The same in sequences of so many tokens: what is cut of attention counts with their length."""
+        return sum(c.inference_flops(tokens) for c in self.candidates)
 
     @cached_property
     def hash(self) -> str:
@@ -78,7 +82,10 @@ class Structure:
         content = {
             "backbone": [self.backbone.config_hash, self.backbone.weight_fingerprint],
             "task_type": self.task_type,
-            "candidates": [[c["position"], c["kind"], c["size"]] for c in document["candidates"]],
+            "candidates": [
+                [c["position"], c["kind"], c["size"]] + ([c["which"]] if c["which"] else [])
+                for c in document["candidates"]
+            ],
             "kinds": document["kinds"],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -93,7 +100,7 @@ class Structure:
             "backbone": self.backbone.as_dict(),
             "task_type": self.task_type,
             "kinds": {k.name: dataclasses.asdict(k) for k in self.kinds},  # type: ignore[call-overload]
-            "candidates": [dataclasses.asdict(c) for c in self.candidates],
+            "candidates": [dataclasses.asdict(c) | {"which": [*c.which]} for c in self.candidates],
             "costs": {
                 "trainable_params": self.trainable_params,
                 "bytes": self.bytes,
@@ -132,7 +139,10 @@ class Structure:
         structure = cls(
             BackboneId(**document.backbone.model_dump()),
             document.task_type,
-            tuple(Candidate(**c.model_dump()) for c in document.candidates),
+            tuple(
+                Candidate(**c.model_dump() | {"which": tuple(c.which)})
+                for c in document.candidates
+            ),
             kinds,
             Provenance(**document.provenance.model_dump()),
         )
@@ -165,14 +175,20 @@ def make_structure(
     task_type: str,
     provenance: Provenance = Provenance(),  # noqa: B008 - frozen
 ) -> Structure:
-    """A structure from chosen candidates: units of one (position, kind) add up, order is the space's."""
-    sizes: dict[tuple[str, str], int] = {}
+    """A structure from chosen candidates: units of one (position, kind) add up, order is the space's.
+
+    What is cut makes the rest cheaper: a low-rank unit loses its rows on a head that is gone.
+    """
+    parts: dict[tuple[str, str], list[Candidate]] = {}
     for c in chosen:
-        sizes[c.position, c.kind] = sizes.get((c.position, c.kind), 0) + c.size
-    merged = [
-        make_candidate(space.kinds[kind], space.position(position), size)
-        for (position, kind), size in sizes.items()
-    ]
+        parts.setdefault((c.position, c.kind), []).append(c)
+    merged = []
+    for (position, kind), group in parts.items():
+        which = tuple(sorted(i for c in group for i in c.which))
+        size = sum(c.size for c in group)
+        merged.append(make_candidate(space.kinds[kind], space.position(position), size, which))
+    narrowed = narrow(space.positions, merged)
+    merged = [recount(c, space.kinds[c.kind], narrowed) for c in merged]
     order = {p.name: i for i, p in enumerate(space.positions)}
     kind_order = {name: i for i, name in enumerate(space.kinds)}
     candidates = sorted(merged, key=lambda c: (order[c.position], kind_order[c.kind]))
@@ -202,6 +218,8 @@ class _CandidateDocument(_Strict):
     flops_per_token: int
     merged_flops_per_token: int
     frozen_bytes: int = 0
+    flops_per_pair: int = 0
+    which: list[int] = []
 
 
 class _CostsDocument(_Strict):

@@ -33,7 +33,17 @@ __all__ = [
     "spread_budgets",
 ]
 
-KIND_NAMES = ("lora", "spectral", "bitfit", "lnfit", "low_rank_adapter", "adapter", "ia3")
+KIND_NAMES = (
+    "lora",
+    "spectral",
+    "bitfit",
+    "lnfit",
+    "low_rank_adapter",
+    "adapter",
+    "ia3",
+    "heads",
+    "neurons",
+)
 """Every kind; a test compares it with the registry, which this leaf module may not import."""
 
 Strategy = Literal[
@@ -183,8 +193,10 @@ class BudgetConfig(_Section):
 
     @model_validator(mode="after")
     def _limits_something(self) -> BudgetConfig:
-        if self.max_trainable_params is None and self.max_bytes is None:
-            raise ValueError("a budget needs max_trainable_params or max_bytes")
+        if not (self.max_trainable_params or self.max_bytes or self.max_inference_flops):
+            raise ValueError(
+                "a budget limits nothing; give max_trainable_params, max_bytes or max_inference_flops"
+            )
         return self
 
 

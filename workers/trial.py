@@ -79,14 +79,15 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
     config = bench.config.train
     attach_anew(bench.model, structure, bench.starts, config, trial.seed, trial.number)
     result = _train(bench, bench.model, trial, observe)
-    dense = dense_flops_per_token(bench.space.positions, bench.task.max_length)
+    tokens = bench.task.max_length
+    dense = dense_flops_per_token(bench.space.positions, tokens)
     return Outcome(
         "ok",
         measurements=_measure(bench, bench.model, result),
         structure=structure,
         trainable_params=structure.trainable_params,
         head_params=_head_params(bench.model),
-        inference_flops_ratio=1.0 + structure.merged_flops_per_token / dense,
+        inference_flops_ratio=1.0 + structure.inference_flops(tokens) / dense,
         weights=pack_weights(bench.model, bench.task.classes),
         ranking=ranking,
     )

@@ -9,12 +9,14 @@ from sparsearch.spaces.kinds.base import (
     add_low_rank,
 )
 from sparsearch.spaces.kinds.registry import KINDS, make_kind
+from sparsearch.spaces.kinds.removal import RemovalUnit
 
 __all__ = [
     "KINDS",
     "Basis",
     "Kind",
     "LowRankUnit",
+    "RemovalUnit",
     "Stage",
     "Unit",
     "add_low_rank",

@@ -13,9 +13,9 @@ from sparsearch.spaces.positions import Position
 
 __all__ = ["Basis", "Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
 
-Stage = Literal["input", "parallel", "sequential"]
-"""Where a unit acts: on the position's input, beside it (fed with its input), or after it (fed with its
-output). S3PET section 3: y' = f(x) + sum z_k D_k(x), then y" = y' + sum z_m D_m(y')."""
+Stage = Literal["input", "cut", "parallel", "sequential"]
+"""Where a unit acts: on the position's input, as a factor on that, beside it (fed with its input), or after it
+(fed with its output). S3PET section 3: y' = f(x) + sum z_k D_k(x), then y" = y' + sum z_m D_m(y')."""
 
 
 Basis = tuple[Tensor, ...]
@@ -26,6 +26,8 @@ class Kind:
     """What may be attached or cut, and what it costs. Options of a kind are the fields of its dataclass."""
 
     name: ClassVar[str]
+    removes: ClassVar[bool] = False
+    """Whether a candidate is something of the backbone that is cut; its FLOPs are then negative."""
     mergeable: ClassVar[bool] = True
     """Whether the unit folds into the backbone's weights and then adds no inference FLOPs of its own."""
     default_on: ClassVar[tuple[str, ...]] = ("*",)
@@ -62,6 +64,10 @@ class Kind:
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """FLOPs (2 x MACs) of the matrix products that the attached unit adds per token."""
+        return 0
+
+    def flops_per_pair(self, position: Position, size: int) -> int:
+        """FLOPs added per token and token of the sequence, as attention's scores cost them."""
         return 0
 
     def build(self, position: Position, size: int, host: nn.Module) -> Unit:

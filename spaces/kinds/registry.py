@@ -10,16 +10,19 @@ from sparsearch.errors import ConfigError
 from sparsearch.spaces.kinds.adapter import Adapter
 from sparsearch.spaces.kinds.base import Kind
 from sparsearch.spaces.kinds.bitfit import BitFit
+from sparsearch.spaces.kinds.heads import Heads
 from sparsearch.spaces.kinds.ia3 import IA3
 from sparsearch.spaces.kinds.lnfit import LNFit
 from sparsearch.spaces.kinds.lora import Lora
 from sparsearch.spaces.kinds.low_rank_adapter import LowRankAdapter
+from sparsearch.spaces.kinds.neurons import Neurons
 from sparsearch.spaces.kinds.spectral import Spectral
 
 __all__ = ["KINDS", "make_kind"]
 
 KINDS: Mapping[str, type[Kind]] = {
-    kind.name: kind for kind in (Lora, Spectral, BitFit, LNFit, LowRankAdapter, Adapter, IA3)
+    kind.name: kind
+    for kind in (Lora, Spectral, BitFit, LNFit, LowRankAdapter, Adapter, IA3, Heads, Neurons)
 }
 
 

@@ -1,0 +1,28 @@
+"""Neurons of feed-forward layers that may be cut, in blocks (EarlyBERT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsearch.spaces.kinds.removal import Removal
+from sparsearch.spaces.positions import Position
+
+__all__ = ["Neurons"]
+
+
+@dataclass(frozen=True)
+class Neurons(Removal):
+    """One candidate per block of neighbouring neurons.
+
+    Attributes:
+        block: Neurons of a candidate; 1 for single ones. Blocks keep matrix widths aligned.
+    """
+
+    name: ClassVar[str] = "neurons"
+    block: int = 64
+
+    def sizes(self, position: Position) -> tuple[int, ...]:
+        """Whole blocks, and what is left over."""
+        whole, rest = divmod(position.units, self.block)
+        return (self.block,) * whole + ((rest,) if rest else ())

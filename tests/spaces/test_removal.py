@@ -1,0 +1,168 @@
+"""Heads and neurons: what is cut, by gates and by structures, and what that saves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sparsearch.errors import StructureError
+from sparsearch.spaces.attach import attach, attach_units, attachment_of, detach, weights_of
+from sparsearch.spaces.backbone import base_of, dense_flops_per_token, identify, positions_of
+from sparsearch.spaces.kinds import make_kind
+from sparsearch.spaces.positions import find
+from sparsearch.spaces.space import build_space, narrow
+from sparsearch.spaces.structure import Structure, make_structure
+
+KINDS = {"heads": {}, "neurons": {"block": 24}, "lora": {"max_rank": 2}, "bitfit": {}}
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def masked_logits(model, inputs, removed):
+    """The plain way: features of removed units are set to zero before they are read."""
+    handles = []
+    for position, features in removed:
+
+        def zero(module, args, features=features):
+            x = args[0].clone()
+            x[..., features] = 0
+            return (x, *args[1:])
+
+        handles.append(
+            base_of(model).get_submodule(position.module).register_forward_pre_hook(zero)
+        )
+    found = logits(model, inputs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def cuts(model):
+    """Position, candidates to cut, features that they are."""
+    for position in positions_of(model):
+        if position.role == "heads":
+            width = position.in_features // position.units
+            yield position, make_kind("heads", {}), (1,), list(range(width, 2 * width))
+        elif position.role == "neurons":
+            yield (
+                position,
+                make_kind("neurons", {"block": 24}),
+                (0, 2),
+                [*range(24), *range(48, 64)],
+            )
+
+
+def test_a_cut_by_gates_and_by_a_structure_is_zero_in_front_of_the_reader(build, family, inputs):
+    model = build(family)
+    dense, wanted = logits(model, inputs), list(cuts(model))
+    expected = masked_logits(model, inputs, [(p, features) for p, _, _, features in wanted])
+    assert not torch.allclose(expected, dense)
+    units = [(p, k, p.units, len(k.sizes(p))) for p, k, _, _ in wanted]
+    attachment = attach_units(model, units)
+    z = torch.cat(
+        [
+            torch.zeros(len(k.sizes(p))).index_fill(0, torch.tensor(which), 1.0)
+            for p, k, which, _ in wanted
+        ]
+    )
+    with attachment.gated(z):
+        assert torch.allclose(logits(model, inputs), expected, atol=1e-6)
+    with attachment.gated(torch.zeros_like(z)):
+        assert torch.equal(logits(model, inputs), dense)
+    detach(model)
+    space = build_space(model, kinds={"heads": {}, "neurons": {"block": 24}})
+    chosen = [
+        c
+        for c in space.candidates
+        for p, k, which, _ in wanted
+        if (c.position, c.kind) == (p.name, k.name) and c.which[0] in which
+    ]
+    structure = make_structure(space, chosen, identify(model), "classification")
+    again = Structure.from_json(structure.to_json())
+    assert again == structure and again.hash == structure.hash
+    attach(model, again)
+    assert torch.allclose(logits(model, inputs), expected, atol=1e-6)
+    assert not [n for n in weights_of(model) if not n.startswith("head:")]
+    detach(model)
+    assert torch.equal(logits(model, inputs), dense)
+
+
+def test_everything_cut_costs_all_the_dense_flops(build, family):
+    space = build_space(build(family), kinds={"heads": {}, "neurons": {"block": 24}})
+    for tokens in (1, 7, 128):
+        saved = sum(c.inference_flops(tokens) for c in space.candidates)
+        assert saved == -dense_flops_per_token(space.positions, tokens)
+    assert all(c.params == 0 and c.bytes == 0 for c in space.candidates)
+
+
+def test_what_is_cut_makes_the_rest_cheaper(build, family):
+    model = build(family)
+    space = build_space(model, kinds=KINDS)
+    prefix = "decoder." if family == "t5" else ""
+    names = {f"{prefix}layers.1.{n}" for n in ("attn.q", "attn.o", "attn.v", "ffn.down", "ffn.up")}
+    chosen = [c for c in space.candidates if c.position in names]
+    whole = make_structure(space, chosen, identify(model), "classification")
+    removed = [
+        c
+        for c in space.candidates
+        if c.position == f"{prefix}layers.1.attn.heads"
+        and c.which == (0,)
+        or c.position == f"{prefix}layers.1.ffn.neurons"
+        and c.which == (1,)
+    ]
+    cut = make_structure(space, [*chosen, *removed], identify(model), "classification")
+    heads = find(space.positions, f"{prefix}layers.1.attn.heads")
+    q, v = (feed.rows // heads.units for feed in (heads.feeds[0], heads.feeds[2]))
+    # rank 2 and a bias: rows of q, v and up, columns of o and down; biases of q, v and up
+    lora, bias = 2 * (q + v + q + 24 + 24), q + v + 24
+    assert whole.trainable_params - cut.trainable_params == lora + bias
+    attach(model, cut)
+    assert attachment_of(model) is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"which": (9,)}, "cannot be cut"),
+        ({"which": (1, 1), "size": 2}, "cannot be cut"),
+        ({"which": ()}, "cannot be cut"),
+        ({"size": 2}, "2 heads cannot be cut"),
+        ({"which": (0, 1, 2, 3), "size": 4}, "4 heads cannot be cut"),
+        ({"flops_per_pair": 0}, "does not cost"),
+    ],
+)
+def test_a_cut_that_cannot_be_is_refused_and_nothing_is_attached(build, change, message):
+    model = build("bert")
+    space = build_space(model, kinds={"heads": {}})
+    good = make_structure(space, space.candidates[1:2], identify(model), "classification")
+    bad = dataclasses.replace(
+        good, candidates=(dataclasses.replace(good.candidates[0], **change),)
+    )
+    with pytest.raises(StructureError, match=message):
+        attach(model, bad)
+    assert attachment_of(model) is None
+
+
+def test_what_is_attached_cannot_name_parts_to_cut(build):
+    model = build("bert")
+    space = build_space(model, kinds={"lora": {}})
+    good = make_structure(space, space.candidates[:1], identify(model), "classification")
+    bad = dataclasses.replace(
+        good, candidates=(dataclasses.replace(good.candidates[0], which=(0,)),)
+    )
+    with pytest.raises(StructureError, match="cannot be cut"):
+        attach(model, bad)
+
+
+def test_positions_narrow_only_where_something_is_cut(build, family):
+    model = build(family)
+    space = build_space(model, kinds={"heads": {}})
+    narrowed = narrow(space.positions, space.candidates[:1])
+    changed = {p.name for p, q in zip(space.positions, narrowed, strict=True) if p != q}
+    stem = space.candidates[0].position.removesuffix("heads")
+    assert changed == {stem + part for part in "qkvo"}
