@@ -52,8 +52,8 @@ def cuts(model):
             yield (
                 position,
                 make_kind("neurons", {"block": 24}),
-                (0, 2),
-                [*range(24), *range(48, 64)],
+                (0, 1),
+                [*range(48)],
             )
 
 
