@@ -48,6 +48,8 @@ class BilevelSearch:
         budget: Expected cost that the gates hold; at the end, where it falls.
         seed: Of the halves, batches, noise and dropout.
         largest: Upper end of the range that budgets are drawn from, where they are.
+        to_save: FLOPs per token that cuts save: the range that they are drawn from; the gates start at none and
+            reach it cubically over the first half (the schedule of Zhu and Gupta 2017).
         settled: Whether the search may stop early.
         hard: From alpha to the hard structure that it would be cut to, as gates 0 and 1.
 
@@ -65,11 +67,13 @@ class BilevelSearch:
         budget: float,
         seed: int,
         largest: float | None = None,
+        to_save: tuple[float, float] = (0.0, 0.0),
         settled: Settled = lambda alpha: False,
         hard: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.supernet, self.gates, self.config, self.budget = supernet, gates, config, budget
         self.task, self.settled, self.hard = task, settled, hard
+        self.to_save = to_save
         self.smallest, self.largest = budget, budget if largest is None else largest
         self.taken = 0
         self.seed, self.dropout = seed, train.dropout
@@ -146,11 +150,16 @@ class BilevelSearch:
             cooling = config.final_temperature / config.temperature
             self.gates.temperature = config.temperature * cooling**share
         if config.budget_schedule == "sampled":
-            share = float(torch.rand((), generator=self.budgets))
-            self.budget = self.smallest * (self.largest / self.smallest) ** share
+            drawn = float(torch.rand((), generator=self.budgets))
+            self.budget = self.smallest * (self.largest / self.smallest) ** drawn
         elif config.budget_schedule == "annealed":
             whole = float(self.gates.cost.sum())
             self.budget = whole * (self.smallest / whole) ** min(1.0, 2 * share)
+        least, most = self.to_save
+        if most > 0:
+            drawn = float(torch.rand((), generator=self.budgets)) if least < most else 1.0
+            ramp = 1 - (1 - min(1.0, 2 * share)) ** 3
+            self.gates.to_save = ramp * (least + (most - least) * drawn)
         if config.skip_below and (step - 1) % _REFRESH == 0 and step > self.warm_steps:
             self.supernet.attachment.skip(self.idle.refresh(max(self.budget, self.largest)))
 

@@ -10,8 +10,9 @@ import numpy as np
 from sparsearch.errors import InfeasibleError
 from sparsearch.spaces.backbone import dense_flops_per_token
 from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.kinds import Removal
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.space import Candidate, Space
+from sparsearch.spaces.space import Candidate, Space, narrow, recount
 
 __all__ = ["Limits", "cut", "kept", "smallest"]
 
@@ -26,6 +27,7 @@ class Limits:
     """
 
     def __init__(self, space: Space, budget: Budget, tokens: int = 128) -> None:
+        self.tokens = tokens
         self.params = budget.max_trainable_params
         self.bytes = budget.max_bytes
         self.flops: int | None = None
@@ -38,7 +40,7 @@ class Limits:
         return self.fit(
             sum(c.params for c in candidates),
             sum(c.bytes for c in candidates),
-            sum(c.merged_flops_per_token for c in candidates),
+            sum(c.inference_flops(self.tokens) for c in candidates),
         )
 
     def fit(self, params: int, size: int, flops: int) -> bool:
@@ -46,12 +48,12 @@ class Limits:
         caps = ((params, self.params), (size, self.bytes), (flops, self.flops))
         return all(cap is None or value <= cap for value, cap in caps)
 
-    def fill(self, candidates: Sequence[Candidate]) -> list[int]:
-        """Indices of what is kept when each candidate in turn is taken if it still fits."""
-        params = size = flops = 0
+    def fill(self, candidates: Sequence[Candidate], flops: int = 0) -> list[int]:
+        """Indices of what is kept when each candidate in turn is taken if it still fits, over such FLOPs."""
+        params = size = 0
         kept = []
         for i, c in enumerate(candidates):
-            total = (params + c.params, size + c.bytes, flops + c.merged_flops_per_token)
+            total = (params + c.params, size + c.bytes, flops + c.inference_flops(self.tokens))
             if self.fit(*total):
                 params, size, flops = total
                 kept.append(i)
@@ -59,8 +61,8 @@ class Limits:
 
 
 def smallest(space: Space) -> Candidate:
-    """The candidate with the fewest parameters."""
-    return min(space.candidates, key=lambda c: c.params)
+    """What can be attached with the fewest parameters."""
+    return min((c for c in space.candidates if not c.which), key=lambda c: c.params)
 
 
 def cut(
@@ -96,16 +98,60 @@ def kept(
     """
     assert len(scores) == len(space.candidates), "the ranking belongs to another space"
     limits = Limits(space, budget, tokens)
-    low = min(scores)
-    value = [score - low for score in scores]
+    removed = _removed(space, scores, limits, rule, budget)
+    candidates = list(space.candidates)
+    if removed:
+        narrowed = narrow(space.positions, [candidates[i] for i in removed])
+        candidates = [recount(c, space.kinds[c.kind], narrowed) for c in candidates]
+    offered = [i for i, c in enumerate(candidates) if not c.which]
+    if not offered:
+        return removed
+    low = min(scores[i] for i in offered)
+    value = [scores[i] - low for i in offered]
     if rule == "knapsack" and limits.params is not None:
-        value = _knapsack(value, [c.params for c in space.candidates], limits.params)
+        value = _knapsack(value, [candidates[i].params for i in offered], limits.params)
     elif rule == "density":
-        value = [v / c.params for v, c in zip(value, space.candidates, strict=True)]
-    order = sorted(range(len(value)), key=lambda i: -value[i])
-    found = [order[i] for i in limits.fill([space.candidates[i] for i in order])]
+        value = [v / max(1, candidates[i].params) for v, i in zip(value, offered, strict=True)]
+    order = [offered[k] for k in sorted(range(len(value)), key=lambda k: -value[k])]
+    saved = sum(candidates[i].inference_flops(tokens) for i in removed)
+    found = [order[k] for k in limits.fill([candidates[i] for i in order], saved)]
     if not found:
         raise infeasible(space, budget)
+    return sorted(removed + found)
+
+
+def _removed(
+    space: Space, scores: Sequence[float], limits: Limits, rule: str, budget: Budget
+) -> list[int]:
+    """What is cut to meet a limit on FLOPs: the highest scores, never the last head or 64 neurons of a layer.
+
+    With ``density``, those whose loss (the highest score minus theirs) is smallest per FLOP saved.
+    What turns out not to be needed stays.
+    """
+    if limits.flops is None or limits.flops >= 0:
+        return []
+    flops = {i: space.candidates[i].inference_flops(limits.tokens) for i in space.removals}
+    high = max((scores[i] for i in flops), default=0.0)
+    price = {i: (high - scores[i]) / (-f if rule == "density" else 1) for i, f in flops.items()}
+    left: dict[str, int] = {}
+    found, total = [], 0
+    for i in sorted(flops, key=lambda i: price[i]):
+        if total <= limits.flops:
+            break
+        c = space.candidates[i]
+        kind, position = space.kinds[c.kind], space.position(c.position)
+        assert isinstance(kind, Removal), "only removals name what they cut"
+        stays = left.setdefault(c.position, position.units) - c.size
+        if stays >= kind.least(position):
+            left[c.position] = stays
+            found.append(i)
+            total += flops[i]
+    if total > limits.flops:
+        raise _not_that_few(space, budget, limits.tokens, total)
+    for i in reversed(found[:-1]):
+        if total - flops[i] <= limits.flops:
+            found.remove(i)
+            total -= flops[i]
     return sorted(found)
 
 
@@ -136,14 +182,24 @@ def infeasible(space: Space, budget: Budget) -> InfeasibleError:
     """The error of a budget that no candidate of the space fits."""
     least = smallest(space)
     have = f" = {budget.max_trainable_params:,} parameters" if budget.max_trainable_params else ""
-    if budget.max_inference_flops is not None and budget.max_inference_flops < 1.0:
-        return InfeasibleError(
-            f"budget {budget.text}: nothing in this space removes FLOPs; the least it can reach is 100%",
-            "leave max_inference_flops out",
-        )
     share = 100 * least.params / space.backbone_params
     return InfeasibleError(
         f"budget {budget.text}{have} is too small for any candidate; the smallest is {least.kind} at "
         f"{least.position} with {least.params:,} parameters ({share:.4g}% of the backbone, {least.bytes:,} bytes)",
         f"allow at least {least.params} parameters, or add smaller kinds to the space",
+    )
+
+
+def _not_that_few(space: Space, budget: Budget, tokens: int, total: int) -> InfeasibleError:
+    """The error of a limit on FLOPs that cutting everything but the guarded rest does not meet."""
+    reached = 100 * (1 + total / dense_flops_per_token(space.positions, tokens))
+    if not space.removals:
+        return InfeasibleError(
+            f"budget {budget.text}: nothing in this space removes FLOPs; the least it can reach is 100%",
+            "leave max_inference_flops out, or add the kinds heads and neurons to the space",
+        )
+    return InfeasibleError(
+        f"budget {budget.text}: one head and 64 neurons stay in each layer, so that the least it can reach "
+        f"is {math.ceil(10 * reached) / 10:.1f}%",
+        "allow more FLOPs",
     )

@@ -13,13 +13,17 @@ __all__ = ["Gates", "IdleUnits"]
 
 _EPS = 1e-12
 _STRETCH = (-0.1, 1.1)
+_NEVER = -30.0
 
 
 class Gates(nn.Module):
-    """One gate per candidate.
+    """One gate per candidate; two budgets have two shifts.
+
+    What is cut has its own shift, which holds the expected FLOPs saved at ``to_save``; what is attached is then
+    priced by what is expected to be left of its position.
 
     Args:
-        cost: (gates,) positive costs, parameters of each candidate.
+        cost: (gates,) parameters of each candidate, positive, or 0 for what is cut.
         control: ``shift`` (global sigmoid, S3PET eq. 8), ``tau-theta`` (softmax), or ``l0`` (no
             budget, a penalty).
         gradient: ``exact`` implicit gradient of the shift, or S3PET's ``detach`` trick.
@@ -27,6 +31,11 @@ class Gates(nn.Module):
             2018), or ``none``: z = p.
         temperature: Of the relaxation.
         beta: Of the sigmoid.
+        saving: (gates,) FLOPs that a cut saves, 0 for what is attached; None where nothing can be cut.
+        overlap: (gates, gates) sparse: parameters that candidate i loses where j is cut.
+
+    Attributes:
+        to_save: Expected FLOPs saved, in the unit of ``saving``.
     """
 
     def __init__(
@@ -38,6 +47,8 @@ class Gates(nn.Module):
         relaxation: str = "concrete",
         temperature: float = 1.0,
         beta: float = 1.0,
+        saving: Tensor | None = None,
+        overlap: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(cost.shape[0], device=cost.device))
@@ -45,20 +56,46 @@ class Gates(nn.Module):
         self.register_buffer("cost", cost.double())
         self.control, self.gradient, self.relaxation = control, gradient, relaxation
         self.temperature, self.beta = temperature, beta
+        self.to_save = 0.0
+        self.saving, self.overlap = saving, overlap
+        if saving is not None:
+            self.cuts = saving.nonzero().flatten()
+            self.attached = (saving == 0).nonzero().flatten()
 
     def logits(self, budget: float) -> Tensor:
         """logit(p) of every gate, float64: (gates,)."""
+        if self.saving is None:
+            return self._logits(self.alpha, self.cost, budget)
+        alpha, cuts, attached = self.alpha, self.cuts, self.attached
+        found = torch.full_like(alpha, _NEVER, dtype=torch.float64)
+        if self.to_save > 0:
+            saved = shifted_logits(alpha[cuts], self.saving[cuts], self.to_save, self.beta)
+            found = found.index_copy(0, cuts, saved)
+        if len(attached):
+            cost = self.expected_cost(torch.sigmoid(found.detach()))[attached]
+            found = found.index_copy(0, attached, self._logits(alpha[attached], cost, budget))
+        return found
+
+    def expected_cost(self, p: Tensor) -> Tensor:
+        """Parameters of each candidate where cuts are made with probability p: (gates,)."""
+        if self.overlap is None:
+            return self.cost
+        cut = torch.zeros_like(p).index_copy(0, self.cuts, p[self.cuts])
+        return (self.cost - self.overlap @ cut).clamp_min(_EPS)
+
+    def _logits(self, alpha: Tensor, cost: Tensor, budget: float) -> Tensor:
+        """Those of gates under one budget."""
         if self.control == "l0":
-            return self.alpha.double() / self.beta
+            return alpha.double() / self.beta
         if self.control == "tau-theta":
-            tau = solve_tau(self.alpha, self.cost, budget)
-            share = torch.softmax(self.alpha.double() / tau, dim=0)
-            p = budget * share / (self.cost * share).sum()
+            tau = solve_tau(alpha, cost, budget)
+            share = torch.softmax(alpha.double() / tau, dim=0)
+            p = budget * share / (cost * share).sum()
             return torch.logit(p, eps=_EPS)
         if self.gradient == "exact":
-            return shifted_logits(self.alpha, self.cost, budget, self.beta)
-        shift = solve_shift(self.alpha, self.cost, budget, self.beta)
-        p = torch.sigmoid((self.alpha.double() - shift) / self.beta)
+            return shifted_logits(alpha, cost, budget, self.beta)
+        shift = solve_shift(alpha, cost, budget, self.beta)
+        p = torch.sigmoid((alpha.double() - shift) / self.beta)
         total = p.sum()
         return torch.logit(p * (total.detach() / total), eps=_EPS)
 

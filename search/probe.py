@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ def probe(
     ``step``: the same times the kind's learning rate. ``l2``: sum g^2, what a gradient step would
     gain (GoRA, PAGE). ``fisher``: mean over rows of g^2 (FISH mask; its diagonal). ``weight``:
     sum |g w| after a few training steps, since w = 0 says nothing at the identity (SNIP, Taylor).
+    What may be cut is scored by minus the mean |dL/dz| of its gate, whatever the score (Michel et al. 2019).
 
     Args:
         supernet: With a warm head and untrained units; ``weight`` trains the units.
@@ -36,19 +38,27 @@ def probe(
         seed: Of the sample.
 
     Returns:
-        (candidates,) non-negative scores on the CPU.
+        (candidates,) scores on the CPU; non-negative for what is attached, non-positive for what is cut.
     """
     parameters = list(supernet.attachment.units.parameters())
+    cuts = supernet.removals
     rows = sample_rows(task, seed, config.rows)
     if config.score == "weight":
         _train_briefly(supernet, task, rows, train)
     size = 1 if config.score == "fisher" else 32
-    gradients = batch_gradients(supernet.model, task, rows, parameters, train.precision, size)
+    z = torch.where(cuts, 0.0, 1.0).to(next(supernet.model.parameters()).device)
+    watched = [*parameters, z.requires_grad_()] if cuts.any() else parameters
     total = [torch.zeros_like(p) for p in parameters]
-    for found in gradients:
-        torch._foreach_add_(total, torch._foreach_pow(found, 2) if size == 1 else found)
+    importance, batches = torch.zeros_like(z), 0
+    with supernet.attachment.gated(z) if cuts.any() else nullcontext():
+        for found in batch_gradients(supernet.model, task, rows, watched, train.precision, size):
+            own = found[: len(parameters)]
+            torch._foreach_add_(total, torch._foreach_pow(own, 2) if size == 1 else own)
+            importance += found[-1].abs() if cuts.any() else 0.0
+            batches += 1
     worth = _worth(config.score, total, parameters, _rates(supernet.model, train))
-    return torch.cat(list(_per_candidate(supernet, dict(zip(parameters, worth, strict=True)))))
+    scores = torch.cat(list(_per_candidate(supernet, dict(zip(parameters, worth, strict=True)))))
+    return torch.where(cuts, -importance.detach().cpu() / batches, scores)
 
 
 def _worth(

@@ -27,7 +27,7 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import Kind, make_kind
 from sparsearch.spaces.positions import Position, matching
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.space import BYTES_PER_PARAM, Candidate, Space, make_candidate
+from sparsearch.spaces.space import BYTES_PER_PARAM, Candidate, Space, make_candidate, overlaps
 
 __all__ = ["RANKERS", "REFERENCES", "UNIFORM", "Problem", "rank", "uniform"]
 
@@ -64,25 +64,20 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
     task = problem.task
     supernet = open_supernet(problem, seed, search.start == "probe")
     device = next(problem.model.parameters()).device
-    cost = torch.tensor([c.params for c in space.candidates], device=device)
-    gates = Gates(
-        cost,
-        control=search.control,
-        gradient=search.budget_gradient,
-        relaxation=search.relaxation,
-        temperature=search.temperature,
-    )
+    gates = make_gates(space, search, task.max_length, device)
     served = (budget,) if search.budget_schedule != "sampled" else problem.budgets
     targets = [_parameters(space, b) for b in served]
+    to_save = [_flops_to_save(space, b, task.max_length) for b in served]
     watch = CutWatch(space, served, search.cut, search.stop_distance, search.stop_length)
     try:
         if search.start == "probe":
             start = probe(supernet, task, search.probe, problem.train, seed)
             with torch.no_grad():
-                gates.alpha.copy_(log_density(start, cost.cpu()))
+                gates.alpha.copy_(start_alpha(space, start, task.max_length))
         bilevel = BilevelSearch(
             supernet, gates, task, search, problem.train, min(targets), seed,
-            max(targets), lambda alpha: watch.settled(alpha.tolist()),
+            max(targets), (min(to_save), max(to_save)),
+            lambda alpha: watch.settled(alpha.tolist()),
             lambda alpha: hard_gates(space, alpha, budget, search.cut),
         )  # fmt: skip
         alpha = bilevel.run(observe)
@@ -92,6 +87,40 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
         supernet.close()
     scores = tuple(alpha.tolist())
     return Ranking(scores, "s3pet", seed, bilevel.taken, time.monotonic() - started)
+
+
+def make_gates(space: Space, search: SearchConfig, tokens: int, device: torch.device) -> Gates:
+    """Gates of a space, with a second budget where it has something to cut."""
+    n = len(space.candidates)
+    cost = torch.tensor([c.params for c in space.candidates], device=device)
+    saving = overlap = None
+    if space.removals:
+        flops = [-c.inference_flops(tokens) if c.which else 0 for c in space.candidates]
+        saving = torch.tensor(flops, dtype=torch.float64, device=device)
+        rows = torch.tensor([*overlaps(space)], dtype=torch.float64).reshape(-1, 3)
+        overlap = torch.sparse_coo_tensor(rows[:, :2].T.long(), rows[:, 2], (n, n)).to(device)
+    return Gates(
+        cost,
+        control=search.control,
+        gradient=search.budget_gradient,
+        relaxation=search.relaxation,
+        temperature=search.temperature,
+        saving=saving,
+        overlap=overlap,
+    )
+
+
+def start_alpha(space: Space, scores: Tensor, tokens: int) -> Tensor:
+    """A probe as a start: log densities, by parameters for what is attached, by FLOPs for what is cut."""
+    cuts = torch.tensor([bool(c.which) for c in space.candidates])
+    params = torch.tensor([c.params for c in space.candidates])
+    flops = torch.tensor([-c.inference_flops(tokens) for c in space.candidates])
+    alpha = torch.zeros(len(scores))
+    if not cuts.all():
+        alpha[~cuts] = log_density(scores[~cuts], params[~cuts])
+    if cuts.any():
+        alpha[cuts] = -log_density(-scores[cuts], flops[cuts])
+    return alpha
 
 
 def log_density(scores: Tensor, cost: Tensor) -> Tensor:
@@ -134,7 +163,14 @@ def _parameters(space: Space, budget: Budget) -> float:
         caps.append(float(budget.max_trainable_params))
     if budget.max_bytes is not None:
         caps.append(budget.max_bytes / BYTES_PER_PARAM)
-    return min(caps)
+    return max(1.0, min(caps))
+
+
+def _flops_to_save(space: Space, budget: Budget, tokens: int) -> float:
+    """FLOPs per token that the gates save, as expected; never more than there are."""
+    flops = Limits(space, budget, tokens).flops
+    most = -sum(space.candidates[i].inference_flops(tokens) for i in space.removals)
+    return float(min(most, max(0, -flops))) if flops is not None else 0.0
 
 
 def rank_random(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 
+import torch
 from torch import Tensor, nn
 
 from sparsearch.search.evaluate import forward, loss_of
@@ -28,11 +29,15 @@ class Supernet:
         space: What is attached.
         task_type: Decides the loss.
         precision: Of the forward passes.
+
+    Attributes:
+        removals: (candidates,) whether each is something that is cut; on the CPU.
     """
 
     def __init__(self, model: nn.Module, space: Space, task_type: str, precision: str) -> None:
         self.model, self.task_type, self.precision = model, task_type, precision
         self.attachment = attach_units(model, _units(space))
+        self.removals = torch.tensor([bool(c.which) for c in space.candidates])
 
     def loss(self, batch: dict[str, Tensor], z: Tensor) -> Tensor:
         """Loss of one pass with gates z: (candidates,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -23,6 +23,7 @@ __all__ = [
     "build_space",
     "make_candidate",
     "narrow",
+    "overlaps",
     "preset_names",
     "recount",
 ]
@@ -109,6 +110,23 @@ def narrow(positions: Sequence[Position], candidates: Iterable[Candidate]) -> tu
     )
 
 
+def overlaps(space: Space) -> Iterator[tuple[int, int, float]]:
+    """(i, j, parameters that candidate i loses where candidate j is cut), for all pairs that meet."""
+    at: dict[str, list[int]] = {}
+    for i, c in enumerate(space.candidates):
+        at.setdefault(c.position, []).append(i)
+    for name in dict.fromkeys(space.candidates[j].position for j in space.removals):
+        cut = [j for j in at[name] if space.candidates[j].which]
+        first = space.candidates[cut[0]]
+        narrowed = narrow(space.positions, [first])
+        for old, new in zip(space.positions, narrowed, strict=True):
+            for i in at.get(old.name, ()) if old != new else ():
+                c = space.candidates[i]
+                lost = c.params - recount(c, space.kinds[c.kind], narrowed).params
+                for j in cut if lost else ():
+                    yield i, j, lost * space.candidates[j].size / first.size
+
+
 def recount(candidate: Candidate, kind: Kind, narrowed: Sequence[Position]) -> Candidate:
     """A candidate's costs on a backbone from which something was cut; what is cut costs what it did."""
     if candidate.which:
@@ -142,6 +160,11 @@ class Space:
             row["candidates"] += 1
             row["trainable_params"] += c.params
         return table
+
+    @cached_property
+    def removals(self) -> tuple[int, ...]:
+        """Indices of the candidates that are cut out of the backbone."""
+        return tuple(i for i, c in enumerate(self.candidates) if c.which)
 
     def position(self, name: str) -> Position:
         """The position of that name; an unknown one is an error that lists the nearest."""

@@ -9,13 +9,14 @@ from sparsearch.spaces.kinds.base import (
     add_low_rank,
 )
 from sparsearch.spaces.kinds.registry import KINDS, make_kind
-from sparsearch.spaces.kinds.removal import RemovalUnit
+from sparsearch.spaces.kinds.removal import Removal, RemovalUnit
 
 __all__ = [
     "KINDS",
     "Basis",
     "Kind",
     "LowRankUnit",
+    "Removal",
     "RemovalUnit",
     "Stage",
     "Unit",

@@ -22,6 +22,10 @@ class Neurons(Removal):
     name: ClassVar[str] = "neurons"
     block: int = 64
 
+    def least(self, position: Position) -> int:
+        """64, or all of a narrower layer."""
+        return min(64, position.units)
+
     def sizes(self, position: Position) -> tuple[int, ...]:
         """Whole blocks, and what is left over."""
         whole, rest = divmod(position.units, self.block)

@@ -32,6 +32,10 @@ class Removal(Kind):
         """On the input of what reads the units, after all that is added to it."""
         return "cut"
 
+    def least(self, position: Position) -> int:
+        """Units that always stay."""
+        return 1
+
     def params(self, position: Position, size: int) -> int:
         """Nothing is trained."""
         return 0

@@ -1,0 +1,153 @@
+"""Trainable parameters and inference FLOPs in one search: gates, probe, cut, and a whole ranking."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsearch.config import ProbeConfig, SearchConfig, TrainConfig
+from sparsearch.errors import InfeasibleError
+from sparsearch.search.cut import cut, kept
+from sparsearch.search.probe import probe
+from sparsearch.search.strategies import Problem, make_gates, rank
+from sparsearch.search.supernet import Supernet
+from sparsearch.search.warm_start import WarmStarts
+from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.backbone import dense_flops_per_token, identify
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.space import build_space
+from sparsearch.spaces.structure import make_structure
+from tests.search.test_bilevel import make_task
+
+KINDS = {"lora": {"max_rank": 2}, "bitfit": {}, "heads": {}, "neurons": {"block": 16}}
+TOKENS = 8
+TRAIN = TrainConfig(precision="fp32", batch_size=8)
+
+
+@pytest.fixture
+def space(build, family):
+    return build_space(build(family, labels=2), kinds=KINDS)
+
+
+def random_scores(space, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(len(space.candidates), generator=generator).tolist())
+
+
+def test_each_budget_has_its_shift_and_meets_it(space):
+    gates = make_gates(space, SearchConfig(), TOKENS, torch.device("cpu"))
+    with torch.no_grad():
+        gates.alpha.copy_(torch.tensor(random_scores(space)))
+    gates.to_save = 0.3 * dense_flops_per_token(space.positions, TOKENS)
+    p = gates.probabilities(300.0)
+    assert float((gates.saving * p).sum()) == pytest.approx(gates.to_save, rel=1e-9)
+    assert float((gates.expected_cost(p) * p).sum()) == pytest.approx(300.0, rel=1e-9)
+    assert float((gates.cost * p).sum()) > 300.0, "what is cut makes the rest cheaper"
+    p.square().sum().backward()
+    gradient = gates.alpha.grad
+    assert torch.isfinite(gradient).all()
+    assert gradient[gates.cuts].abs().max() > 0 and gradient[gates.attached].abs().max() > 0
+
+
+def test_nothing_is_cut_while_nothing_is_to_be_saved(space):
+    gates = make_gates(space, SearchConfig(), TOKENS, torch.device("cpu"))
+    p = gates.probabilities(300.0)
+    assert float(p[gates.cuts].max()) < 1e-9
+    assert float((gates.cost * p).sum()) == pytest.approx(300.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["greedy", "density", "knapsack"])
+@pytest.mark.parametrize("share", [0.9, 0.82])
+def test_a_cut_meets_both_limits_and_costs_what_the_gates_expect(
+    build, family, space, rule, share
+):
+    budget = Budget(max_trainable_params=400, max_inference_flops=share)
+    for seed in range(5):
+        ranking = Ranking(random_scores(space, seed), "random", seed)
+        indices = kept(space, ranking.scores, budget, rule, TOKENS)
+        chosen = [space.candidates[i] for i in indices]
+        structure = make_structure(
+            space, chosen, identify(build(family, labels=2)), "classification"
+        )
+        assert 0 < structure.trainable_params <= 400
+        dense = dense_flops_per_token(space.positions, TOKENS)
+        largest = max(-space.candidates[i].inference_flops(TOKENS) for i in space.removals)
+        spare = share - 1 - structure.inference_flops(TOKENS) / dense
+        assert 0 <= spare < largest / dense, "no more than needed"
+        gates = make_gates(space, SearchConfig(), TOKENS, torch.device("cpu"))
+        z = torch.zeros(len(space.candidates), dtype=torch.float64)
+        z[indices] = 1.0
+        assert float((gates.expected_cost(z) * z).sum()) == pytest.approx(
+            structure.trainable_params
+        )
+        assert float((gates.saving * z).sum()) == -structure.inference_flops(TOKENS)
+
+
+def test_guards_hold_however_lopsided_the_scores(space):
+    first = space.candidates[space.removals[0]].position
+    scores = tuple(10.0 if c.position == first else 0.0 for c in space.candidates)
+    budget = Budget(max_trainable_params=400, max_inference_flops=0.82)
+    chosen = cut(space, Ranking(scores, "random", 0), budget, "greedy", TOKENS)
+    heads = [c for c in chosen if c.position == first]
+    assert len(heads) == space.position(first).units - 1
+    again = cut(space, Ranking(scores, "random", 0), budget, "greedy", TOKENS)
+    assert chosen == again
+
+
+def test_a_limit_below_the_guarded_rest_names_what_is_reached(space):
+    budget = Budget(max_trainable_params=400, max_inference_flops=0.01, text="1% FLOPs")
+    with pytest.raises(
+        InfeasibleError, match="one head and 64 neurons stay .* least it can reach"
+    ):
+        cut(space, Ranking(random_scores(space), "random", 0), budget, "greedy", TOKENS)
+
+
+def test_a_space_that_removes_nothing_cannot_save(build):
+    space = build_space(build("bert"), kinds={"lora": {}})
+    with pytest.raises(InfeasibleError, match="nothing in this space removes FLOPs"):
+        cut(space, Ranking(random_scores(space), "random", 0), Budget(400, None, 0.9), "greedy")
+
+
+def test_a_flops_limit_alone_buys_cuts_alone(build):
+    space = build_space(build("bert"), kinds={"heads": {}, "neurons": {"block": 16}})
+    chosen = cut(space, Ranking(random_scores(space), "random", 0), Budget(None, None, 0.8))
+    assert chosen and all(c.which for c in chosen)
+
+
+@pytest.mark.parametrize("score", ["step", "fisher"])
+def test_the_probe_scores_cuts_by_the_gradient_of_their_gates(build, score):
+    model, task = build("bert", labels=2), make_task()
+    space = build_space(model, kinds=KINDS)
+    supernet = Supernet(model, space, task.type, "fp32")
+    found = probe(supernet, task, ProbeConfig(score=score, rows=8), TRAIN, seed=0)
+    cuts = supernet.removals
+    assert (found[cuts] <= 0).all() and found[cuts].min() < 0
+    assert (found[~cuts] >= 0).all() and found[~cuts].max() > 0
+    supernet.close()
+    plain = build_space(model, kinds={"lora": {"max_rank": 2}, "bitfit": {}})
+    torch.manual_seed(0)
+    supernet = Supernet(model, plain, task.type, "fp32")
+    alone = probe(supernet, task, ProbeConfig(score=score, rows=8), TRAIN, seed=0)
+    bias = torch.tensor([c.kind == "bitfit" for c in plain.candidates])
+    assert torch.allclose(found[~cuts][bias], alone[bias], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"start": "probe", "skip_below": 0.01}, {"order": "second"}, {"swaps": 2}]
+)
+def test_a_search_under_two_budgets_ranks_and_leaves_the_backbone_as_it_was(build, options):
+    model = build("bert", labels=2)
+    before = {n: t.clone() for n, t in model.base_model.state_dict().items()}
+    space, starts = build_space(model, kinds=KINDS), WarmStarts(model, make_task(), "fp32")
+    budget = Budget(max_trainable_params=300, max_inference_flops=0.7)
+    problem = Problem(
+        model, space, make_task(), SearchConfig(**{"steps": 6, "batch_size": 8} | options), TRAIN,
+        (budget,), lambda: starts.get(0, ()),
+    )  # fmt: skip
+    ranking = rank("s3pet", problem, budget, seed=0)
+    assert attachment_of(model) is None
+    assert all(torch.equal(t, before[n]) for n, t in model.base_model.state_dict().items())
+    moved = [ranking.scores[i] for i in space.removals]
+    assert len(set(moved)) > 1
+    assert cut(space, ranking, budget, "greedy", TOKENS)
