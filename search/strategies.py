@@ -98,7 +98,9 @@ def make_gates(space: Space, search: SearchConfig, tokens: int, device: torch.de
         flops = [-c.inference_flops(tokens) if c.which else 0 for c in space.candidates]
         saving = torch.tensor(flops, dtype=torch.float64, device=device)
         rows = torch.tensor([*overlaps(space)], dtype=torch.float64).reshape(-1, 3)
-        overlap = torch.sparse_coo_tensor(rows[:, :2].T.long(), rows[:, 2], (n, n)).to(device)
+        overlap = torch.sparse_coo_tensor(
+            rows[:, :2].T.long(), rows[:, 2], (n, n), check_invariants=True
+        ).to(device)
     return Gates(
         cost,
         control=search.control,

@@ -106,8 +106,10 @@ def feasibility_table(preflight: Preflight) -> RenderableType:
     head = Text.assemble(
         (preflight.config.name, "bold"),
         f": {len(space.candidates):,} candidates with {space.trainable_params:,} trainable "
-        f"parameters on a backbone of {space.backbone_params:,}\n"
-        f"smallest candidate: {least.kind} at {least.position}, {least.params:,} parameters",
+        f"parameters on a backbone of {space.backbone_params:,}",
+        f"\nsmallest candidate: {least.kind} at {least.position}, {least.params:,} parameters"
+        if least
+        else "",
     )
     columns = ("budget", "parameters", "candidates that fit", "most together")
     table = _table(*columns, right=columns[1:])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
-from sparsearch.search.cut import Limits, infeasible, smallest
+from sparsearch.search.cut import Limits, kept, smallest
 from sparsearch.search.device import choose_device
 from sparsearch.spaces.backbone import locate, skeleton
 from sparsearch.spaces.budget import Budget, resolve_all
@@ -26,8 +26,8 @@ class Feasibility:
 
     Attributes:
         budget: The budget.
-        fitting: Candidates that fit on their own.
-        most: The most candidates that fit together.
+        fitting: Candidates that could be attached alone.
+        most: The most that could be attached together, after what must be cut is.
     """
 
     budget: Budget
@@ -44,14 +44,14 @@ class Preflight:
         space: On the model's skeleton.
         budgets: Resolved, in order.
         feasibility: What each budget buys.
-        smallest: The smallest candidate.
+        smallest: The smallest candidate that could be attached, if the space has any.
     """
 
     config: StudyConfig
     space: Space
     budgets: tuple[Budget, ...]
     feasibility: tuple[Feasibility, ...]
-    smallest: Candidate
+    smallest: Candidate | None
 
 
 def check_study(
@@ -94,20 +94,22 @@ def check_study(
     too_small: list[InfeasibleError] = []
     if space is not None and "budgets" in sections:
         budgets = resolve_all(sections["budgets"], space.backbone_params)
-        too_small = [infeasible(space, b) for b in budgets if _most(space, b, tokens) == 0]
+        too_small = [e for b in budgets if (e := _why_not(space, b, tokens)) is not None]
     if problems:
         raise ConfigError([*problems, *(f"budgets: {e.message}" for e in too_small)])
     if too_small:
         raise InfeasibleError("\n".join(e.message for e in too_small), too_small[0].hint)
     assert space is not None
     feasibility = tuple(_feasibility(space, b, tokens) for b in budgets)
-    return Preflight(sections["study"], space, budgets, feasibility, smallest(space))
+    attachable = any(not c.which for c in space.candidates)
+    least = smallest(space) if attachable else None
+    return Preflight(sections["study"], space, budgets, feasibility, least)
 
 
 def _feasibility(space: Space, budget: Budget, tokens: int) -> Feasibility:
-    limits = Limits(space, budget, tokens)
-    alone = sum(limits.fits([c]) for c in space.candidates)
-    return Feasibility(budget, alone, _most(space, budget, tokens))
+    limits = Limits(space, replace(budget, max_inference_flops=None), tokens)
+    alone = sum(limits.fits([c]) for c in space.candidates if not c.which)
+    return Feasibility(budget, alone, len(_most(space, budget, tokens)))
 
 
 def _folder(source: str | Path | Mapping[str, Any] | StudyConfig) -> Path:
@@ -124,7 +126,18 @@ def _data_problems(sections: Mapping[str, Any], folder: Path) -> list[str]:
     ]
 
 
-def _most(space: Space, budget: Budget, tokens: int) -> int:
-    """How many of the smallest candidates fit together."""
-    by_size = sorted(space.candidates, key=lambda c: c.params)
-    return len(Limits(space, budget, tokens).fill(by_size))
+def _most(space: Space, budget: Budget, tokens: int) -> list[int]:
+    """What is attached when the smallest candidates are taken first."""
+    scores = [-float(c.params) for c in space.candidates]
+    return [
+        i for i in kept(space, scores, budget, "greedy", tokens) if not space.candidates[i].which
+    ]
+
+
+def _why_not(space: Space, budget: Budget, tokens: int) -> InfeasibleError | None:
+    """Why no structure meets a budget, if none does."""
+    try:
+        _most(space, budget, tokens)
+    except InfeasibleError as error:
+        return error
+    return None
