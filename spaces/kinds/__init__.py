@@ -2,6 +2,7 @@
 
 from sparsearch.spaces.kinds.base import (
     Basis,
+    Fold,
     Kind,
     LowRankUnit,
     Stage,
@@ -13,6 +14,7 @@ from sparsearch.spaces.kinds.registry import KINDS, make_kind
 __all__ = [
     "KINDS",
     "Basis",
+    "Fold",
     "Kind",
     "LowRankUnit",
     "Stage",
