@@ -6,7 +6,7 @@ submodule of the model, so that any trainer's ``model.parameters()`` sees it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -33,10 +33,12 @@ from sparsearch.spaces.structure import Structure
 
 __all__ = [
     "Attachment",
+    "Slot",
     "attach",
     "attach_units",
     "attachment_of",
     "detach",
+    "drop",
     "load_weights",
     "weights_of",
 ]
@@ -47,7 +49,7 @@ HEAD = "head:"
 M = TypeVar("M", bound=nn.Module)
 
 
-class _Slot:
+class Slot:
     """One unit at one position; ``gate`` is set while a supernet runs."""
 
     def __init__(self, unit: Unit, position: Position, kind: Kind) -> None:
@@ -60,7 +62,13 @@ class _Slot:
         self.width = position.out_features
         self.seen: Tensor | None = None
 
+    @property
+    def key(self) -> str:
+        """Name of the unit among the attached ones."""
+        return f"{self.position.name.replace('.', '/')}:{self.kind.name}"
+
     def delta(self, x: Tensor) -> Tensor:
+        """The unit's change."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(next(self.unit.parameters()).dtype)
         change: Tensor = self.unit(x, self.gate)
@@ -75,11 +83,11 @@ class _Slot:
         return y + change
 
 
-def _running(slots: list[_Slot]) -> Iterator[_Slot]:
+def _running(slots: list[Slot]) -> Iterator[Slot]:
     return (slot for slot in slots if not slot.idle)
 
 
-def _add_together(y: Tensor, x: Tensor, thin: list[_Slot], vectors: list[_Slot]) -> Tensor:
+def _add_together(y: Tensor, x: Tensor, thin: list[Slot], vectors: list[Slot]) -> Tensor:
     """Low-rank units and vectors of one host in one go."""
     x = x if torch.is_autocast_enabled(x.device.type) else x.to(y.dtype)
     units = [slot.unit for slot in thin if isinstance(slot.unit, LowRankUnit)]
@@ -90,7 +98,7 @@ def _add_together(y: Tensor, x: Tensor, thin: list[_Slot], vectors: list[_Slot])
 class _Norm:
     """A LayerNorm whose gain and bias are changed by units: one norm, where adding the changes needs two."""
 
-    def __init__(self, norm: nn.LayerNorm, slots: list[_Slot]) -> None:
+    def __init__(self, norm: nn.LayerNorm, slots: list[Slot]) -> None:
         self.norm, self.slots = norm, slots
         norm.forward = self.forward  # type: ignore[assignment]
 
@@ -115,12 +123,12 @@ class _Host:
     """The hooks of one backbone module: input units, then cuts, parallel ones, and sequential ones."""
 
     def __init__(self) -> None:
-        self.before_units: list[_Slot] = []
-        self.cutting: list[_Slot] = []
-        self.capturing: list[_Slot] = []
-        self.parallel: list[_Slot] = []
-        self.captured: list[_Slot] = []
-        self.sequential: list[_Slot] = []
+        self.before_units: list[Slot] = []
+        self.cutting: list[Slot] = []
+        self.capturing: list[Slot] = []
+        self.parallel: list[Slot] = []
+        self.captured: list[Slot] = []
+        self.sequential: list[Slot] = []
 
     def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         for slot in self.capturing:
@@ -176,7 +184,7 @@ class Attachment(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.units = nn.ModuleDict()
-        self.slots: list[_Slot] = []
+        self.slots: list[Slot] = []
         self.gate_sizes: list[int] = []
         self.handles: list[RemovableHandle | _Norm] = []
         self.requires_grad_before: dict[str, bool] = {}
@@ -227,16 +235,31 @@ def attach_units(
         raise StructureError("the model already has a structure attached", "detach(model) first")
     modules = dict(base_of(model).named_modules())
     attachment = Attachment()
-    hosts: dict[str, _Host] = {}
     device = next(model.parameters()).device
     for position, kind, size, gates in units:
         unit = kind.build(position, size, modules[position.module]).to(device)
-        attachment.units[f"{position.name.replace('.', '/')}:{kind.name}"] = unit
-        slot = _Slot(unit, position, kind)
+        slot = Slot(unit, position, kind)
+        attachment.units[slot.key] = unit
         attachment.slots.append(slot)
         attachment.gate_sizes.append(gates)
+    attachment.handles.extend(_hook(modules, attachment.slots))
+    attachment.requires_grad_before = {n: p.requires_grad for n, p in model.named_parameters()}
+    for _, parameter in backbone_parameters(model):
+        parameter.requires_grad_(False)
+    for _, parameter in head_parameters(model):
+        parameter.requires_grad_(train_head)
+    model.add_module(ATTACHED, attachment)
+    return attachment
+
+
+def _hook(
+    modules: Mapping[str, nn.Module], slots: Iterable[Slot]
+) -> Iterator[RemovableHandle | _Norm]:
+    """Hook units into the backbone's modules, host by host."""
+    hosts: dict[str, _Host] = {}
+    for slot in slots:
+        position, stage = slot.position, slot.kind.stage(slot.position)
         host = hosts.setdefault(position.module, _Host())
-        stage = kind.stage(position)
         if stage == "input":
             host.before_units.append(slot)
         elif stage == "cut":
@@ -249,14 +272,7 @@ def attach_units(
             hosts.setdefault(position.entry, _Host()).capturing.append(slot)
             host.captured.append(slot)
     for name, host in hosts.items():
-        attachment.handles.extend(host.hook(modules[name]))
-    attachment.requires_grad_before = {n: p.requires_grad for n, p in model.named_parameters()}
-    for _, parameter in backbone_parameters(model):
-        parameter.requires_grad_(False)
-    for _, parameter in head_parameters(model):
-        parameter.requires_grad_(train_head)
-    model.add_module(ATTACHED, attachment)
-    return attachment
+        yield from host.hook(modules[name])
 
 
 def attach(model: M, structure: Structure | str | Path) -> M:
@@ -354,6 +370,24 @@ def detach(model: M) -> M:
             attachment.requires_grad_before.get(name, parameter.requires_grad)
         )
     return model
+
+
+def drop(model: nn.Module, units: Collection[Slot]) -> None:
+    """Take some of what is attached off; with the last unit, ``detach``. The others run and train on."""
+    attachment = attachment_of(model)
+    assert attachment is not None, "units are dropped from an attachment"
+    sizes = zip(attachment.slots, attachment.gate_sizes, strict=True)
+    kept = [(slot, size) for slot, size in sizes if slot not in units]
+    if not kept:
+        detach(model)
+        return
+    for handle in attachment.handles:
+        handle.remove()
+    for slot in units:
+        del attachment.units[slot.key]
+    attachment.slots = [slot for slot, _ in kept]
+    attachment.gate_sizes = [size for _, size in kept]
+    attachment.handles = list(_hook(dict(base_of(model).named_modules()), attachment.slots))
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

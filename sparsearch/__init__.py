@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsearch.results.store import open_store as open
     from sparsearch.spaces.align import align
     from sparsearch.spaces.attach import attach, detach
+    from sparsearch.spaces.merge import merge
     from sparsearch.spaces.space import Space, build_space
     from sparsearch.spaces.structure import Structure
     from sparsearch.workers.study import run
@@ -36,6 +37,7 @@ __all__ = [
     "build_space",
     "detach",
     "export",
+    "merge",
     "open",
     "run",
 ]
@@ -53,6 +55,7 @@ _HOME = {
     "build_space": "spaces.space:build_space",
     "detach": "spaces.attach:detach",
     "export": "results.export:export",
+    "merge": "spaces.merge:merge",
     "open": "results.store:open_store",
     "run": "workers.study:run",
 }

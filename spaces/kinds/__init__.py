@@ -2,6 +2,7 @@
 
 from sparsearch.spaces.kinds.base import (
     Basis,
+    Fold,
     Kind,
     LowRankUnit,
     Stage,
@@ -14,6 +15,7 @@ from sparsearch.spaces.kinds.removal import Removal, RemovalUnit
 __all__ = [
     "KINDS",
     "Basis",
+    "Fold",
     "Kind",
     "LowRankUnit",
     "Removal",

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sparsearch.spaces.positions import Position
 
-__all__ = ["Basis", "Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
+__all__ = ["Basis", "Fold", "Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
 
 Stage = Literal["input", "cut", "parallel", "sequential"]
 """Where a unit acts: on the position's input, as a factor on that, beside it (fed with its input), or after it
@@ -20,6 +20,9 @@ Stage = Literal["input", "cut", "parallel", "sequential"]
 
 Basis = tuple[Tensor, ...]
 """Frozen parts of the largest unit at a position; smaller ones take the first of each."""
+
+Fold = tuple[Tensor | None, Tensor | None]
+"""What is added to a weight and to a bias; None adds nothing."""
 
 
 class Kind:
@@ -97,6 +100,16 @@ class Unit(nn.Module):
         """Change caused by the unit: x is (..., features in), the result (..., features out)."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
+        """The ungated change, as one of the host's weight and bias; units of mergeable kinds define it.
+
+        Args:
+            weight: (out, in) of a linear or of the unit's slice of a fused one; (features) of a norm. In
+                float32 or wider, with what earlier stages folded.
+            bias: (out) likewise; None where there is none.
+        """
+        raise TypeError(f"{type(self).__name__} does not fold")
+
 
 class LowRankUnit(Unit):
     """A unit whose change is a product of thin matrices, B inner(A x); such units of one host run as one.
@@ -117,6 +130,11 @@ class LowRankUnit(Unit):
         """X (..., in) -> (..., out)."""
         down, up = (in_type_of(x, factor) for factor in self.factors())
         return F.linear(self.inner(F.linear(x, down), gate), up)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
+        """The product of the factors, to the weight: ``inner`` is linear, and runs on each column of A."""
+        down, up = (factor.to(weight) for factor in self.factors())
+        return F.linear(up, self.inner(down.T, None)), None
 
 
 def in_type_of(x: Tensor, factor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.kinds.base import Kind, Stage, Unit
+from sparsearch.spaces.kinds.base import Fold, Kind, Stage, Unit
 from sparsearch.spaces.positions import Position
 
 __all__ = ["BitFit", "BitFitUnit"]
@@ -49,3 +49,7 @@ class BitFitUnit(Unit):
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """The bias, whatever x is; broadcasts over tokens."""
         return self.bias if gate is None else self.bias * gate
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
+        """To the bias."""
+        return None, self.bias.to(weight)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.kinds.base import Kind, Stage, Unit
+from sparsearch.spaces.kinds.base import Fold, Kind, Stage, Unit
 from sparsearch.spaces.positions import Position
 
 __all__ = ["IA3", "IA3Unit"]
@@ -42,16 +42,24 @@ class IA3(Kind):
 
     def build(self, position: Position, size: int, host: nn.Module) -> IA3Unit:
         """Zero, a factor of one."""
-        return IA3Unit(self.params(position, size))
+        return IA3Unit(self.params(position, size), inner=self.stage(position) == "input")
 
 
 class IA3Unit(Unit):
-    """scale (features)."""
+    """scale (features); ``inner`` if they are the host's input."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, inner: bool) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.zeros(features))
+        self.inner = inner
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """X (..., features) -> the same shape."""
         return x * (self.scale if gate is None else self.scale * gate)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
+        """Columns of the weight for the input; rows of weight and bias for the output."""
+        scale = self.scale.to(weight)
+        if self.inner:
+            return weight * scale, None
+        return weight * scale[:, None], None if bias is None else bias * scale

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsearch.spaces.kinds.base import Kind, Stage, Unit
+from sparsearch.spaces.kinds.base import Fold, Kind, Stage, Unit
 from sparsearch.spaces.positions import Position
 
 __all__ = ["LNFit", "LNFitUnit"]
@@ -58,3 +58,7 @@ class LNFitUnit(Unit):
         gain = self.change(gate)
         norm = F.layer_norm if self.centred else F.rms_norm
         return norm(x.float(), gain.shape, weight=gain, eps=self.eps)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
+        """To the norm's gain."""
+        return self.gain.to(weight), None
