@@ -277,10 +277,14 @@ def positions_of(model: nn.Module) -> tuple[Position, ...]:
 
 
 def layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
-    """The list of layers with the module that holds it and its name there; None for several stacks."""
+    """The list of layers with the module that holds it and its name there.
+
+    None for several stacks, and where another module runs beside whichever layer is the first.
+    """
     base = base_of(model)
     stacks = FAMILIES[base.config.model_type].stacks  # type: ignore[union-attr,index]
-    if len(stacks) > 1:
+    beside = stacks[0].beside_first
+    if len(stacks) > 1 or (beside and beside in dict(base.named_modules())):
         return None
     owner, _, name = stacks[0].layers.rpartition(".")
     layers = base.get_submodule(stacks[0].layers)
@@ -352,7 +356,7 @@ def dense_flops_per_token(positions: tuple[Position, ...], tokens: int) -> int:
     """Inference FLOPs (2 x MACs) per token of the dense layers at a sequence length.
 
     Linears cost 2 in out; scores and mixing 4 n d per attention (methods, section 0).
-    Embeddings, norms, pooler and head are left out.
+    Embeddings, norms, pooler and head are left out, and DeBERTa's relative positions.
 
     Args:
         positions: The backbone's positions.

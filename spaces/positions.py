@@ -79,11 +79,15 @@ class Position:
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack of equal layers: canonical prefix, path of the list, canonical suffix -> path."""
+    """A stack of equal layers: canonical prefix, path of the list, canonical suffix -> path.
+
+    ``beside_first`` is the path of a module that runs beside whichever layer is the first, "" if none is.
+    """
 
     prefix: str
     layers: str
     places: Mapping[str, str]
+    beside_first: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Family:
 # How a path is written: "a.b" a module; "a|b" the first of two that exists; "a[1/3]" the second
 # third of a fused projection's outputs; "a>b" a block that is entered at a and left at b; "a,b>>c"
 # what a and b compute and c reads, unit by unit. A path that a model lacks (a gate in an ungated
-# feed-forward) is no position of that model.
+# feed-forward), or a norm without weights, is no position of that model.
 _BERT = Family(
     stacks=(
         Stack(
@@ -120,6 +124,37 @@ _BERT = Family(
         ),
     ),
     outside={"embeddings.norm": "embeddings.LayerNorm"},
+)
+# The linears of queries and keys project relative positions too (where these have linears of their own, they
+# feed heads but are no positions), so a block is entered at the values.
+_DEBERTA_V2 = Family(
+    stacks=(
+        Stack(
+            "",
+            "encoder.layer",
+            {
+                "attn": "attention.self.value_proj>attention.output.dense",
+                "attn.heads": "attention.self.query_proj,attention.self.key_proj,attention.self.value_proj,"
+                "attention.self.pos_key_proj,attention.self.pos_query_proj>>attention.output.dense",
+                "attn.q": "attention.self.query_proj",
+                "attn.k": "attention.self.key_proj",
+                "attn.v": "attention.self.value_proj",
+                "attn.o": "attention.output.dense",
+                "attn.norm": "attention.output.LayerNorm",
+                "ffn": "intermediate.dense>output.dense",
+                "ffn.neurons": "intermediate.dense>>output.dense",
+                "ffn.up": "intermediate.dense",
+                "ffn.down": "output.dense",
+                "ffn.norm": "output.LayerNorm",
+            },
+            beside_first="encoder.conv",
+        ),
+    ),
+    outside={
+        "embeddings.norm": "embeddings.LayerNorm",
+        "embeddings.relative.norm": "encoder.LayerNorm",
+        "conv.norm": "encoder.conv.LayerNorm",
+    },
 )
 _DISTILBERT = Family(
     stacks=(
@@ -192,6 +227,30 @@ _LLAMA = Family(
     outside={"norm": "norm"},
 )
 
+_OPT = Family(
+    stacks=(
+        Stack(
+            "",
+            "decoder.layers",
+            {
+                "attn": "self_attn.q_proj>self_attn.out_proj",
+                "attn.heads": "self_attn.q_proj,self_attn.k_proj,self_attn.v_proj>>self_attn.out_proj",
+                "attn.norm": "self_attn_layer_norm",
+                "attn.q": "self_attn.q_proj",
+                "attn.k": "self_attn.k_proj",
+                "attn.v": "self_attn.v_proj",
+                "attn.o": "self_attn.out_proj",
+                "ffn": "fc1>fc2",
+                "ffn.neurons": "fc1>>fc2",
+                "ffn.norm": "final_layer_norm",
+                "ffn.up": "fc1",
+                "ffn.down": "fc2",
+            },
+        ),
+    ),
+    outside={"norm": "decoder.final_layer_norm"},
+)
+
 
 def _t5_attention(name: str, layer: str, module: str) -> dict[str, str]:
     """Names of one T5 attention sub-layer."""
@@ -242,9 +301,11 @@ _T5 = Family(
 
 FAMILIES: Mapping[str, Family] = {
     "bert": _BERT,
+    "deberta-v2": _DEBERTA_V2,
     "distilbert": _DISTILBERT,
     "gpt2": _GPT2,
     "llama": _LLAMA,
+    "opt": _OPT,
     "roberta": _BERT,
     "t5": _T5,
 }
@@ -330,7 +391,7 @@ def _resolve(
     part, parts = (int(fused["part"]), int(fused["parts"])) if fused else (0, 1)
     alternatives = (fused["path"] if fused else path).split("|")
     found = next((prefix + p for p in alternatives if prefix + p in modules), None)
-    if found is None:
+    if found is None or getattr(modules[found], "weight", None) is None:
         return None
     width_in, width_out = _widths(modules[found])
     width_out //= parts

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    OPTConfig,
     PretrainedConfig,
     RobertaConfig,
     T5Config,
@@ -42,6 +44,19 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         num_attention_heads=HEADS,
         intermediate_size=F,
     ),
+    "deberta-v2": lambda: DebertaV2Config(
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=F,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        position_buckets=8,
+        position_biased_input=False,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+    ),
     "distilbert": lambda: DistilBertConfig(
         vocab_size=VOCAB, dim=D, n_layers=2, n_heads=HEADS, hidden_dim=F
     ),
@@ -57,6 +72,14 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         intermediate_size=F,
         pad_token_id=0,
     ),
+    "opt": lambda: OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        ffn_dim=F,
+        pad_token_id=0,
+    ),
     "t5": lambda: T5Config(
         vocab_size=VOCAB,
         d_model=D,
@@ -69,13 +92,19 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 FAMILIES = tuple(CONFIGS)
+ONLY_EAGER = ("deberta-v2",)
 
 
-def make_model(family: str, seed: int = 0, labels: int = 3, attention: str = "sdpa") -> nn.Module:
-    """A tiny random model with a classification head."""
+def make_model(
+    family: str, seed: int = 0, labels: int = 3, attention: str = "sdpa", **settings: object
+) -> nn.Module:
+    """A tiny random model with a classification head; ``settings`` change its config."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
+    for name, value in settings.items():
+        setattr(config, name, value)
     config.num_labels = labels
+    attention = "eager" if family in ONLY_EAGER else attention
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
     return model.eval()
 

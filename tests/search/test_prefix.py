@@ -15,7 +15,7 @@ from sparsearch.spaces.backbone import positions_of
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.positions import find
 
-SINGLE = ["bert", "distilbert", "gpt2", "llama", "roberta"]
+SINGLE = ["bert", "deberta-v2", "distilbert", "gpt2", "llama", "opt", "roberta"]
 
 
 def make_task(rows=40) -> Task:

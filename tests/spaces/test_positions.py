@@ -5,23 +5,25 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from sparsearch.errors import BackboneError, StructureError
-from sparsearch.spaces.backbone import base_of, dense_flops_per_token, positions_of
+from sparsearch.spaces.backbone import base_of, dense_flops_per_token, layers_of, positions_of
 from sparsearch.spaces.positions import find, matching, scan
 
 PER_LAYER = {
     "bert": 12,
     "roberta": 12,
+    "deberta-v2": 12,
     "distilbert": 12,
     "gpt2": 12,
     "llama": 13,
+    "opt": 12,
     "t5": 31,
 }
-OUTSIDE = {"bert": 1, "roberta": 1, "distilbert": 1, "gpt2": 1, "llama": 1, "t5": 2}
+OUTSIDE = {"deberta-v2": 2, "t5": 2}
 
 
 def test_every_family_has_every_position(build, family):
     positions = positions_of(build(family))
-    assert len(positions) == 2 * PER_LAYER[family] + OUTSIDE[family]
+    assert len(positions) == 2 * PER_LAYER[family] + OUTSIDE.get(family, 1)
     assert len({p.name for p in positions}) == len(positions)
 
 
@@ -87,7 +89,9 @@ def test_patterns_do_not_reach_cross_attention_by_accident(build):
 
 
 def test_unknown_family_lists_the_supported_ones(build):
-    with pytest.raises(BackboneError, match="bert, distilbert, gpt2, llama, roberta, t5"):
+    with pytest.raises(
+        BackboneError, match="bert, deberta-v2, distilbert, gpt2, llama, opt, roberta, t5"
+    ):
         scan(build("bert"), "mamba")
 
 
@@ -97,7 +101,9 @@ def test_unknown_position_lists_the_nearest(build):
     assert "layers.1.attn" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "distilbert", "t5"])
+@pytest.mark.parametrize(
+    "name", ["bert", "deberta-v2", "gpt2", "llama", "distilbert", "opt", "t5"]
+)
 def test_dense_flops_match_torchs_counter(build, name):
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -117,4 +123,27 @@ def test_dense_flops_match_torchs_counter(build, name):
         for count in counts.values()
     )
     expected = rows * tokens * dense_flops_per_token(positions_of(build(name)), tokens)
-    assert counter.get_total_flops() - pooler - rotary == expected
+    found = counter.get_total_flops() - pooler - rotary
+    assert found - relative_flops(model, rows * tokens) == expected
+
+
+def relative_flops(model, tokens):
+    """What DeBERTa's relative positions cost: projected once per layer, scored with every token, both ways."""
+    if model.config.model_type != "deberta-v2":
+        return 0
+    distances, width = model.encoder.rel_embeddings.weight.shape
+    return 2 * len(model.encoder.layer) * (2 * distances * width * (width + tokens))
+
+
+def test_debertas_convolution_has_a_norm_and_forbids_to_skip_layers(build):
+    model = build("deberta-v2", conv_kernel_size=3, conv_act="gelu")
+    assert find(positions_of(model), "conv.norm").module == "encoder.conv.LayerNorm"
+    assert layers_of(model) is None and layers_of(build("deberta-v2")) is not None
+
+
+def test_opt_without_last_norm_and_with_norms_without_weights(build):
+    narrow = build("opt", do_layer_norm_before=False, word_embed_proj_dim=16)
+    names = {p.name for p in positions_of(narrow)}
+    assert len(names) == 2 * PER_LAYER["opt"] and "layers.1.ffn.norm" in names
+    bare = positions_of(build("opt", layer_norm_elementwise_affine=False))
+    assert not any(p.role == "norm" for p in bare)

@@ -110,7 +110,8 @@ def test_unknown_family_lists_the_supported_ones(call, tmp_path):
     code, text = call({"model.path": str(tmp_path / "albert")})
     assert code == 2
     assert (
-        "'albert' is not supported; supported: bert, distilbert, gpt2, llama, roberta, t5" in text
+        "'albert' is not supported; supported: bert, deberta-v2, distilbert, gpt2, llama, opt, roberta, t5"
+        in text
     )
 
 
