@@ -11,12 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import StructureError
 from sparsearch.spaces.backbone import ATTACHED, base_of, positions_of
+from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
 from sparsearch.spaces.positions import Position, find
 
-__all__ = ["LEAST_NEURONS", "cut_units"]
-
-LEAST_NEURONS = 64
-"""Neurons that a feed-forward keeps (all, where it has fewer), so that a global ranking empties none."""
+__all__ = ["cut_units"]
 
 _COUNTERS: Mapping[str, tuple[str, str] | None] = {
     "bert": ("num_attention_heads", "all_head_size"),

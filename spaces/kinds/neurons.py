@@ -8,7 +8,10 @@ from typing import ClassVar
 from sparsearch.spaces.kinds.removal import Removal
 from sparsearch.spaces.positions import Position
 
-__all__ = ["Neurons"]
+__all__ = ["LEAST_NEURONS", "Neurons"]
+
+LEAST_NEURONS = 64
+"""Neurons that a feed-forward keeps (all, where it has fewer), so that a global ranking empties none."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Neurons(Removal):
 
     def least(self, position: Position) -> int:
         """64, or all of a narrower layer."""
-        return min(64, position.units)
+        return min(LEAST_NEURONS, position.units)
 
     def sizes(self, position: Position) -> tuple[int, ...]:
         """Whole blocks, and what is left over."""

@@ -13,8 +13,9 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import attach_units, detach
 from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.kinds import make_kind
+from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
 from sparsearch.spaces.positions import FAMILIES, find
-from sparsearch.spaces.slim import LEAST_NEURONS, cut_units
+from sparsearch.spaces.slim import cut_units
 
 WIDE = 96
 TOLERANCE = 1e-6
