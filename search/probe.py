@@ -81,7 +81,9 @@ def _per_candidate(supernet: Supernet, worth: Mapping[Tensor, Tensor]) -> Iterat
         for name, parameter in slot.unit.named_parameters():
             value = worth[parameter].detach().cpu()
             if name in slot.unit.shared:
-                sums += value.movedim(slot.unit.shared[name], 0).flatten(1).sum(dim=1)
+                along = value.movedim(slot.unit.shared[name], 0)
+                parts = torch.split(along, list(slot.unit.shares) or 1)
+                sums += torch.stack([part.sum() for part in parts])
             else:
                 sums += value.sum() / gates
         yield sums

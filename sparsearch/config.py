@@ -33,7 +33,16 @@ __all__ = [
     "spread_budgets",
 ]
 
-KIND_NAMES = ("lora", "spectral", "bitfit", "lnfit", "low_rank_adapter", "adapter", "ia3")
+KIND_NAMES = (
+    "lora",
+    "spectral",
+    "bitfit",
+    "lnfit",
+    "low_rank_adapter",
+    "adapter",
+    "ia3",
+    "sparse_delta",
+)
 """Every kind; a test compares it with the registry, which this leaf module may not import."""
 
 Strategy = Literal[
