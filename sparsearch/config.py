@@ -43,6 +43,7 @@ KIND_NAMES = (
     "low_rank_adapter",
     "adapter",
     "ia3",
+    "sparse_delta",
     "heads",
     "neurons",
 )

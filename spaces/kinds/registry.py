@@ -16,13 +16,25 @@ from sparsearch.spaces.kinds.lnfit import LNFit
 from sparsearch.spaces.kinds.lora import Lora
 from sparsearch.spaces.kinds.low_rank_adapter import LowRankAdapter
 from sparsearch.spaces.kinds.neurons import Neurons
+from sparsearch.spaces.kinds.sparse_delta import SparseDelta
 from sparsearch.spaces.kinds.spectral import Spectral
 
 __all__ = ["KINDS", "make_kind"]
 
 KINDS: Mapping[str, type[Kind]] = {
     kind.name: kind
-    for kind in (Lora, Spectral, BitFit, LNFit, LowRankAdapter, Adapter, IA3, Heads, Neurons)
+    for kind in (
+        Lora,
+        Spectral,
+        BitFit,
+        LNFit,
+        LowRankAdapter,
+        Adapter,
+        IA3,
+        SparseDelta,
+        Heads,
+        Neurons,
+    )
 }
 
 
@@ -30,8 +42,8 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
     """A kind with its options.
 
     Raises:
-        ConfigError: If the kind or an option is unknown, or an option has the wrong type or is
-            not positive.
+        ConfigError: If the kind or an option is unknown, or an option has the wrong type, is not
+            positive or is none of the words to choose from.
     """
     if name not in KINDS:
         near = difflib.get_close_matches(name, KINDS, n=1)
@@ -39,6 +51,7 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
             [f"unknown kind {name!r}; known: {', '.join(KINDS)}"],
             f"did you mean {near[0]}?" if near else "",
         )
+    choices = KINDS[name].choices
     fields = {f.name: f for f in dataclasses.fields(KINDS[name])}  # type: ignore[arg-type]
     problems = []
     for key, value in options.items():
@@ -51,6 +64,10 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
         expected = (int, float) if isinstance(default, float) else type(default)
         if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, expected):
             problems.append(f"kind {name}: {key} must be {type(default).__name__}, not {value!r}")
+        elif key in choices:
+            if value not in choices[key]:
+                known = ", ".join(choices[key])
+                problems.append(f"kind {name}: {key} must be one of {known}, not {value!r}")
         elif not isinstance(default, bool) and not value > 0:  # type: ignore[operator]
             problems.append(f"kind {name}: {key} must be positive, not {value!r}")
     if problems:

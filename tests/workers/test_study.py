@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import sparsearch.workers.trial as trial_module
@@ -69,6 +70,19 @@ def test_a_study_runs_every_strategy_to_an_outcome(study, db):
         best = store.best(task=record.task, max_trainable_params=200)
         assert best.trainable_params <= 200
         assert store.weights("tiny", best.trial) is not None
+
+
+def test_sparse_deltas_on_the_gradients_places_run_like_any_kind(study, db):
+    space = {"kinds": {"sparse_delta": {"smallest": 8, "support": "gradient"}}}
+    record = run(study | {"space": space, "baselines": ["probe", "random"]}, db)
+    assert [t.message for t in records(db) if t.state != "ok"] == []
+    with Store.open(db, create=False) as store:
+        best = store.best(task=record.task, max_trainable_params=600)
+        weights = safetensors.torch.load(store.weights("tiny", best.trial))
+    for c in best.structure.candidates:
+        assert c.kind == "sparse_delta" and c.params == c.size
+        rows, cols = (weights[f"{c.position}:sparse_delta.{n}"].long() for n in ("rows", "cols"))
+        assert len(torch.unique(rows * 1000 + cols)) == c.size
 
 
 def test_equal_seeds_give_equal_structures_and_scores(study, db, tmp_path):
