@@ -5,7 +5,7 @@
 - ``bitfit`` on a linear: the bias of ``lora_B``, beside a zero rank-1 unit where there is no LoRA.
 - ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``; LN tuning where only norms are chosen.
 - ``ia3``: IA3, alone: PEFT saves no adapter of mixed types.
-- ``adapter``, ``low_rank_adapter``, ``sparse_delta``: refused, PEFT has none.
+- ``adapter``, ``low_rank_adapter``, ``sparse_delta``, ``heads``, ``neurons``: refused, PEFT has none.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ __all__ = ["AdaptedModule", "AdapterPlan", "fill", "make_config", "plan_adapter"
 _REFUSED = {
     "adapter": "PEFT has no such adapter",
     "low_rank_adapter": "PEFT has no such adapter",
+    "heads": "PEFT cuts nothing out of a backbone",
+    "neurons": "PEFT cuts nothing out of a backbone",
     "sparse_delta": "PEFT has no adapter of any number of single entries; SHiRA fixes it by a rank",
 }
 """Kinds that PEFT lacks, and why."""
