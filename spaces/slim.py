@@ -1,8 +1,12 @@
-"""Slimming: heads and neurons are cut out of the weights; what is left is a smaller model of the same class."""
+"""Slimming: heads and neurons are cut out of the weights; what is left is a smaller model of the same class.
+
+``slim`` does all that makes a trained model smaller, ``cut_units`` the cutting alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -10,11 +14,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import StructureError
-from sparsearch.spaces.backbone import ATTACHED, base_of, positions_of
+from sparsearch.spaces.attach import Slot, attach, attachment_of, drop
+from sparsearch.spaces.backbone import base_of, positions_of
+from sparsearch.spaces.kinds import RemovalUnit
 from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
+from sparsearch.spaces.merge import merge
 from sparsearch.spaces.positions import Position, find
+from sparsearch.spaces.structure import Structure
 
-__all__ = ["cut_units"]
+__all__ = ["cut_units", "slim", "units_cut"]
 
 _COUNTERS: Mapping[str, tuple[str, str] | None] = {
     "bert": ("num_attention_heads", "all_head_size"),
@@ -29,6 +37,89 @@ _COUNTERS: Mapping[str, tuple[str, str] | None] = {
 """Attributes of a family's attention: its heads, and their features together. None: it counts neither."""
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def slim(model: M, structure: Structure, *, attached: bool = True) -> M:
+    """Make a trained model as small as its structure says: merge what merges, then cut what is removed.
+
+    Merging comes first, so that what was trained on a head that goes is dropped with it. Adapters stay
+    attached and run on the slim model.
+
+    Args:
+        model: A model with the structure attached; where ``merge`` has run before, with what it left.
+        structure: What is attached.
+        attached: False for a plain model and a structure that only cuts.
+
+    Returns:
+        The same model, with the same outputs up to rounding.
+
+    Raises:
+        StructureError: If something else is attached, or something cannot be merged or cut.
+            The model is then untouched, but for what ``attached=False`` attached.
+
+    Example:
+        >>> small = slim(attach(model, "exported/"), structure)      # doctest: +SKIP
+    """
+    if not attached:
+        _attach_cuts(model, structure)
+    removed = units_cut(structure, positions_of(model))
+    slots = _check_attached(model, structure)
+    kept = _check(model, removed)
+    merge(model)
+    if gone := [slot for slot in slots if slot.kind.removes]:
+        drop(model, gone)
+    _cut_all(model, kept)
+    return model
+
+
+def units_cut(structure: Structure, positions: Sequence[Position]) -> dict[str, tuple[int, ...]]:
+    """The single heads and neurons that a structure cuts, by position.
+
+    Args:
+        structure: Its candidates name heads, and blocks of neurons.
+        positions: Those of the whole backbone.
+    """
+    removed = {}
+    for candidate in structure.candidates:
+        if candidate.which:
+            sizes = structure.kind(candidate.kind).sizes(find(positions, candidate.position))
+            ends = list(accumulate(sizes))
+            blocks = (range(ends[i] - sizes[i], ends[i]) for i in sorted(candidate.which))
+            removed[candidate.position] = tuple(unit for block in blocks for unit in block)
+    return removed
+
+
+def _attach_cuts(model: nn.Module, structure: Structure) -> None:
+    """Attach a structure that has nothing to train."""
+    trained = [c for c in structure.candidates if not c.which]
+    if trained:
+        raise StructureError(
+            f"the structure does not only cut: it has {trained[0].kind} at {trained[0].position}",
+            "attach(model, folder) with its trained weights, then slim(model, structure)",
+        )
+    attach(model, structure)
+
+
+def _check_attached(model: nn.Module, structure: Structure) -> list[Slot]:
+    """What is attached, if it is the structure, whole or what merging leaves of it."""
+    attachment = attachment_of(model)
+    slots = [] if attachment is None else attachment.slots
+    found = {(slot.position.name, slot.kind.name): slot for slot in slots}
+    wanted = {(c.position, c.kind): c for c in structure.candidates}
+    left = {key for key, c in wanted.items() if not structure.kind(c.kind).mergeable}
+    if found.keys() not in (wanted.keys(), left or wanted.keys()):
+        position, kind = min(found.keys() ^ wanted.keys())
+        raise StructureError(
+            f"the structure is not what is attached to the model: they differ in {kind} at {position}",
+            "attach(model, structure), train it or load its weights, then slim(model, structure)",
+        )
+    for key, slot in found.items():
+        if isinstance(slot.unit, RemovalUnit) and slot.unit.which != wanted[key].which:
+            raise StructureError(
+                f"the model cuts {slot.unit.which} at {key[0]}, the structure {wanted[key].which}",
+                "attach the structure that is to be cut",
+            )
+    return slots
 
 
 def cut_units(model: M, removed: Mapping[str, Sequence[int]]) -> M:
@@ -56,23 +147,27 @@ def cut_units(model: M, removed: Mapping[str, Sequence[int]]) -> M:
     Example:
         >>> model = cut_units(model, {"layers.0.attn.heads": [1, 3]})  # doctest: +SKIP
     """
-    kept = _check(model, removed)
+    if attachment_of(model) is not None:
+        raise StructureError(
+            "nothing can be cut under an attached structure", "detach(model) first"
+        )
+    _cut_all(model, _check(model, removed))
+    return model
+
+
+def _cut_all(model: nn.Module, kept: Iterable[tuple[Position, Sequence[int]]]) -> None:
+    """Keep these units at each position, all the others elsewhere."""
     base = base_of(model)
     for position, units in kept:
         _cut(base, position, units)
         if position.role == "heads":
             _count_heads(base, position, units)
-    return model
 
 
 def _check(
     model: nn.Module, removed: Mapping[str, Sequence[int]]
 ) -> list[tuple[Position, list[int]]]:
     """The units that stay at each position, after all checks."""
-    if getattr(model, ATTACHED, None) is not None:
-        raise StructureError(
-            "nothing can be cut under an attached structure", "detach(model) first"
-        )
     positions = positions_of(model)
     return [(p, _kept(p, removed[p.name])) for p in (find(positions, name) for name in removed)]
 
