@@ -46,7 +46,7 @@ __all__ = [
     "weight_sparsity",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 DOCUMENT = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 _EXPORT = "write one with `sparsearch export STRUCTURE --to checkpoint`"
@@ -232,7 +232,9 @@ def verify_checkpoint(model: nn.Module, checkpoint: Checkpoint | str | Path) -> 
 def weight_sparsity(model: nn.Module) -> float:
     """Share of exact zeros in the weights of a backbone's linears."""
     hosts = {p.module for p in positions_of(model) if p.role == "linear"}
-    weights = [base_of(model).get_submodule(host).get_parameter("weight") for host in sorted(hosts)]
+    weights = [
+        base_of(model).get_submodule(host).get_parameter("weight") for host in sorted(hosts)
+    ]
     zeros = sum(w.numel() - int(torch.count_nonzero(w)) for w in weights)
     return zeros / sum(w.numel() for w in weights)
 
