@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -105,6 +106,13 @@ def _next_commands(summary: StudySummary, db: str) -> list[str]:
     return [next_command(db, *words) for words in commands]
 
 
+class ServingFormat(StrEnum):
+    """What --also takes; typer reads no list of Literal."""
+
+    onnx = "onnx"
+    torch = "torch"
+
+
 def export(
     structure: StructureHash,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
@@ -116,7 +124,7 @@ def export(
         ),
     ] = "spec",
     also: Annotated[
-        list[Literal["onnx", "torch"]] | None,
+        list[ServingFormat] | None,
         typer.Option("--also", help="A serving file beside a checkpoint; repeatable."),
     ] = None,
     db: Db = DEFAULT_DB,
@@ -136,7 +144,7 @@ def export(
     from sparsearch.results.export import export as export_structure
 
     with _console.stdout_is_for_results():
-        report = export_structure(best, weights, to, out, tuple(also or ()))
+        report = export_structure(best, weights, to, out, tuple(f.value for f in also or ()))
     if as_json:
         facts = {"structure": best.structure.hash, "to": to, "path": str(report.path)}
         proof = {"max_difference": report.max_difference}

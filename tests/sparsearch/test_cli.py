@@ -421,7 +421,9 @@ def test_export(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked: dict[str, Any] = {}
 
-    def export(best: Any, weights: bytes, to: str, out: Path, also: tuple[str, ...]) -> ExportReport:
+    def export(
+        best: Any, weights: bytes, to: str, out: Path, also: tuple[str, ...]
+    ) -> ExportReport:
         asked.update(weights=weights, to=to, also=also)
         return ExportReport(out, ("structure.json",), ("a note",), 1e-7)
 
