@@ -26,6 +26,7 @@ from sparsearch.results.serving import check_serving, write_serving
 from sparsearch.results.values import Best
 from sparsearch.spaces.attach import attach, detach
 from sparsearch.spaces.backbone import base_of, positions_of
+from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.structure import Structure
 
 __all__ = ["FORMATS", "ExportReport", "check_target", "export", "write_spec"]
@@ -134,12 +135,19 @@ def _write_spec(
         raise ExportError("the written structure is not the one that was exported")
     model = attach(fresh_model(structure, weights), folder)
     trained = sum(p.numel() for n, p in model.named_parameters() if n.startswith("sparsearch."))
-    if trained != structure.trainable_params:
-        raise ExportError(
-            f"{trained} parameters are attached, the structure counts {structure.trainable_params}"
-        )
+    expected = _attached_params(structure, positions_of(model))
+    if trained != expected:
+        raise ExportError(f"{trained} parameters are attached, the structure has {expected}")
     note = "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`"
     return (note,), compare(reference(structure, weights), logits_of(model))
+
+
+def _attached_params(structure: Structure, positions: Sequence[Position]) -> int:
+    """Parameters of what is attached to the whole backbone: what is cut takes nothing off them yet."""
+    return sum(
+        structure.kind(c.kind).params(find(positions, c.position), c.size)
+        for c in structure.candidates
+    )
 
 
 def _write_peft(best: Best, weights: bytes, folder: Path) -> tuple[tuple[str, ...], float]:

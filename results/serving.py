@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,7 +158,10 @@ def _program(model: PreTrainedModel) -> torch.export.ExportedProgram:
     longest = {"max": most_tokens(model.config)} if most_tokens(model.config) else {}
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", **longest)}
     shapes = {name: free for name in inputs}
-    return torch.export.export(_Logits(model), (), inputs, dynamic_shapes=shapes)
+    program = torch.export.export(_Logits(model), (), inputs, dynamic_shapes=shapes)
+    for node in program.graph.nodes:  # paths of this machine, which either file would carry along
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def _write_torch(model: PreTrainedModel, file: Path) -> Run:
@@ -169,15 +175,16 @@ def _write_onnx(model: PreTrainedModel, file: Path) -> Run:
 
     names = list(_sample(model, 1, 4))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    torch.onnx.export(
-        _program(model),
-        f=file,
-        input_names=names,
-        output_names=["logits"],
-        external_data=weights > _INSIDE,
-        dynamo=True,
-        verbose=False,
-    )
+    with _quiet():
+        torch.onnx.export(
+            _program(model),
+            f=file,
+            input_names=names,
+            output_names=["logits"],
+            external_data=weights > _INSIDE,
+            dynamo=True,
+            verbose=False,
+        )
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def run(inputs: Inputs) -> Tensor:
@@ -185,6 +192,20 @@ def _write_onnx(model: PreTrainedModel, file: Path) -> Run:
         return torch.from_numpy(logits)
 
     return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that no model here needs."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _line(error: Exception) -> str:

@@ -129,6 +129,7 @@ def save_checkpoint(
     files = () if tokenizer is None else tokenizer.save_pretrained(folder)
     tensors = {n: t.detach().cpu().contiguous() for n, t in _own_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
 
     whole = _empty(folder, "meta")
     cut = units_cut(structure, positions_of(whole))
@@ -153,8 +154,15 @@ def save_checkpoint(
         ),
         tokenizer=tuple(sorted(Path(file).name for file in files if Path(file).is_file())),
     )
-    (folder / DOCUMENT).write_text(checkpoint.model_dump_json(indent=1), encoding="utf-8")
+    (folder / DOCUMENT).write_text(_to_json(checkpoint), encoding="utf-8")
     return checkpoint
+
+
+def _to_json(checkpoint: Checkpoint) -> str:
+    """One field a line: lists of neurons are long."""
+    fields = checkpoint.model_dump(mode="json").items()
+    lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in fields)
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:

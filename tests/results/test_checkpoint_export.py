@@ -181,6 +181,16 @@ def test_weights_that_are_not_the_structures_are_refused(trained, damage, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["backbone-bert"]
 
 
+def test_a_spec_holds_what_is_attached_under_a_cut(trained, inputs, tmp_path):
+    best, weights, logits, backbone = trained("bert")
+    assert best.structure.trainable_params < sum(
+        t.numel() for n, t in safetensors.torch.load(weights).items() if not n.startswith("head:")
+    )
+    export(best, weights, "spec", tmp_path / "spec")
+    model = attach(load_model(str(backbone), num_labels=3), tmp_path / "spec")
+    assert furthest(logits_of(model, inputs), logits) < 1e-5
+
+
 # Serving files
 
 
