@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import Slot, attach, attachment_of, drop
+from sparsearch.spaces.attach import Slot, attach, attachment_of, detach, drop
 from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.kinds import RemovalUnit
 from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
@@ -55,16 +55,15 @@ def slim(model: M, structure: Structure, *, attached: bool = True) -> M:
 
     Raises:
         StructureError: If something else is attached, or something cannot be merged or cut.
-            The model is then untouched, but for what ``attached=False`` attached.
+            The model is then untouched.
 
     Example:
         >>> small = slim(attach(model, "exported/"), structure)      # doctest: +SKIP
     """
     if not attached:
-        _attach_cuts(model, structure)
-    removed = units_cut(structure, positions_of(model))
+        return _cut_plain(model, structure)
     slots = _check_attached(model, structure)
-    kept = _check(model, removed)
+    kept = _check(model, units_cut(structure, positions_of(model)))
     merge(model)
     if gone := [slot for slot in slots if slot.kind.removes]:
         drop(model, gone)
@@ -89,15 +88,16 @@ def units_cut(structure: Structure, positions: Sequence[Position]) -> dict[str, 
     return removed
 
 
-def _attach_cuts(model: nn.Module, structure: Structure) -> None:
-    """Attach a structure that has nothing to train."""
+def _cut_plain(model: M, structure: Structure) -> M:
+    """Cut what a structure cuts, if that is all it does."""
     trained = [c for c in structure.candidates if not c.which]
     if trained:
         raise StructureError(
             f"the structure does not only cut: it has {trained[0].kind} at {trained[0].position}",
             "attach(model, folder) with its trained weights, then slim(model, structure)",
         )
-    attach(model, structure)
+    detach(attach(model, structure))  # for its checks
+    return cut_units(model, units_cut(structure, positions_of(model)))
 
 
 def _check_attached(model: nn.Module, structure: Structure) -> list[Slot]:

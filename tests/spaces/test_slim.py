@@ -401,6 +401,15 @@ def test_a_plain_model_is_cut_by_a_structure_that_only_cuts(wide, batch):
     assert all(flags.values())
 
 
+def test_a_plain_model_that_cannot_be_cut_is_left_alone(build):
+    model = build("bert")
+    structure = structure_of(model, {"heads": {}, "neurons": {"block": 11}})
+    with pytest.raises(StructureError, match="leaves less than 64"):
+        slim(model, structure, attached=False)
+    assert attachment_of(model) is None
+    assert find(positions_of(model), "layers.0.attn.heads").units == 4
+
+
 def test_merging_before_changes_nothing(trained, batch):
     model, structure = trained("bert", "heads", "neurons", "adapter")
     twin = copy.deepcopy(model)

@@ -256,6 +256,7 @@ def test_a_checkpoint_without_a_pooler_exports_the_one_it_trained(
     from transformers import AutoModelForSequenceClassification
 
     from sparsearch.results.export import export
+    from sparsearch.spaces.checkpoint import read_checkpoint
 
     folder = tmp_path / "poolerless"
     shutil.copytree(tiny_folder, folder)
@@ -267,6 +268,10 @@ def test_a_checkpoint_without_a_pooler_exports_the_one_it_trained(
         best = store.best()
         weights = store.weights("tiny", best.trial)
     assert best.head_params == 32 * 32 + 32 + 2 * 32 + 2
+    export(best, weights, "checkpoint", tmp_path / "merged")
+    costs = read_checkpoint(tmp_path / "merged").costs
+    assert costs.head_params == best.head_params
+    assert costs.backbone_params == costs.slim_params
     export(best, weights, "peft", tmp_path / "adapter")
     found = []
     for seed in (1, 2):
