@@ -1,41 +1,44 @@
 """Exports: files that other tools load, each proven by loading it again before it counts.
 
 ``spec`` is our own folder (structure.json + modules.safetensors), ``peft`` a PEFT adapter
-folder. What PEFT cannot express is refused by name.
+folder, ``checkpoint`` a merged and physically smaller model. What PEFT cannot express, or what cannot be
+merged exactly, is refused by name.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from sparsearch.errors import ExportError
+from sparsearch.results.checkpoint_folder import write_checkpoint
 from sparsearch.results.peft_adapter import AdapterPlan, fill, make_config, plan_adapter
+from sparsearch.results.round_trip import (
+    classes_of,
+    compare,
+    fresh_model,
+    is_whole,
+    logits_of,
+    reference,
+)
+from sparsearch.results.serving import check_serving, write_serving
 from sparsearch.results.values import Best
-from sparsearch.spaces.attach import attach, detach, load_weights
-from sparsearch.spaces.backbone import base_of, load_model, locate, positions_of
-from sparsearch.spaces.positions import find
+from sparsearch.spaces.attach import attach, detach
+from sparsearch.spaces.backbone import base_of, positions_of
+from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.structure import Structure
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = ["FORMATS", "ExportReport", "check_target", "export", "write_spec"]
 
-FORMATS = ("spec", "peft")
-TOLERANCE = 1e-5
-"""Largest allowed difference of a logit after the round trip, relative to the largest logit if that is above 1."""
+FORMATS = ("spec", "peft", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -55,25 +58,41 @@ class ExportReport:
     max_difference: float
 
 
-def export(best: Best, weights: bytes, to: str, out: str | Path) -> ExportReport:
+def export(
+    best: Best, weights: bytes, to: str, out: str | Path, also: Sequence[str] = ()
+) -> ExportReport:
     """Write a trained structure and prove it: load what was written and compare names, counts and logits.
 
     Args:
         best: The trial to export, as a query gives it.
         weights: Its trained weights, as the store gives them.
-        to: ``spec`` or ``peft``.
+        to: ``spec``, ``peft`` or ``checkpoint``.
         out: A folder that does not exist yet, or is empty.
+        also: Serving files to write beside a checkpoint: ``onnx``, ``torch``.
 
     Raises:
-        ExportError: If the folder cannot be written, PEFT cannot express the structure, or the
-            round trip differs. Nothing is
-            left behind.
+        ExportError: If the folder cannot be written, PEFT cannot express the structure, it cannot be merged, or
+            the round trip differs. Nothing is left behind; only where a serving file cannot be
+            made, the checkpoint itself stays.
     """
     if to not in FORMATS:
         raise ExportError(f"unknown format {to!r}; known: {', '.join(FORMATS)}")
+    if also and to != "checkpoint":
+        raise ExportError(f"serving files go with a checkpoint, not with {to}", "--to checkpoint")
+    check_serving(also)
+    classes_of(weights)
+    if to != "checkpoint" and is_whole(weights):
+        raise ExportError(
+            f"what this structure leaves of the backbone was fine-tuned as a whole; {to} holds attached modules",
+            "export it with --to checkpoint",
+        )
     if to == "spec":
         return write_spec(best.structure, weights, out)
-    return _into(Path(out), lambda folder: _write_peft(best.structure, weights, folder))
+    write = _write_peft if to == "peft" else write_checkpoint
+    report = _into(Path(out), lambda folder: write(best, weights, folder))
+    for name in dict.fromkeys(also):
+        report = _add_serving(report, name)
+    return report
 
 
 def write_spec(structure: Structure, weights: bytes, out: str | Path) -> ExportReport:
@@ -120,54 +139,6 @@ def _cannot_write(out: Path, error: OSError) -> ExportError:
     return ExportError(f"cannot write {out}: {error.strerror or error}", "choose another --out")
 
 
-def _fresh_model(structure: Structure, weights: bytes) -> PreTrainedModel:
-    """The backbone from disk, with a head of the exported width."""
-    path = locate(structure.backbone.path)
-    classes = _classes(weights)
-    return load_model(path, revision=structure.backbone.revision, num_labels=len(classes) or 1)
-
-
-def _classes(weights: bytes) -> list[str]:
-    """Class names from the metadata of a safetensors file: 8 bytes of length, then a JSON header."""
-    size = int.from_bytes(weights[:8], "little")
-    header = json.loads(weights[8 : 8 + size])
-    classes: list[str] = json.loads(header["__metadata__"]["classes"])
-    return classes
-
-
-@torch.no_grad()
-def _logits(model: torch.nn.Module) -> Tensor:
-    """Logits of three fixed token sequences in float32."""
-    model.eval()
-    config = model.config
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for length in (4, 9, 16):
-        ids = torch.randint(5, config.vocab_size, (1, length), generator=generator)  # type: ignore[union-attr, arg-type]
-        if config.model_type == "t5":  # type: ignore[union-attr]
-            ids[:, -1] = config.eos_token_id  # type: ignore[union-attr, assignment]
-        found.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
-    return torch.cat(found)
-
-
-def _reference(structure: Structure, weights: bytes) -> Tensor:
-    """Logits of the structure with the stored weights."""
-    model = _fresh_model(structure, weights)
-    attach(model, structure)
-    load_weights(model, safetensors.torch.load(weights))
-    return _logits(model)
-
-
-def _compare(expected: Tensor, found: Tensor) -> float:
-    difference = float((expected - found).abs().max())
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= allowed:
-        raise ExportError(
-            f"the export does not survive its round trip: logits differ by {difference:.2e} (allowed {allowed:.0e})"
-        )
-    return difference
-
-
 def _write_spec(
     structure: Structure, weights: bytes, folder: Path
 ) -> tuple[tuple[str, ...], float]:
@@ -175,40 +146,41 @@ def _write_spec(
     (folder / "modules.safetensors").write_bytes(weights)
     if Structure.load(folder).hash != structure.hash:
         raise ExportError("the written structure is not the one that was exported")
-    model = attach(_fresh_model(structure, weights), folder)
+    model = attach(fresh_model(structure, weights), folder)
     trained = sum(p.numel() for n, p in model.named_parameters() if n.startswith("sparsearch."))
-    positions = positions_of(
-        model
-    )  # where heads are cut by a factor, modules keep their rows on them
-    counted = sum(
+    expected = _attached_params(structure, positions_of(model))
+    if trained != expected:
+        raise ExportError(f"{trained} parameters are attached, the structure has {expected}")
+    note = "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`"
+    return (note,), compare(reference(structure, weights), logits_of(model))
+
+
+def _attached_params(structure: Structure, positions: Sequence[Position]) -> int:
+    """Parameters of what is attached to the whole backbone: what is cut takes nothing off them yet."""
+    return sum(
         structure.kind(c.kind).params(find(positions, c.position), c.size)
         for c in structure.candidates
     )
-    if trained != counted:
-        raise ExportError(f"{trained} parameters are attached, the structure counts {counted}")
-    note = "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`"
-    return (note,), _compare(_reference(structure, weights), _logits(model))
 
 
-def _write_peft(
-    structure: Structure, weights: bytes, folder: Path
-) -> tuple[tuple[str, ...], float]:
+def _write_peft(best: Best, weights: bytes, folder: Path) -> tuple[tuple[str, ...], float]:
     import peft
 
+    structure = best.structure
     tensors = safetensors.torch.load(weights)
-    model = _fresh_model(structure, weights)
+    model = fresh_model(structure, weights)
     positions = positions_of(model)
     prefix = next(name for name, module in model.named_modules() if module is base_of(model))
     plan = plan_adapter(structure, positions, tensors, f"{prefix}." if prefix else "")
-    expected = _reference(structure, weights)
+    expected = reference(structure, weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = peft.get_peft_model(detach(model), make_config(plan, structure))
         fill(adapted, plan)
         adapted.save_pretrained(folder)
-        again = peft.PeftModel.from_pretrained(_fresh_model(structure, weights), folder)
+        again = peft.PeftModel.from_pretrained(fresh_model(structure, weights), folder)
     _check_names(again, plan)
-    return plan.notes, _compare(expected, _logits(again))
+    return plan.notes, compare(expected, logits_of(again))
 
 
 def _check_names(model: torch.nn.Module, plan: AdapterPlan) -> None:
@@ -227,3 +199,15 @@ def _check_names(model: torch.nn.Module, plan: AdapterPlan) -> None:
         rank = getattr(adapted[module.path], "r", {}).get("default")
         if module.rank and rank != module.rank:
             raise ExportError(f"PEFT gives {module.path} rank {rank}, planned {module.rank}")
+
+
+def _add_serving(report: ExportReport, to: str) -> ExportReport:
+    """Write one serving file into a finished checkpoint."""
+    try:
+        made = write_serving(report.path, to)
+    except ExportError as error:
+        message = f"{report.path} holds the checkpoint, without {to}: {error.message}"
+        raise ExportError(message, error.hint) from error
+    note = f"{made.name}: {', '.join(made.inputs)} -> logits, which differ by {made.max_difference:.2g}"
+    files = tuple(sorted(file.name for file in report.path.iterdir()))
+    return replace(report, files=files, notes=(*report.notes, note))

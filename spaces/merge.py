@@ -91,7 +91,9 @@ def _check(model: nn.Module, hosts: Mapping[nn.Module, Sequence[Slot]]) -> None:
 
 def _problems(module: nn.Module, slots: Sequence[Slot], shared: bool) -> Iterator[str]:
     """Why units of one host do not fold."""
-    kept = [_name(slot) for slot in slots if not slot.kind.mergeable]
+    kept = [
+        _name(s) for s in slots if not s.kind.mergeable and not s.kind.removes
+    ]  # on the output
     for slot in slots:
         if not slot.kind.mergeable:
             continue

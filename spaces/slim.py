@@ -1,9 +1,12 @@
-"""Slimming: heads and neurons are cut out of the weights; what is left is a smaller model of the same class."""
+"""Slimming: heads and neurons are cut out of the weights; what is left is a smaller model of the same class.
+
+``slim`` does all that makes a trained model smaller, ``cut_units`` the cutting alone.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -11,13 +14,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import check_structure
-from sparsearch.spaces.backbone import ATTACHED, base_of, positions_of
-from sparsearch.spaces.kinds.neurons import LEAST_NEURONS, Neurons
+from sparsearch.spaces.attach import Slot, attach, attachment_of, detach, drop
+from sparsearch.spaces.backbone import base_of, positions_of
+from sparsearch.spaces.kinds import RemovalUnit
+from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
+from sparsearch.spaces.merge import merge
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.structure import Structure
 
-__all__ = ["cut_copy", "cut_units", "units_cut"]
+__all__ = ["cut_units", "slim", "units_cut"]
 
 _COUNTERS: Mapping[str, tuple[str, str] | None] = {
     "bert": ("num_attention_heads", "all_head_size"),
@@ -32,6 +37,89 @@ _COUNTERS: Mapping[str, tuple[str, str] | None] = {
 """Attributes of a family's attention: its heads, and their features together. None: it counts neither."""
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def slim(model: M, structure: Structure, *, attached: bool = True) -> M:
+    """Make a trained model as small as its structure says: merge what merges, then cut what is removed.
+
+    Merging comes first, so that what was trained on a head that goes is dropped with it. Adapters stay
+    attached and run on the slim model.
+
+    Args:
+        model: A model with the structure attached; where ``merge`` has run before, with what it left.
+        structure: What is attached.
+        attached: False for a plain model and a structure that only cuts.
+
+    Returns:
+        The same model, with the same outputs up to rounding.
+
+    Raises:
+        StructureError: If something else is attached, or something cannot be merged or cut.
+            The model is then untouched.
+
+    Example:
+        >>> small = slim(attach(model, "exported/"), structure)      # doctest: +SKIP
+    """
+    if not attached:
+        return _cut_plain(model, structure)
+    slots = _check_attached(model, structure)
+    kept = _check(model, units_cut(structure, positions_of(model)))
+    merge(model)
+    if gone := [slot for slot in slots if slot.kind.removes]:
+        drop(model, gone)
+    _cut_all(model, kept)
+    return model
+
+
+def units_cut(structure: Structure, positions: Sequence[Position]) -> dict[str, tuple[int, ...]]:
+    """The single heads and neurons that a structure cuts, by position.
+
+    Args:
+        structure: Its candidates name heads, and blocks of neurons.
+        positions: Those of the whole backbone.
+    """
+    removed = {}
+    for candidate in structure.candidates:
+        if candidate.which:
+            sizes = structure.kind(candidate.kind).sizes(find(positions, candidate.position))
+            ends = list(accumulate(sizes))
+            blocks = (range(ends[i] - sizes[i], ends[i]) for i in sorted(candidate.which))
+            removed[candidate.position] = tuple(unit for block in blocks for unit in block)
+    return removed
+
+
+def _cut_plain(model: M, structure: Structure) -> M:
+    """Cut what a structure cuts, if that is all it does."""
+    trained = [c for c in structure.candidates if not c.which]
+    if trained:
+        raise StructureError(
+            f"the structure does not only cut: it has {trained[0].kind} at {trained[0].position}",
+            "attach(model, folder) with its trained weights, then slim(model, structure)",
+        )
+    detach(attach(model, structure))  # for its checks
+    return cut_units(model, units_cut(structure, positions_of(model)))
+
+
+def _check_attached(model: nn.Module, structure: Structure) -> list[Slot]:
+    """What is attached, if it is the structure, whole or what merging leaves of it."""
+    attachment = attachment_of(model)
+    slots = [] if attachment is None else attachment.slots
+    found = {(slot.position.name, slot.kind.name): slot for slot in slots}
+    wanted = {(c.position, c.kind): c for c in structure.candidates}
+    left = {key for key, c in wanted.items() if not structure.kind(c.kind).mergeable}
+    if found.keys() not in (wanted.keys(), left or wanted.keys()):
+        position, kind = min(found.keys() ^ wanted.keys())
+        raise StructureError(
+            f"the structure is not what is attached to the model: they differ in {kind} at {position}",
+            "attach(model, structure), train it or load its weights, then slim(model, structure)",
+        )
+    for key, slot in found.items():
+        if isinstance(slot.unit, RemovalUnit) and slot.unit.which != wanted[key].which:
+            raise StructureError(
+                f"the model cuts {slot.unit.which} at {key[0]}, the structure {wanted[key].which}",
+                "attach the structure that is to be cut",
+            )
+    return slots
 
 
 def cut_units(model: M, removed: Mapping[str, Sequence[int]]) -> M:
@@ -59,56 +147,27 @@ def cut_units(model: M, removed: Mapping[str, Sequence[int]]) -> M:
     Example:
         >>> model = cut_units(model, {"layers.0.attn.heads": [1, 3]})  # doctest: +SKIP
     """
-    kept = _check(model, removed)
+    if attachment_of(model) is not None:
+        raise StructureError(
+            "nothing can be cut under an attached structure", "detach(model) first"
+        )
+    _cut_all(model, _check(model, removed))
+    return model
+
+
+def _cut_all(model: nn.Module, kept: Iterable[tuple[Position, Sequence[int]]]) -> None:
+    """Keep these units at each position, all the others elsewhere."""
     base = base_of(model)
     for position, units in kept:
         _cut(base, position, units)
         if position.role == "heads":
             _count_heads(base, position, units)
-    return model
-
-
-def units_cut(model: nn.Module, structure: Structure) -> dict[str, list[int]]:
-    """What a structure cuts of a model, unit by unit: position -> heads or single neurons."""
-    positions, removed = positions_of(model), dict[str, list[int]]()
-    for candidate in structure.candidates:
-        kind = structure.kind(candidate.kind)
-        if kind.removes:
-            block = kind.block if isinstance(kind, Neurons) else 1
-            units = range(find(positions, candidate.position).units)
-            parts = [units[i * block : (i + 1) * block] for i in candidate.which]
-            removed[candidate.position] = [unit for part in parts for unit in part]
-    return removed
-
-
-def cut_copy(model: M, structure: Structure) -> M:
-    """A smaller copy of a model, all of it trainable, for a structure that only cuts.
-
-    Raises:
-        StructureError: If the structure attaches something too, or belongs to another backbone.
-    """
-    attached = [c for c in structure.candidates if not c.which]
-    if attached:
-        raise StructureError(
-            f"train.backbone fine-tunes what is left of a backbone; the structure also attaches {attached[0].kind} "
-            f"at {attached[0].position}",
-            "leave train.backbone out, or search a space of heads and neurons",
-        )
-    check_structure(model, structure)
-    smaller = cut_units(copy.deepcopy(model), units_cut(model, structure))
-    for parameter in smaller.parameters():
-        parameter.requires_grad_(True)
-    return smaller
 
 
 def _check(
     model: nn.Module, removed: Mapping[str, Sequence[int]]
 ) -> list[tuple[Position, list[int]]]:
     """The units that stay at each position, after all checks."""
-    if getattr(model, ATTACHED, None) is not None:
-        raise StructureError(
-            "nothing can be cut under an attached structure", "detach(model) first"
-        )
     positions = positions_of(model)
     return [(p, _kept(p, removed[p.name])) for p in (find(positions, name) for name in removed)]
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from sparsearch.results.store import open_store as open
     from sparsearch.spaces.align import align
     from sparsearch.spaces.attach import attach, detach
+    from sparsearch.spaces.checkpoint import load_checkpoint
     from sparsearch.spaces.merge import merge
+    from sparsearch.spaces.slim import slim
     from sparsearch.spaces.space import Space, build_space
     from sparsearch.spaces.structure import Structure
     from sparsearch.workers.study import run
@@ -37,9 +39,11 @@ __all__ = [
     "build_space",
     "detach",
     "export",
+    "load_checkpoint",
     "merge",
     "open",
     "run",
+    "slim",
 ]
 
 __version__ = "0.1.0"
@@ -55,9 +59,11 @@ _HOME = {
     "build_space": "spaces.space:build_space",
     "detach": "spaces.attach:detach",
     "export": "results.export:export",
+    "load_checkpoint": "spaces.checkpoint:load_checkpoint",
     "merge": "spaces.merge:merge",
     "open": "results.store:open_store",
     "run": "workers.study:run",
+    "slim": "spaces.slim:slim",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -105,17 +106,33 @@ def _next_commands(summary: StudySummary, db: str) -> list[str]:
     return [next_command(db, *words) for words in commands]
 
 
+class ServingFormat(StrEnum):
+    """What --also takes; typer reads no list of Literal."""
+
+    onnx = "onnx"
+    torch = "torch"
+
+
 def export(
     structure: StructureHash,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     to: Annotated[
-        Literal["spec", "peft"],
-        typer.Option("--to", help="structure.json and weights, or an adapter folder for PEFT."),
+        Literal["spec", "peft", "checkpoint"],
+        typer.Option(
+            "--to",
+            help="structure.json and weights; an adapter folder for PEFT; or a merged, smaller model.",
+        ),
     ] = "spec",
+    also: Annotated[
+        list[ServingFormat] | None,
+        typer.Option("--also", help="A serving file beside a checkpoint; repeatable."),
+    ] = None,
     db: Db = DEFAULT_DB,
     as_json: Json = False,
 ) -> None:
     """Write a trained structure for other tools, and prove it by loading it again."""
+    if also and to != "checkpoint":
+        raise typer.BadParameter("--also goes with --to checkpoint")
     with reading(db) as store:
         best = store.find_structure(structure)
         weights = store.weights(best.study, best.trial)
@@ -127,7 +144,7 @@ def export(
     from sparsearch.results.export import export as export_structure
 
     with _console.stdout_is_for_results():
-        report = export_structure(best, weights, to, out)
+        report = export_structure(best, weights, to, out, tuple(f.value for f in also or ()))
     if as_json:
         facts = {"structure": best.structure.hash, "to": to, "path": str(report.path)}
         proof = {"max_difference": report.max_difference}

@@ -20,7 +20,13 @@ MAY_IMPORT = {
     "results": LEAVES | {"results", "spaces"},
     "workers": LEAVES | {"workers", "search", "results", "spaces"},
 }
-ONLY = {"sqlalchemy": "results", "alembic": "results", "ray": "workers", "optuna": "workers"}
+ONLY = {
+    "sqlalchemy": "results",
+    "alembic": "results",
+    "onnxruntime": "results",
+    "ray": "workers",
+    "optuna": "workers",
+}
 
 
 def imports_of(file: Path) -> set[str]:

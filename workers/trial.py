@@ -13,7 +13,7 @@ from dataclasses import replace
 import safetensors.torch
 from transformers import PreTrainedModel
 
-from sparsearch.errors import InfeasibleError, SparsearchError, StoreError
+from sparsearch.errors import InfeasibleError, SparsearchError, StoreError, StructureError
 from sparsearch.results.values import FinishedState, Measurement, Outcome, Trial
 from sparsearch.search.cut import cut
 from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
@@ -27,7 +27,7 @@ from sparsearch.spaces.attach import detach, weights_of
 from sparsearch.spaces.backbone import count_params, dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.slim import cut_copy
+from sparsearch.spaces.slim import slim
 from sparsearch.spaces.space import Space
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.workers.environment import environment
@@ -80,7 +80,7 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
     structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe)
     config, model = bench.config.train, bench.model
     if config.backbone:
-        model = cut_copy(model, structure)
+        model = _what_is_left(model, structure)
         new_head(model, trial.seed, trial.number, "head")
     else:
         attach_anew(model, structure, bench.starts, config, trial.seed, trial.number)
@@ -97,6 +97,19 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
         weights=pack_weights(model, bench.task.classes, whole=config.backbone),
         ranking=ranking,
     )
+
+
+def _what_is_left(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
+    """A copy of the backbone without what a structure cuts, all of it trainable."""
+    for c in structure.candidates:
+        if not c.which:
+            raise StructureError(
+                "train.backbone fine-tunes what is left of a backbone; this structure also attaches "
+                f"{c.kind} at {c.position}",
+                "leave train.backbone out, or search a space of heads and neurons",
+            )
+    smaller = slim(copy.deepcopy(model), structure, attached=False)
+    return smaller.requires_grad_(True)
 
 
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:

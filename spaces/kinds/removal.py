@@ -53,7 +53,12 @@ class Removal(Kind):
 
 
 class RemovalUnit(Unit):
-    """One factor per candidate on its features; ``removed`` (features) are the ones cut without gates."""
+    """One factor per candidate on its features.
+
+    Attributes:
+        which: Numbers of the candidates that are cut where there are no gates.
+        removed: (features) 1 where that cuts.
+    """
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -61,9 +66,11 @@ class RemovalUnit(Unit):
         self.widths: Tensor
         self.register_buffer("widths", torch.tensor(widths), persistent=False)
         self.register_buffer("removed", torch.zeros(sum(widths)), persistent=False)
+        self.which: tuple[int, ...] = ()
 
     def cut(self, which: Sequence[int]) -> None:
         """Cut these candidates."""
+        self.which = tuple(which)
         gate = torch.zeros(len(self.widths), device=self.removed.device)
         gate[list(which)] = 1.0
         self.removed.copy_(self.spread(gate))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from contextlib import contextmanager
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+import sparsearch
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import attach_units, detach
-from sparsearch.spaces.backbone import base_of, positions_of
+from sparsearch.spaces.attach import attach, attach_units, attachment_of, detach
+from sparsearch.spaces.backbone import base_of, dense_flops_per_token, identify, positions_of
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
 from sparsearch.spaces.positions import FAMILIES, find
-from sparsearch.spaces.slim import cut_units
+from sparsearch.spaces.slim import cut_units, slim, units_cut
+from sparsearch.spaces.space import build_space
+from sparsearch.spaces.structure import make_structure
 
 WIDE = 96
 TOLERANCE = 1e-6
@@ -300,3 +304,156 @@ def test_errors_leave_the_model_as_it_is(wide, bad, message, hint):
 def test_a_narrow_feed_forward_keeps_all_its_neurons(build):
     with pytest.raises(StructureError, match="removing 1 of 64 units leaves less than 64"):
         cut_units(build("bert"), {"layers.0.ffn.neurons": [7]})
+
+
+REMOVED = {"heads": (1,), "neurons": (1, 8)}
+
+
+def structure_of(model, kinds):
+    """The same parts of every head and feed-forward, and half of what can be attached."""
+    space = build_space(model, kinds=kinds)
+    chosen = [
+        c
+        for number, c in enumerate(space.candidates)
+        if (c.which[0] in REMOVED[c.kind] if c.which else number % 2)
+    ]
+    return make_structure(space, chosen, identify(model), "classification")
+
+
+def kinds_for(model, *names):
+    """All kinds wherever they merge, and those named."""
+    bare = model.config.model_type in ("llama", "t5")
+    kinds = {
+        "lora": {"max_rank": 2},
+        "bitfit": {"on": ["*.q", "*.up"]} if bare else {},
+        "lnfit": {},
+        "ia3": {} if "adapter" in names else {"on": ["*"]},  # adapters work on some outputs
+        "spectral": {"block": 4, "max_blocks": 2},
+        "adapter": {"bottleneck": 3},
+        "heads": {},
+        "neurons": {"block": 11},  # the last block has 8
+    }
+    merging = [name for name in kinds if name not in ("adapter", "heads", "neurons")]
+    return {name: kinds[name] for name in (*merging, *names)}
+
+
+@pytest.fixture
+def trained(wide, randomise):
+    """A model with a trained structure attached, and the structure."""
+
+    def make(variant, *kinds, attention="eager"):
+        model = wide(variant, attention)
+        structure = structure_of(model, kinds_for(model, *kinds))
+        attach(model, structure)
+        randomise(model)
+        return model.double(), structure
+
+    return make
+
+
+@pytest.mark.parametrize("kinds", [["heads", "neurons"], ["heads", "neurons", "adapter"]], ids=str)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_trained_model_made_slim_computes_the_same(trained, variant, attention, kinds, batch):
+    model, structure = trained(variant, *kinds, attention=attention)
+    expected = logits(model, batch)
+    positions = {p.name: p for p in positions_of(model)}
+    assert slim(model, structure) is model
+    assert furthest(logits(model, batch), expected) < TOLERANCE
+    for p in positions_of(model):
+        whole = positions[p.name].units
+        gone = {"heads": 1, "neurons": 11 + 8}.get(p.role, 0)
+        assert p.units == whole - gone
+    attachment = attachment_of(model)
+    left = [] if attachment is None else [slot.kind.name for slot in attachment.slots]
+    assert set(left) == {"adapter"} & set(kinds)
+
+
+def test_measured_flops_are_those_of_the_structure(trained, family):
+    model, structure = trained(family, "heads", "neurons", "adapter")
+    whole = positions_of(model)
+    slim(model, structure)
+    adapters = sum(c.flops_per_token for c in structure.candidates if c.kind == "adapter")
+    for tokens in (1, 128):
+        found = dense_flops_per_token(positions_of(model), tokens) + adapters
+        assert found == dense_flops_per_token(whole, tokens) + structure.inference_flops(tokens)
+
+
+def test_adapters_on_a_slim_model_train_and_come_off(trained, batch):
+    model, structure = trained("deberta-v2", "heads", "neurons", "adapter")
+    slim(model, structure)
+    model(**batch).logits.square().sum().backward()
+    assert all(p.grad is not None for p in attachment_of(model).parameters())
+    with_adapters = logits(model, batch)
+    detach(model)
+    assert furthest(logits(model, batch), with_adapters) > 1e-3
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_plain_model_is_cut_by_a_structure_that_only_cuts(wide, batch):
+    model = wide("bert")
+    twin = copy.deepcopy(model)
+    structure = structure_of(model, {"heads": {}, "neurons": {"block": 11}})
+    expected = logits(attach(twin, structure), batch)
+    assert furthest(logits(slim(model, structure, attached=False), batch), expected) < TOLERANCE
+    assert attachment_of(model) is None
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    assert all(flags.values())
+
+
+def test_a_plain_model_that_cannot_be_cut_is_left_alone(build):
+    model = build("bert")
+    structure = structure_of(model, {"heads": {}, "neurons": {"block": 11}})
+    with pytest.raises(StructureError, match="leaves less than 64"):
+        slim(model, structure, attached=False)
+    assert attachment_of(model) is None
+    assert find(positions_of(model), "layers.0.attn.heads").units == 4
+
+
+def test_merging_before_changes_nothing(trained, batch):
+    model, structure = trained("bert", "heads", "neurons", "adapter")
+    twin = copy.deepcopy(model)
+    slim(model, structure)
+    assert torch.equal(
+        logits(slim(sparsearch.merge(twin), structure), batch), logits(model, batch)
+    )
+
+
+def test_units_of_blocks_are_counted_one_by_one(wide):
+    model = wide("bert")
+    structure = structure_of(model, {"heads": {}, "neurons": {"block": 11}})
+    removed = units_cut(structure, positions_of(model))
+    assert removed["layers.1.attn.heads"] == (1,)
+    assert removed["layers.1.ffn.neurons"] == (*range(11, 22), *range(88, 96))
+
+
+def test_another_structure_than_the_attached_is_refused(trained, wide):
+    model, structure = trained("bert", "heads", "neurons")
+    other = structure_of(wide("bert"), {"lora": {"max_rank": 2}, "heads": {}})
+    cuts = [c for c in structure.candidates if c.kind == "heads"]
+    moved = dataclasses.replace(cuts[0], which=(2,))
+    moved = tuple(moved if c == cuts[0] else c for c in structure.candidates)
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    for wrong, message in (
+        (other, "they differ in"),
+        (dataclasses.replace(structure, candidates=moved), r"cuts \(1,\) at layers.0.attn.heads"),
+    ):
+        with pytest.raises(StructureError, match=message):
+            slim(model, wrong)
+    with pytest.raises(StructureError, match="they differ in") as caught:
+        slim(wide("bert"), other)
+    assert "attach(model, structure)" in caught.value.hint
+    with pytest.raises(StructureError, match="does not only cut: it has lora"):
+        slim(wide("bert"), other, attached=False)
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+
+
+def test_what_cannot_be_merged_leaves_the_model_as_it_is(wide, batch):
+    model = wide("llama")
+    structure = structure_of(model, {"bitfit": {}, "heads": {}})
+    attach(model, structure)
+    before, shapes = logits(model, batch), [p.shape for p in model.parameters()]
+    with pytest.raises(StructureError, match="has no bias"):
+        slim(model, structure)
+    assert torch.equal(logits(model, batch), before)
+    assert [p.shape for p in model.parameters()] == shapes

@@ -125,6 +125,8 @@ def test_help(command: tuple[str, ...]) -> None:
         ("trials",),
         ("export", "abcd"),
         ("export", "abcd", "--to", "zip", "--out", "x"),
+        ("export", "abcd", "--to", "checkpoint", "--also", "tflite", "--out", "x"),
+        ("export", "abcd", "--to", "peft", "--also", "onnx", "--out", "x"),
         ("space", "toy", "--preset", "s3pet-m", "--kind", "lora"),
         ("run", "missing.yaml"),
     ],
@@ -419,17 +421,22 @@ def test_export(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked: dict[str, Any] = {}
 
-    def export(best: Any, weights: bytes, to: str, out: Path) -> ExportReport:
-        asked.update(weights=weights, to=to)
+    def export(
+        best: Any, weights: bytes, to: str, out: Path, also: tuple[str, ...]
+    ) -> ExportReport:
+        asked.update(weights=weights, to=to, also=also)
         return ExportReport(out, ("structure.json",), ("a note",), 1e-7)
 
     monkeypatch.setattr("sparsearch.results.export.export", export)
     name = answer("best", "--db", db)["structure"]
     report = answer("export", name[:8], "--to", "peft", "--out", "x", "--db", db)
-    assert asked == {"weights": b"weights", "to": "peft"}
+    assert asked == {"weights": b"weights", "to": "peft", "also": ()}
     assert report["structure"] == name and report["path"] == "x"
     assert report["files"] == ["structure.json"] and report["max_difference"] == 1e-7
     assert "a note" in call("export", name[:8], "--out", "x", "--db", db).out
+    both = ("--to", "checkpoint", "--also", "torch", "--also", "onnx", "--out", "x", "--db", db)
+    answer("export", name[:8], *both)
+    assert asked == {"weights": b"weights", "to": "checkpoint", "also": ("torch", "onnx")}
 
 
 def test_export_without_weights(new_db: str) -> None:

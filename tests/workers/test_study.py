@@ -11,11 +11,13 @@ import torch
 
 import sparsearch.workers.trial as trial_module
 from sparsearch.config import StudyConfig
-from sparsearch.errors import InfeasibleError, LeaseError, StoreError
+from sparsearch.errors import ExportError, InfeasibleError, LeaseError, StoreError
+from sparsearch.results.export import export
 from sparsearch.results.lease import Owner
 from sparsearch.results.store import Store
 from sparsearch.spaces.attach import weights_of
 from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.checkpoint import load_checkpoint
 from sparsearch.workers.retrain import train_structure
 from sparsearch.workers.study import plan, run
 from sparsearch.workers.workbench import open_workbench
@@ -270,6 +272,7 @@ def test_a_checkpoint_without_a_pooler_exports_the_one_it_trained(
     from transformers import AutoModelForSequenceClassification
 
     from sparsearch.results.export import export
+    from sparsearch.spaces.checkpoint import read_checkpoint
 
     folder = tmp_path / "poolerless"
     shutil.copytree(tiny_folder, folder)
@@ -281,6 +284,10 @@ def test_a_checkpoint_without_a_pooler_exports_the_one_it_trained(
         best = store.best()
         weights = store.weights("tiny", best.trial)
     assert best.head_params == 32 * 32 + 32 + 2 * 32 + 2
+    export(best, weights, "checkpoint", tmp_path / "merged")
+    costs = read_checkpoint(tmp_path / "merged").costs
+    assert costs.head_params == best.head_params
+    assert costs.backbone_params == costs.slim_params
     export(best, weights, "peft", tmp_path / "adapter")
     found = []
     for seed in (1, 2):
@@ -323,7 +330,7 @@ def test_a_preset_is_a_recipe_that_the_study_may_change(study):
     assert config.train.backbone and config.train.epochs == study["train"]["epochs"]
 
 
-def test_earlyberts_ticket_is_cut_out_and_fine_tuned(study, db):
+def test_earlyberts_ticket_is_cut_out_fine_tuned_and_exported(study, db, tmp_path):
     early = {k: v for k, v in study.items() if k not in ("space", "search", "budgets")} | {
         "space": {"preset": "earlybert"},
         "budgets": {"max_inference_flops": ["80%"]},
@@ -339,8 +346,19 @@ def test_earlyberts_ticket_is_cut_out_and_fine_tuned(study, db):
         assert t.trainable_params < found["full"].trainable_params
         with Store.open(db, create=False) as store:
             weights = safetensors.torch.load(store.weights("tiny", t.number))
-        held = sum(v.numel() for n, v in weights.items() if n.startswith("backbone:"))
-        assert held == t.trainable_params, "what is cut is gone"
+            held = sum(v.numel() for n, v in weights.items() if n.startswith("backbone:"))
+            assert held == t.trainable_params, "what is cut is gone"
+    with Store.open(db, create=False) as store:
+        best = store.best()
+        packed = store.weights("tiny", best.trial)
+    for target in ("spec", "peft"):
+        with pytest.raises(ExportError, match="--to checkpoint|as a whole"):
+            export(best, packed, target, tmp_path / target)
+    export(best, packed, "checkpoint", tmp_path / "small")
+    again = load_checkpoint(tmp_path / "small")
+    stored = {n.partition(":")[2]: v for n, v in safetensors.torch.load(packed).items()}
+    loaded = dict(again.named_parameters()) | dict(again.base_model.named_parameters())
+    assert all(torch.equal(loaded[n], v) for n, v in stored.items())
 
 
 def test_fine_tuning_what_is_left_refuses_a_structure_that_attaches(study, db):

@@ -1,0 +1,365 @@
+"""Checkpoints: a slim model as a folder of safetensors and JSON that needs no backbone to load.
+
+``config.json`` is the backbone's, ``checkpoint.json`` what was changed: units cut, biases added, modules
+attached. Loading replays that on an empty model, then fills it from ``model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import safetensors
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsearch.errors import BackboneError, StructureError
+from sparsearch.spaces.attach import attach_units, attachment_of
+from sparsearch.spaces.backbone import (
+    base_of,
+    count_params,
+    head_parameters,
+    identify,
+    load_config,
+    positions_of,
+)
+from sparsearch.spaces.positions import Position, find
+from sparsearch.spaces.slim import cut_units, units_cut
+from sparsearch.spaces.structure import Structure
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "Checkpoint",
+    "Costs",
+    "load_checkpoint",
+    "read_checkpoint",
+    "save_checkpoint",
+    "verify_checkpoint",
+    "weight_sparsity",
+]
+
+SCHEMA_VERSION: Literal[1] = 1
+DOCUMENT = "checkpoint.json"
+WEIGHTS = "model.safetensors"
+_EXPORT = "write one with `sparsearch export STRUCTURE --to checkpoint`"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Costs(_Frozen):
+    """What was measured on the slim model.
+
+    Attributes:
+        backbone_params: Parameters of the whole backbone.
+        slim_params: Those that are left of it, added biases among them.
+        attached_params: Of the modules that stay attached.
+        head_params: Of the task head.
+        inference_flops_ratio: At the task's length, 1.0 = dense; None where that is not known.
+        weight_sparsity: Share of zeros in the weights of the linears.
+    """
+
+    backbone_params: int
+    slim_params: int
+    attached_params: int
+    head_params: int
+    inference_flops_ratio: float | None
+    weight_sparsity: float
+
+
+class Checkpoint(_Frozen):
+    """The content of ``checkpoint.json``.
+
+    Attributes:
+        schema_version: Of this document.
+        structure: What was searched and trained, as in ``structure.json``, the backbone's identity in it.
+        kept: Units that are left at each position where some were cut, counted as in the whole backbone.
+        added_biases: Parameters of the model that a plain transformers model of this config lacks.
+        plain: Whether transformers alone loads the folder: nothing cut, added or attached.
+        sha256: Of ``model.safetensors``.
+        weight_fingerprint: Of the slim backbone, as ``identify`` gives it.
+        costs: What was measured.
+        tokenizer: Files of the tokenizer; none where the backbone has no tokenizer.
+    """
+
+    schema_version: Literal[1]
+    structure: dict[str, Any]
+    kept: dict[str, tuple[int, ...]]
+    added_biases: tuple[str, ...]
+    plain: bool
+    sha256: str
+    weight_fingerprint: str
+    costs: Costs
+    tokenizer: tuple[str, ...]
+
+
+def save_checkpoint(
+    model: PreTrainedModel,
+    structure: Structure,
+    folder: str | Path,
+    *,
+    inference_flops_ratio: float | None = None,
+    tokenizer: Any = None,
+) -> Checkpoint:
+    """Write a slim model to a folder.
+
+    Args:
+        model: What ``slim`` made of the model with the structure attached.
+        structure: That structure.
+        folder: Exists; files of these names in it are overwritten.
+        inference_flops_ratio: Of the structure, if known.
+        tokenizer: Stored with the model, if given.
+
+    Example:
+        >>> save_checkpoint(slim(model, structure), structure, "small/")  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(folder)
+    files = () if tokenizer is None else tokenizer.save_pretrained(folder)
+    tensors = {n: t.detach().cpu().contiguous() for n, t in _own_tensors(model).items()}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
+
+    whole = _empty(folder, "meta")
+    cut = units_cut(structure, positions_of(whole))
+    names = {name for name, _ in whole.named_parameters(remove_duplicate=False)}
+    biases = [n for n, _ in _of_model(model) if n not in names]
+    attachment = attachment_of(model)
+    checkpoint = Checkpoint(
+        schema_version=SCHEMA_VERSION,
+        structure=json.loads(structure.to_json()),
+        kept={name: _rest(find(positions_of(whole), name), units) for name, units in cut.items()},
+        added_biases=tuple(biases),
+        plain=not (cut or biases or attachment),
+        sha256=_sha256(folder / WEIGHTS),
+        weight_fingerprint=identify(model).weight_fingerprint,
+        costs=Costs(
+            backbone_params=structure.backbone.params,
+            slim_params=count_params(model),
+            attached_params=sum(p.numel() for p in attachment.parameters()) if attachment else 0,
+            head_params=sum(p.numel() for _, p in head_parameters(model)),
+            inference_flops_ratio=inference_flops_ratio,
+            weight_sparsity=weight_sparsity(model),
+        ),
+        tokenizer=tuple(sorted(Path(file).name for file in files if Path(file).is_file())),
+    )
+    (folder / DOCUMENT).write_text(_to_json(checkpoint), encoding="utf-8")
+    return checkpoint
+
+
+def _to_json(checkpoint: Checkpoint) -> str:
+    """One field a line: lists of neurons are long."""
+    fields = checkpoint.model_dump(mode="json").items()
+    lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in fields)
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def read_checkpoint(folder: str | Path) -> Checkpoint:
+    """The content of a folder's ``checkpoint.json``.
+
+    Raises:
+        StructureError: If there is none, it is malformed, or a newer version wrote it.
+    """
+    try:
+        text = (Path(folder) / DOCUMENT).read_text(encoding="utf-8")
+        raw = json.loads(text)
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise StructureError(
+                f"the checkpoint has schema_version {version}; this sparsearch reads up to {SCHEMA_VERSION}",
+                "upgrade sparsearch",
+            )
+        return Checkpoint.model_validate_json(text)
+    except (OSError, ValueError) as error:
+        raise StructureError(
+            f"cannot read a checkpoint from {str(folder)!r}: {_reason(error)}", _EXPORT
+        ) from error
+
+
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """The slim model of a folder that ``export --to checkpoint`` wrote, in evaluation mode.
+
+    Only JSON and safetensors of this folder are read, and no code in it runs.
+
+    Args:
+        folder: With ``checkpoint.json``, ``config.json`` and ``model.safetensors``.
+        device: Where the model goes.
+
+    Raises:
+        StructureError: If a file is missing, malformed or damaged, or they do not belong together.
+
+    Example:
+        >>> model = load_checkpoint("small/")                        # doctest: +SKIP
+    """
+    folder = Path(folder)
+    checkpoint = read_checkpoint(folder)
+    structure = Structure.from_json(json.dumps(checkpoint.structure))
+    tensors = _read_weights(folder, checkpoint.sha256)
+    with torch.random.fork_rng(devices=[]):
+        model = _empty(folder)
+        _cut(model, checkpoint.kept)
+        _add_biases(model, checkpoint.added_biases)
+        _attach_rest(model, structure)
+    _fill(model, tensors)
+    verify_checkpoint(model, checkpoint)
+    return cast("PreTrainedModel", model.to(device).eval())
+
+
+def verify_checkpoint(model: nn.Module, checkpoint: Checkpoint | str | Path) -> None:
+    """Check that a model's weights are those of a checkpoint.
+
+    Args:
+        model: A slim model.
+        checkpoint: Or the folder that holds it.
+
+    Raises:
+        StructureError: If they are others.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read_checkpoint(checkpoint)
+    expected, found = checkpoint.weight_fingerprint, identify(model).weight_fingerprint
+    if found != expected:
+        raise StructureError(
+            f"the weights are not those of the checkpoint: it has fingerprint {expected[:12]}, "
+            f"the model {found[:12]}",
+            "load the model with load_checkpoint(folder)",
+        )
+
+
+def weight_sparsity(model: nn.Module) -> float:
+    """Share of exact zeros in the weights of a backbone's linears."""
+    hosts = {p.module for p in positions_of(model) if p.role == "linear"}
+    weights = [
+        base_of(model).get_submodule(host).get_parameter("weight") for host in sorted(hosts)
+    ]
+    zeros = sum(w.numel() - int(torch.count_nonzero(w)) for w in weights)
+    return zeros / sum(w.numel() for w in weights)
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once: of tied ones the first."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
+
+
+def _of_model(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters of backbone and head, nothing attached."""
+    attached = attachment_of(model)
+    inside = set() if attached is None else {id(p) for p in attached.parameters()}
+    return [(n, p) for n, p in model.named_parameters() if id(p) not in inside]
+
+
+def _rest(position: Position, units: Sequence[int]) -> tuple[int, ...]:
+    """All other units of a position."""
+    return tuple(unit for unit in range(position.units) if unit not in set(units))
+
+
+def _empty(folder: Path, device: str = "cpu") -> PreTrainedModel:
+    """A model by the folder's config, its weights as the memory was."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.initialization import no_init_weights
+
+    try:
+        config = load_config(str(folder))
+    except BackboneError as error:
+        raise StructureError(f"the checkpoint's config cannot be used: {error.message}") from error
+    with torch.device(device), no_init_weights():
+        model = AutoModelForSequenceClassification.from_config(config)
+    model.tie_weights()
+    return model
+
+
+def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors, after the check that they are the ones that were written."""
+    file = folder / WEIGHTS
+    try:
+        found = _sha256(file)
+        if found != sha256:
+            raise StructureError(
+                f"{file} is damaged or not the checkpoint's: its SHA-256 is {found}, not {sha256}",
+                "copy or export the folder anew",
+            )
+        return load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StructureError(f"cannot read {file}: {error}", _EXPORT) from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _cut(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
+    """Cut all units but the kept ones."""
+    positions = positions_of(model)
+    removed = {}
+    for name, units in kept.items():
+        position = find(positions, name)
+        if not set(range(position.units)).issuperset(units):
+            raise StructureError(
+                f"the checkpoint keeps units {list(units)} of {name}, which has {position.units}"
+            )
+        removed[name] = _rest(position, units)
+    cut_units(model, removed)
+
+
+def _add_biases(model: nn.Module, names: Sequence[str]) -> None:
+    """Room for the biases that merging made."""
+    modules = dict(model.named_modules())
+    for name in names:
+        path, _, last = name.rpartition(".")
+        module = modules.get(path)
+        if (
+            last != "bias"
+            or not isinstance(module, nn.Linear | nn.LayerNorm)
+            or module.bias is not None
+        ):
+            raise StructureError(f"the checkpoint adds {name}, which the model has no place for")
+        module.bias = nn.Parameter(module.weight.new_zeros(len(module.weight)))
+
+
+def _attach_rest(model: nn.Module, structure: Structure) -> None:
+    """Attach what does not merge."""
+    positions = positions_of(model)
+    kinds = {kind.name: kind for kind in structure.kinds}
+    rest = [
+        (find(positions, c.position), kinds[c.kind], c.size, 1)
+        for c in structure.candidates
+        if not kinds[c.kind].mergeable and not kinds[c.kind].removes
+    ]
+    if rest:
+        attach_units(model, rest)
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give every parameter and buffer its tensor."""
+    wanted = _own_tensors(model)
+    shapes = [n for n, t in wanted.items() if n in tensors and t.shape != tensors[n].shape]
+    missing, unknown = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
+    if missing or unknown or shapes:
+        raise StructureError(
+            "the weights do not fit the checkpoint's config: "
+            f"unknown {sorted(unknown)[:3]}, missing {sorted(missing)[:3]}, other shape {shapes[:3]}"
+        )
+    for name, tensor in wanted.items():
+        tensor.data = tensors[name]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
