@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sparsearch.results.store import open_store as open
     from sparsearch.spaces.align import align
     from sparsearch.spaces.attach import attach, detach
-    from sparsearch.spaces.merge import merge
+    from sparsearch.spaces.merge import measured_sparsity, merge
     from sparsearch.spaces.space import Space, build_space
     from sparsearch.spaces.structure import Structure
     from sparsearch.workers.study import run
@@ -37,6 +37,7 @@ __all__ = [
     "build_space",
     "detach",
     "export",
+    "measured_sparsity",
     "merge",
     "open",
     "run",
@@ -55,6 +56,7 @@ _HOME = {
     "build_space": "spaces.space:build_space",
     "detach": "spaces.attach:detach",
     "export": "results.export:export",
+    "measured_sparsity": "spaces.merge:measured_sparsity",
     "merge": "spaces.merge:merge",
     "open": "results.store:open_store",
     "run": "workers.study:run",

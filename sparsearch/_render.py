@@ -204,7 +204,7 @@ def _messages(trials: Sequence[TrialRecord]) -> RenderableType:
 def _stored(structure: Structure) -> str:
     """Size of the attached modules in a file, and what of it is not trained."""
     frozen = sum(c.frozen_bytes for c in structure.candidates)
-    beside = f", of them {frozen:,} of frozen directions" if frozen else ""
+    beside = f", of them {frozen:,} not trained" if frozen else ""
     return f"{structure.bytes:,} bytes{beside}"
 
 

@@ -17,12 +17,24 @@ from sparsearch.spaces.kinds.lora import Lora
 from sparsearch.spaces.kinds.low_rank_adapter import LowRankAdapter
 from sparsearch.spaces.kinds.neurons import Neurons
 from sparsearch.spaces.kinds.spectral import Spectral
+from sparsearch.spaces.kinds.weight_mask import WeightMask
 
 __all__ = ["KINDS", "make_kind"]
 
 KINDS: Mapping[str, type[Kind]] = {
     kind.name: kind
-    for kind in (Lora, Spectral, BitFit, LNFit, LowRankAdapter, Adapter, IA3, Heads, Neurons)
+    for kind in (
+        Lora,
+        Spectral,
+        BitFit,
+        LNFit,
+        LowRankAdapter,
+        Adapter,
+        IA3,
+        Heads,
+        Neurons,
+        WeightMask,
+    )
 }
 
 
@@ -31,7 +43,7 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
 
     Raises:
         ConfigError: If the kind or an option is unknown, or an option has the wrong type or is
-            not positive.
+            too small: not positive, or below the ``least`` that its field names.
     """
     if name not in KINDS:
         near = difflib.get_close_matches(name, KINDS, n=1)
@@ -51,8 +63,12 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
         expected = (int, float) if isinstance(default, float) else type(default)
         if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, expected):
             problems.append(f"kind {name}: {key} must be {type(default).__name__}, not {value!r}")
-        elif not isinstance(default, bool) and not value > 0:  # type: ignore[operator]
-            problems.append(f"kind {name}: {key} must be positive, not {value!r}")
+        elif not isinstance(default, bool | str):
+            least = fields[key].metadata.get("least")
+            if least is None and not value > 0:  # type: ignore[operator]
+                problems.append(f"kind {name}: {key} must be positive, not {value!r}")
+            elif least is not None and not value >= least:  # type: ignore[operator]
+                problems.append(f"kind {name}: {key} must be at least {least}, not {value!r}")
     if problems:
         raise ConfigError(problems)
     return KINDS[name](**options)
