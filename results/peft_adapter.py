@@ -5,7 +5,7 @@
 - ``bitfit`` on a linear: the bias of ``lora_B``, beside a zero rank-1 unit where there is no LoRA.
 - ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``; LN tuning where only norms are chosen.
 - ``ia3``: IA3, alone: PEFT saves no adapter of mixed types.
-- ``adapter``, ``low_rank_adapter``: refused, PEFT has none.
+- ``adapter``, ``low_rank_adapter``, ``weight_mask``: refused, PEFT has none.
 """
 
 from __future__ import annotations
@@ -174,6 +174,8 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
         position = find(positions, candidate.position)
         if candidate.kind in ("adapter", "low_rank_adapter"):
             refused.append(f"{what} (PEFT has no such adapter)")
+        elif candidate.kind == "weight_mask":
+            refused.append(f"{what} (PEFT does not change the backbone's weights)")
         elif candidate.kind == "ia3" and kinds != {"ia3"}:
             refused.append(f"{what} (PEFT saves no mix of IA3 with others)")
         elif position.role == "norm" and candidate.kind == "bitfit" and not position.has_bias:

@@ -67,7 +67,7 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
             least = fields[key].metadata.get("least")
             if least is None and not value > 0:  # type: ignore[operator]
                 problems.append(f"kind {name}: {key} must be positive, not {value!r}")
-            elif least is not None and not value >= least:  # type: ignore[operator]
+            elif least is not None and not value >= least:
                 problems.append(f"kind {name}: {key} must be at least {least}, not {value!r}")
     if problems:
         raise ConfigError(problems)

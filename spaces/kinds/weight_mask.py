@@ -13,22 +13,27 @@ the backbone.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from sparsearch.errors import ConfigError, StructureError
+from sparsearch.spaces.kinds._pruning import (
+    Faded,
+    StraightThrough,
+    cubic,
+    pack,
+    ranks_in,
+    smallest,
+    unpack,
+)
 from sparsearch.spaces.kinds.base import Fold, Kind, Stage, Unit
 from sparsearch.spaces.positions import Position, weight_at
 
-__all__ = ["WeightMask", "WeightMaskUnit", "cubic", "smallest"]
-
-_DENSE_TENTHS, _FINAL_TENTHS = 1, 7
-"""Tenths of training before the first weight is pruned, and before the mask is final."""
+__all__ = ["WeightMask", "WeightMaskUnit"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class WeightMaskUnit(Unit):
         super().__init__()
         out_features, in_features = weight.shape
         self.kind, self.size, self.parts, self.pruned = kind, size, parts, pruned
-        self.scale = max(float(weight.float().abs().mean()), torch.finfo(torch.float32).tiny)
+        self.scale = float(weight.abs().mean(dtype=torch.float64)) or 1.0
         self.settled = True
         for name in "ABRC":
             self.register_parameter(name, None)
@@ -184,13 +189,13 @@ class WeightMaskUnit(Unit):
             self.C = nn.Parameter(torch.zeros(in_features))
         everything = torch.ones(out_features, in_features, dtype=torch.bool)
         self.register_buffer("mask", everything, persistent=False)
-        self.register_buffer("packed", _pack(everything))
+        self.register_buffer("packed", pack(everything))
         self.register_buffer("order", None, persistent=False)
-        self.register_load_state_dict_post_hook(_unpack_loaded)
+        self.register_load_state_dict_post_hook(_unpack_loaded)  # type: ignore[no-untyped-call]
 
     def loaded(self) -> None:
         """The stored mask is the final one."""
-        self.mask = _unpack(self.packed, self.mask.shape)
+        self.mask = unpack(self.packed, self.mask.shape)
         self.settled = True
 
     @torch.no_grad()
@@ -210,10 +215,10 @@ class WeightMaskUnit(Unit):
         """A new mask for W' (out, in): exactly so many weights are pruned, among those that the pattern prunes."""
         scores = self.scores(weight)
         if self.kind.pattern:
-            ranks = _ranks(scores, self.parts)
+            ranks = ranks_in(scores, self.parts)
             scores = scores.masked_fill(ranks >= self.size, torch.inf)
         self.mask = ~smallest(scores.flatten(), count).view_as(scores)
-        self.packed.copy_(_pack(self.mask))
+        self.packed.copy_(pack(self.mask))
 
     def advance(self, step: int, steps: int, weight: Callable[[], Tensor]) -> None:
         """Renew the mask if it is due after so many steps of all; ``weight`` gives W'."""
@@ -229,9 +234,10 @@ class WeightMaskUnit(Unit):
         """M * W' for W' (out, in); while the mask still changes, scores learn by the straight-through estimate."""
         if self.settled:
             return weight.where(self.mask, 0)
+        alphas = (self.kind.alpha_low_rank, self.kind.alpha_structured)
         factors = [None if f is None else f.to(weight) for f in (self.A, self.B, self.R, self.C)]
-        masked: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
-            weight, self.mask, self.scale, self.kind, *factors
+        masked: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+            weight, self.mask, self.scale, alphas, *factors
         )
         return masked
 
@@ -242,13 +248,13 @@ class WeightMaskUnit(Unit):
         total, n = weight.numel(), len(gate)
         edges = [(self.size * band // n) * total // self.parts for band in range(n + 1)]
         lengths = [b - a for a, b in zip(edges, [*edges[1:], total], strict=True)]
-        faded: Tensor = _Faded.apply(weight, gate.to(weight), self.order, lengths)  # type: ignore[no-untyped-call]
+        faded: Tensor = Faded.apply(weight, gate.to(weight), self.order, lengths)  # type: ignore[no-untyped-call]
         return faded
 
     def _order(self, weight: Tensor) -> Tensor:
         """Indices of the weights from the first that is pruned to the last."""
         size = weight.float().abs()
-        ranks = _ranks(size, self.parts) if self.kind.pattern else size
+        ranks = ranks_in(size, self.parts) if self.kind.pattern else size
         return torch.argsort(ranks.flatten(), stable=True)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
@@ -256,119 +262,7 @@ class WeightMaskUnit(Unit):
         return -weight.masked_fill(self.mask, 0), None
 
 
-def cubic(step: int, steps: int) -> float:
-    """Share of the final sparsity after so many steps of all (Zhu and Gupta 2017; PST, section 3.3).
-
-    Dense for the first tenth, final for the last three.
-
-    >>> [cubic(step, 100) for step in (0, 10, 40, 70, 100)]
-    [0.0, 0.0, 0.875, 1.0, 1.0]
-    """
-    start, end = _DENSE_TENTHS * steps // 10, _FINAL_TENTHS * steps // 10
-    if step >= end:
-        return 1.0
-    return 1.0 - (1.0 - max(0, step - start) / (end - start)) ** 3
-
-
-def smallest(scores: Tensor, count: int) -> Tensor:
-    """Which (n,) scores are the so many smallest, exactly; among equal ones the first are.
-
-    >>> smallest(torch.tensor([3.0, 1.0, 1.0, 1.0]), 2).tolist()
-    [False, True, True, False]
-    """
-    if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    edge = scores.kthvalue(count).values
-    below, equal = scores < edge, scores == edge
-    return below | (equal & (equal.cumsum(0) <= count - below.sum()))
-
-
-def _ranks(scores: Tensor, group: int) -> Tensor:
-    """Rank of each of (out, in) scores in its group of neighbouring inputs, 0 the smallest; the first of equals."""
-    grouped = scores.view(len(scores), -1, group)
-    order = grouped.argsort(dim=-1, stable=True)
-    return order.argsort(dim=-1).view_as(scores)
-
-
-def _pack(mask: Tensor) -> Tensor:
-    """Eight booleans a byte, the first in the lowest bit."""
-    flat = mask.flatten()
-    bits = nn.functional.pad(flat.to(torch.uint8), (0, -len(flat) % 8)).view(-1, 8)
-    shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
-    return (bits << shifts).sum(dim=1, dtype=torch.uint8)
-
-
-def _unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = (packed[:, None] >> shifts) & 1
-    return bits.flatten()[: shape[0] * shape[1]].view(*shape).bool()
-
-
 def _unpack_loaded(unit: nn.Module, _: object) -> None:
     """After ``load_state_dict``."""
     assert isinstance(unit, WeightMaskUnit), "the hook of a mask"
     unit.loaded()
-
-
-class _StraightThrough(torch.autograd.Function):
-    """M * W' whose backward takes dL/dS = G * W' for dL/dM, and from it what S depends on."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,
-        mask: Tensor,
-        scale: float,
-        kind: WeightMask,
-        a: Tensor | None,
-        b: Tensor | None,
-        r: Tensor | None,
-        c: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(weight, mask, a, b)
-        ctx.scale, ctx.kind, ctx.structured = scale, kind, r is not None
-        return weight.where(mask, 0)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, mask, a, b = ctx.saved_tensors
-        kind, moved = ctx.kind, gradient * weight
-        to_weight = to_a = to_b = to_r = to_c = None
-        if ctx.needs_input_grad[0]:
-            to_weight = gradient * (mask + weight.abs() / ctx.scale)
-        if a is not None:
-            to_a = kind.alpha_low_rank * moved @ b.T
-            to_b = kind.alpha_low_rank * a.T @ moved
-        if ctx.structured:
-            to_r = kind.alpha_structured * moved.sum(dim=1)
-            to_c = kind.alpha_structured * moved.sum(dim=0)
-        return to_weight, None, None, None, to_a, to_b, to_r, to_c
-
-
-class _Faded(torch.autograd.Function):
-    """W' with bands, runs of ``order``, multiplied by one minus their gates; sums in a fixed order."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, gate: Tensor, order: Tensor, lengths: Sequence[int]
-    ) -> Tensor:
-        left = [(1 - g).expand(n) for g, n in zip(gate, lengths[:-1], strict=True)]
-        factor = torch.empty_like(weight).flatten()
-        factor[order] = torch.cat([*left, weight.new_ones(lengths[-1])])
-        factor = factor.view_as(weight)
-        ctx.save_for_backward(weight, factor, order)
-        ctx.lengths = lengths
-        return weight * factor
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, factor, order = ctx.saved_tensors
-        to_weight = to_gate = None
-        if ctx.needs_input_grad[0]:
-            to_weight = gradient * factor
-        if ctx.needs_input_grad[1]:
-            bands = (gradient * weight).flatten()[order].split(ctx.lengths)[:-1]
-            to_gate = -torch.stack([band.sum() for band in bands])
-        return to_weight, to_gate, None, None
