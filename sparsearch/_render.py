@@ -226,8 +226,16 @@ def best_table(best: Best) -> RenderableType:
             ("stored", _stored(best.structure)),
             ("head params", f"{best.head_params:,} (not counted in the budget)"),
             ("inference FLOPs", ratio),
+            *_pruned(best.structure),
         ]
     )
+
+
+def _pruned(structure: Structure) -> list[tuple[str, str]]:
+    """Weights that a structure sets to zero, if it does."""
+    count = structure.pruned_weights
+    share = 100 * count / structure.backbone.params
+    return [("pruned weights", f"{count:,} ({share:.3g}% of the backbone)")] if count else []
 
 
 def pareto_table(study: StudyRecord, front: Sequence[Best]) -> RenderableType:

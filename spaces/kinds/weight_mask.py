@@ -49,7 +49,7 @@ class WeightMask(Kind):
         structured: Whether each row and each column has a score.
         alpha_low_rank: Weight of A B in the score.
         alpha_structured: Weight of the scores of rows and columns.
-        every: Steps from one mask to the next.
+        every: Steps from one mask to the next; the final one comes in time, whatever this is.
         pattern: ``N:M`` keeps N of each M neighbouring inputs, as one candidate of size M - N; ``bands``
             does not count then, a size is in units of 1 / M of the matrix.
         bands: Equal parts of a matrix.
@@ -94,16 +94,21 @@ class WeightMask(Kind):
         return "mask"
 
     def sizes(self, position: Position) -> tuple[int, ...]:
-        """All bands but one; with a pattern, all that it prunes at once."""
-        parts = self.parts(position)
-        return (parts - self.kept,) if self.pattern else (1,) * (parts - 1)
-
-    def parts(self, position: Position) -> int:
-        """Parts of the matrix that sizes count.
+        """All bands but one; with a pattern, all that it prunes at once.
 
         Raises:
             ConfigError: If the inputs do not divide into groups of the pattern.
         """
+        self._check(position)
+        return (self.group - self.kept,) if self.pattern else (1,) * (self.bands - 1)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a matrix that sizes count."""
+        return self.group or self.bands
+
+    def _check(self, position: Position) -> None:
+        """The inputs must divide into groups of the pattern."""
         if self.pattern and position.in_features % self.group:
             raise ConfigError(
                 [
@@ -112,7 +117,6 @@ class WeightMask(Kind):
                 ],
                 "choose a pattern that divides them, or leave this position out with `on`",
             )
-        return self.group if self.pattern else self.bands
 
     def params(self, position: Position, size: int) -> int:
         """The scores, whatever the size; they are gone after merging."""
@@ -128,7 +132,7 @@ class WeightMask(Kind):
         Raises:
             StructureError: If nothing would be left.
         """
-        parts = self.parts(position)
+        parts = self.parts
         if not 0 <= size < parts:
             raise StructureError(
                 f"weight_mask at {position.name} prunes 0 to {parts - 1} of {parts} parts, not {size}"
@@ -140,10 +144,14 @@ class WeightMask(Kind):
 
         B, R and C are zero. Rows of A have norm 1 on average, so that a step that moves each entry of B
         by as much as R moves A B by as much as R, whatever the rank.
+
+        Raises:
+            ConfigError: If the inputs do not divide into groups of the pattern.
         """
+        self._check(position)
         weight = weight_at(position, host).detach()
         pruned = self.pruned_weights(position, size)
-        unit = WeightMaskUnit(weight, self, size, self.parts(position), pruned).to(weight.device)
+        unit = WeightMaskUnit(weight, self, size, pruned).to(weight.device)
         unit.renew(weight, pruned)
         return unit
 
@@ -155,7 +163,6 @@ class WeightMaskUnit(Unit):
         weight: (out, in), as pretrained.
         kind: Its options.
         size: Parts of the matrix that are pruned.
-        parts: Parts of the matrix.
         pruned: Weights that are pruned in the end.
 
     Attributes:
@@ -171,12 +178,10 @@ class WeightMaskUnit(Unit):
     packed: Tensor
     order: Tensor | None
 
-    def __init__(
-        self, weight: Tensor, kind: WeightMask, size: int, parts: int, pruned: int
-    ) -> None:
+    def __init__(self, weight: Tensor, kind: WeightMask, size: int, pruned: int) -> None:
         super().__init__()
         out_features, in_features = weight.shape
-        self.kind, self.size, self.parts, self.pruned = kind, size, parts, pruned
+        self.kind, self.size, self.pruned = kind, size, pruned
         self.scale = float(weight.abs().mean(dtype=torch.float64)) or 1.0
         self.settled = True
         for name in "ABRC":
@@ -215,7 +220,7 @@ class WeightMaskUnit(Unit):
         """A new mask for W' (out, in): exactly so many weights are pruned, among those that the pattern prunes."""
         scores = self.scores(weight)
         if self.kind.pattern:
-            ranks = ranks_in(scores, self.parts)
+            ranks = ranks_in(scores, self.kind.parts)
             scores = scores.masked_fill(ranks >= self.size, torch.inf)
         self.mask = ~smallest(scores.flatten(), count).view_as(scores)
         self.packed.copy_(pack(self.mask))
@@ -246,7 +251,7 @@ class WeightMaskUnit(Unit):
         if self.order is None:
             self.order = self._order(pretrained.detach())
         total, n = weight.numel(), len(gate)
-        edges = [(self.size * band // n) * total // self.parts for band in range(n + 1)]
+        edges = [(self.size * band // n) * total // self.kind.parts for band in range(n + 1)]
         lengths = [b - a for a, b in zip(edges, [*edges[1:], total], strict=True)]
         faded: Tensor = Faded.apply(weight, gate.to(weight), self.order, lengths)  # type: ignore[no-untyped-call]
         return faded
@@ -254,7 +259,7 @@ class WeightMaskUnit(Unit):
     def _order(self, weight: Tensor) -> Tensor:
         """Indices of the weights from the first that is pruned to the last."""
         size = weight.float().abs()
-        ranks = ranks_in(size, self.parts) if self.kind.pattern else size
+        ranks = ranks_in(size, self.kind.parts) if self.kind.pattern else size
         return torch.argsort(ranks.flatten(), stable=True)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:

@@ -26,7 +26,7 @@ from sparsearch.spaces.attach import (
     weights_of,
 )
 from sparsearch.spaces.backbone import identify, load_model, positions_of
-from sparsearch.spaces.kinds import WeightMaskUnit, make_kind
+from sparsearch.spaces.kinds import Unit, WeightMaskUnit, make_kind
 from sparsearch.spaces.kinds._pruning import cubic, pack, smallest, unpack
 from sparsearch.spaces.merge import measured_sparsity, merge
 from sparsearch.spaces.positions import Position, find, weight_at
@@ -267,6 +267,25 @@ def test_a_pattern_that_does_not_divide_the_inputs_is_refused(build):
 def test_bad_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         make_kind("weight_mask", options)
+
+
+def test_a_pattern_beside_cut_neurons_is_counted(build):
+    kinds = {"weight_mask": {"pattern": "2:4"}, "neurons": {"block": 1}}
+    model = build("bert")
+    space = build_space(model, kinds=kinds)
+    chosen = [c for c in space.candidates if c.position == "layers.0.ffn.down" or c.which == (3,)]
+    structure = make_structure(space, chosen, identify(model, "here"), "classification")
+    (down,) = (c for c in structure.candidates if c.kind == "weight_mask")
+    assert down.pruned_weights == 32 * 63 // 2
+
+
+def test_any_linear_unit_has_a_dense_change(randomise):
+    unit = LORA.build(POSITION, 2, nn.Linear(32, 32))
+    randomise(unit)
+    weight, gate = torch.zeros(32, 32), torch.tensor([0.3, 1.0])
+    for z in (None, gate):
+        assert torch.allclose(Unit.dense(unit, weight, z), unit.dense(weight, z), atol=1e-6)
+    assert torch.equal(unit.dense(weight, None), unit.fold(weight, None)[0])
 
 
 def test_sizes_add_up_and_scores_are_paid_once(build):
