@@ -25,6 +25,7 @@ from sparsearch.results.peft_adapter import AdapterPlan, fill, make_config, plan
 from sparsearch.results.values import Best
 from sparsearch.spaces.attach import attach, detach, load_weights
 from sparsearch.spaces.backbone import base_of, load_model, locate, positions_of
+from sparsearch.spaces.positions import find
 from sparsearch.spaces.structure import Structure
 
 if TYPE_CHECKING:
@@ -176,10 +177,15 @@ def _write_spec(
         raise ExportError("the written structure is not the one that was exported")
     model = attach(_fresh_model(structure, weights), folder)
     trained = sum(p.numel() for n, p in model.named_parameters() if n.startswith("sparsearch."))
-    if trained != structure.trainable_params:
-        raise ExportError(
-            f"{trained} parameters are attached, the structure counts {structure.trainable_params}"
-        )
+    positions = positions_of(
+        model
+    )  # where heads are cut by a factor, modules keep their rows on them
+    counted = sum(
+        structure.kind(c.kind).params(find(positions, c.position), c.size)
+        for c in structure.candidates
+    )
+    if trained != counted:
+        raise ExportError(f"{trained} parameters are attached, the structure counts {counted}")
     note = "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`"
     return (note,), _compare(_reference(structure, weights), _logits(model))
 

@@ -5,7 +5,8 @@
 - ``bitfit`` on a linear: the bias of ``lora_B``, beside a zero rank-1 unit where there is no LoRA.
 - ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``; LN tuning where only norms are chosen.
 - ``ia3``: IA3, alone: PEFT saves no adapter of mixed types.
-- ``adapter``, ``low_rank_adapter``, ``weight_mask``: refused, PEFT has none.
+- ``adapter``, ``low_rank_adapter``, ``sparse_delta``, ``heads``, ``neurons``,
+  ``weight_mask``: refused, PEFT has none.
 """
 
 from __future__ import annotations
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
     import peft
 
 __all__ = ["AdaptedModule", "AdapterPlan", "fill", "make_config", "plan_adapter"]
+
+_REFUSED = {
+    "adapter": "PEFT has no such adapter",
+    "low_rank_adapter": "PEFT has no such adapter",
+    "heads": "PEFT cuts nothing out of a backbone",
+    "neurons": "PEFT cuts nothing out of a backbone",
+    "sparse_delta": "PEFT has no adapter of any number of single entries; SHiRA fixes it by a rank",
+    "weight_mask": "PEFT does not change the backbone's weights",
+}
+"""Kinds that PEFT lacks, and why."""
 
 
 @dataclass
@@ -172,10 +183,8 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
     for candidate in structure.candidates:
         what = f"{candidate.kind} at {candidate.position}"
         position = find(positions, candidate.position)
-        if candidate.kind in ("adapter", "low_rank_adapter"):
-            refused.append(f"{what} (PEFT has no such adapter)")
-        elif candidate.kind == "weight_mask":
-            refused.append(f"{what} (PEFT does not change the backbone's weights)")
+        if candidate.kind in _REFUSED:
+            refused.append(f"{what} ({_REFUSED[candidate.kind]})")
         elif candidate.kind == "ia3" and kinds != {"ia3"}:
             refused.append(f"{what} (PEFT saves no mix of IA3 with others)")
         elif position.role == "norm" and candidate.kind == "bitfit" and not position.has_bias:

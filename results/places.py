@@ -51,7 +51,9 @@ def place_of(position: str) -> Place:
 
 
 def candidate_name(candidate: Candidate) -> str:
-    """Kind and size: ``lora r2``, ``adapter w24``; a kind without a size by its name."""
+    """Kind and size: ``lora r2``, ``adapter w24``, ``7 heads cut``; a kind without a size by its name."""
+    if candidate.which:
+        return f"{candidate.size} {candidate.kind} cut"
     letter = _SIZE_LETTER.get(candidate.kind)
     if letter is not None:
         return f"{candidate.kind} {letter}{candidate.size}"

@@ -53,7 +53,8 @@ def probe(
     with supernet.attachment.gated(z) if cuts.any() else nullcontext():
         for found in batch_gradients(supernet.model, task, rows, watched, train.precision, size):
             own = found[: len(parameters)]
-            torch._foreach_add_(total, torch._foreach_pow(own, 2) if size == 1 else own)
+            if own:
+                torch._foreach_add_(total, torch._foreach_pow(own, 2) if size == 1 else own)
             importance += found[-1].abs() if cuts.any() else 0.0
             batches += 1
     worth = _worth(config.score, total, parameters, _rates(supernet.model, train))
@@ -91,7 +92,9 @@ def _per_candidate(supernet: Supernet, worth: Mapping[Tensor, Tensor]) -> Iterat
         for name, parameter in slot.unit.named_parameters():
             value = worth[parameter].detach().cpu()
             if name in slot.unit.shared:
-                sums += value.movedim(slot.unit.shared[name], 0).flatten(1).sum(dim=1)
+                along = value.movedim(slot.unit.shared[name], 0)
+                parts = torch.split(along, list(slot.unit.shares) or 1)
+                sums += torch.stack([part.sum() for part in parts])
             else:
                 sums += value.sum() / gates
         yield sums

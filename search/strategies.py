@@ -16,6 +16,7 @@ from sparsearch.search.cut import Limits, infeasible
 from sparsearch.search.gates import Gates
 from sparsearch.search.probe import probe
 from sparsearch.search.seeds import seed_everything
+from sparsearch.search.slimming import learn_coefficients
 from sparsearch.search.stopping import CutWatch
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.swaps import hard_gates, swap
@@ -187,10 +188,22 @@ def rank_random(problem: Problem, budget: Budget, seed: int, observe: Observer) 
     return Ranking(tuple(stream.random() for _ in problem.space.candidates), "random", seed)
 
 
+def rank_slimming(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
+    """Slimming coefficients, trained with the whole model until the ticket stops changing (EarlyBERT)."""
+    started, search, space = time.monotonic(), problem.search, problem.space
+    new_head(problem.model, seed, "head")
+    watch = CutWatch(space, (budget,), "greedy", search.stop_distance, search.stop_length)
+    scores, steps = learn_coefficients(
+        problem.model, space, problem.task, search, problem.train, watch.settled, seed, observe
+    )
+    return Ranking(scores, "slimming", seed, steps, time.monotonic() - started)
+
+
 RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
     "s3pet": rank_s3pet,
     "probe": rank_probe,
     "random": rank_random,
+    "slimming": rank_slimming,
 }
 """Strategies that score every candidate; the cut does the rest."""
 

@@ -38,6 +38,7 @@ __all__ = [
     "attach",
     "attach_units",
     "attachment_of",
+    "check_structure",
     "detach",
     "drop",
     "load_weights",
@@ -46,6 +47,9 @@ __all__ = [
 
 HEAD = "head:"
 """Prefix of the task head's tensors in a weights file."""
+
+BACKBONE = "backbone:"
+"""Prefix of the backbone's own tensors, where it was trained too."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -332,7 +336,7 @@ def attach(model: M, structure: Structure | str | Path) -> M:
         structure = Structure.load(folder)
         if (folder / "modules.safetensors").is_file():
             weights = load_file(folder / "modules.safetensors")
-    units = _check(model, structure)
+    units = check_structure(model, structure)
     attachment = attach_units(model, units)
     for candidate, slot in zip(structure.candidates, attachment.slots, strict=True):
         if isinstance(slot.unit, RemovalUnit):
@@ -346,7 +350,9 @@ def attach(model: M, structure: Structure | str | Path) -> M:
     return model
 
 
-def _check(model: nn.Module, structure: Structure) -> list[tuple[Position, Kind, int, int]]:
+def check_structure(
+    model: nn.Module, structure: Structure
+) -> list[tuple[Position, Kind, int, int]]:
     """All checks before any change."""
     found = identify(model)
     expected = structure.backbone
@@ -433,9 +439,12 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield HEAD + name, parameter
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the attached modules' and the head's weights, on the CPU, by file name."""
-    return {n: p.detach().cpu().clone().contiguous() for n, p in _named_tensors(model)}
+def weights_of(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
+    """Copies of the attached modules' and the head's weights, on the CPU, by file name; or of all weights."""
+    named = dict(_named_tensors(model))
+    if whole:
+        named |= {BACKBONE + n: p for n, p in backbone_parameters(model)}
+    return {n: p.detach().cpu().clone().contiguous() for n, p in named.items()}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

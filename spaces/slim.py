@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -10,11 +11,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import StructureError
+from sparsearch.spaces.attach import check_structure
 from sparsearch.spaces.backbone import ATTACHED, base_of, positions_of
-from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
+from sparsearch.spaces.kinds.neurons import LEAST_NEURONS, Neurons
 from sparsearch.spaces.positions import Position, find
+from sparsearch.spaces.structure import Structure
 
-__all__ = ["cut_units"]
+__all__ = ["cut_copy", "cut_units", "units_cut"]
 
 _COUNTERS: Mapping[str, tuple[str, str] | None] = {
     "bert": ("num_attention_heads", "all_head_size"),
@@ -63,6 +66,39 @@ def cut_units(model: M, removed: Mapping[str, Sequence[int]]) -> M:
         if position.role == "heads":
             _count_heads(base, position, units)
     return model
+
+
+def units_cut(model: nn.Module, structure: Structure) -> dict[str, list[int]]:
+    """What a structure cuts of a model, unit by unit: position -> heads or single neurons."""
+    positions, removed = positions_of(model), dict[str, list[int]]()
+    for candidate in structure.candidates:
+        kind = structure.kind(candidate.kind)
+        if kind.removes:
+            block = kind.block if isinstance(kind, Neurons) else 1
+            units = range(find(positions, candidate.position).units)
+            parts = [units[i * block : (i + 1) * block] for i in candidate.which]
+            removed[candidate.position] = [unit for part in parts for unit in part]
+    return removed
+
+
+def cut_copy(model: M, structure: Structure) -> M:
+    """A smaller copy of a model, all of it trainable, for a structure that only cuts.
+
+    Raises:
+        StructureError: If the structure attaches something too, or belongs to another backbone.
+    """
+    attached = [c for c in structure.candidates if not c.which]
+    if attached:
+        raise StructureError(
+            f"train.backbone fine-tunes what is left of a backbone; the structure also attaches {attached[0].kind} "
+            f"at {attached[0].position}",
+            "leave train.backbone out, or search a space of heads and neurons",
+        )
+    check_structure(model, structure)
+    smaller = cut_units(copy.deepcopy(model), units_cut(model, structure))
+    for parameter in smaller.parameters():
+        parameter.requires_grad_(True)
+    return smaller
 
 
 def _check(

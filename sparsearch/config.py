@@ -6,9 +6,11 @@ import contextlib
 import itertools
 import re
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -41,6 +43,7 @@ KIND_NAMES = (
     "low_rank_adapter",
     "adapter",
     "ia3",
+    "sparse_delta",
     "heads",
     "neurons",
     "weight_mask",
@@ -51,6 +54,7 @@ Strategy = Literal[
     "s3pet",
     "probe",
     "random",
+    "slimming",
     "lora",
     "lora-qv",
     "spectral",
@@ -262,6 +266,9 @@ class SearchConfig(_Section):
         stop_length: Cuts that must agree.
         stop_distance: Largest distance at which two cuts agree; 1.0 is that of random structures.
         probe: The gradient probe, as a strategy and as a start of alpha.
+        l1: Weight of the slimming coefficients' penalty (EarlyBERT).
+        coefficient_lr: Their learning rate.
+        allocation: Whether slimming cuts the same share in each layer, or lets the layers compete.
     """
 
     strategy: Strategy = "s3pet"
@@ -290,6 +297,9 @@ class SearchConfig(_Section):
     stop_length: Annotated[int, Field(ge=2)] = 4
     stop_distance: Annotated[Number, Field(ge=0, le=1)] = 0.15
     probe: ProbeConfig = ProbeConfig()
+    l1: Annotated[Number, Field(ge=0)] = 1e-4
+    coefficient_lr: Rate = 1e-2
+    allocation: Literal["layerwise", "global"] = "global"
 
 
 KIND_LR = {
@@ -319,6 +329,8 @@ class TrainConfig(_Section):
         precision: ``auto`` takes bf16 autocast where the processor computes it natively.
         head_first: Whether the head learns alone, over the frozen backbone, before the rest joins.
         dropout: Whether the backbone's own dropout is on.
+        backbone: Whether the backbone trains too, for structures that only cut: what is left of it is
+            fine-tuned from its pretrained weights, as EarlyBERT does.
         cache_bytes: Most memory for outputs of the frozen layers below all that trains, which then
             run once instead of in each epoch; 0 runs them again. Needs dropout off.
     """
@@ -336,6 +348,7 @@ class TrainConfig(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     head_first: bool = False
     dropout: bool = False
+    backbone: bool = False
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30
 
     @model_validator(mode="after")
@@ -344,6 +357,23 @@ class TrainConfig(_Section):
         if unknown:
             raise ValueError(f"kind_lr names {unknown}; known: {', '.join((*KIND_NAMES, 'head'))}")
         return self
+
+
+def recipe(preset: str) -> dict[str, Any]:
+    """What a preset says beside its kinds: settings for search and training; nothing for an unknown one."""
+    file = resources.files("sparsearch.spaces").joinpath("presets", f"{preset}.yaml")
+    content = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    return {k: v for k, v in content.items() if k != "kinds"}
+
+
+def _over(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over defaults, section by section."""
+    merged = dict(settings)
+    for section, values in defaults.items():
+        given = settings.get(section, {})
+        if isinstance(given, Mapping):
+            merged[section] = {**values, **given}
+    return merged
 
 
 class WorkersConfig(_Section):
@@ -384,6 +414,14 @@ class StudyConfig(_Section):
     workers: WorkersConfig = WorkersConfig()
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_recipe(cls, value: Any) -> Any:
+        """A preset's settings for search and training stand where the study says nothing else."""
+        space = value.get("space") if isinstance(value, Mapping) else None
+        preset = space.get("preset") if isinstance(space, Mapping) else None
+        return _over(recipe(preset), value) if isinstance(preset, str) else value
 
     @model_validator(mode="after")
     def _no_repeats(self) -> StudyConfig:

@@ -21,11 +21,13 @@ from sparsearch.search.evaluate import evaluate
 from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
+from sparsearch.search.warm_start import new_head
 from sparsearch.spaces.align import aligning_at
 from sparsearch.spaces.attach import detach, weights_of
-from sparsearch.spaces.backbone import dense_flops_per_token, head_parameters
+from sparsearch.spaces.backbone import count_params, dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.slim import cut_copy
 from sparsearch.spaces.space import Space
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.workers.environment import environment
@@ -76,19 +78,23 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
         return _run_reference(bench, trial, observe)
     assert trial.budget is not None, "only references have no budget"
     structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe)
-    config = bench.config.train
-    attach_anew(bench.model, structure, bench.starts, config, trial.seed, trial.number)
-    result = _train(bench, bench.model, trial, observe)
+    config, model = bench.config.train, bench.model
+    if config.backbone:
+        model = cut_copy(model, structure)
+        new_head(model, trial.seed, trial.number, "head")
+    else:
+        attach_anew(model, structure, bench.starts, config, trial.seed, trial.number)
+    result = _train(bench, model, trial, observe)
     tokens = bench.task.max_length
     dense = dense_flops_per_token(bench.space.positions, tokens)
     return Outcome(
         "ok",
-        measurements=_measure(bench, bench.model, result),
+        measurements=_measure(bench, model, result),
         structure=structure,
-        trainable_params=structure.trainable_params,
-        head_params=_head_params(bench.model),
+        trainable_params=count_params(model) if config.backbone else structure.trainable_params,
+        head_params=_head_params(model),
         inference_flops_ratio=1.0 + structure.inference_flops(tokens) / dense,
-        weights=pack_weights(bench.model, bench.task.classes),
+        weights=pack_weights(model, bench.task.classes, whole=config.backbone),
         ranking=ranking,
     )
 
@@ -177,14 +183,15 @@ def _aims(bench: Workbench, strategy: str, budget: Budget) -> list[dict[str, int
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:
     """Name of a ranking: equal for equal backbone, space, task, search settings, seed and aims."""
     config = bench.config
+    rates = {"lr", "kind_lr", "precision", "dropout", "head_first"}
+    if strategy == "slimming":  # trains the whole model
+        rates |= {"full_lr", "batch_size", "epochs", "warmup"}
     content = [
         bench.backbone.weight_fingerprint,
         [[c.position, c.kind, c.size, c.params] for c in bench.space.candidates],
         bench.task.fingerprint,
         config.search.model_dump(mode="json"),
-        config.train.model_dump(
-            mode="json", include={"lr", "kind_lr", "precision", "dropout", "head_first"}
-        ),
+        config.train.model_dump(mode="json", include=rates),
         strategy,
         _aims(bench, strategy, budget),
         seed,
@@ -196,7 +203,7 @@ def _train(
     bench: Workbench, model: PreTrainedModel, trial: Trial, observe: Observer
 ) -> TrainResult:
     config, seed = bench.config.train, derive(trial.seed, trial.number, "train")
-    if trial.strategy == "full":
+    if trial.strategy == "full" or config.backbone:
         groups = learning_rates(model, config.full_lr, {})
     else:
         groups = learning_rates(model, config.lr, config.kind_lr)
@@ -219,7 +226,9 @@ def _head_params(model: PreTrainedModel) -> int:
     return sum(p.numel() for _, p in head_parameters(model))
 
 
-def pack_weights(model: PreTrainedModel, classes: tuple[str, ...]) -> bytes:
-    """Attached modules and head as safetensors, with the classes in its metadata."""
+def pack_weights(
+    model: PreTrainedModel, classes: tuple[str, ...], *, whole: bool = False
+) -> bytes:
+    """Attached modules and head as safetensors, or the whole of a model, with the classes in its metadata."""
     metadata = {"format": "pt", "classes": json.dumps(classes)}
-    return safetensors.torch.save(weights_of(model), metadata)
+    return safetensors.torch.save(weights_of(model, whole=whole), metadata)

@@ -36,6 +36,8 @@ class Kind:
     """Whether the unit folds into the backbone's weights and then adds no inference FLOPs of its own."""
     default_on: ClassVar[tuple[str, ...]] = ("*",)
     """Patterns of positions used where a space names none."""
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """What an option that is a word may be."""
 
     @property
     def aligns(self) -> bool:
@@ -91,10 +93,12 @@ class Unit(nn.Module):
     Attributes:
         shared: Parameter -> the dimension along which the candidates of the unit share it out;
             a parameter that is not named belongs to all of them alike.
+        shares: Entries of each candidate along that dimension; empty where there are equally many.
         constant: Whether the change is one vector (out), whatever x is.
     """
 
     shared: ClassVar[Mapping[str, int]] = {}
+    shares: tuple[int, ...] = ()
     constant: ClassVar[bool] = False
 
     def align(self, *basis: Tensor) -> None:

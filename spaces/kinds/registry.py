@@ -16,6 +16,7 @@ from sparsearch.spaces.kinds.lnfit import LNFit
 from sparsearch.spaces.kinds.lora import Lora
 from sparsearch.spaces.kinds.low_rank_adapter import LowRankAdapter
 from sparsearch.spaces.kinds.neurons import Neurons
+from sparsearch.spaces.kinds.sparse_delta import SparseDelta
 from sparsearch.spaces.kinds.spectral import Spectral
 from sparsearch.spaces.kinds.weight_mask import WeightMask
 
@@ -31,6 +32,7 @@ KINDS: Mapping[str, type[Kind]] = {
         LowRankAdapter,
         Adapter,
         IA3,
+        SparseDelta,
         Heads,
         Neurons,
         WeightMask,
@@ -42,8 +44,8 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
     """A kind with its options.
 
     Raises:
-        ConfigError: If the kind or an option is unknown, or an option has the wrong type or is
-            too small: not positive, or below the ``least`` that its field names.
+        ConfigError: If the kind or an option is unknown, or an option has the wrong type, is too small
+            (not positive, or below the ``least`` that its field names) or is none of the words to choose from.
     """
     if name not in KINDS:
         near = difflib.get_close_matches(name, KINDS, n=1)
@@ -51,6 +53,7 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
             [f"unknown kind {name!r}; known: {', '.join(KINDS)}"],
             f"did you mean {near[0]}?" if near else "",
         )
+    choices = KINDS[name].choices
     fields = {f.name: f for f in dataclasses.fields(KINDS[name])}  # type: ignore[arg-type]
     problems = []
     for key, value in options.items():
@@ -63,6 +66,10 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
         expected = (int, float) if isinstance(default, float) else type(default)
         if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, expected):
             problems.append(f"kind {name}: {key} must be {type(default).__name__}, not {value!r}")
+        elif key in choices:
+            if value not in choices[key]:
+                known = ", ".join(choices[key])
+                problems.append(f"kind {name}: {key} must be one of {known}, not {value!r}")
         elif not isinstance(default, bool | str):
             least = fields[key].metadata.get("least")
             if least is None and not value > 0:  # type: ignore[operator]

@@ -13,13 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sparsearch.spaces.decomposition import truncated_svd
 from sparsearch.spaces.kinds.base import Basis, Kind, LowRankUnit, Stage
 from sparsearch.spaces.positions import Position, weight_at
 
 __all__ = ["Spectral", "SpectralUnit"]
-
-_SPARE = 8
-_ITERATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,9 @@ class Spectral(Kind):
         return 2 * size * self.block * (position.in_features + position.out_features)
 
     def basis(self, position: Position, matrix: Tensor) -> Basis:
-        """Leading singular vectors in bfloat16: left (out, k), right (k, in).
-
-        By a randomised decomposition (Halko et al. 2011) that draws from a stream of its own: the same
-        matrix always gives the same vectors.
-        """
-        count = sum(self.sizes(position)) * self.block
-        spare = min(count + _SPARE, *matrix.shape)
-        devices = [matrix.device] if matrix.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(0)
-            left, _, right = torch.svd_lowrank(matrix.float(), q=spare, niter=_ITERATIONS)
-        return left[:, :count].bfloat16().contiguous(), right[:, :count].T.bfloat16().contiguous()
+        """Leading singular vectors in bfloat16: left (out, k), right (k, in)."""
+        left, _, right = truncated_svd(matrix, sum(self.sizes(position)) * self.block)
+        return left.bfloat16().contiguous(), right.bfloat16().contiguous()
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """Onto the directions and out again."""

@@ -75,15 +75,19 @@ def test_peft_loads_the_folder_with_equal_logits(trained, family, kinds, inputs,
 
 
 @pytest.mark.parametrize(
-    "kinds", [{"adapter": {}}, {"low_rank_adapter": {}, "lora": {}}, {"ia3": {}, "lora": {}}]
+    "kinds",
+    [
+        {"adapter": {}},
+        {"low_rank_adapter": {}, "lora": {}},
+        {"ia3": {}, "lora": {}},
+        {"sparse_delta": {}, "lora": {}},
+    ],
 )
 def test_what_peft_cannot_express_is_refused_by_name(trained, kinds, tmp_path):
     best, weights, _, _ = trained("bert", kinds, every=1)
     with pytest.raises(ExportError) as caught:
         export(best, weights, "peft", tmp_path / "adapter")
-    refused = [
-        c for c in best.structure.candidates if c.kind in ("adapter", "low_rank_adapter", "ia3")
-    ]
+    refused = [c for c in best.structure.candidates if c.kind != "lora"]
     assert all(f"{c.kind} at {c.position}" in str(caught.value) for c in refused)
     assert not (tmp_path / "adapter").exists()
 
@@ -109,6 +113,7 @@ def test_spec_attaches_with_equal_logits_in_every_family(trained, family, inputs
         "low_rank_adapter": {},
         "ia3": {},
         "adapter": {"parallel": True},
+        "sparse_delta": {},
     }
     best, weights, logits, backbone = trained(family, kinds)
     report = export(best, weights, "spec", tmp_path / "spec")

@@ -7,7 +7,7 @@ import torch
 
 from sparsearch.config import ProbeConfig, SearchConfig, TrainConfig
 from sparsearch.search.evaluate import forward, loss_of
-from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
+from sparsearch.search.gradients import batch_gradients, sample_losses, sample_rows, warm_head
 from sparsearch.search.probe import probe
 from sparsearch.search.strategies import Problem, log_density, rank
 from sparsearch.search.supernet import Supernet
@@ -18,12 +18,17 @@ from sparsearch.spaces.attach import attach_units, attachment_of, detach
 from sparsearch.spaces.backbone import backbone_parameters, positions_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import make_kind
-from sparsearch.spaces.positions import find
+from sparsearch.spaces.positions import find, weight_at
 from sparsearch.spaces.space import build_space
 from tests.search.test_bilevel import make_task
 
 TRAIN = TrainConfig(precision="fp32", batch_size=8)
-KINDS = {"lora": {"max_rank": 2}, "spectral": {"block": 2, "max_blocks": 2}, "bitfit": {}}
+KINDS = {
+    "lora": {"max_rank": 2},
+    "spectral": {"block": 2, "max_blocks": 2},
+    "bitfit": {},
+    "sparse_delta": {"on": ["*.attn.q"], "smallest": 4, "factor": 3, "steps": 2},
+}
 CPU = torch.device("cpu")
 
 
@@ -58,6 +63,25 @@ def test_bases_span_the_gradients_leading_directions(build, family):
     left, size, right = torch.linalg.svd(part)
     captured = (unit.left.float().T @ part @ unit.right.float().T).norm()
     assert captured == pytest.approx(float(size[:3].norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_a_gradients_support_holds_its_largest_entries(build, family):
+    model, task = build(family, labels=2).eval(), make_task()
+    model.config.pad_token_id = 1
+    kind = make_kind("sparse_delta", {"smallest": 5, "steps": 2, "support": "gradient"})
+    position = find(positions_of(model), "layers.1.attn.v")
+    warm_head(model, task, task.train, 0, "fp32")
+    attach_units(model, [(position, kind, 12, 1)])
+    align(model, sample_losses(model, task, task.train, "fp32"))
+    unit = attachment_of(model).slots[0].unit
+    found = [g for (g,) in batch_gradients(model, task, task.train, [unit.values], "fp32")]
+    detach(model)
+    whole = dense_gradient(model, task, task.train, position.module)
+    part = weight_at(position, model.base_model.get_submodule(position.module), whole)
+    largest = part.abs().flatten().sort(descending=True, stable=True).indices[:12]
+    assert torch.equal(unit.rows * position.in_features + unit.cols, largest.int())
+    assert torch.allclose(sum(found), part[unit.rows, unit.cols], rtol=1e-4, atol=1e-7)
 
 
 def test_no_loss_is_asked_for_where_nothing_aligns(build):
@@ -135,6 +159,8 @@ def test_scores_are_the_gradients_of_each_candidates_own_parameters(supernet, sc
             expected += [value["A"][i].sum() + value["B"][:, i].sum() for i in range(2)]
         elif name.endswith(":spectral"):
             expected += [value["values"][i].sum() for i in range(2)]
+        elif name.endswith(":sparse_delta"):  # supports of 4 and 12 entries
+            expected += [value["values"][:4].sum(), value["values"][4:].sum()]
         else:
             expected.append(value["bias"].sum())
     assert torch.allclose(found, torch.stack(expected), rtol=1e-4, atol=1e-7)

@@ -23,8 +23,11 @@ TABLE = [
     ("adapter", {"bottleneck": 3}),
     ("adapter", {"bottleneck": 3, "parallel": True}),
     ("ia3", {}),
+    ("sparse_delta", {"smallest": 4, "factor": 3, "steps": 3}),
     ("weight_mask", {"rank": 2, "bands": 4}),
 ]
+UNCOUNTED = ("sparse_delta",)
+"""Torch counts matrix products, not gathered entries; the kind's own tests count those."""
 
 
 @pytest.fixture(
@@ -82,11 +85,12 @@ def test_flops_are_what_torch_counts(build, family, kind, inputs):
     attach_units(model, units)
     with FlopCounterMode(display=False) as counter:
         logits(model, inputs)
+    counted = [u for u in units if kind.name not in UNCOUNTED]
     tokens = dict.fromkeys((p.name for p, *_ in units), inputs["input_ids"].numel())
     if family == "deberta-v2":  # the same linears project the relative positions
         relative = base_of(model).encoder.rel_embeddings.num_embeddings
         tokens = {n: t + relative * n.endswith(("attn.q", "attn.k")) for n, t in tokens.items()}
-    expected = sum(kind.flops_per_token(p, size) * tokens[p.name] for p, _, size, _ in units)
+    expected = sum(kind.flops_per_token(p, size) * tokens[p.name] for p, _, size, _ in counted)
     assert counter.get_total_flops() - before == expected
 
 
@@ -216,6 +220,10 @@ def test_registry_names_and_config_agree():
         ("lora", {"max_rank": "2"}, "max_rank must be int, not '2'"),
         ("lora", {"max_rank": 0}, "must be positive"),
         ("adapter", {"parallel": 1}, "parallel must be bool"),
+        ("sparse_delta", {"smallest": 0}, "smallest must be positive"),
+        ("sparse_delta", {"scale": -1.0}, "scale must be positive"),
+        ("sparse_delta", {"support": "omp"}, "support must be one of residual, .*, not 'omp'"),
+        ("sparse_delta", {"support": 3}, "support must be str"),
     ],
 )
 def test_bad_options_are_named(name, options, message):

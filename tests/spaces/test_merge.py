@@ -20,6 +20,7 @@ from sparsearch.spaces.merge import merge
 from sparsearch.spaces.positions import find, weight_at
 
 OPTIONS = {
+    "sparse_delta": {"smallest": 4, "steps": 2},
     "lora": {"max_rank": 3},
     "spectral": {"block": 2, "max_blocks": 3},
     "bitfit": {},

