@@ -60,10 +60,7 @@ def write_checkpoint(best: Best, weights: bytes, folder: Path) -> tuple[tuple[st
     tokenizer = _tokenizer(structure)
     if tokenizer is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    if whole:
-        expected = logits_of(model)
-    else:
-        expected = _slim_trained(model, structure, weights)
+    expected = logits_of(model) if whole else _slim_trained(model, structure, weights)
     written = save_checkpoint(
         model,
         structure,

@@ -5,7 +5,8 @@
 - ``bitfit`` on a linear: the bias of ``lora_B``, beside a zero rank-1 unit where there is no LoRA.
 - ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``; LN tuning where only norms are chosen.
 - ``ia3``: IA3, alone: PEFT saves no adapter of mixed types.
-- ``adapter``, ``low_rank_adapter``, ``sparse_delta``, ``heads``, ``neurons``: refused, PEFT has none.
+- ``adapter``, ``low_rank_adapter``, ``sparse_delta``, ``heads``, ``neurons``,
+  ``weight_mask``: refused, PEFT has none.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _REFUSED = {
     "heads": "PEFT cuts nothing out of a backbone",
     "neurons": "PEFT cuts nothing out of a backbone",
     "sparse_delta": "PEFT has no adapter of any number of single entries; SHiRA fixes it by a rank",
+    "weight_mask": "PEFT does not change the backbone's weights",
 }
 """Kinds that PEFT lacks, and why."""
 

@@ -169,8 +169,9 @@ class BilevelSearch:
         return look and self.settled(self.gates.alpha.detach().cpu())
 
     def _open_step(self) -> Tensor:
-        """Warm-up: weights alone, all gates open."""
-        return self._step_against(torch.ones_like(self.gates.alpha))
+        """Warm-up: weights alone, all gates open, but nothing is cut or pruned."""
+        removals = self.supernet.removals.to(self.device)
+        return self._step_against((~removals).to(self.gates.alpha.dtype))
 
     def step(self) -> Tensor:
         """One search step, without its schedules; returns the training loss."""

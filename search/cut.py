@@ -160,7 +160,7 @@ def _knapsack(value: Sequence[float], cost: Sequence[int], capacity: int) -> lis
 
     Costs are divided by what divides them all, so that the table stays small.
     """
-    unit = math.gcd(*cost)
+    unit = math.gcd(*cost) or 1
     room = min(capacity, sum(cost)) // unit
     best = np.zeros(room + 1)
     taken = np.zeros((len(cost), room + 1), dtype=bool)

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import ConfigError
+from sparsearch.spaces.attach import attachment_of
 from sparsearch.spaces.kinds import Unit
 
 __all__ = [
@@ -82,13 +83,16 @@ def frozen_cast_once(model: nn.Module, precision: str) -> Iterator[None]:
     """Hold frozen matrices in bf16 inside the context, where autocast would cast them anew in every forward.
 
     The numbers are those of autocast. On leaving, each parameter has its own float32 storage
-    again, never written to.
+    again, never written to. Masked linears stay as they are: they round W + dW, and only the sum, or
+    small changes of a rounded weight would be lost.
     """
     device = next(model.parameters()).device
+    attachment = attachment_of(model)
+    masked = {id(m.module) for m in attachment.masked} if attachment is not None else set()
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     if _uses_bf16(device, precision):
         for module in model.modules():
-            if isinstance(module, nn.Linear | Conv1D | Unit):
+            if isinstance(module, nn.Linear | Conv1D | Unit) and id(module) not in masked:
                 tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
                 kept += [
                     (t, t.data)

@@ -114,15 +114,21 @@ def make_gates(space: Space, search: SearchConfig, tokens: int, device: torch.de
 
 
 def start_alpha(space: Space, scores: Tensor, tokens: int) -> Tensor:
-    """A probe as a start: log densities, by parameters for what is attached, by FLOPs for what is cut."""
+    """A probe as a start: log densities, by parameters for what is attached, by what it saves for what is removed.
+
+    What is cut saves FLOPs, what is pruned weights.
+    """
     cuts = torch.tensor([bool(c.which) for c in space.candidates])
+    pruned = torch.tensor([c.pruned_weights for c in space.candidates])
     params = torch.tensor([c.params for c in space.candidates])
     flops = torch.tensor([-c.inference_flops(tokens) for c in space.candidates])
+    attached = ~cuts & (pruned == 0)
     alpha = torch.zeros(len(scores))
-    if not cuts.all():
-        alpha[~cuts] = log_density(scores[~cuts], params[~cuts])
-    if cuts.any():
-        alpha[cuts] = -log_density(-scores[cuts], flops[cuts])
+    if attached.any():
+        alpha[attached] = log_density(scores[attached], params[attached])
+    for removed, saving in ((cuts, flops), (pruned > 0, pruned)):
+        if removed.any():
+            alpha[removed] = -log_density(-scores[removed], saving[removed])
     return alpha
 
 

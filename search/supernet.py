@@ -31,13 +31,14 @@ class Supernet:
         precision: Of the forward passes.
 
     Attributes:
-        removals: (candidates,) whether each is something that is cut; on the CPU.
+        removals: (candidates,) whether each is something that is cut or pruned; on the CPU.
     """
 
     def __init__(self, model: nn.Module, space: Space, task_type: str, precision: str) -> None:
         self.model, self.task_type, self.precision = model, task_type, precision
         self.attachment = attach_units(model, _units(space))
-        self.removals = torch.tensor([bool(c.which) for c in space.candidates])
+        self.attachment.advance(0, steps=10)  # masks prune nothing but what gates say
+        self.removals = torch.tensor([c.removes for c in space.candidates])
 
     def loss(self, batch: dict[str, Tensor], z: Tensor) -> Tensor:
         """Loss of one pass with gates z: (candidates,)."""

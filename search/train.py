@@ -41,7 +41,7 @@ class TrainResult:
 
     Attributes:
         score: Validation score of the best checkpoint.
-        epoch: The epoch it is from, 1-based.
+        epoch: The epoch it is from, 1-based; while masks change, none is kept.
         history: Validation score of every epoch.
     """
 
@@ -129,7 +129,7 @@ def train(
     seed: int,
     observe: Observer = silent,
 ) -> TrainResult:
-    """Train the given parameters; keep the epoch that is best on validation.
+    """Train the given parameters; keep the epoch that is best on validation, among those with final masks.
 
     Args:
         model: With a classification or regression head; changed in place.
@@ -155,6 +155,9 @@ def train(
     best, history, step = -math.inf, [], 0
     kept = [p.detach().clone() for p in parameters]
     best_epoch = 0
+    attachment = attachment_of(model)
+    if attachment is not None:
+        attachment.advance(0, steps)
     with frozen_cast_once(model, config.precision):
         model.eval()
         runner = model
@@ -171,13 +174,16 @@ def train(
                 schedule.step()
                 optimizer.zero_grad()
                 step += 1
+                if attachment is not None:
+                    attachment.advance(step, steps)
                 watch.see(step, loss, norm)
                 observe("train", step, steps)
             watch.look(step)
             score = evaluate(runner, task, task.validation, config.precision)
             history.append(score)
             observe("train", step, steps, f"validation {score:.4f}")
-            if score > best:
+            settled = attachment is None or attachment.settled
+            if settled and score > best:
                 best, best_epoch = score, epoch
                 _copy(parameters, kept)
     _copy(kept, parameters)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparsearch.errors import StructureError
+from sparsearch.spaces._masked import Masked
 from sparsearch.spaces.backbone import (
     ATTACHED,
     backbone_parameters,
@@ -71,6 +72,11 @@ class Slot:
         """Name of the unit among the attached ones."""
         return f"{self.position.name.replace('.', '/')}:{self.kind.name}"
 
+    @property
+    def changes_weight(self) -> bool:
+        """Whether the unit, beside a linear, is one with a change of its weight."""
+        return self.kind.mergeable and not self.unit.constant
+
     def delta(self, x: Tensor) -> Tensor:
         """The unit's change."""
         if not torch.is_autocast_enabled(x.device.type):
@@ -124,13 +130,14 @@ class _Norm:
 
 
 class _Host:
-    """The hooks of one backbone module: input units, then cuts, parallel ones, and sequential ones."""
+    """The hooks of one backbone module: input units, then cuts, parallel ones with masks, and sequential ones."""
 
     def __init__(self) -> None:
         self.before_units: list[Slot] = []
         self.cutting: list[Slot] = []
         self.capturing: list[Slot] = []
         self.parallel: list[Slot] = []
+        self.masks: list[Slot] = []
         self.captured: list[Slot] = []
         self.sequential: list[Slot] = []
 
@@ -166,11 +173,16 @@ class _Host:
             z = slot.add_to(z, y[..., slot.start : slot.start + slot.width])
         return z
 
-    def hook(self, module: nn.Module) -> Iterator[RemovableHandle | _Norm]:
+    def hook(self, module: nn.Module) -> Iterator[RemovableHandle | _Norm | Masked]:
         if isinstance(module, nn.LayerNorm) and module.bias is not None:
             inside = [s for s in self.parallel if s.unit.constant or isinstance(s.unit, LNFitUnit)]
             self.parallel = [slot for slot in self.parallel if slot not in inside]
             yield _Norm(module, inside)
+        if self.masks:
+            masked = {slot.position.name for slot in self.masks}
+            inside = [s for s in self.parallel if s.changes_weight and s.position.name in masked]
+            self.parallel = [slot for slot in self.parallel if slot not in inside]
+            yield Masked(module, self.masks, inside)
         if self.before_units or self.cutting or self.capturing:
             yield module.register_forward_pre_hook(self.before)
         if self.parallel or self.captured or self.sequential:
@@ -190,7 +202,7 @@ class Attachment(nn.Module):
         self.units = nn.ModuleDict()
         self.slots: list[Slot] = []
         self.gate_sizes: list[int] = []
-        self.handles: list[RemovableHandle | _Norm] = []
+        self.handles: list[RemovableHandle | _Norm | Masked] = []
         self.requires_grad_before: dict[str, bool] = {}
 
     @contextmanager
@@ -210,6 +222,25 @@ class Attachment(nn.Module):
         for slot, size in zip(self.slots, self.gate_sizes, strict=True):
             slot.idle = all(idle[start : start + size])
             start += size
+
+    @property
+    def masked(self) -> list[Masked]:
+        """The linears whose weights are masked."""
+        return [handle for handle in self.handles if isinstance(handle, Masked)]
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything is in its final form: masks are from a point of training on."""
+        return all(masked.settled for masked in self.masked)
+
+    def advance(self, step: int, steps: int) -> None:
+        """Tell what is attached that so many optimiser steps of all are done; 0 at the start of training.
+
+        Masks then are dense at first and prune more and more, see ``kinds.weight_mask.cubic``. Where nobody
+        tells them, they stay as they are: those of the smallest weights, or the ones that were loaded.
+        """
+        for masked in self.masked:
+            masked.advance(step, steps)
 
     def forward(self) -> None:
         """Attached units run inside the backbone's forward."""
@@ -258,7 +289,7 @@ def attach_units(
 
 def _hook(
     modules: Mapping[str, nn.Module], slots: Iterable[Slot]
-) -> Iterator[RemovableHandle | _Norm]:
+) -> Iterator[RemovableHandle | _Norm | Masked]:
     """Hook units into the backbone's modules, host by host."""
     hosts: dict[str, _Host] = {}
     for slot in slots:
@@ -268,6 +299,8 @@ def _hook(
             host.before_units.append(slot)
         elif stage == "cut":
             host.cutting.append(slot)
+        elif stage == "mask":
+            host.masks.append(slot)
         elif stage == "sequential":
             host.sequential.append(slot)
         elif position.entry == position.module:
@@ -433,6 +466,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             "the weights do not belong to this structure: "
             f"unknown {unknown[:3]}, missing {missing[:3]}, other shape {shapes[:3]}"
         )
+    attachment = attachment_of(model)
     parameters = dict(model.named_parameters())
     head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
     fits = all(n in parameters and parameters[n].shape == t.shape for n, t in head.items())
@@ -442,3 +476,5 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 parameter.copy_(weights[name])
         for name, tensor in head.items() if fits else ():
             parameters[name].copy_(tensor)
+    for slot in attachment.slots if attachment is not None else ():
+        slot.unit.loaded()

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import Slot, attachment_of, drop
-from sparsearch.spaces.backbone import base_of
+from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.kinds import Stage
 from sparsearch.spaces.positions import weight_at
 
-__all__ = ["merge"]
+__all__ = ["measured_sparsity", "merge"]
 
-_STAGES: tuple[Stage, ...] = ("parallel", "sequential", "input")
-"""Order of folding. Sequential units rescale what parallel ones add; an input unit rescales what both see."""
+_STAGES: tuple[Stage, ...] = ("parallel", "mask", "sequential", "input")
+"""Order of folding. A mask sets to zero also what parallel units add, sequential ones rescale the sum; an input unit
+rescales what all of them see. Rescaling keeps zeros."""
 _FOLDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 M = TypeVar("M", bound=nn.Module)
@@ -68,6 +69,29 @@ def merge(model: M) -> M:
     finally:  # whatever stops it, no unit is both folded and attached
         drop(model, folded)
     return model
+
+
+@torch.no_grad()
+def measured_sparsity(model: nn.Module) -> dict[str, float]:
+    """Share of zeros in the weights of each linear position, by its name; attached masks count.
+
+    Example:
+        >>> measured_sparsity(merge(attach(model, "exported/")))  # doctest: +SKIP
+        {'layers.0.attn.q': 0.9, ...}
+    """
+    attachment = attachment_of(model)
+    masked = {
+        slot.position.name: host.used(slot)
+        for host in (attachment.masked if attachment is not None else ())
+        for slot in host.masks
+    }
+    found = {}
+    for position in positions_of(model):
+        if position.role == "linear":
+            own = weight_at(position, base_of(model).get_submodule(position.module))
+            weight = masked.get(position.name, own)
+            found[position.name] = int((weight == 0).sum()) / weight.numel()
+    return found
 
 
 def _check(model: nn.Module, hosts: Mapping[nn.Module, Sequence[Slot]]) -> None:

@@ -45,6 +45,8 @@ class Candidate:
         frozen_bytes: Bytes of what is stored with it but not trained.
         flops_per_pair: The same per token and token of the sequence.
         which: Numbers of the heads or of the blocks of neurons that are cut; empty for what is attached.
+        pruned_weights: Weights of the backbone that it sets to zero; FLOPs count them all the same. Where heads or
+            neurons are cut too, those of what is left of the matrix, as expected.
     """
 
     position: str
@@ -56,6 +58,12 @@ class Candidate:
     frozen_bytes: int = 0
     flops_per_pair: int = 0
     which: tuple[int, ...] = ()
+    pruned_weights: int = 0
+
+    @property
+    def removes(self) -> bool:
+        """Whether it takes something away from the backbone, so that the dense model is the one without it."""
+        return bool(self.which) or self.pruned_weights > 0
 
     def inference_flops(self, tokens: int) -> int:
         """FLOPs per token after merging, in sequences of so many tokens."""
@@ -82,6 +90,7 @@ def make_candidate(
         kind.frozen_bytes(position, size),
         kind.flops_per_pair(position, size),
         which,
+        kind.pruned_weights(position, size),
     )
 
 

@@ -67,6 +67,11 @@ class Structure:
         return sum(c.bytes for c in self.candidates)
 
     @property
+    def pruned_weights(self) -> int:
+        """Weights of the backbone that are set to zero."""
+        return sum(c.pruned_weights for c in self.candidates)
+
+    @property
     def merged_flops_per_token(self) -> int:
         """FLOPs per token that the structure adds at inference, after merging what merges and cutting."""
         return sum(c.merged_flops_per_token for c in self.candidates)
@@ -220,6 +225,7 @@ class _CandidateDocument(_Strict):
     frozen_bytes: int = 0
     flops_per_pair: int = 0
     which: list[int] = []
+    pruned_weights: int = 0
 
 
 class _CostsDocument(_Strict):

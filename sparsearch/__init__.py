@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sparsearch.spaces.align import align
     from sparsearch.spaces.attach import attach, detach
     from sparsearch.spaces.checkpoint import load_checkpoint
-    from sparsearch.spaces.merge import merge
+    from sparsearch.spaces.merge import measured_sparsity, merge
     from sparsearch.spaces.slim import slim
     from sparsearch.spaces.space import Space, build_space
     from sparsearch.spaces.structure import Structure
@@ -40,6 +40,7 @@ __all__ = [
     "detach",
     "export",
     "load_checkpoint",
+    "measured_sparsity",
     "merge",
     "open",
     "run",
@@ -60,6 +61,7 @@ _HOME = {
     "detach": "spaces.attach:detach",
     "export": "results.export:export",
     "load_checkpoint": "spaces.checkpoint:load_checkpoint",
+    "measured_sparsity": "spaces.merge:measured_sparsity",
     "merge": "spaces.merge:merge",
     "open": "results.store:open_store",
     "run": "workers.study:run",

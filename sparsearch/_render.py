@@ -204,7 +204,7 @@ def _messages(trials: Sequence[TrialRecord]) -> RenderableType:
 def _stored(structure: Structure) -> str:
     """Size of the attached modules in a file, and what of it is not trained."""
     frozen = sum(c.frozen_bytes for c in structure.candidates)
-    beside = f", of them {frozen:,} of frozen directions" if frozen else ""
+    beside = f", of them {frozen:,} not trained" if frozen else ""
     return f"{structure.bytes:,} bytes{beside}"
 
 
@@ -226,8 +226,16 @@ def best_table(best: Best) -> RenderableType:
             ("stored", _stored(best.structure)),
             ("head params", f"{best.head_params:,} (not counted in the budget)"),
             ("inference FLOPs", ratio),
+            *_pruned(best.structure),
         ]
     )
+
+
+def _pruned(structure: Structure) -> list[tuple[str, str]]:
+    """Weights that a structure sets to zero, if it does."""
+    count = structure.pruned_weights
+    share = 100 * count / structure.backbone.params
+    return [("pruned weights", f"{count:,} ({share:.3g}% of the backbone)")] if count else []
 
 
 def pareto_table(study: StudyRecord, front: Sequence[Best]) -> RenderableType:

@@ -46,6 +46,7 @@ KIND_NAMES = (
     "sparse_delta",
     "heads",
     "neurons",
+    "weight_mask",
 )
 """Every kind; a test compares it with the registry, which this leaf module may not import."""
 
@@ -307,6 +308,7 @@ KIND_LR = {
     "bitfit": 5e-3,
     "adapter": 3e-3,
     "low_rank_adapter": 3e-3,
+    "weight_mask": 1e-3,
 }
 """Rates of the kinds that want another one than biases and gains; see decision 1."""
 

@@ -11,6 +11,7 @@ from sparsearch.spaces.kinds.base import (
 )
 from sparsearch.spaces.kinds.registry import KINDS, make_kind
 from sparsearch.spaces.kinds.removal import Removal, RemovalUnit
+from sparsearch.spaces.kinds.weight_mask import WeightMask, WeightMaskUnit
 
 __all__ = [
     "KINDS",
@@ -22,6 +23,8 @@ __all__ = [
     "RemovalUnit",
     "Stage",
     "Unit",
+    "WeightMask",
+    "WeightMaskUnit",
     "add_low_rank",
     "make_kind",
 ]

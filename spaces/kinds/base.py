@@ -13,9 +13,10 @@ from sparsearch.spaces.positions import Position
 
 __all__ = ["Basis", "Fold", "Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
 
-Stage = Literal["input", "cut", "parallel", "sequential"]
-"""Where a unit acts: on the position's input, as a factor on that, beside it (fed with its input), or after it
-(fed with its output). S3PET section 3: y' = f(x) + sum z_k D_k(x), then y" = y' + sum z_m D_m(y')."""
+Stage = Literal["input", "cut", "parallel", "mask", "sequential"]
+"""Where a unit acts: on the position's input, as a factor on that, beside it (fed with its input), on its weight
+after what is added to that, or after it (fed with its output). S3PET section 3: y' = f(x) + sum z_k D_k(x), then
+y" = y' + sum z_m D_m(y')."""
 
 
 Basis = tuple[Tensor, ...]
@@ -67,6 +68,10 @@ class Kind:
         """Bytes of what is stored with the unit but not trained."""
         return 0
 
+    def pruned_weights(self, position: Position, size: int) -> int:
+        """Weights of the backbone that are set to zero; dense kernels multiply by them all the same."""
+        return 0
+
     def flops_per_token(self, position: Position, size: int) -> int:
         """FLOPs (2 x MACs) of the matrix products that the attached unit adds per token."""
         return 0
@@ -104,6 +109,14 @@ class Unit(nn.Module):
         """Change caused by the unit: x is (..., features in), the result (..., features out)."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def dense(self, weight: Tensor, gate: Tensor | None) -> Tensor:
+        """The change of a parallel, linear unit as one of its host's weight (out, in), which gives type and device."""
+        columns = self(torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device), gate)
+        return columns.to(weight.dtype).T  # type: ignore[no-any-return]
+
+    def loaded(self) -> None:
+        """Told that its tensors have been loaded."""
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
         """The ungated change, as one of the host's weight and bias; units of mergeable kinds define it.
 
@@ -135,10 +148,14 @@ class LowRankUnit(Unit):
         down, up = (in_type_of(x, factor) for factor in self.factors())
         return F.linear(self.inner(F.linear(x, down), gate), up)
 
-    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
-        """The product of the factors, to the weight: ``inner`` is linear, and runs on each column of A."""
+    def dense(self, weight: Tensor, gate: Tensor | None) -> Tensor:
+        """The product of the factors: ``inner`` is linear, and runs on each column of A."""
         down, up = (factor.to(weight) for factor in self.factors())
-        return F.linear(up, self.inner(down.T, None)), None
+        return F.linear(up, self.inner(down.T, gate))
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
+        """To the weight."""
+        return self.dense(weight, None), None
 
 
 def in_type_of(x: Tensor, factor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from sparsearch.spaces.kinds.low_rank_adapter import LowRankAdapter
 from sparsearch.spaces.kinds.neurons import Neurons
 from sparsearch.spaces.kinds.sparse_delta import SparseDelta
 from sparsearch.spaces.kinds.spectral import Spectral
+from sparsearch.spaces.kinds.weight_mask import WeightMask
 
 __all__ = ["KINDS", "make_kind"]
 
@@ -34,6 +35,7 @@ KINDS: Mapping[str, type[Kind]] = {
         SparseDelta,
         Heads,
         Neurons,
+        WeightMask,
     )
 }
 
@@ -42,8 +44,8 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
     """A kind with its options.
 
     Raises:
-        ConfigError: If the kind or an option is unknown, or an option has the wrong type, is not
-            positive or is none of the words to choose from.
+        ConfigError: If the kind or an option is unknown, or an option has the wrong type, is too small
+            (not positive, or below the ``least`` that its field names) or is none of the words to choose from.
     """
     if name not in KINDS:
         near = difflib.get_close_matches(name, KINDS, n=1)
@@ -68,8 +70,12 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
             if value not in choices[key]:
                 known = ", ".join(choices[key])
                 problems.append(f"kind {name}: {key} must be one of {known}, not {value!r}")
-        elif not isinstance(default, bool) and not value > 0:  # type: ignore[operator]
-            problems.append(f"kind {name}: {key} must be positive, not {value!r}")
+        elif not isinstance(default, bool | str):
+            least = fields[key].metadata.get("least")
+            if least is None and not value > 0:  # type: ignore[operator]
+                problems.append(f"kind {name}: {key} must be positive, not {value!r}")
+            elif least is not None and not value >= least:
+                problems.append(f"kind {name}: {key} must be at least {least}, not {value!r}")
     if problems:
         raise ConfigError(problems)
     return KINDS[name](**options)

@@ -108,7 +108,8 @@ def _differences(ends: Sequence[int]) -> tuple[int, ...]:
 class SparseDeltaUnit(Unit):
     """values (N) at frozen places rows (N), cols (N): output rows[i] gains scale * values[i] * x[cols[i]].
 
-    No matrix (out, in) is ever made. Products are summed in the values' type, also under autocast.
+    No matrix (out, in) is made, unless a mask or merging asks for one. Products are summed in the values' type,
+    also under autocast.
     """
 
     shared: ClassVar[Mapping[str, int]] = {"values": 0}
@@ -138,10 +139,14 @@ class SparseDeltaUnit(Unit):
         change = taken.new_zeros(*lead, self.out_features)
         return change.scatter_add_(-1, self.rows.long().expand(*lead, -1), taken)
 
+    def dense(self, weight: Tensor, gate: Tensor | None) -> Tensor:
+        """Zero but for the places."""
+        change, places = torch.zeros_like(weight), (self.rows.long(), self.cols.long())
+        return change.index_put_(places, self._scaled(gate).to(weight), accumulate=True)
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
         """To single entries of the weight."""
-        change, places = torch.zeros_like(weight), (self.rows.long(), self.cols.long())
-        return change.index_put_(places, (self.values * self.scale).to(weight), True), None
+        return self.dense(weight, None), None
 
     def _scaled(self, gate: Tensor | None) -> Tensor:
         """Values times scale and gates, one gate for each candidate's share of them."""

@@ -77,7 +77,8 @@ def test_peft_loads_the_folder_with_equal_logits(trained, family, kinds, inputs,
 def test_peft_refuses_what_is_cut_by_name(trained, tmp_path):
     best, weights, _, _ = trained("bert", {"heads": {}, "lora": {}})
     with pytest.raises(
-        ExportError, match=r"heads at layers\.0\.attn\.heads \(PEFT cuts nothing\)"
+        ExportError,
+        match=r"heads at layers\.0\.attn\.heads \(PEFT cuts nothing out of a backbone\)",
     ):
         export(best, weights, "peft", tmp_path / "adapter")
 

@@ -93,6 +93,21 @@ def test_every_variant_ranks_and_leaves_the_backbone_bit_identical(build, search
     assert all(torch.equal(t, before[n]) for n, t in base.state_dict().items())
 
 
+def test_warm_up_opens_what_is_attached_and_cuts_nothing(build):
+    model, task = build("bert", labels=2), make_task()
+    kinds = {"lora": {"max_rank": 1}, "heads": {}, "weight_mask": {"bands": 3}}
+    space = build_space(model, kinds=kinds)
+    supernet = Supernet(model, space, "classification", "fp32")
+    seen = []
+    loss = supernet.loss
+    supernet.loss = lambda batch, z: seen.append(z) or loss(batch, z)
+    gates = Gates(torch.tensor([max(1, c.params) for c in space.candidates]))
+    search = SearchConfig(steps=2, batch_size=8, warmup=0.5)
+    BilevelSearch(supernet, gates, task, search, TRAIN, 300.0, seed=0).run()
+    assert seen[0].tolist() == [float(c.kind == "lora") for c in space.candidates]
+    supernet.close()
+
+
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_equal_seeds_give_equal_rankings_and_others_differ(build, order):
     def ranked(seed):

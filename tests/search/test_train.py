@@ -10,9 +10,10 @@ from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, measure, predict
 from sparsearch.search.tasks import Split, Task
 from sparsearch.search.train import learning_rates, linear_schedule, train
-from sparsearch.spaces.attach import attach_units
+from sparsearch.spaces.attach import attach_units, attachment_of
 from sparsearch.spaces.backbone import backbone_parameters, positions_of
 from sparsearch.spaces.kinds import make_kind
+from sparsearch.spaces.merge import measured_sparsity, merge
 
 
 def make_task(rows=48, kind="classification") -> Task:
@@ -131,3 +132,56 @@ def test_predictions_come_in_the_order_of_the_rows(build):
     )
     assert predict(model, uneven).shape == (48, 2)
     assert torch.allclose(predict(model, task.train)[5], model(ids[5:6]).logits[0], atol=1e-5)
+
+
+def masked(build, every=2):
+    model = build("bert", labels=2)
+    kinds = [
+        (make_kind("lora", {}), 1),
+        (make_kind("weight_mask", {"bands": 4, "every": every}), 2),
+    ]
+    units = [(p, k, s, 1) for k, s in kinds for p in positions_of(model) if k.accepts(p)]
+    attach_units(model, units)
+    return model
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_an_epoch_with_the_final_masks_is_kept(build, precision, monkeypatch):
+    """Of 2 epochs the first ends at half of the schedule, even if it scores best."""
+    import sparsearch.search.train as module
+
+    task, model = make_task(), masked(build)
+    before = {n: p.detach().clone() for n, p in backbone_parameters(model)}
+    dense = []
+
+    def score(runner, *args):
+        dense.append(max(measured_sparsity(model).values()) < 0.5)
+        return 1.0 - len(dense) / 10
+
+    monkeypatch.setattr(module, "evaluate", score)
+    config = TrainConfig(epochs=2, batch_size=8, precision=precision)
+    result = train(model, task, config, learning_rates(model, 1e-2, {}), seed=0)
+    assert dense == [True, False] and result.history == (0.9, 0.8)
+    assert (result.epoch, result.score) == (2, 0.8)
+    assert set(measured_sparsity(model).values()) == {0.5}
+    assert all(torch.equal(p, before[n]) for n, p in backbone_parameters(model))
+    expected = predict(model, task.test)
+    assert torch.allclose(predict(merge(model), task.test), expected, atol=1e-5)
+    assert set(measured_sparsity(model).values()) == {0.5}
+
+
+def test_masks_train_alike_from_equal_seeds_and_learn(build):
+    def trained(seed):
+        torch.manual_seed(0)
+        model, task = masked(build), make_task()
+        config = TrainConfig(epochs=12, batch_size=8, precision="fp32")
+        result = train(model, task, config, learning_rates(model, 1e-2, {}), seed)
+        assert result.epoch > 8
+        return result.score, {n: t.clone() for n, t in attachment_of(model).state_dict().items()}
+
+    score, first = trained(0)
+    again, second = trained(0)
+    assert score == again and all(torch.equal(t, second[n]) for n, t in first.items())
+    assert score > 0.8
+    moved = [t for n, t in first.items() if n.endswith((":weight_mask.R", ":weight_mask.B"))]
+    assert all(t.abs().max() > 0 for t in moved)

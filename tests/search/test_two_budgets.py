@@ -151,3 +151,31 @@ def test_a_search_under_two_budgets_ranks_and_leaves_the_backbone_as_it_was(buil
     moved = [ranking.scores[i] for i in space.removals]
     assert len(set(moved)) > 1
     assert cut(space, ranking, budget, "greedy", TOKENS)
+
+
+def test_masks_are_searched_like_what_is_cut(build, inputs):
+    kinds = {"lora": {"max_rank": 2}, "weight_mask": {"bands": 4, "rank": 1}}
+    model = build("bert", labels=2)
+    space = build_space(model, kinds=kinds)
+    with torch.no_grad():
+        before = model(**inputs).logits
+    supernet = Supernet(model, space, "classification", "fp32")
+    with torch.no_grad():
+        assert torch.allclose(model(**inputs).logits, before, atol=1e-6), "nothing is pruned"
+    scores = probe(supernet, make_task(), ProbeConfig(), TRAIN, seed=0)
+    pruning = torch.tensor([c.kind == "weight_mask" for c in space.candidates])
+    assert torch.equal(supernet.removals, pruning)
+    assert (scores[pruning] < 0).all() and (scores[~pruning] >= 0).all()
+    supernet.close()
+    for settings in ({"warmup": 0.5}, {"start": "probe", "checkpoint": "hard", "order": "second"}):
+        search = SearchConfig(steps=4, batch_size=8, **settings)
+        budget = Budget(max_trainable_params=2000, text="2000")
+        starts = WarmStarts(model, make_task(), "fp32")
+        problem = Problem(
+            model, space, make_task(), search, TRAIN, (budget,), lambda s=starts: s.get(0, ())
+        )
+        ranking = rank("s3pet", problem, budget, 0)
+        chosen = cut(space, ranking, budget)
+        structure = make_structure(space, chosen, identify(model, "here"), "classification")
+        assert structure.trainable_params <= 2000
+        assert torch.isfinite(torch.tensor(ranking.scores)).all()

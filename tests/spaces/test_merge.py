@@ -26,6 +26,7 @@ OPTIONS = {
     "bitfit": {},
     "lnfit": {},
     "ia3": {},
+    "weight_mask": {"rank": 2, "bands": 4},
 }
 MERGEABLE = {name: make_kind(name, options) for name, options in OPTIONS.items()}
 KEPT = {
