@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -176,7 +178,7 @@ def _sqlite_engine(path: Path, *, writable: bool) -> Engine:
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys = ON")
         if writable:
-            cursor.execute("PRAGMA journal_mode = WAL")
+            _enter_wal(cursor)
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -187,6 +189,20 @@ def _sqlite_engine(path: Path, *, writable: bool) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _enter_wal(cursor: sqlite3.Cursor) -> None:
+    """Switch to WAL mode; while another connection does so, SQLite refuses at once, whatever the timeout."""
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _wal(path: Path) -> Path:
