@@ -34,6 +34,7 @@ class Feed:
         rows: Output features.
         in_features: Width of its input.
         has_bias: Whether its outputs have a bias.
+        per_token: Whether it runs on every token, not on relative positions alone (DeBERTa-v2).
     """
 
     module: str
@@ -41,6 +42,7 @@ class Feed:
     rows: int
     in_features: int
     has_bias: bool
+    per_token: bool = True
 
 
 @dataclass(frozen=True)
@@ -367,7 +369,9 @@ def _resolve_cut(
     before, _, reader = path.partition(">>")
     linears = [_resolve(name, feed, prefix, layer, modules) for feed in before.split(",")]
     feeds = tuple(
-        Feed(p.module, p.start, p.out_features, p.in_features, p.has_bias) for p in linears if p
+        Feed(p.module, p.start, p.out_features, p.in_features, p.has_bias, ".pos_" not in p.module)
+        for p in linears
+        if p
     )
     width, out = _widths(modules[prefix + reader])
     role: Role = "heads" if name.endswith("heads") else "neurons"

@@ -42,7 +42,8 @@ class Removal(Kind):
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """Minus the rows of what feeds the units and the columns of what reads them."""
-        rows = sum(feed.rows * feed.in_features for feed in position.feeds)
+        feeds = [feed for feed in position.feeds if feed.per_token]
+        rows = sum(feed.rows * feed.in_features for feed in feeds)
         columns = position.in_features * position.out_features
         return -2 * (rows + columns) * size // position.units
 

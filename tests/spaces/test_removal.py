@@ -100,6 +100,14 @@ def test_everything_cut_costs_all_the_dense_flops(build, family):
     assert all(c.params == 0 and c.bytes == 0 for c in space.candidates)
 
 
+def test_projections_of_relative_positions_run_once_not_on_every_token(build):
+    model = build("deberta-v2", share_att_key=False)
+    space = build_space(model, kinds={"heads": {}, "neurons": {"block": 24}})
+    assert any(not feed.per_token for p in space.positions for feed in p.feeds)
+    saved = sum(c.inference_flops(16) for c in space.candidates)
+    assert saved == -dense_flops_per_token(space.positions, 16)
+
+
 def test_what_is_cut_makes_the_rest_cheaper(build, family):
     model = build(family)
     space = build_space(model, kinds=KINDS)
