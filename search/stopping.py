@@ -40,17 +40,25 @@ class CutWatch:
         threshold: Largest normalised distance between any two of the remembered cuts at which
             they count as equal.
         length: How many cuts are remembered.
+        tokens: Sequence length at which FLOPs are counted.
     """
 
     def __init__(
-        self, space: Space, budgets: Sequence[Budget], rule: str, threshold: float, length: int
+        self,
+        space: Space,
+        budgets: Sequence[Budget],
+        rule: str,
+        threshold: float,
+        length: int,
+        tokens: int = 128,
     ) -> None:
+        self.tokens = tokens
         self.space, self.budgets, self.rule, self.threshold = space, budgets, rule, threshold
         self.cuts: deque[tuple[frozenset[int], ...]] = deque(maxlen=length)
 
     def settled(self, scores: Sequence[float]) -> bool:
         """Cut anew; whether all remembered cuts agree at every budget."""
-        cuts = (kept(self.space, scores, budget, self.rule) for budget in self.budgets)
+        cuts = (kept(self.space, scores, b, self.rule, self.tokens) for b in self.budgets)
         self.cuts.append(tuple(frozenset(found) for found in cuts))
         return len(self.cuts) == self.cuts.maxlen and self.furthest() <= self.threshold
 

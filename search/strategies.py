@@ -69,7 +69,9 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
     served = (budget,) if search.budget_schedule != "sampled" else problem.budgets
     targets = [_parameters(space, b) for b in served]
     to_save = [_flops_to_save(space, b, task.max_length) for b in served]
-    watch = CutWatch(space, served, search.cut, search.stop_distance, search.stop_length)
+    watch = CutWatch(
+        space, served, search.cut, search.stop_distance, search.stop_length, task.max_length
+    )
     try:
         if search.start == "probe":
             start = probe(supernet, task, search.probe, problem.train, seed)
@@ -79,7 +81,7 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
             supernet, gates, task, search, problem.train, min(targets), seed,
             max(targets), (min(to_save), max(to_save)),
             lambda alpha: watch.settled(alpha.tolist()),
-            lambda alpha: hard_gates(space, alpha, budget, search.cut),
+            lambda alpha: hard_gates(space, alpha, budget, search.cut, task.max_length),
         )  # fmt: skip
         alpha = bilevel.run(observe)
         if search.swaps:
@@ -192,7 +194,14 @@ def rank_slimming(problem: Problem, budget: Budget, seed: int, observe: Observer
     """Slimming coefficients, trained with the whole model until the ticket stops changing (EarlyBERT)."""
     started, search, space = time.monotonic(), problem.search, problem.space
     new_head(problem.model, seed, "head")
-    watch = CutWatch(space, (budget,), "greedy", search.stop_distance, search.stop_length)
+    watch = CutWatch(
+        space,
+        (budget,),
+        "greedy",
+        search.stop_distance,
+        search.stop_length,
+        problem.task.max_length,
+    )
     scores, steps = learn_coefficients(
         problem.model, space, problem.task, search, problem.train, watch.settled, seed, observe
     )

@@ -15,10 +15,12 @@ from sparsearch.spaces.space import Space
 __all__ = ["hard_gates", "swap"]
 
 
-def hard_gates(space: Space, scores: Tensor, budget: Budget, rule: str) -> Tensor:
+def hard_gates(
+    space: Space, scores: Tensor, budget: Budget, rule: str, tokens: int = 128
+) -> Tensor:
     """Gates of the structure that scores are cut to: 1.0 for what is kept, else 0.0."""
     z = torch.zeros(len(space.candidates))
-    z[kept(space, scores.tolist(), budget, rule)] = 1.0
+    z[kept(space, scores.tolist(), budget, rule, tokens)] = 1.0
     return z
 
 
@@ -48,7 +50,7 @@ def swap(
         Scores whose cut has no higher validation loss than that of ``alpha``.
     """
     scores = alpha.clone()
-    z = hard_gates(space, scores, budget, rule)
+    z = hard_gates(space, scores, budget, rule, task.max_length)
     best, tried = _loss(supernet, task, z), set[int]()
     for _ in range(attempts):
         order = [i for i in torch.argsort(scores).tolist() if i not in tried]
@@ -59,7 +61,7 @@ def swap(
         weakest, strongest = inside[0], outside[0]
         changed = scores.clone()
         changed[[weakest, strongest]] = scores[[strongest, weakest]]
-        proposal = hard_gates(space, changed, budget, rule)
+        proposal = hard_gates(space, changed, budget, rule, task.max_length)
         loss = _loss(supernet, task, proposal)
         if loss < best:
             scores, z, best = changed, proposal, loss
