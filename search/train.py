@@ -25,13 +25,13 @@ _CHECK_EVERY = 20
 
 
 class Observer(Protocol):
-    """Told of progress; ``done`` of ``total`` steps of a phase."""
+    """Told of progress: ``done`` of ``total`` steps of a phase, and a new validation score where there is one."""
 
-    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
+    def __call__(self, phase: str, done: int, total: int, score: float | None = None) -> None:
         """One step further."""
 
 
-def silent(phase: str, done: int, total: int, note: str = "") -> None:
+def silent(phase: str, done: int, total: int, score: float | None = None) -> None:
     """An observer that looks away."""
 
 
@@ -181,7 +181,7 @@ def train(
             watch.look(step)
             score = evaluate(runner, task, task.validation, config.precision)
             history.append(score)
-            observe("train", step, steps, f"validation {score:.4f}")
+            observe("train", step, steps, score)
             settled = attachment is None or attachment.settled
             if settled and score > best:
                 best, best_epoch = score, epoch

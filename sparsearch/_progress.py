@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from sparsearch._render import STATE_STYLES, budget_text, feasibility_table, score_text
-from sparsearch.workers.study import Listener
+from sparsearch.workers.listener import Listener
 
 if TYPE_CHECKING:
     from sparsearch.results.values import Outcome, Trial
@@ -62,16 +62,15 @@ class PhaseBar:
         """Take the bars away."""
         self.progress.stop()
 
-    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
+    def __call__(self, phase: str, done: int, total: int, score: float | None = None) -> None:
         """One step further; another phase replaces the bar."""
         self.progress.start()
         if self._phase is None or self._phase[0] != phase:
             self.clear()
             self._phase = (phase, self.progress.add_task(phase, total=total, note=""))
         task = self._phase[1]
-        # A note (the last validation score) stays until there is another.
-        if note:
-            self.progress.update(task, note=note)
+        if score is not None:  # stays until there is another
+            self.progress.update(task, note=f"validation {score:.4f}")
         self.progress.update(task, completed=done, total=total)
 
     def clear(self) -> None:
@@ -115,9 +114,11 @@ class StudyProgress(PhaseBar, Listener):
         if self._study is not None:
             self.progress.update(self._study, note=_named(trial))
 
-    def progressed(self, phase: str, done: int, total: int, note: str) -> None:
+    def progressed(
+        self, trial: Trial, phase: str, done: int, total: int, score: float | None
+    ) -> None:
         """Move the phase's bar."""
-        self(phase, done, total, note)
+        self(phase, done, total, score)
 
     def finished(self, trial: Trial, outcome: Outcome) -> None:
         """One line per trial."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "BackboneError",
+    "Cancelled",
     "ConfigError",
     "DataError",
     "ExportError",
@@ -90,3 +91,7 @@ class ExportError(SparsearchError):
 
 class TrainingDiverged(SparsearchError):
     """A loss or a gradient became NaN or infinite."""
+
+
+class Cancelled(SparsearchError):
+    """A trial was stopped before its end."""

@@ -1,37 +1,149 @@
-"""Runners: they execute trials and decide nothing."""
+"""Runners: they execute jobs where they can and decide nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, TypeAlias
 
+from sparsearch.errors import Cancelled
+from sparsearch.results.lease import Owner
 from sparsearch.results.values import Outcome, Trial
-from sparsearch.search.train import Observer
 from sparsearch.workers.trial import FindRanking, execute
 from sparsearch.workers.workbench import Workbench
 
-__all__ = ["InProcessRunner", "Runner"]
+__all__ = ["Ended", "Event", "InProcessRunner", "Job", "Lost", "Progressed", "Runner", "Started"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a trial, 1 for the first."""
+
+    trial: Trial
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker took a job."""
+
+    job: Job
+    worker: str
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A job is ``done`` of ``total`` steps into a phase; ``score`` is a new validation score, if there is one."""
+
+    job: Job
+    phase: str
+    done: int
+    total: int
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job came to an outcome."""
+
+    job: Job
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A job's worker is gone; nobody knows how it would have ended."""
+
+    job: Job
+    reason: str
+
+
+Event: TypeAlias = Started | Progressed | Ended | Lost
+Handler: TypeAlias = Callable[[Event], None]
 
 
 class Runner(Protocol):
-    """Executes trials, in whatever order and place, each to exactly one outcome."""
+    """Executes jobs, in whatever order and place: each starts, progresses, and ends or is lost."""
 
-    def run(
-        self, trials: Sequence[Trial], started: Callable[[Trial], None], observe: Observer
-    ) -> Iterator[tuple[Trial, Outcome]]:
-        """Yield each trial with its outcome as it ends; ``started`` is called as it begins."""
+    def free(self) -> int:
+        """Jobs that it would take now."""
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+
+    def cancel(self, job: Job) -> None:
+        """End a job soon, with the outcome ``cancelled``; nothing happens if it has ended."""
+
+    def wait(self, handle: Handler) -> None:
+        """Until something happens, at most some seconds; tell of each event in order."""
+
+    def now(self) -> float:
+        """Seconds on the clock that its jobs run by."""
+
+    def __enter__(self) -> Self:
+        """Be ready for jobs."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give back everything; jobs under way are abandoned."""
 
 
 class InProcessRunner:
-    """One trial after the other in this process, on one workbench."""
+    """One job after the other in this process, on one workbench; a job runs within ``wait``."""
 
     def __init__(self, bench: Workbench, find_ranking: FindRanking) -> None:
         self.bench, self.find_ranking = bench, find_ranking
+        self._taken: deque[Job] = deque()
+        self._cancelled: set[Job] = set()
 
-    def run(
-        self, trials: Sequence[Trial], started: Callable[[Trial], None], observe: Observer
-    ) -> Iterator[tuple[Trial, Outcome]]:
-        """Yield each trial with its outcome, in order."""
-        for trial in trials:
-            started(trial)
-            yield trial, execute(self.bench, trial, self.find_ranking, observe)
+    def __enter__(self) -> Self:
+        """Nothing to do: the workbench is open."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Forget what has not begun."""
+        self._taken.clear()
+
+    def free(self) -> int:
+        """One at a time."""
+        return 1 - len(self._taken)
+
+    def submit(self, job: Job) -> None:
+        """It runs at the next ``wait``."""
+        self._taken.append(job)
+
+    def cancel(self, job: Job) -> None:
+        """It ends at its next step."""
+        if job in self._taken:
+            self._cancelled.add(job)
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    def wait(self, handle: Handler) -> None:
+        """Run a job from its start to its end."""
+        job = self._taken[0]
+
+        def observe(phase: str, done: int, total: int, score: float | None = None) -> None:
+            handle(Progressed(job, phase, done, total, score))
+            if job in self._cancelled:
+                raise Cancelled("stopped early")
+
+        handle(Started(job, str(Owner.current())))
+        outcome = execute(self.bench, job.trial, self.find_ranking, observe)
+        self._taken.popleft()
+        self._cancelled.discard(job)
+        handle(Ended(job, outcome))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,35 +13,18 @@ import torch
 from sparsearch.config import StudyConfig
 from sparsearch.errors import MissingStoreError, StoreError
 from sparsearch.results.store import DEFAULT_URL, Store
-from sparsearch.results.values import Outcome, StudyRecord, StudySpec, Trial
+from sparsearch.results.values import StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES
-from sparsearch.spaces.budget import Budget
-from sparsearch.workers.preflight import Preflight, check_study
+from sparsearch.spaces.budget import Budget, resolve_all
+from sparsearch.workers.driver import Driver
+from sparsearch.workers.listener import Listener
+from sparsearch.workers.outer_loop import Planned
+from sparsearch.workers.preflight import check_study
 from sparsearch.workers.runners import InProcessRunner
+from sparsearch.workers.trial import shared_ranking
 from sparsearch.workers.workbench import Workbench, open_workbench
 
-__all__ = ["Listener", "plan", "run"]
-
-_RENEW_SECONDS = 15.0
-
-
-class Listener:
-    """Told how a study goes, and decides nothing; override what you want to hear."""
-
-    def checked(self, preflight: Preflight) -> None:
-        """The study is valid."""
-
-    def opened(self, study: str, queued: Sequence[Trial], finished: int) -> None:
-        """The trials still to run are known."""
-
-    def started(self, trial: Trial) -> None:
-        """A trial begins."""
-
-    def progressed(self, phase: str, done: int, total: int, note: str) -> None:
-        """The current trial made a step."""
-
-    def finished(self, trial: Trial, outcome: Outcome) -> None:
-        """A trial's outcome is stored."""
+__all__ = ["plan", "run"]
 
 
 def plan(config: StudyConfig, budgets: Sequence[Budget]) -> tuple[Trial, ...]:
@@ -138,22 +120,15 @@ def _drive(
         listen.opened(spec.name, queued, len(spec.trials) - len(queued))
         if not queued:
             return
-        runner = InProcessRunner(bench or open_workbench(config), store.ranking)
-        renewed = time.monotonic()
-
-        def started(trial: Trial) -> None:
-            store.start(spec.name, trial.number)
-            listen.started(trial)
-
-        def observe(phase: str, done: int, total: int, note: str = "") -> None:
-            nonlocal renewed
-            if time.monotonic() - renewed > _RENEW_SECONDS:
-                store.renew(spec.name)
-                renewed = time.monotonic()
-            listen.progressed(phase, done, total, note)
-
-        for trial, outcome in runner.run(queued, started, observe):
-            store.finish(spec.name, trial.number, outcome)
-            listen.finished(trial, outcome)
+        budgets = resolve_all(config.budgets, spec.backbone_params)
+        with InProcessRunner(bench or open_workbench(config), store.ranking) as runner:
+            Driver(
+                store,
+                spec.name,
+                runner,
+                Planned(queued),
+                listen,
+                lambda trial: shared_ranking(config, budgets, trial),
+            ).run()
     finally:
         store.release(spec.name)

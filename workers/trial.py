@@ -7,13 +7,20 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import safetensors.torch
 from transformers import PreTrainedModel
 
-from sparsearch.errors import InfeasibleError, SparsearchError, StoreError, StructureError
+from sparsearch.config import StudyConfig
+from sparsearch.errors import (
+    Cancelled,
+    InfeasibleError,
+    SparsearchError,
+    StoreError,
+    StructureError,
+)
 from sparsearch.results.values import FinishedState, Measurement, Outcome, Trial
 from sparsearch.search.cut import cut
 from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
@@ -33,7 +40,7 @@ from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.workers.environment import environment
 from sparsearch.workers.workbench import Workbench, attach_anew, start_head
 
-__all__ = ["FindRanking", "execute", "pack_weights", "rank_on", "ranking_key"]
+__all__ = ["FindRanking", "execute", "pack_weights", "rank_on", "ranking_key", "shared_ranking"]
 
 FindRanking = Callable[[str], Ranking | None]
 """Looks a stored ranking up by its key."""
@@ -56,6 +63,8 @@ def execute(
         outcome = _run(bench, trial, find_ranking, observe)
     except StoreError:
         raise  # the study's, not the trial's: a lease was lost or the database failed
+    except Cancelled as error:
+        outcome = Outcome("cancelled", str(error))
     except InfeasibleError as error:
         outcome = Outcome("infeasible", str(error))
     except SparsearchError as error:
@@ -171,7 +180,8 @@ def rank_on(
     bench: Workbench, strategy: str, budget: Budget, seed: int, observe: Observer = silent
 ) -> Ranking:
     """Make a strategy's ranking on a workbench."""
-    derived = derive(seed, strategy, _aims(bench, strategy, budget), "ranking")
+    aims = _aims(bench.config, _budgets(bench), strategy, budget)
+    derived = derive(seed, strategy, aims, "ranking")
     config, space = bench.config, bench.space
     aligning = aligning_at(space.kinds.values(), space.positions)
     problem = Problem(
@@ -185,12 +195,24 @@ def _budgets(bench: Workbench) -> tuple[Budget, ...]:
     return resolve_all(bench.config.budgets, bench.space.backbone_params)
 
 
-def _aims(bench: Workbench, strategy: str, budget: Budget) -> list[dict[str, int | float | str]]:
+def shared_ranking(
+    config: StudyConfig, budgets: Sequence[Budget], trial: Trial
+) -> tuple[object, ...] | None:
+    """Equal for the trials of a study that are cut from one ranking; None for one that needs none."""
+    if trial.strategy not in RANKERS or trial.budget is None:
+        return None
+    aims = _aims(config, budgets, trial.strategy, trial.budget)
+    return trial.strategy, json.dumps(aims), trial.seed
+
+
+def _aims(
+    config: StudyConfig, budgets: Sequence[Budget], strategy: str, budget: Budget
+) -> list[dict[str, int | float | str]]:
     """The budgets that a ranking is made for: all of the study's, one, or (a probe) none."""
     if strategy == "probe":
         return []
-    sampled = strategy == "s3pet" and bench.config.search.budget_schedule == "sampled"
-    return [b.as_dict() for b in (_budgets(bench) if sampled else (budget,))]
+    sampled = strategy == "s3pet" and config.search.budget_schedule == "sampled"
+    return [b.as_dict() for b in (budgets if sampled else (budget,))]
 
 
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:
@@ -206,7 +228,7 @@ def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> s
         config.search.model_dump(mode="json"),
         config.train.model_dump(mode="json", include=rates),
         strategy,
-        _aims(bench, strategy, budget),
+        _aims(config, _budgets(bench), strategy, budget),
         seed,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

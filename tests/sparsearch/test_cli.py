@@ -308,7 +308,7 @@ def run_with(
         listener.opened("trec-toy", [trial for trial, _ in pairs], 0)
         for trial, outcome in pairs:
             listener.started(trial)
-            listener.progressed("train", 1, 2, "validation 0.5")
+            listener.progressed(trial, "train", 1, 2, 0.5)
             listener.finished(trial, outcome)
         return record
 

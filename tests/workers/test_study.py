@@ -252,7 +252,7 @@ def test_changed_data_is_another_study_and_another_ranking(study, db, tmp_path):
 
 
 def test_a_lost_lease_stops_the_driver_and_fails_no_trial(study, db, monkeypatch):
-    monkeypatch.setattr("sparsearch.workers.study._RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("sparsearch.workers.driver._RENEW_SECONDS", 0.0)
     monkeypatch.setattr(
         Store, "renew", lambda *a, **k: (_ for _ in ()).throw(LeaseError("the lease is lost"))
     )

@@ -1,0 +1,31 @@
+"""Listeners: told how a study goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsearch.results.values import Outcome, Trial
+from sparsearch.workers.preflight import Preflight
+
+__all__ = ["Listener"]
+
+
+class Listener:
+    """Told how a study goes, and decides nothing; override what you want to hear."""
+
+    def checked(self, preflight: Preflight) -> None:
+        """The study is valid."""
+
+    def opened(self, study: str, queued: Sequence[Trial], finished: int) -> None:
+        """The trials still to run are known."""
+
+    def started(self, trial: Trial) -> None:
+        """A trial begins."""
+
+    def progressed(
+        self, trial: Trial, phase: str, done: int, total: int, score: float | None
+    ) -> None:
+        """A trial made a step."""
+
+    def finished(self, trial: Trial, outcome: Outcome) -> None:
+        """A trial's outcome is stored."""
