@@ -107,6 +107,9 @@ CONTESTANTS = {
     "ours-warm-up": Contestant("s3pet", OURS | {"warmup": 0.2}, shared=True),
     "ours-hard-concrete": Contestant("s3pet", OURS | {"relaxation": "hard-concrete"}, shared=True),
     "ours-detach": Contestant("s3pet", OURS | {"budget_gradient": "detach"}, shared=True),
+    "ours-single-level": Contestant(
+        "s3pet", OURS | {"bilevel": False, "steps": 2 * OURS["steps"]}, shared=True
+    ),
     "ours-second-order": Contestant("s3pet", OURS | {"order": "second"}, shared=True),
     "ours-density-cut": Contestant("s3pet", OURS | {"cut": "density"}, shared=True),
     "ours-knapsack-cut": Contestant("s3pet", OURS | {"cut": "knapsack"}, shared=True),
