@@ -20,11 +20,12 @@ from sparsearch.results.round_trip import (
     logits_of,
 )
 from sparsearch.results.values import Best
-from sparsearch.spaces.attach import HEAD, attach, load_weights
+from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import head_parameters, load_model, load_tokenizer, locate
 from sparsearch.spaces.checkpoint import load_checkpoint, save_checkpoint, weight_sparsity
 from sparsearch.spaces.slim import slim
 from sparsearch.spaces.structure import Structure
+from sparsearch.spaces.weights_file import HEAD, load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

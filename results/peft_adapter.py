@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
-from sparsearch.spaces.attach import HEAD
 from sparsearch.spaces.kinds.ia3 import IA3
 from sparsearch.spaces.kinds.lora import Lora
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.structure import Structure
+from sparsearch.spaces.weights_file import HEAD
 
 if TYPE_CHECKING:
     import peft

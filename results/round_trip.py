@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sparsearch.errors import ExportError
-from sparsearch.spaces.attach import BACKBONE, HEAD, attach, load_weights
+from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import backbone_parameters, head_parameters, load_model, locate
 from sparsearch.spaces.slim import slim
 from sparsearch.spaces.structure import Structure
+from sparsearch.spaces.weights_file import BACKBONE, HEAD, load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

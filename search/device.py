@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import ConfigError
-from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.kinds import Unit
 
 __all__ = [

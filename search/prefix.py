@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsearch.search.evaluate import forward
 from sparsearch.search.tasks import Split, StoredInputs, Task, batches
-from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import layers_of
 
 __all__ = ["Upper", "enter_above", "store_inputs"]

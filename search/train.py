@@ -17,7 +17,7 @@ from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, forward, loss_of
 from sparsearch.search.prefix import enter_above
 from sparsearch.search.tasks import Task, batches
-from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.attachment import attachment_of
 
 __all__ = ["Observer", "TrainResult", "learning_rates", "linear_schedule", "silent", "train"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from sparsearch.spaces.kinds import WeightMaskUnit
 from sparsearch.spaces.kinds.base import in_type_of
 from sparsearch.spaces.positions import weight_at
-
-if TYPE_CHECKING:
-    from sparsearch.spaces.attach import Slot
+from sparsearch.spaces.slots import Slot
 
 __all__ = ["Masked"]
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of
 from sparsearch.spaces.kinds import Basis, Kind
 from sparsearch.spaces.positions import Position, weight_at

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsearch.errors import BackboneError, StructureError
-from sparsearch.spaces.attach import attach_units, attachment_of
+from sparsearch.spaces.attach import attach_units
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import (
     base_of,
     count_params,

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import Slot, attachment_of, drop
+from sparsearch.spaces.attach import drop
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.kinds import Stage
 from sparsearch.spaces.positions import weight_at
+from sparsearch.spaces.slots import Slot
 
 __all__ = ["measured_sparsity", "merge"]
 

@@ -14,12 +14,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import Slot, attach, attachment_of, detach, drop
+from sparsearch.spaces.attach import attach, detach, drop
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.kinds import RemovalUnit
 from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
 from sparsearch.spaces.merge import merge
 from sparsearch.spaces.positions import Position, find
+from sparsearch.spaces.slots import Slot
 from sparsearch.spaces.structure import Structure
 
 __all__ = ["cut_units", "slim", "units_cut"]

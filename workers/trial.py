@@ -30,13 +30,14 @@ from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uni
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
 from sparsearch.search.warm_start import new_head
 from sparsearch.spaces.align import aligning_at
-from sparsearch.spaces.attach import detach, weights_of
+from sparsearch.spaces.attach import detach
 from sparsearch.spaces.backbone import count_params, dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.slim import slim
 from sparsearch.spaces.space import Space
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
+from sparsearch.spaces.weights_file import weights_of
 from sparsearch.workers.environment import environment
 from sparsearch.workers.workbench import Workbench, attach_anew, start_head
 

@@ -19,12 +19,13 @@ from sparsearch.results import serving
 from sparsearch.results.export import export
 from sparsearch.results.serving import write_serving
 from sparsearch.results.values import Best
-from sparsearch.spaces.attach import attach, weights_of
+from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import identify, load_model
 from sparsearch.spaces.checkpoint import read_checkpoint
 from sparsearch.spaces.positions import FAMILIES
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
+from sparsearch.spaces.weights_file import weights_of
 
 CUT = {"lora": {"max_rank": 2}, "lnfit": {}, "heads": {}, "neurons": {"block": 24}}
 MERGED = {"lora": {"max_rank": 2}, "lnfit": {}}

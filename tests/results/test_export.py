@@ -16,10 +16,11 @@ from transformers import AutoModelForSequenceClassification
 from sparsearch.errors import ExportError, StructureError
 from sparsearch.results.export import export
 from sparsearch.results.values import Best
-from sparsearch.spaces.attach import attach, weights_of
+from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import identify, load_model
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
+from sparsearch.spaces.weights_file import weights_of
 
 EXPRESSIBLE = {
     "lora": {"lora": {"max_rank": 2}},

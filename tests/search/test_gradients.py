@@ -14,7 +14,8 @@ from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import batches
 from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.align import align, aligning_at
-from sparsearch.spaces.attach import attach_units, attachment_of, detach
+from sparsearch.spaces.attach import attach_units, detach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import backbone_parameters, positions_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import make_kind

@@ -9,7 +9,7 @@ from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.errors import ConfigError
 from sparsearch.search.cut import kept
 from sparsearch.search.slimming import learn_coefficients, shares
-from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
 from tests.search.test_bilevel import make_task

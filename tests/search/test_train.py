@@ -10,7 +10,8 @@ from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, measure, predict
 from sparsearch.search.tasks import Split, Task
 from sparsearch.search.train import learning_rates, linear_schedule, train
-from sparsearch.spaces.attach import attach_units, attachment_of
+from sparsearch.spaces.attach import attach_units
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import backbone_parameters, positions_of
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.merge import measured_sparsity, merge

@@ -12,7 +12,7 @@ from sparsearch.search.probe import probe
 from sparsearch.search.strategies import Problem, make_gates, rank
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.warm_start import WarmStarts
-from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import dense_flops_per_token, identify
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking

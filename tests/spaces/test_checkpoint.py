@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import sparsearch
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import attach, attachment_of
+from sparsearch.spaces.attach import attach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import (
     backbone_parameters,
     base_of,

@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsearch.config import KIND_NAMES
 from sparsearch.errors import ConfigError
-from sparsearch.spaces.attach import attach_units, attachment_of, detach, load_weights, weights_of
+from sparsearch.spaces.attach import attach_units, detach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import backbone_parameters, base_of, positions_of
 from sparsearch.spaces.kinds import KINDS, make_kind
+from sparsearch.spaces.weights_file import load_weights, weights_of
 
 TABLE = [
     ("lora", {"max_rank": 3}),

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import attach, attach_units, attachment_of, detach, weights_of
+from sparsearch.spaces.attach import attach, attach_units, detach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, dense_flops_per_token, identify, positions_of
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.positions import find
 from sparsearch.spaces.space import build_space, narrow
 from sparsearch.spaces.structure import Structure, make_structure
+from sparsearch.spaces.weights_file import weights_of
 
 KINDS = {"heads": {}, "neurons": {"block": 24}, "lora": {"max_rank": 2}, "bitfit": {}}
 

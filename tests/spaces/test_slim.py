@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import sparsearch
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import attach, attach_units, attachment_of, detach
+from sparsearch.spaces.attach import attach, attach_units, detach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, dense_flops_per_token, identify, positions_of
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.kinds.neurons import LEAST_NEURONS

@@ -17,14 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsearch.spaces.kinds.sparse_delta as module
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import (
-    attach,
-    attach_units,
-    attachment_of,
-    detach,
-    load_weights,
-    weights_of,
-)
+from sparsearch.spaces.attach import attach, attach_units, detach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import identify, positions_of
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.kinds.sparse_delta import SparseDeltaUnit
@@ -32,6 +26,7 @@ from sparsearch.spaces.positions import Position, find, weight_at
 from sparsearch.spaces.space import build_space, make_candidate
 from sparsearch.spaces.structure import Structure, make_structure
 from sparsearch.spaces.supports import SUPPORTS, find_support
+from sparsearch.spaces.weights_file import load_weights, weights_of
 
 WEIGHT_SUPPORTS = [s for s in SUPPORTS if s != "gradient"]
 

@@ -10,7 +10,8 @@ import torch
 
 import sparsearch.spaces.structure as structure_module
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import attach, attachment_of, detach
+from sparsearch.spaces.attach import attach, detach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import identify
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import Structure, json_schema, make_structure

@@ -17,14 +17,8 @@ from sparsearch.results.export import export, write_spec
 from sparsearch.results.values import Best
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import forward
-from sparsearch.spaces.attach import (
-    attach,
-    attach_units,
-    attachment_of,
-    detach,
-    load_weights,
-    weights_of,
-)
+from sparsearch.spaces.attach import attach, attach_units, detach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import identify, load_model, positions_of
 from sparsearch.spaces.kinds import Unit, WeightMaskUnit, make_kind
 from sparsearch.spaces.kinds._pruning import cubic, pack, smallest, unpack
@@ -32,6 +26,7 @@ from sparsearch.spaces.merge import measured_sparsity, merge
 from sparsearch.spaces.positions import Position, find, weight_at
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import Structure, make_structure
+from sparsearch.spaces.weights_file import load_weights, weights_of
 
 LORA = make_kind("lora", {"max_rank": 2})
 POSITION = Position("layers.0.attn.q", "linear", "q", "q", 0, in_features=32, out_features=32)

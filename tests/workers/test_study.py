@@ -15,9 +15,9 @@ from sparsearch.errors import ExportError, InfeasibleError, LeaseError, StoreErr
 from sparsearch.results.export import export
 from sparsearch.results.lease import Owner
 from sparsearch.results.store import Store
-from sparsearch.spaces.attach import weights_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.checkpoint import load_checkpoint
+from sparsearch.spaces.weights_file import weights_of
 from sparsearch.workers.retrain import train_structure
 from sparsearch.workers.study import plan, run
 from sparsearch.workers.workbench import open_workbench
