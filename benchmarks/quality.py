@@ -100,7 +100,8 @@ CONTESTANTS = {
     "ours": Contestant("s3pet", OURS, shared=True),
     # One switch turned each, for the ablation table.
     "ours-separate": Contestant("s3pet", OURS | {"budget_schedule": "fixed"}),
-    "ours-early-stop": Contestant("s3pet", OURS | {"early_stop": True}, shared=True),
+    "ours-long": Contestant("s3pet", OURS | {"steps": 200}, shared=True),
+    "ours-early-stop": Contestant("s3pet", OURS | {"steps": 200, "early_stop": True}, shared=True),
     "ours-zero-start": Contestant("s3pet", OURS | {"start": "zero"}, shared=True),
     "ours-one-temperature": Contestant("s3pet", OURS | {"final_temperature": None}, shared=True),
     "ours-no-skipping": Contestant("s3pet", OURS | {"skip_below": 0.0}, shared=True),

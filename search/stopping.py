@@ -7,6 +7,7 @@ converged. Here the distance is divided by what random structures of that size w
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 from collections.abc import Sequence
 
@@ -37,8 +38,8 @@ class CutWatch:
         space: What is cut.
         budgets: Targets; those that nothing fits are left out by the caller.
         rule: Of the cut.
-        threshold: Largest normalised distance between any two of the remembered cuts at which
-            they count as equal.
+        threshold: Largest normalised distance, as ``furthest`` measures it, at which the remembered
+            cuts count as equal.
         length: How many cuts are remembered.
         tokens: Sequence length at which FLOPs are counted.
     """
@@ -57,14 +58,19 @@ class CutWatch:
         self.cuts: deque[tuple[frozenset[int], ...]] = deque(maxlen=length)
 
     def settled(self, scores: Sequence[float]) -> bool:
-        """Cut anew; whether all remembered cuts agree at every budget."""
+        """Cut anew; whether all remembered cuts agree."""
         cuts = (kept(self.space, scores, b, self.rule, self.tokens) for b in self.budgets)
         self.cuts.append(tuple(frozenset(found) for found in cuts))
         return len(self.cuts) == self.cuts.maxlen and self.furthest() <= self.threshold
 
     def furthest(self) -> float:
-        """Largest distance of the newest cut to a remembered one, at any budget."""
-        newest, count = self.cuts[-1], len(self.space.candidates)
-        return max(
-            distance(a, b, count) for old in self.cuts for a, b in zip(old, newest, strict=True)
+        """Largest distance of the newest cut to a remembered one, mean over the budgets.
+
+        The mean, since one large candidate that crosses the edge of one cut changes much of that cut and
+        none of the others.
+        """
+        count = len(self.space.candidates)
+        return statistics.fmean(
+            max(distance(old, cuts[-1], count) for old in cuts)
+            for cuts in zip(*self.cuts, strict=True)
         )

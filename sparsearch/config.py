@@ -293,8 +293,8 @@ class SearchConfig(_Section):
     cut: Literal["greedy", "density", "knapsack"] = "greedy"
     swaps: Annotated[int, Field(ge=0)] = 0
     early_stop: bool = False
-    stop_every: Positive = 10
-    stop_length: Annotated[int, Field(ge=2)] = 4
+    stop_every: Positive = 5
+    stop_length: Annotated[int, Field(ge=2)] = 5
     stop_distance: Annotated[Number, Field(ge=0, le=1)] = 0.15
     probe: ProbeConfig = ProbeConfig()
     l1: Annotated[Number, Field(ge=0)] = 1e-4
