@@ -22,7 +22,8 @@ from sparsearch.results.round_trip import (
 from sparsearch.results.values import Best
 from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import head_parameters, load_model, load_tokenizer, locate
-from sparsearch.spaces.checkpoint import load_checkpoint, save_checkpoint, weight_sparsity
+from sparsearch.spaces.checkpoint import load_checkpoint, save_checkpoint
+from sparsearch.spaces.merge import weight_sparsity
 from sparsearch.spaces.slim import slim
 from sparsearch.spaces.structure import Structure
 from sparsearch.spaces.weights_file import HEAD, load_weights

@@ -14,13 +14,14 @@ from sqlalchemy.orm import Session
 from sparsearch.errors import StoreError
 from sparsearch.results import lease
 from sparsearch.results.tables import (
+    MeasurementRow,
     RankingRow,
     StructureRow,
     StudyRow,
     TrialRow,
     WeightsRow,
 )
-from sparsearch.results.values import FINISHED, Best, StudyRecord, Trial, TrialRecord
+from sparsearch.results.values import FINISHED, SPARSITY, Best, StudyRecord, Trial, TrialRecord
 from sparsearch.spaces.budget import Budget, parse_share
 from sparsearch.spaces.ranking import Ranking
 
@@ -201,10 +202,12 @@ def best(
     task: str | None = None,
     max_trainable_params: int | str | None = None,
     max_inference_flops: float | str | None = None,
+    min_weight_sparsity: float | str | None = None,
 ) -> Best | None:
     """The best trial within the limits, see ``Store.best``."""
     limit = _params_limit(max_trainable_params)
-    ratio = _flops_limit(max_inference_flops)
+    ratio = _share_limit(max_inference_flops)
+    sparsity = _share_limit(min_weight_sparsity)
     only = _study_row(session, study).id if study is not None else None
     found: list[Row[*_Winner]] = []
     # One walk down the index per group, since a share is another number for each backbone.
@@ -215,6 +218,8 @@ def best(
             query = query.where(TrialRow.trainable_params <= most)
         if ratio is not None:
             query = query.where(TrialRow.inference_flops_ratio <= ratio)
+        if sparsity is not None:
+            query = query.where(TrialRow.id.in_(_at_least_as_sparse(sparsity)))
         found += session.execute(query.limit(1))
     if not found:
         return None
@@ -254,8 +259,14 @@ def _params_limit(limit: int | str | None) -> int | Fraction | None:
     return int(limit) if limit.strip().isdecimal() else parse_share(limit)
 
 
-def _flops_limit(limit: float | str | None) -> float | None:
+def _share_limit(limit: float | str | None) -> float | None:
     return float(parse_share(limit)) if isinstance(limit, str) else limit
+
+
+def _at_least_as_sparse(sparsity: float) -> Select[int]:
+    """Trials that were measured to be so sparse."""
+    measured = select(MeasurementRow.trial_id).where(MeasurementRow.metric == SPARSITY)
+    return measured.where(MeasurementRow.value >= sparsity)
 
 
 def pareto(session: Session, study: str) -> tuple[Best, ...]:
@@ -321,11 +332,17 @@ def find_structure(session: Session, prefix: str) -> Best:
 
 
 def _load(session: Session, ids: Iterable[int]) -> tuple[Best, ...]:
-    query = select(TrialRow, StudyRow, StructureRow.document).join(StudyRow).join(StructureRow)
+    sparse = (MeasurementRow.trial_id == TrialRow.id) & (MeasurementRow.metric == SPARSITY)
+    query = (
+        select(TrialRow, StudyRow, StructureRow.document, MeasurementRow.value)
+        .join(StudyRow)
+        .join(StructureRow)
+        .outerjoin(MeasurementRow, sparse)
+    )
     return tuple(_best(*session.execute(query.where(TrialRow.id == i)).one().tuple()) for i in ids)
 
 
-def _best(trial: TrialRow, study: StudyRow, document: str) -> Best:
+def _best(trial: TrialRow, study: StudyRow, document: str, sparsity: float | None) -> Best:
     from sparsearch.spaces.structure import Structure  # brings torch, which lists do not need
 
     structure = Structure.from_json(document)
@@ -353,4 +370,5 @@ def _best(trial: TrialRow, study: StudyRow, document: str) -> Best:
         seed=trial.seed,
         model=study.model,
         task=study.task,
+        weight_sparsity=sparsity or 0.0,
     )

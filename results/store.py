@@ -202,6 +202,7 @@ class Store:
         task: str | None = None,
         max_trainable_params: int | str | None = None,
         max_inference_flops: float | str | None = None,
+        min_weight_sparsity: float | str | None = None,
     ) -> Best | None:
         """The feasible trial with the highest validation score whose structure fits the limits.
 
@@ -215,6 +216,7 @@ class Store:
             max_trainable_params: A number of parameters, or a share of each study's backbone
                 ("0.01%"), rounded down. The task head is not counted.
             max_inference_flops: A share of the dense backbone's, "75%" or 0.75.
+            min_weight_sparsity: A share of its linears' weights that are zero or gone, likewise.
 
         Returns:
             None if no trial fits.
@@ -231,6 +233,7 @@ class Store:
                 task=task,
                 max_trainable_params=max_trainable_params,
                 max_inference_flops=max_inference_flops,
+                min_weight_sparsity=min_weight_sparsity,
             )
 
     def pareto(self, study: str) -> tuple[Best, ...]:

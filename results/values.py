@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FINISHED",
+    "SPARSITY",
     "Best",
     "Environment",
     "FinishedState",
@@ -28,6 +29,9 @@ __all__ = [
 
 FinishedState = Literal["ok", "infeasible", "oom", "failed", "cancelled"]
 FINISHED: tuple[FinishedState, ...] = ("ok", "infeasible", "oom", "failed", "cancelled")
+
+SPARSITY = "weight_sparsity"
+"""A metric of the split ``test``: share of the weights of the dense backbone's linears that are zero or gone."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ class Best:
         seed: Seed of the trial.
         model: Backbone as the user wrote it.
         task: Name of the task.
+        weight_sparsity: Share of the weights of the dense backbone's linears that are zero or gone.
     """
 
     study: str
@@ -194,11 +199,12 @@ class Best:
     seed: int
     model: str
     task: str
+    weight_sparsity: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of ``best`` and ``pareto``; the structure by its hash."""
         keys = (
             "study trial strategy metric score test_score trainable_params head_params inference_flops_ratio "
-            "budget seed model task"
+            "budget seed model task weight_sparsity"
         )
         return {"structure": self.structure.hash} | {k: getattr(self, k) for k in keys.split()}

@@ -50,6 +50,7 @@ class BilevelSearch:
         largest: Upper end of the range that budgets are drawn from, where they are.
         to_save: FLOPs per token that cuts save: the range that they are drawn from; the gates start at none and
             reach it cubically over the first half (the schedule of Zhu and Gupta 2017).
+        to_prune: Weights that masks set to zero, likewise.
         settled: Whether the search may stop early.
         hard: From alpha to the hard structure that it would be cut to, as gates 0 and 1.
 
@@ -68,12 +69,13 @@ class BilevelSearch:
         seed: int,
         largest: float | None = None,
         to_save: tuple[float, float] = (0.0, 0.0),
+        to_prune: tuple[float, float] = (0.0, 0.0),
         settled: Settled = lambda alpha: False,
         hard: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.supernet, self.gates, self.config, self.budget = supernet, gates, config, budget
         self.task, self.settled, self.hard = task, settled, hard
-        self.to_save = to_save
+        self.to_save, self.to_prune = to_save, to_prune
         self.smallest, self.largest = budget, budget if largest is None else largest
         self.taken = 0
         self.seed, self.dropout = seed, train.dropout
@@ -153,15 +155,18 @@ class BilevelSearch:
             drawn = float(torch.rand((), generator=self.budgets))
             self.budget = self.smallest * (self.largest / self.smallest) ** drawn
         elif config.budget_schedule == "annealed":
-            whole = float(self.gates.cost.sum())
+            whole = float(self.gates.cost[self.gates.attached].sum())
             self.budget = whole * (self.smallest / whole) ** min(1.0, 2 * share)
-        least, most = self.to_save
-        if most > 0:
-            drawn = float(torch.rand((), generator=self.budgets)) if least < most else 1.0
-            ramp = 1 - (1 - min(1.0, 2 * share)) ** 3
-            self.gates.to_save = ramp * (least + (most - least) * drawn)
+        self.gates.to_save = self._removed(*self.to_save, share)
+        self.gates.to_prune = self._removed(*self.to_prune, share)
         if config.skip_below and (step - 1) % _REFRESH == 0 and step > self.warm_steps:
             self.supernet.attachment.skip(self.idle.refresh(max(self.budget, self.largest)))
+
+    def _removed(self, least: float, most: float, share: float) -> float:
+        """What is to be saved or pruned after such a share of the steps."""
+        drawn = float(torch.rand((), generator=self.budgets)) if least < most else 1.0
+        ramp = 1 - (1 - min(1.0, 2 * share)) ** 3
+        return ramp * (least + (most - least) * drawn)
 
     def _may_stop(self, step: int) -> bool:
         config = self.config

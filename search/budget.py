@@ -10,7 +10,7 @@ __all__ = ["shifted_logits", "solve_shift", "solve_tau"]
 _HALVINGS = 64
 
 
-def solve_shift(alpha: Tensor, cost: Tensor, budget: float, beta: float = 1.0) -> Tensor:
+def solve_shift(alpha: Tensor, cost: Tensor, budget: float | Tensor, beta: float = 1.0) -> Tensor:
     """Solve sum(cost * sigmoid((alpha - shift) / beta)) = budget for the shift (S3PET, eq. 8).
 
     The sum falls with the shift. With r = budget / sum(cost), every p is at least r at
@@ -45,7 +45,9 @@ def solve_shift(alpha: Tensor, cost: Tensor, budget: float, beta: float = 1.0) -
     return (low + high) / 2
 
 
-def shifted_logits(alpha: Tensor, cost: Tensor, budget: float, beta: float = 1.0) -> Tensor:
+def shifted_logits(
+    alpha: Tensor, cost: Tensor, budget: float | Tensor, beta: float = 1.0
+) -> Tensor:
     """(alpha - shift) / beta with the exact implicit gradient of the shift.
 
     From sum(cost p) = budget: d shift / d alpha_j = cost_j p'_j / sum_i cost_i p'_i. The
@@ -64,7 +66,7 @@ def shifted_logits(alpha: Tensor, cost: Tensor, budget: float, beta: float = 1.0
     return (a - (shift + moving - moving.detach())) / beta
 
 
-def solve_tau(alpha: Tensor, cost: Tensor, budget: float) -> Tensor:
+def solve_tau(alpha: Tensor, cost: Tensor, budget: float | Tensor) -> Tensor:
     """Smallest tau >= 1 for which p = theta softmax(alpha / tau) with sum(cost p) = budget has no p above 1.
 
     The largest p is budget / sum(cost exp((alpha - max alpha) / tau)), which falls with tau.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsearch.errors import InfeasibleError
+from sparsearch.search.masking import bands_to_prune
 from sparsearch.spaces.backbone import dense_flops_per_token
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import Removal
@@ -48,9 +49,10 @@ class Limits:
         caps = ((params, self.params), (size, self.bytes), (flops, self.flops))
         return all(cap is None or value <= cap for value, cap in caps)
 
-    def fill(self, candidates: Sequence[Candidate], flops: int = 0) -> list[int]:
-        """Indices of what is kept when each candidate in turn is taken if it still fits, over such FLOPs."""
-        params = size = 0
+    def fill(self, candidates: Sequence[Candidate], given: Sequence[Candidate] = ()) -> list[int]:
+        """Indices of what is kept when each candidate in turn is taken if it still fits beside what is given."""
+        params, size = sum(c.params for c in given), sum(c.bytes for c in given)
+        flops = sum(c.inference_flops(self.tokens) for c in given)
         kept = []
         for i, c in enumerate(candidates):
             total = (params + c.params, size + c.bytes, flops + c.inference_flops(self.tokens))
@@ -62,7 +64,7 @@ class Limits:
 
 def smallest(space: Space) -> Candidate:
     """What can be attached with the fewest parameters."""
-    return min((c for c in space.candidates if not c.which), key=lambda c: c.params)
+    return min((c for c in space.candidates if not c.removes), key=lambda c: c.params)
 
 
 def cut(
@@ -100,24 +102,28 @@ def kept(
     limits = Limits(space, budget, tokens)
     removed = _removed(space, scores, limits, rule, budget)
     candidates = list(space.candidates)
+    cuts = [candidates[i] for i in removed]
+    bands, masks = bands_to_prune(space, scores, budget, rule, cuts)
+    if not limits.fits([*cuts, *masks]):
+        raise _scores_too_large(budget, masks)
     if removed:
-        narrowed = narrow(space.positions, [candidates[i] for i in removed])
+        narrowed = narrow(space.positions, cuts)
         candidates = [recount(c, space.kinds[c.kind], narrowed) for c in candidates]
-    offered = [i for i, c in enumerate(candidates) if not c.which]
+    offered = [i for i, c in enumerate(candidates) if not c.removes]
     if not offered:
-        return removed
+        return sorted(removed + bands)
     low = min(scores[i] for i in offered)
     value = [scores[i] - low for i in offered]
     if rule == "knapsack" and limits.params is not None:
-        value = _knapsack(value, [candidates[i].params for i in offered], limits.params)
+        room = limits.params - sum(c.params for c in masks)
+        value = _knapsack(value, [candidates[i].params for i in offered], room)
     elif rule == "density":
         value = [v / max(1, candidates[i].params) for v, i in zip(value, offered, strict=True)]
     order = [offered[k] for k in sorted(range(len(value)), key=lambda k: -value[k])]
-    saved = sum(candidates[i].inference_flops(tokens) for i in removed)
-    found = [order[k] for k in limits.fill([candidates[i] for i in order], saved)]
-    if not found:
+    found = [order[k] for k in limits.fill([candidates[i] for i in order], [*cuts, *masks])]
+    if not found and not bands:
         raise infeasible(space, budget)
-    return sorted(removed + found)
+    return sorted(removed + bands + found)
 
 
 def _removed(
@@ -187,6 +193,16 @@ def infeasible(space: Space, budget: Budget) -> InfeasibleError:
         f"budget {budget.text}{have} is too small for any candidate; the smallest is {least.kind} at "
         f"{least.position} with {least.params:,} parameters ({share:.4g}% of the backbone, {least.bytes:,} bytes)",
         f"allow at least {least.params} parameters, or add smaller kinds to the space",
+    )
+
+
+def _scores_too_large(budget: Budget, masks: Sequence[Candidate]) -> InfeasibleError:
+    """The error of masks whose scores alone exceed a budget."""
+    params, stored = sum(c.params for c in masks), sum(c.bytes for c in masks)
+    return InfeasibleError(
+        f"budget {budget.text}: masks of {len(masks)} matrices reach that sparsity, but their scores have {params:,} "
+        f"trainable parameters and with the masks take {stored:,} bytes",
+        f"allow at least {params} parameters, or lower weight_mask's rank",
     )
 
 

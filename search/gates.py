@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.search.budget import shifted_logits, solve_shift, solve_tau
+from sparsearch.search.masking import MaskPrices
 
 __all__ = ["Gates", "IdleUnits"]
 
@@ -17,10 +18,11 @@ _NEVER = -30.0
 
 
 class Gates(nn.Module):
-    """One gate per candidate; two budgets have two shifts.
+    """One gate per candidate; three budgets have three shifts.
 
-    What is cut has its own shift, which holds the expected FLOPs saved at ``to_save``; what is attached is then
-    priced by what is expected to be left of its position.
+    What is cut has its own shift, which holds the expected FLOPs saved at ``to_save``. Bands of masks have theirs,
+    which holds the expected weights that are zero or gone at ``to_prune``. What is attached is then priced by what
+    is expected to be left of its position, under a budget from which the masks' scores are paid.
 
     Args:
         cost: (gates,) parameters of each candidate, positive, or 0 for what is cut.
@@ -33,9 +35,11 @@ class Gates(nn.Module):
         beta: Of the sigmoid.
         saving: (gates,) FLOPs that a cut saves, 0 for what is attached; None where nothing can be cut.
         overlap: (gates, gates) sparse: parameters that candidate i loses where j is cut.
+        masks: Prices of masks; None where nothing can be masked.
 
     Attributes:
         to_save: Expected FLOPs saved, in the unit of ``saving``.
+        to_prune: Expected weights that are zero or gone.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Gates(nn.Module):
         beta: float = 1.0,
         saving: Tensor | None = None,
         overlap: Tensor | None = None,
+        masks: MaskPrices | None = None,
     ) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(cost.shape[0], device=cost.device))
@@ -56,34 +61,64 @@ class Gates(nn.Module):
         self.register_buffer("cost", cost.double())
         self.control, self.gradient, self.relaxation = control, gradient, relaxation
         self.temperature, self.beta = temperature, beta
-        self.to_save = 0.0
-        self.saving, self.overlap = saving, overlap
+        self.to_save = self.to_prune = 0.0
+        self.saving, self.overlap, self.masks = saving, overlap, masks
+        removed = torch.zeros_like(cost, dtype=torch.bool)
         if saving is not None:
             self.cuts = saving.nonzero().flatten()
-            self.attached = (saving == 0).nonzero().flatten()
+            removed[self.cuts] = True
+        if masks is not None:
+            removed[masks.bands] = True
+        self.removes = bool(removed.any())
+        self.attached = (~removed).nonzero().flatten()
 
-    def logits(self, budget: float) -> Tensor:
+    def logits(self, budget: float | Tensor) -> Tensor:
         """logit(p) of every gate, float64: (gates,)."""
-        if self.saving is None:
+        if not self.removes:
             return self._logits(self.alpha, self.cost, budget)
-        alpha, cuts, attached = self.alpha, self.cuts, self.attached
+        alpha, attached = self.alpha, self.attached
         found = torch.full_like(alpha, _NEVER, dtype=torch.float64)
-        if self.to_save > 0:
+        if self.saving is not None and self.to_save > 0:
+            cuts = self.cuts
             saved = shifted_logits(alpha[cuts], self.saving[cuts], self.to_save, self.beta)
             found = found.index_copy(0, cuts, saved)
+        cost = self.expected_cost(torch.sigmoid(found.detach()))
+        if self.masks is not None and self.to_prune > 0:
+            found, paid = self._with_masks(found, cost, self.masks)
+            budget = (budget - paid).clamp_min(_EPS)
         if len(attached):
-            cost = self.expected_cost(torch.sigmoid(found.detach()))[attached]
-            found = found.index_copy(0, attached, self._logits(alpha[attached], cost, budget))
+            logits = self._logits(alpha[attached], cost[attached], budget)
+            found = found.index_copy(0, attached, logits)
         return found
+
+    def _with_masks(self, found: Tensor, cost: Tensor, masks: MaskPrices) -> tuple[Tensor, Tensor]:
+        """Logits with those of bands in place, and the parameters of the scores of what they mask."""
+        cut, bands = torch.sigmoid(found.detach()), masks.bands
+        weights = masks.left(cut)[bands].clamp_min(_EPS)
+        need = self.to_prune - masks.gone @ cut
+        pruned = shifted_logits(self.alpha[bands], weights, need, self.beta)
+        found = found.index_copy(0, bands, pruned)
+        return found, masks.paid_once(torch.sigmoid(found.detach()), cost)
 
     def expected_cost(self, p: Tensor) -> Tensor:
         """Parameters of each candidate where cuts are made with probability p: (gates,)."""
         if self.overlap is None:
             return self.cost
-        cut = torch.zeros_like(p).index_copy(0, self.cuts, p[self.cuts])
-        return (self.cost - self.overlap @ cut).clamp_min(_EPS)
+        return (self.cost - self.overlap @ self.cut(p)).clamp_min(_EPS)
 
-    def _logits(self, alpha: Tensor, cost: Tensor, budget: float) -> Tensor:
+    def cut(self, p: Tensor) -> Tensor:
+        """Probabilities of cuts, 0 for all else: (gates,)."""
+        if self.saving is None:
+            return torch.zeros_like(p)
+        return torch.zeros_like(p).index_copy(0, self.cuts, p[self.cuts])
+
+    def expected_params(self, p: Tensor) -> Tensor:
+        """Trainable parameters at probabilities p, a scalar: the scores of a matrix count once."""
+        cost = self.expected_cost(p)
+        total = (cost[self.attached] * p[self.attached]).sum()
+        return total if self.masks is None else total + self.masks.paid_once(p, cost)
+
+    def _logits(self, alpha: Tensor, cost: Tensor, budget: float | Tensor) -> Tensor:
         """Those of gates under one budget."""
         if self.control == "l0":
             return alpha.double() / self.beta
@@ -131,7 +166,8 @@ class Gates(nn.Module):
         if self.relaxation == "hard-concrete":
             low, high = _STRETCH
             logits = logits - self.temperature * math.log(-low / high)
-        return (torch.sigmoid(logits) * self.cost).sum() / self.cost.sum()
+        attached, cost = self.attached, self.cost[self.attached]
+        return (torch.sigmoid(logits[attached]) * cost).sum() / cost.sum().clamp_min(_EPS)
 
 
 class IdleUnits:

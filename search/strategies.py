@@ -14,7 +14,9 @@ from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.search.bilevel import BilevelSearch
 from sparsearch.search.cut import Limits, infeasible
 from sparsearch.search.gates import Gates
+from sparsearch.search.masking import mask_prices, weights_to_remove
 from sparsearch.search.probe import probe
+from sparsearch.search.pruning import even, magnitude
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.slimming import learn_coefficients
 from sparsearch.search.stopping import CutWatch
@@ -69,6 +71,7 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
     served = (budget,) if search.budget_schedule != "sampled" else problem.budgets
     targets = [_parameters(space, b) for b in served]
     to_save = [_flops_to_save(space, b, task.max_length) for b in served]
+    to_prune = [float(weights_to_remove(space, b)) for b in served]
     watch = CutWatch(
         space, served, search.cut, search.stop_distance, search.stop_length, task.max_length
     )
@@ -79,7 +82,7 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
                 gates.alpha.copy_(start_alpha(space, start, task.max_length))
         bilevel = BilevelSearch(
             supernet, gates, task, search, problem.train, min(targets), seed,
-            max(targets), (min(to_save), max(to_save)),
+            max(targets), (min(to_save), max(to_save)), (min(to_prune), max(to_prune)),
             lambda alpha: watch.settled(alpha.tolist()),
             lambda alpha: hard_gates(space, alpha, budget, search.cut, task.max_length),
         )  # fmt: skip
@@ -93,14 +96,14 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
 
 
 def make_gates(space: Space, search: SearchConfig, tokens: int, device: torch.device) -> Gates:
-    """Gates of a space, with a second budget where it has something to cut."""
+    """Gates of a space, with further budgets where it has something to cut or to mask."""
     n = len(space.candidates)
     cost = torch.tensor([c.params for c in space.candidates], device=device)
     saving = overlap = None
     if space.removals:
         flops = [-c.inference_flops(tokens) if c.which else 0 for c in space.candidates]
         saving = torch.tensor(flops, dtype=torch.float64, device=device)
-        rows = torch.tensor([*overlaps(space)], dtype=torch.float64).reshape(-1, 3)
+        rows = torch.tensor([*overlaps(space)], dtype=torch.float64).reshape(-1, 4)
         overlap = torch.sparse_coo_tensor(
             rows[:, :2].T.long(), rows[:, 2], (n, n), check_invariants=True
         ).to(device)
@@ -112,6 +115,7 @@ def make_gates(space: Space, search: SearchConfig, tokens: int, device: torch.de
         temperature=search.temperature,
         saving=saving,
         overlap=overlap,
+        masks=mask_prices(space, device),
     )
 
 
@@ -190,6 +194,16 @@ def rank_random(problem: Problem, budget: Budget, seed: int, observe: Observer) 
     return Ranking(tuple(stream.random() for _ in problem.space.candidates), "random", seed)
 
 
+def rank_even(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
+    """The same share of rank units, heads, bands everywhere."""
+    return Ranking(even(problem.space), "even", seed)
+
+
+def rank_magnitude(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
+    """The smallest weights of all matrices together are masked; the cut leaves their masks without scores."""
+    return Ranking(magnitude(problem.space, problem.model), "magnitude", seed)
+
+
 def rank_slimming(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
     """Slimming coefficients, trained with the whole model until the ticket stops changing (EarlyBERT)."""
     started, search, space = time.monotonic(), problem.search, problem.space
@@ -213,6 +227,8 @@ RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
     "probe": rank_probe,
     "random": rank_random,
     "slimming": rank_slimming,
+    "even": rank_even,
+    "magnitude": rank_magnitude,
 }
 """Strategies that score every candidate; the cut does the rest."""
 

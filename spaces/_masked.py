@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sparsearch.spaces.kinds import WeightMaskUnit
+from sparsearch.spaces.kinds import RemovalUnit, WeightMaskUnit
 from sparsearch.spaces.kinds.base import in_type_of
 from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.slots import Slot
 
-__all__ = ["Masked"]
+__all__ = ["Masked", "leave_out_cuts"]
 
 
 class Masked:
@@ -93,3 +93,25 @@ class Masked:
     def remove(self) -> None:
         """The module as it was."""
         del self.module.forward
+
+
+@torch.no_grad()
+def leave_out_cuts(slots: Sequence[Slot], modules: Mapping[str, nn.Module]) -> None:
+    """Masks prune nothing that is cut anyway: sparsity then is the one that was counted."""
+    for slot in slots:
+        if not isinstance(slot.unit, WeightMaskUnit):
+            continue
+        gone, place = torch.zeros_like(slot.unit.mask), slot.position
+        for cut in slots:
+            if not isinstance(cut.unit, RemovalUnit):
+                continue
+            features, units = cut.unit.removed.bool(), cut.position.units
+            if cut.position.module == place.module:
+                gone[:, features] = True
+            for feed in cut.position.feeds:
+                if (feed.module, feed.start) == (place.module, place.start):
+                    gone[features.view(units, -1)[:, 0].repeat_interleave(feed.rows // units)] = (
+                        True
+                    )
+        if gone.any():
+            slot.unit.leave_out(gone, weight_at(place, modules[place.module]))

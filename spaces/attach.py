@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparsearch.errors import StructureError
+from sparsearch.spaces._masked import leave_out_cuts
 from sparsearch.spaces.attachment import Attachment, attachment_of
 from sparsearch.spaces.backbone import (
     ATTACHED,
@@ -105,6 +106,7 @@ def attach(model: M, structure: Structure | str | Path) -> M:
     for candidate, slot in zip(structure.candidates, attachment.slots, strict=True):
         if isinstance(slot.unit, RemovalUnit):
             slot.unit.cut(candidate.which)
+    leave_out_cuts(attachment.slots, dict(base_of(model).named_modules()))
     try:
         if weights:
             load_weights(model, weights)

@@ -20,12 +20,15 @@ class Budget:
         max_trainable_params: Trainable parameters.
         max_bytes: Stored bytes of the attached modules (float32).
         max_inference_flops: Share of the dense backbone's FLOPs after merging, 1.0 = dense.
+        min_weight_sparsity: Share of the weights of the dense backbone's linears that are zero or gone after
+            merging and cutting.
         text: The limits as the user wrote them ("0.01%").
     """
 
     max_trainable_params: int | None = None
     max_bytes: int | None = None
     max_inference_flops: float | None = None
+    min_weight_sparsity: float | None = None
     text: str = ""
 
     def as_dict(self) -> dict[str, int | float | str]:
@@ -34,6 +37,7 @@ class Budget:
             "max_trainable_params": self.max_trainable_params,
             "max_bytes": self.max_bytes,
             "max_inference_flops": self.max_inference_flops,
+            "min_weight_sparsity": self.min_weight_sparsity,
         }
         return {k: v for k, v in limits.items() if v is not None} | {"text": self.text}
 
@@ -64,6 +68,7 @@ def resolve(
     max_trainable_params: int | str | None = None,
     max_bytes: int | None = None,
     max_inference_flops: str | None = None,
+    min_weight_sparsity: str | None = None,
 ) -> Budget:
     """Resolve relative limits against a backbone.
 
@@ -87,4 +92,8 @@ def resolve(
     if max_inference_flops is not None:
         flops = float(parse_share(max_inference_flops))
         texts.append(f"{max_inference_flops} FLOPs")
-    return Budget(params, max_bytes, flops, ", ".join(texts))
+    sparsity: float | None = None
+    if min_weight_sparsity is not None:
+        sparsity = float(parse_share(min_weight_sparsity))
+        texts.append(f"{min_weight_sparsity} sparsity")
+    return Budget(params, max_bytes, flops, sparsity, ", ".join(texts))

@@ -23,13 +23,13 @@ from sparsearch.errors import BackboneError, StructureError
 from sparsearch.spaces.attach import attach_units
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import (
-    base_of,
     count_params,
     head_parameters,
     identify,
     load_config,
     positions_of,
 )
+from sparsearch.spaces.merge import weight_sparsity
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.slim import cut_units, units_cut
 from sparsearch.spaces.structure import Structure
@@ -44,7 +44,6 @@ __all__ = [
     "read_checkpoint",
     "save_checkpoint",
     "verify_checkpoint",
-    "weight_sparsity",
 ]
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -236,16 +235,6 @@ def verify_checkpoint(model: nn.Module, checkpoint: Checkpoint | str | Path) -> 
             f"the model {found[:12]}",
             "load the model with load_checkpoint(folder)",
         )
-
-
-def weight_sparsity(model: nn.Module) -> float:
-    """Share of exact zeros in the weights of a backbone's linears."""
-    hosts = {p.module for p in positions_of(model) if p.role == "linear"}
-    weights = [
-        base_of(model).get_submodule(host).get_parameter("weight") for host in sorted(hosts)
-    ]
-    zeros = sum(w.numel() - int(torch.count_nonzero(w)) for w in weights)
-    return zeros / sum(w.numel() for w in weights)
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:

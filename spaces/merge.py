@@ -17,7 +17,7 @@ from sparsearch.spaces.kinds import Stage
 from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.slots import Slot
 
-__all__ = ["measured_sparsity", "merge"]
+__all__ = ["count_zeros", "measured_sparsity", "merge", "weight_sparsity"]
 
 _STAGES: tuple[Stage, ...] = ("parallel", "mask", "sequential", "input")
 """Order of folding. A mask sets to zero also what parallel units add, sequential ones rescale the sum; an input unit
@@ -73,7 +73,6 @@ def merge(model: M) -> M:
     return model
 
 
-@torch.no_grad()
 def measured_sparsity(model: nn.Module) -> dict[str, float]:
     """Share of zeros in the weights of each linear position, by its name; attached masks count.
 
@@ -81,19 +80,35 @@ def measured_sparsity(model: nn.Module) -> dict[str, float]:
         >>> measured_sparsity(merge(attach(model, "exported/")))  # doctest: +SKIP
         {'layers.0.attn.q': 0.9, ...}
     """
+    return {name: zeros / count for name, zeros, count in _zeros(model)}
+
+
+def weight_sparsity(model: nn.Module) -> float:
+    """Share of the weights of all linears that are zero; attached masks count."""
+    zeros, weights = count_zeros(model)
+    return zeros / weights
+
+
+def count_zeros(model: nn.Module) -> tuple[int, int]:
+    """Zeros among the weights of all linears, and those weights; attached masks count."""
+    _, zeros, weights = zip(*_zeros(model), strict=True)
+    return sum(zeros), sum(weights)
+
+
+@torch.no_grad()
+def _zeros(model: nn.Module) -> Iterator[tuple[str, int, int]]:
+    """Name, zeros and weights of each linear position."""
     attachment = attachment_of(model)
     masked = {
         slot.position.name: host.used(slot)
         for host in (attachment.masked if attachment is not None else ())
         for slot in host.masks
     }
-    found = {}
     for position in positions_of(model):
         if position.role == "linear":
             own = weight_at(position, base_of(model).get_submodule(position.module))
             weight = masked.get(position.name, own)
-            found[position.name] = int((weight == 0).sum()) / weight.numel()
-    return found
+            yield position.name, int((weight == 0).sum()), weight.numel()
 
 
 def _check(model: nn.Module, hosts: Mapping[nn.Module, Sequence[Slot]]) -> None:

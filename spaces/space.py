@@ -21,6 +21,8 @@ __all__ = [
     "Candidate",
     "Space",
     "build_space",
+    "count_trainable",
+    "linear_weights",
     "make_candidate",
     "narrow",
     "overlaps",
@@ -61,9 +63,14 @@ class Candidate:
     pruned_weights: int = 0
 
     @property
+    def masks(self) -> bool:
+        """Whether it sets weights to zero."""
+        return self.pruned_weights > 0
+
+    @property
     def removes(self) -> bool:
         """Whether it takes something away from the backbone, so that the dense model is the one without it."""
-        return bool(self.which) or self.pruned_weights > 0
+        return bool(self.which) or self.masks
 
     def inference_flops(self, tokens: int) -> int:
         """FLOPs per token after merging, in sequences of so many tokens."""
@@ -119,8 +126,19 @@ def narrow(positions: Sequence[Position], candidates: Iterable[Candidate]) -> tu
     )
 
 
-def overlaps(space: Space) -> Iterator[tuple[int, int, float]]:
-    """(i, j, parameters that candidate i loses where candidate j is cut), for all pairs that meet."""
+def linear_weights(positions: Iterable[Position]) -> int:
+    """Weights of the linears: what can be pruned."""
+    return sum(p.in_features * p.out_features for p in positions if p.role == "linear")
+
+
+def count_trainable(candidates: Sequence[Candidate]) -> int:
+    """Trainable parameters of candidates together: the scores of a masked matrix count once."""
+    masks = {c.position: c.params for c in candidates if c.masks}
+    return sum(masks.values()) + sum(c.params for c in candidates if not c.masks)
+
+
+def overlaps(space: Space) -> Iterator[tuple[int, int, float, float]]:
+    """(i, j, parameters and pruned weights that candidate i loses where j is cut), for all pairs that meet."""
     at: dict[str, list[int]] = {}
     for i, c in enumerate(space.candidates):
         at.setdefault(c.position, []).append(i)
@@ -131,9 +149,11 @@ def overlaps(space: Space) -> Iterator[tuple[int, int, float]]:
         for old, new in zip(space.positions, narrowed, strict=True):
             for i in at.get(old.name, ()) if old != new else ():
                 c = space.candidates[i]
-                lost = c.params - recount(c, space.kinds[c.kind], narrowed).params
-                for j in cut if lost else ():
-                    yield i, j, lost * space.candidates[j].size / first.size
+                left = recount(c, space.kinds[c.kind], narrowed)
+                lost = c.params - left.params, c.pruned_weights - left.pruned_weights
+                for j in cut if any(lost) else ():
+                    share = space.candidates[j].size / first.size
+                    yield i, j, lost[0] * share, lost[1] * share
 
 
 def recount(candidate: Candidate, kind: Kind, narrowed: Sequence[Position]) -> Candidate:
@@ -158,22 +178,32 @@ class Space:
     @cached_property
     def trainable_params(self) -> int:
         """Parameters of all candidates together."""
-        return sum(c.params for c in self.candidates)
+        return count_trainable(self.candidates)
 
     @cached_property
     def by_kind(self) -> dict[str, dict[str, int]]:
         """Count and parameters of each kind."""
-        table: dict[str, dict[str, int]] = {}
+        groups: dict[str, list[Candidate]] = {}
         for c in self.candidates:
-            row = table.setdefault(c.kind, {"candidates": 0, "trainable_params": 0})
-            row["candidates"] += 1
-            row["trainable_params"] += c.params
-        return table
+            groups.setdefault(c.kind, []).append(c)
+        return {
+            kind: {"candidates": len(group), "trainable_params": count_trainable(group)}
+            for kind, group in groups.items()
+        }
 
     @cached_property
     def removals(self) -> tuple[int, ...]:
         """Indices of the candidates that are cut out of the backbone."""
         return tuple(i for i, c in enumerate(self.candidates) if c.which)
+
+    @cached_property
+    def bands(self) -> dict[str, tuple[int, ...]]:
+        """Position of each matrix that can be masked -> indices of its bands, the smallest weights first."""
+        found: dict[str, tuple[int, ...]] = {}
+        for i, c in enumerate(self.candidates):
+            if c.masks:
+                found[c.position] = (*found.get(c.position, ()), i)
+        return found
 
     def position(self, name: str) -> Position:
         """The position of that name; an unknown one is an error that lists the nearest."""

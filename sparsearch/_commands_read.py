@@ -105,6 +105,10 @@ def best(
     max_inference_flops: Annotated[
         str | None, typer.Option(metavar="SHARE%", help="Like 75% of the dense backbone.")
     ] = None,
+    min_weight_sparsity: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE%", help="Like 50% of its weights zero or gone."),
+    ] = None,
     db: Db = DEFAULT_DB,
     as_json: Json = False,
 ) -> None:
@@ -115,6 +119,7 @@ def best(
         "task": task,
         "max_trainable_params": max_trainable_params,
         "max_inference_flops": max_inference_flops,
+        "min_weight_sparsity": min_weight_sparsity,
     }
     asked = {key: value for key, value in wanted.items() if value is not None}
     with reading(db) as store:

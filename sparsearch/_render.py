@@ -226,16 +226,16 @@ def best_table(best: Best) -> RenderableType:
             ("stored", _stored(best.structure)),
             ("head params", f"{best.head_params:,} (not counted in the budget)"),
             ("inference FLOPs", ratio),
-            *_pruned(best.structure),
+            *_sparse(best),
         ]
     )
 
 
-def _pruned(structure: Structure) -> list[tuple[str, str]]:
-    """Weights that a structure sets to zero, if it does."""
-    count = structure.pruned_weights
-    share = 100 * count / structure.backbone.params
-    return [("pruned weights", f"{count:,} ({share:.3g}% of the backbone)")] if count else []
+def _sparse(best: Best) -> list[tuple[str, str]]:
+    """How sparse the weights are, if they are."""
+    share, masked = 100 * best.weight_sparsity, best.structure.pruned_weights
+    text = f"{share:.2f}% of the linears' weights zero or gone, {masked:,} of them masked"
+    return [("weight sparsity", text)] if share or masked else []
 
 
 def pareto_table(study: StudyRecord, front: Sequence[Best]) -> RenderableType:

@@ -55,6 +55,8 @@ Strategy = Literal[
     "probe",
     "random",
     "slimming",
+    "even",
+    "magnitude",
     "lora",
     "lora-qv",
     "spectral",
@@ -189,18 +191,29 @@ def _flops(value: Any) -> Any:
     return value
 
 
+def _sparsity(value: Any) -> Any:
+    """A limit on sparsity: a percentage of the backbone's weights, not all of them."""
+    if value is not None and not 0 < (_share(value) or 0) < 100:
+        raise ValueError(
+            f"{value!r} is no share of the backbone's weights: write a percentage above 0% and below 100%"
+        )
+    return value
+
+
 class BudgetConfig(_Section):
     """One budget; several limits hold together."""
 
     max_trainable_params: Annotated[int | str | None, BeforeValidator(_limit)] = None
     max_bytes: Positive | None = None
     max_inference_flops: Annotated[str | None, BeforeValidator(_flops)] = None
+    min_weight_sparsity: Annotated[str | None, BeforeValidator(_sparsity)] = None
 
     @model_validator(mode="after")
     def _limits_something(self) -> BudgetConfig:
-        if not (self.max_trainable_params or self.max_bytes or self.max_inference_flops):
+        if not any(self.model_dump().values()):
+            names = list(type(self).model_fields)
             raise ValueError(
-                "a budget limits nothing; give max_trainable_params, max_bytes or max_inference_flops"
+                f"a budget limits nothing; give {', '.join(names[:-1])} or {names[-1]}"
             )
         return self
 

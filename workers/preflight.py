@@ -101,14 +101,14 @@ def check_study(
         raise InfeasibleError("\n".join(e.message for e in too_small), too_small[0].hint)
     assert space is not None
     feasibility = tuple(_feasibility(space, b, tokens) for b in budgets)
-    attachable = any(not c.which for c in space.candidates)
+    attachable = any(not c.removes for c in space.candidates)
     least = smallest(space) if attachable else None
     return Preflight(sections["study"], space, budgets, feasibility, least)
 
 
 def _feasibility(space: Space, budget: Budget, tokens: int) -> Feasibility:
     limits = Limits(space, replace(budget, max_inference_flops=None), tokens)
-    alone = sum(limits.fits([c]) for c in space.candidates if not c.which)
+    alone = sum(limits.fits([c]) for c in space.candidates if not c.removes)
     return Feasibility(budget, alone, len(_most(space, budget, tokens)))
 
 
@@ -130,7 +130,7 @@ def _most(space: Space, budget: Budget, tokens: int) -> list[int]:
     """What is attached when the smallest candidates are taken first."""
     scores = [-float(c.params) for c in space.candidates]
     return [
-        i for i in kept(space, scores, budget, "greedy", tokens) if not space.candidates[i].which
+        i for i in kept(space, scores, budget, "greedy", tokens) if not space.candidates[i].removes
     ]
 
 

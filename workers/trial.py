@@ -21,10 +21,11 @@ from sparsearch.errors import (
     StoreError,
     StructureError,
 )
-from sparsearch.results.values import FinishedState, Measurement, Outcome, Trial
+from sparsearch.results.values import SPARSITY, FinishedState, Measurement, Outcome, Trial
 from sparsearch.search.cut import cut
 from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
 from sparsearch.search.evaluate import evaluate
+from sparsearch.search.masking import without_scores
 from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
@@ -33,9 +34,10 @@ from sparsearch.spaces.align import aligning_at
 from sparsearch.spaces.attach import detach
 from sparsearch.spaces.backbone import count_params, dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
+from sparsearch.spaces.merge import count_zeros
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.slim import slim
-from sparsearch.spaces.space import Space
+from sparsearch.spaces.space import Space, linear_weights, narrow
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.spaces.weights_file import weights_of
 from sparsearch.workers.environment import environment
@@ -99,7 +101,7 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
     dense = dense_flops_per_token(bench.space.positions, tokens)
     return Outcome(
         "ok",
-        measurements=_measure(bench, model, result),
+        measurements=_measure(bench, model, result) + _sparsity(bench, structure, model),
         structure=structure,
         trainable_params=count_params(model) if config.backbone else structure.trainable_params,
         head_params=_head_params(model),
@@ -152,6 +154,8 @@ def _choose(
     """The structure of a budgeted strategy, and the ranking it was cut from."""
     space, ranking = bench.space, None
     tokens = bench.task.max_length
+    if trial.strategy == "magnitude":
+        space = without_scores(space)
     if trial.strategy in RANKERS:
         key = ranking_key(bench, trial.strategy, budget, trial.seed)
         found = find_ranking(key) or rank_on(bench, trial.strategy, budget, trial.seed, observe)
@@ -256,6 +260,21 @@ def _measure(
         Measurement(metric, "validation", result.score),
         Measurement(metric, "test", test),
     )
+
+
+def _sparsity(
+    bench: Workbench, structure: Structure, model: PreTrainedModel
+) -> tuple[Measurement, ...]:
+    """What is zero or gone, counted after training, where a structure takes anything away."""
+    if not any(c.removes for c in structure.candidates):
+        return ()
+    zeros, _ = count_zeros(model)
+    positions = bench.space.positions
+    dense, left = (
+        linear_weights(positions),
+        linear_weights(narrow(positions, structure.candidates)),
+    )
+    return (Measurement(SPARSITY, "test", (zeros + dense - left) / dense),)
 
 
 def _head_params(model: PreTrainedModel) -> int:

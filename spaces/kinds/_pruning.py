@@ -81,7 +81,7 @@ class StraightThrough(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, mask, a, b)
         ctx.scale, ctx.alphas, ctx.structured = scale, alphas, r is not None
-        return weight.where(mask, 0)
+        return weight * mask
 
     @staticmethod
     @once_differentiable

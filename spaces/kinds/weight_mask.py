@@ -127,7 +127,7 @@ class WeightMask(Kind):
         return -(-position.in_features * position.out_features // 8)
 
     def pruned_weights(self, position: Position, size: int) -> int:
-        """Size / parts of the matrix.
+        """Size / parts of the matrix, rounded up.
 
         Raises:
             StructureError: If nothing would be left.
@@ -137,7 +137,7 @@ class WeightMask(Kind):
             raise StructureError(
                 f"weight_mask at {position.name} prunes 0 to {parts - 1} of {parts} parts, not {size}"
             )
-        return size * position.in_features * position.out_features // parts
+        return -(-size * position.in_features * position.out_features // parts)
 
     def build(self, position: Position, size: int, host: nn.Module) -> WeightMaskUnit:
         """The smallest weights pruned; a size of 0 is the identity.
@@ -177,6 +177,7 @@ class WeightMaskUnit(Unit):
     mask: Tensor
     packed: Tensor
     order: Tensor | None
+    gone: Tensor | None
 
     def __init__(self, weight: Tensor, kind: WeightMask, size: int, pruned: int) -> None:
         super().__init__()
@@ -196,6 +197,7 @@ class WeightMaskUnit(Unit):
         self.register_buffer("mask", everything, persistent=False)
         self.register_buffer("packed", pack(everything))
         self.register_buffer("order", None, persistent=False)
+        self.register_buffer("gone", None, persistent=False)
         self.register_load_state_dict_post_hook(_unpack_loaded)  # type: ignore[no-untyped-call]
 
     def loaded(self) -> None:
@@ -222,8 +224,17 @@ class WeightMaskUnit(Unit):
         if self.kind.pattern:
             ranks = ranks_in(scores, self.kind.parts)
             scores = scores.masked_fill(ranks >= self.size, torch.inf)
+        if self.gone is not None:
+            scores = scores.masked_fill(self.gone, torch.inf)
+            count = min(count, int(scores.isfinite().sum()))
         self.mask = ~smallest(scores.flatten(), count).view_as(scores)
         self.packed.copy_(pack(self.mask))
+
+    def leave_out(self, gone: Tensor, weight: Tensor) -> None:
+        """Prune the same share of what is left where some weights, (out, in), are gone with a head or a neuron."""
+        self.gone = gone
+        self.pruned = -(-self.size * int((~gone).sum()) // self.kind.parts)
+        self.renew(weight, self.pruned)
 
     def advance(self, step: int, steps: int, weight: Callable[[], Tensor]) -> None:
         """Renew the mask if it is due after so many steps of all; ``weight`` gives W'."""
@@ -238,7 +249,7 @@ class WeightMaskUnit(Unit):
     def masked(self, weight: Tensor) -> Tensor:
         """M * W' for W' (out, in); while the mask still changes, scores learn by the straight-through estimate."""
         if self.settled:
-            return weight.where(self.mask, 0)
+            return weight * self.mask
         alphas = (self.kind.alpha_low_rank, self.kind.alpha_structured)
         factors = [None if f is None else f.to(weight) for f in (self.A, self.B, self.R, self.C)]
         masked: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
@@ -251,7 +262,7 @@ class WeightMaskUnit(Unit):
         if self.order is None:
             self.order = self._order(pretrained.detach())
         total, n = weight.numel(), len(gate)
-        edges = [(self.size * band // n) * total // self.kind.parts for band in range(n + 1)]
+        edges = [-(-(self.size * band // n) * total // self.kind.parts) for band in range(n + 1)]
         lengths = [b - a for a, b in zip(edges, [*edges[1:], total], strict=True)]
         faded: Tensor = Faded.apply(weight, gate.to(weight), self.order, lengths)  # type: ignore[no-untyped-call]
         return faded

@@ -26,8 +26,8 @@ from sparsearch.spaces.checkpoint import (
     read_checkpoint,
     save_checkpoint,
     verify_checkpoint,
-    weight_sparsity,
 )
+from sparsearch.spaces.merge import weight_sparsity
 from sparsearch.spaces.slim import slim
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure

@@ -44,6 +44,11 @@ def mask_kind(**options):
     return make_kind("weight_mask", {"rank": 2, "bands": BANDS, **options})
 
 
+def share_of(weights, size):
+    """Weights that a size prunes, rounded up."""
+    return -(-size * weights // BANDS)
+
+
 def linears(model):
     return [p for p in positions_of(model) if p.role == "linear"]
 
@@ -161,10 +166,10 @@ def test_density_is_one_minus_the_sparsity_of_each_matrix(build, randomise):
         due = step if step % 4 == 0 or step >= 42 else due
         assert attachment.settled == (step >= 42)
         for name, unit in masks_of(model).items():
-            count = int(cubic(due, steps) * (size * totals[name] // BANDS))
+            count = int(cubic(due, steps) * share_of(totals[name], size))
             assert int((~unit.mask).sum()) == count
     shares = measured_sparsity(model)
-    assert all(shares[n] == (size * t // BANDS) / t for n, t in totals.items())
+    assert all(shares[n] == share_of(t, size) / t for n, t in totals.items())
 
 
 def test_a_new_mask_follows_the_learnt_scores(build):
@@ -179,7 +184,7 @@ def test_a_new_mask_follows_the_learnt_scores(build):
     assert torch.equal(unit.mask, magnitude), "final until a training starts"
     for step in (0, 70):
         attachment.advance(step, 100)
-    assert not unit.mask[0].any() and int((~unit.mask).sum()) == 1024 // BANDS
+    assert not unit.mask[0].any() and int((~unit.mask).sum()) == share_of(1024, 1)
     assert torch.equal(unpack(unit.packed, (32, 32)), unit.mask)
 
 
@@ -194,7 +199,7 @@ def test_w_prime_is_what_is_ranked(build):
         attachment.advance(step, 10)
     changed = (weights_at(model)[name] + lora.scale * lora.B @ lora.A).detach()
     order = torch.argsort(changed.abs().flatten())
-    assert not masks_of(model)[name].mask.flatten()[order[: 3 * 1024 // BANDS]].any()
+    assert not masks_of(model)[name].mask.flatten()[order[: share_of(1024, 3)]].any()
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 7, 12])
@@ -208,7 +213,7 @@ def test_constant_weights_are_pruned_exactly():
     host = nn.Linear(32, 32)
     nn.init.constant_(host.weight, 0.5)
     unit = mask_kind().build(POSITION, 2, host)
-    assert (~unit.mask).flatten().nonzero().flatten().tolist() == list(range(2 * 1024 // BANDS))
+    assert (~unit.mask).flatten().nonzero().flatten().tolist() == list(range(share_of(1024, 2)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 8), (7, 9)])
@@ -337,7 +342,7 @@ def test_a_slice_of_a_fused_projection_has_its_own_mask(build, inputs, randomise
     randomise(model)
     expected = logits(model, inputs)
     shares = measured_sparsity(model)
-    assert [shares[n] for n in names] == [0.0, 292 / 1024, 438 / 1024]
+    assert [shares[n] for n in names] == [0.0, 293 / 1024, 439 / 1024]
     plain = logits(detach(copy.deepcopy(model)), inputs)
     assert not torch.allclose(plain, expected, atol=1e-4)
     merge(model)
@@ -346,7 +351,7 @@ def test_a_slice_of_a_fused_projection_has_its_own_mask(build, inputs, randomise
     assert not torch.equal(after[names[0]], before[names[0]])
     assert torch.equal(after["layers.1.attn.k"], before["layers.1.attn.k"])
     shares = measured_sparsity(model)
-    assert [shares[n] for n in names] == [0.0, 292 / 1024, 438 / 1024]
+    assert [shares[n] for n in names] == [0.0, 293 / 1024, 439 / 1024]
 
 
 def test_merging_keeps_the_zeros_and_the_logits(build, family, inputs, randomise):
@@ -426,7 +431,7 @@ def test_gates_fade_bands_of_the_smallest_weights(build):
     (masked,) = attachment.masked
     with attachment.gated(z):
         found = masked.used(attachment.slots[0]).flatten()[order]
-    edges = [band * 2048 // BANDS for band in range(BANDS + 1)]
+    edges = [share_of(2048, band) for band in range(BANDS + 1)]
     for band, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
         gate = float(z[band]) if band < 6 else 0.0
         assert torch.allclose(found[a:b], weight.flatten()[order[a:b]] * (1 - gate))
@@ -510,4 +515,4 @@ def test_a_model_in_bfloat16_runs(build, inputs):
     expected = logits(model, inputs)
     assert expected.dtype == torch.bfloat16
     assert torch.allclose(logits(merge(model), inputs), expected, atol=0.05)
-    assert set(measured_sparsity(model).values()) == {438 / 1024, 877 / 2048}
+    assert set(measured_sparsity(model).values()) == {220 / 512, 439 / 1024, 878 / 2048}
