@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -106,19 +107,19 @@ def narrow(positions: Sequence[Position], candidates: Iterable[Candidate]) -> tu
 
     Linears that feed a head or a neuron lose outputs, and the one that reads it inputs.
     """
-    narrower: dict[tuple[str, int], int] = {}
-    shorter: dict[str, int] = {}
+    narrower: Counter[tuple[str, int]] = Counter()
+    shorter: Counter[str] = Counter()
     for candidate in candidates:
         if candidate.which:
             cut = find(positions, candidate.position)
             for feed in cut.feeds:
-                narrower[feed.module, feed.start] = candidate.size * feed.rows // cut.units
-            shorter[cut.module] = candidate.size * cut.in_features // cut.units
+                narrower[feed.module, feed.start] += candidate.size * feed.rows // cut.units
+            shorter[cut.module] += candidate.size * cut.in_features // cut.units
     return tuple(
         replace(
             p,
-            in_features=p.in_features - shorter.get(p.module, 0),
-            out_features=p.out_features - narrower.get((p.module, p.start), 0),
+            in_features=p.in_features - shorter[p.module],
+            out_features=p.out_features - narrower[p.module, p.start],
         )
         if p.role == "linear"
         else p

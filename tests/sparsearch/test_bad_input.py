@@ -69,6 +69,28 @@ def test_budget_below_the_smallest_candidate_alone(call):
 
 
 @pytest.mark.parametrize(
+    ("sparsity", "code", "message"),
+    [
+        (["96%", "50%"], 3, "96% sparsity: the most that this space reaches is 95.0%"),
+        (["100%"], 2, "'100%' is no share of the backbone's weights"),
+        (["-1%"], 2, "'-1%' is no share of the backbone's weights"),
+    ],
+)
+def test_sparsity_that_cannot_be(call, tmp_path, sparsity, code, message):
+    pst = {"space": {"preset": "pst"}, "budgets": {"min_weight_sparsity": sparsity}}
+    found, text = call(pst)
+    assert found == code and message in text
+    assert not (tmp_path / "out.db").exists()
+
+
+def test_a_pattern_that_does_not_divide(call, tmp_path):
+    kinds = {"lora": {}, "weight_mask": {"pattern": "3:5"}}
+    code, text = call({"space": {"kinds": kinds}, "budgets": {"min_weight_sparsity": ["40%"]}})
+    assert code == 2 and "pattern 3:5 takes groups of 5" in text
+    assert not (tmp_path / "out.db").exists()
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"task.data.data_files.test": "nowhere.jsonl"}, "no such file: nowhere.jsonl"),
@@ -107,7 +129,7 @@ def test_unknown_family_lists_the_supported_ones(call, tmp_path):
     AlbertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8).save_pretrained(
         tmp_path / "albert"
     )
-    code, text = call({"model.path": str(tmp_path / "albert")})
+    code, text = call({"model.path": str(tmp_path / "albert"), "space": {"preset": "pst"}})
     assert code == 2
     assert (
         "'albert' is not supported; supported: bert, deberta-v2, distilbert, gpt2, llama, opt, roberta, t5"

@@ -16,7 +16,8 @@ from sparsearch.results.export import export
 from sparsearch.results.lease import Owner
 from sparsearch.results.store import Store
 from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.checkpoint import load_checkpoint
+from sparsearch.spaces.checkpoint import load_checkpoint, read_checkpoint
+from sparsearch.spaces.merge import count_zeros
 from sparsearch.spaces.weights_file import weights_of
 from sparsearch.workers.retrain import train_structure
 from sparsearch.workers.study import plan, run
@@ -367,3 +368,49 @@ def test_fine_tuning_what_is_left_refuses_a_structure_that_attaches(study, db):
         t.state == "failed" and "train.backbone fine-tunes what is left" in t.message
         for t in records(db)
     )
+
+
+PST = {
+    "space": {"preset": "pst"},
+    "budgets": {"min_weight_sparsity": ["50%", "90%"]},
+    "search": {"steps": 4, "batch_size": 8},
+    "baselines": ["even", "magnitude", "random", "full"],
+}
+
+
+def test_pst_trials_are_as_sparse_as_asked_and_export(study, db, tmp_path):
+    run({k: v for k, v in study.items() if k not in ("space", "search", "budgets")} | PST, db)
+    found = {(t.strategy, t.budget["text"]): t for t in records(db) if t.budget}
+    assert {t.state for t in found.values()} == {"ok"} and len(found) == 8
+    for (strategy, text), t in found.items():
+        widths = 2 * (4 * (32 + 32) + 2 * (32 + 64))
+        assert t.trainable_params == (4 if strategy == "magnitude" else 4 + 3 + 1) * widths
+        with Store.open(db, create=False) as store:
+            best = store.find_structure(t.structure)
+        share = float(text.removesuffix("% sparsity")) / 100
+        assert share <= best.weight_sparsity < share + 0.05
+    with Store.open(db, create=False) as store:
+        assert store.best(min_weight_sparsity="96%") is None
+        best = store.best(min_weight_sparsity="90%")
+        packed = store.weights("tiny", best.trial)
+    assert best.budget["min_weight_sparsity"] == 0.9
+    export(best, packed, "checkpoint", tmp_path / "small")
+    zeros, weights = count_zeros(load_checkpoint(tmp_path / "small"))
+    assert zeros / weights == best.weight_sparsity >= 0.9
+    assert read_checkpoint(tmp_path / "small").costs.weight_sparsity == zeros / weights
+    assert read_checkpoint(tmp_path / "small").plain
+    export(best, packed, "spec", tmp_path / "spec")
+
+
+def test_masks_beside_cuts_are_as_sparse_as_asked_after_slimming(study, db, tmp_path):
+    kinds = {"lora": {"max_rank": 1}, "weight_mask": {"rank": 1}, "heads": {}}
+    both = {"max_inference_flops": ["90%"], "min_weight_sparsity": ["60%"]}
+    run(study | {"space": {"kinds": kinds}, "budgets": both, "baselines": ["even"]}, db)
+    with Store.open(db, create=False) as store:
+        best = store.best(min_weight_sparsity="60%", max_inference_flops="90%")
+        packed = store.weights("tiny", best.trial)
+    assert best.inference_flops_ratio <= 0.9 and 0.6 <= best.weight_sparsity < 0.63
+    export(best, packed, "checkpoint", tmp_path / "small")
+    zeros, left = count_zeros(load_checkpoint(tmp_path / "small"))
+    dense = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert left < dense and (zeros + dense - left) / dense == best.weight_sparsity
