@@ -17,6 +17,7 @@ from sparsearch.errors import LeaseError, StoreError
 from sparsearch.results.lease import Owner
 from sparsearch.results.store import Store
 from sparsearch.results.values import (
+    SPARSITY,
     Environment,
     FinishedState,
     Measurement,
@@ -319,6 +320,25 @@ class StoreConformance:
         assert found(model="other") == found(study="lar") == ("large", 0)
         assert found(model="other", max_inference_flops="75%") is None
         assert found(task="sst2") is None
+
+    def test_best_at_least_so_sparse(self, store: Store) -> None:
+        """By what was measured; a trial without that measurement is dense."""
+        store.begin_study(sample_study(trials=3))
+        for number, (score, share) in enumerate(((0.7, 0.9), (0.8, 0.5))):
+            outcome = sample_outcome(score, layer=number)
+            sparse = Measurement(SPARSITY, "test", share)
+            store.finish(
+                "study", number, replace(outcome, measurements=(*outcome.measurements, sparse))
+            )
+        store.finish("study", 2, sample_outcome(0.9, layer=2))
+        found = [store.best(min_weight_sparsity=share) for share in (None, 0.5, "50%", "90%")]
+        assert [(b.trial, b.weight_sparsity) for b in found if b is not None] == [
+            (2, 0.0),
+            (1, 0.5),
+            (1, 0.5),
+            (0, 0.9),
+        ]
+        assert store.best(min_weight_sparsity="91%") is None
 
     def test_best_carries_its_own_provenance(self, store: Store) -> None:
         """Also where an equal structure was stored by another trial."""

@@ -99,7 +99,7 @@ def _not_that_sparse(space: Space, budget: Budget, total: int) -> InfeasibleErro
     reached = 100 * total / linear_weights(space.positions)
     if not space.bands:
         return InfeasibleError(
-            f"budget {budget.text}: nothing in this space sets weights to zero; the most it reaches is "
+            f"budget {budget.text}: nothing in this space masks weights; the most it reaches is "
             f"{math.floor(10 * reached) / 10:.1f}%",
             "leave min_weight_sparsity out, or add the kind weight_mask to the space",
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.config import SearchConfig, TrainConfig
+from sparsearch.errors import InfeasibleError
 from sparsearch.search.bilevel import BilevelSearch
 from sparsearch.search.cut import Limits, infeasible
 from sparsearch.search.gates import Gates
@@ -260,8 +261,14 @@ def uniform(
     positions.
 
     Raises:
-        InfeasibleError: If no position fits; it names the smallest unit of the pattern.
+        InfeasibleError: If no position fits, naming the smallest unit of the pattern; or if the budget asks for
+            sparsity, of which these patterns have none.
     """
+    if weights_to_remove(space, budget):
+        raise InfeasibleError(
+            f"budget {budget.text}: {strategy} sets no weights to zero",
+            "compare with `even` and `magnitude`",
+        )
     name, patterns = UNIFORM[strategy]
     kind = space.kinds.get(name) or make_kind(name, {})
     positions = [p for p in matching(space.positions, patterns) if kind.accepts(p)]

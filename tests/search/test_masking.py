@@ -14,7 +14,7 @@ from sparsearch.errors import ConfigError, InfeasibleError
 from sparsearch.search.cut import cut, kept
 from sparsearch.search.masking import without_scores
 from sparsearch.search.pruning import even, magnitude
-from sparsearch.search.strategies import Problem, make_gates, rank
+from sparsearch.search.strategies import UNIFORM, Problem, make_gates, rank, uniform
 from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.attach import attach, attachment_of
 from sparsearch.spaces.backbone import identify, positions_of
@@ -150,7 +150,7 @@ def test_scores_that_exceed_the_parameters_are_infeasible(build):
         (MASKS, r"the most that this space reaches is 85\.[78]%"),
         ({"lora": {}, "weight_mask": {"on": ["*.ffn.*"]}}, r"reaches is 47\.5%"),
         ({"weight_mask": {"pattern": "2:4"}}, r"reaches is 50\.0%"),
-        ({"lora": {}}, r"nothing in this space sets weights to zero; the most it reaches is 0\.0%"),
+        ({"lora": {}}, r"nothing in this space masks weights; the most it reaches is 0\.0%"),
     ],
     ids=["bands", "half of the weights", "pattern", "no masks"],
 )  # fmt: skip
@@ -160,6 +160,13 @@ def test_a_sparsity_that_is_not_reached_names_what_is(build, kinds, message):
     with pytest.raises(InfeasibleError, match=message) as caught:
         cut(space, scores, Budget(None, None, None, 0.9, "90% sparsity"))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("strategy", list(UNIFORM))
+def test_uniform_patterns_have_no_sparsity(build, strategy):
+    space = build_space(build("bert"), kinds=MASKS)
+    with pytest.raises(InfeasibleError, match=f"{strategy} sets no weights to zero"):
+        uniform(strategy, space, Budget(None, None, None, 0.5))
 
 
 def test_heads_and_neurons_count_towards_sparsity(build):

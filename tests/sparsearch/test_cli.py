@@ -209,6 +209,7 @@ def test_best(db: str, words: tuple[str, ...], score: float) -> None:
     [
         (("--max-trainable-params", "9"), "the smallest in that study has"),
         (("--max-inference-flops", "50%"), "without --max-inference-flops"),
+        (("--min-weight-sparsity", "50%"), "without --min-weight-sparsity"),
         (("--task", "sst2"), "without --task"),
         (("--task", "sst2", "--max-trainable-params", "9"), "two or more"),
     ],
