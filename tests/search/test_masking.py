@@ -16,7 +16,8 @@ from sparsearch.search.masking import without_scores
 from sparsearch.search.pruning import even, magnitude
 from sparsearch.search.strategies import UNIFORM, Problem, make_gates, rank, uniform
 from sparsearch.search.warm_start import WarmStarts
-from sparsearch.spaces.attach import attach, attachment_of
+from sparsearch.spaces.attach import attach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import identify, positions_of
 from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.merge import count_zeros, measured_sparsity
