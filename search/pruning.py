@@ -28,7 +28,7 @@ def even(space: Space) -> tuple[float, ...]:
 
 @torch.no_grad()
 def magnitude(space: Space, model: nn.Module) -> tuple[float, ...]:
-    """Scores by which the smallest weights of all matrices together go first: minus a band's mean size.
+    """Scores by which the smallest weights of all matrices together go first: minus a band's median size.
 
     What is no band scores as in ``even``.
     """
@@ -36,9 +36,8 @@ def magnitude(space: Space, model: nn.Module) -> tuple[float, ...]:
     for name, bands in space.bands.items():
         position = space.position(name)
         weight: Tensor = weight_at(position, base_of(model).get_submodule(position.module))
-        sizes, at = weight.abs().flatten().sort().values, 0
-        for i in bands:
-            width = space.candidates[i].pruned_weights
-            scores[i] = -float(sizes[at : at + width].mean())
-            at += width
+        sizes = weight.abs().flatten().sort().values
+        for k, i in enumerate(bands):
+            middle = (2 * k + 1) * space.candidates[i].pruned_weights // 2
+            scores[i] = -float(sizes[min(middle, len(sizes) - 1)])
     return tuple(scores)
