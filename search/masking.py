@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,7 +24,14 @@ from sparsearch.spaces.space import (
     recount,
 )
 
-__all__ = ["MaskPrices", "bands_to_prune", "mask_prices", "weights_to_remove", "without_scores"]
+__all__ = [
+    "MaskPrices",
+    "bands_to_prune",
+    "even",
+    "mask_prices",
+    "weights_to_remove",
+    "without_scores",
+]
 
 
 def weights_to_remove(space: Space, budget: Budget) -> int:
@@ -108,6 +116,18 @@ def _not_that_sparse(space: Space, budget: Budget, total: int) -> InfeasibleErro
         "largest weights of each matrix stay",
         "ask for less sparsity, let weight_mask go to more positions, or give it more bands",
     )
+
+
+def even(space: Space) -> tuple[float, ...]:
+    """Scores that give every position the same share of its rank units, heads or bands (PST: one density for all)."""
+    totals = Counter((c.position, c.kind) for c in space.candidates)
+    seen: Counter[tuple[str, str]] = Counter()
+    scores = []
+    for c in space.candidates:
+        key = c.position, c.kind
+        scores.append(-seen[key] / totals[key])
+        seen[key] += 1
+    return tuple(scores)
 
 
 def without_scores(space: Space) -> Space:

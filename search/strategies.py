@@ -15,9 +15,8 @@ from sparsearch.errors import InfeasibleError
 from sparsearch.search.bilevel import BilevelSearch
 from sparsearch.search.cut import Limits, infeasible
 from sparsearch.search.gates import Gates
-from sparsearch.search.masking import mask_prices, weights_to_remove
+from sparsearch.search.masking import even, mask_prices, weights_to_remove
 from sparsearch.search.probe import probe
-from sparsearch.search.pruning import even, magnitude
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.slimming import learn_coefficients
 from sparsearch.search.stopping import CutWatch
@@ -200,11 +199,6 @@ def rank_even(problem: Problem, budget: Budget, seed: int, observe: Observer) ->
     return Ranking(even(problem.space), "even", seed)
 
 
-def rank_magnitude(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
-    """The smallest weights of all matrices together are masked; the cut leaves their masks without scores."""
-    return Ranking(magnitude(problem.space, problem.model), "magnitude", seed)
-
-
 def rank_slimming(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
     """Slimming coefficients, trained with the whole model until the ticket stops changing (EarlyBERT)."""
     started, search, space = time.monotonic(), problem.search, problem.space
@@ -229,7 +223,7 @@ RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
     "random": rank_random,
     "slimming": rank_slimming,
     "even": rank_even,
-    "magnitude": rank_magnitude,
+    "magnitude": rank_even,  # on a space whose masks have no scores, see ``masking.without_scores``
 }
 """Strategies that score every candidate; the cut does the rest."""
 
