@@ -6,6 +6,7 @@ Needs pytest, which only the development extra installs.
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import pytest
 
 from sparsearch.errors import LeaseError, StoreError
 from sparsearch.results.lease import Owner
+from sparsearch.results.oracle import check_answers
 from sparsearch.results.store import Store
 from sparsearch.results.values import (
     SPARSITY,
@@ -339,6 +341,27 @@ class StoreConformance:
             (0, 0.9),
         ]
         assert store.best(min_weight_sparsity="91%") is None
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_answers_are_those_of_brute_force(self, store: Store, seed: int) -> None:
+        """Of ``best`` within any limits and of ``pareto``, as outcomes with many ties come in."""
+        draw = random.Random(seed)
+        for name in ("b", "a"):
+            store.begin_study(sample_study(name, 30))
+        todo = [(name, number) for name in "ab" for number in range(30)]
+        draw.shuffle(todo)
+        states: tuple[FinishedState, ...] = ("ok", "ok", "ok", "ok", "failed")
+        for done, (name, number) in enumerate(todo):
+            outcome = sample_outcome(
+                draw.choice([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]),
+                draw.randrange(1, 6),
+                ratio=draw.choice([0.5, 0.75, 1.0]),
+                state=draw.choice(states),
+                structure=draw.random() < 0.9,
+            )
+            store.finish(name, number, outcome)
+            if done in (9, 24, 59):
+                check_answers(store)
 
     def test_best_carries_its_own_provenance(self, store: Store) -> None:
         """Also where an equal structure was stored by another trial."""

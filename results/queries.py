@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TypeAlias
 
-from sqlalchemy import ColumnElement, Row, Select, case, func, select
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, select
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import StoreError
-from sparsearch.results import lease
+from sparsearch.results import front, lease
 from sparsearch.results.tables import (
     MeasurementRow,
     RankingRow,
@@ -148,6 +148,7 @@ def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
             score=t.score,
             test_score=t.test_score,
             structure=t.structure_hash,
+            ranking_key=t.ranking_key,
             trainable_params=t.trainable_params,
             head_params=t.head_params,
             inference_flops_ratio=t.inference_flops_ratio,
@@ -212,7 +213,9 @@ def best(
     found: list[Row[*_Winner]] = []
     # One walk down the index per group, since a share is another number for each backbone.
     for group in session.execute(_groups(only, model, task)):
-        query = _best_first(only, group)
+        # Fronts know nothing of sparsity.
+        among = TrialRow.on_front if sparsity is None else TrialRow.recommendable
+        query = _best_first(only, group, among)
         if limit is not None:
             most = int(limit * group.backbone_params) if isinstance(limit, Fraction) else limit
             query = query.where(TrialRow.trainable_params <= most)
@@ -224,7 +227,7 @@ def best(
     if not found:
         return None
     first = min(found, key=lambda r: (-r.score, r.trainable_params, r.study_id, r.number))
-    return _load(session, [first.id])[0]
+    return _load(session, TrialRow.id == first.id)[0]
 
 
 def _groups(only: int | None, model: str | None, task: str | None) -> Select[str, str, int]:
@@ -234,7 +237,9 @@ def _groups(only: int | None, model: str | None, task: str | None) -> Select[str
     return query.where(*(column == value for column, value in wanted if value is not None))
 
 
-def _best_first(only: int | None, group: Row[str, str, int]) -> Select[*_Winner]:
+def _best_first(
+    only: int | None, group: Row[str, str, int], among: ColumnElement[bool]
+) -> Select[*_Winner]:
     columns = (
         TrialRow.id,
         TrialRow.score,
@@ -242,7 +247,7 @@ def _best_first(only: int | None, group: Row[str, str, int]) -> Select[*_Winner]
         TrialRow.study_id,
         TrialRow.number,
     )
-    query = select(*columns).where(TrialRow.recommendable).order_by(*_BEST_FIRST)
+    query = select(*columns).where(among).order_by(*_BEST_FIRST)
     if only is not None:
         return query.where(TrialRow.study_id == only)
     return query.where(
@@ -272,31 +277,8 @@ def _at_least_as_sparse(sparsity: float) -> Select[int]:
 def pareto(session: Session, study: str) -> tuple[Best, ...]:
     """The trials of a study that no other one beats, see ``Store.pareto``."""
     row = _study_row(session, study)
-    points = session.execute(
-        select(
-            TrialRow.id,
-            TrialRow.score,
-            TrialRow.trainable_params,
-            TrialRow.inference_flops_ratio,
-        )
-        .where(TrialRow.recommendable, TrialRow.study_id == row.id)
-        # Whatever beats a point stands before it, so one pass is enough.
-        .order_by(
-            TrialRow.trainable_params,
-            TrialRow.inference_flops_ratio,
-            TrialRow.score.desc(),
-            TrialRow.number,
-        )
-    )
-    front: list[Row[int, float | None, int | None, float | None]] = []
-    for point in points:
-        beaten = any(
-            kept.score >= point.score and kept.inference_flops_ratio <= point.inference_flops_ratio
-            for kept in front
-        )
-        if not beaten:
-            front.append(point)
-    return _load(session, [point.id for point in front])
+    members = _load(session, and_(TrialRow.study_id == row.id, TrialRow.on_front))
+    return tuple(front.pareto(members))
 
 
 def find_structure(session: Session, prefix: str) -> Best:
@@ -328,10 +310,11 @@ def find_structure(session: Session, prefix: str) -> Best:
             "type more of the hash",
         )
     query = select(TrialRow.id).where(TrialRow.recommendable, TrialRow.structure_hash == hashes[0])
-    return _load(session, session.scalars(query.order_by(*_BEST_FIRST).limit(1)).all())[0]
+    found = session.scalars(query.order_by(*_BEST_FIRST).limit(1)).one()
+    return _load(session, TrialRow.id == found)[0]
 
 
-def _load(session: Session, ids: Iterable[int]) -> tuple[Best, ...]:
+def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
     sparse = (MeasurementRow.trial_id == TrialRow.id) & (MeasurementRow.metric == SPARSITY)
     query = (
         select(TrialRow, StudyRow, StructureRow.document, MeasurementRow.value)
@@ -339,7 +322,7 @@ def _load(session: Session, ids: Iterable[int]) -> tuple[Best, ...]:
         .join(StructureRow)
         .outerjoin(MeasurementRow, sparse)
     )
-    return tuple(_best(*session.execute(query.where(TrialRow.id == i)).one().tuple()) for i in ids)
+    return [_best(*row.tuple()) for row in session.execute(query.where(where))]
 
 
 def _best(trial: TrialRow, study: StudyRow, document: str, sparsity: float | None) -> Best:

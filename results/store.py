@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
-from sparsearch.results import queries, writes
+from sparsearch.results import outcomes, queries, writes
 from sparsearch.results.database import Database, open_database
 from sparsearch.results.lease import LEASE_SECONDS, Owner
 from sparsearch.results.values import Best, Outcome, StudyRecord, StudySpec, Trial, TrialRecord
@@ -87,8 +87,8 @@ class Store:
         Raises:
             StoreError: If the study exists with another config.
         """
-        with self._database.writing() as session:
-            writes.begin_study(session, spec)
+        with self._database.transaction() as connection:
+            writes.begin_study(connection, spec)
 
     def acquire(self, study: str, lease_seconds: float = LEASE_SECONDS) -> None:
         """Take the lease of a study and queue again what a dead driver left running.
@@ -138,8 +138,8 @@ class Store:
         Raises:
             StoreError: If there is no such trial, or it is finished.
         """
-        with self._database.writing() as session:
-            writes.start(session, study, number)
+        with self._database.transaction() as connection:
+            writes.start(connection, study, number)
 
     def finish(self, study: str, number: int, outcome: Outcome) -> None:
         """Store how a trial ended, with all that belongs to it, in one transaction.
@@ -149,8 +149,8 @@ class Store:
         Raises:
             StoreError: If there is no such trial, or it is finished; then nothing is stored.
         """
-        with self._database.writing() as session:
-            writes.finish(session, study, number, outcome)
+        with self._database.transaction() as connection:
+            outcomes.finish(connection, study, number, outcome)
 
     # Reading
 

@@ -143,7 +143,11 @@ class StudyRecord:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as stored; ``state`` is queued, running or one of FINISHED."""
+    """A trial as stored; ``state`` is queued, running or one of FINISHED.
+
+    ``ranking_key`` names the ranking that its structure was cut from, see ``Store.ranking``; None where
+    there was none, and in what was stored before keys were kept.
+    """
 
     study: str
     number: int
@@ -155,6 +159,7 @@ class TrialRecord:
     score: float | None
     test_score: float | None
     structure: str | None
+    ranking_key: str | None
     trainable_params: int | None
     head_params: int | None
     inference_flops_ratio: float | None

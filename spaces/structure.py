@@ -83,15 +83,14 @@ class Structure:
     @cached_property
     def hash(self) -> str:
         """Name of the structure: SHA-256 of what it is, not of where it came from."""
-        document = self._document()
         content = {
             "backbone": [self.backbone.config_hash, self.backbone.weight_fingerprint],
             "task_type": self.task_type,
             "candidates": [
-                [c["position"], c["kind"], c["size"]] + ([c["which"]] if c["which"] else [])
-                for c in document["candidates"]
+                [c.position, c.kind, c.size, *([c.which] if c.which else [])]
+                for c in self.candidates
             ],
-            "kinds": document["kinds"],
+            "kinds": self._options(),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -99,24 +98,30 @@ class Structure:
         """The kind of that name, with the structure's options."""
         return next(k for k in self.kinds if k.name == name)
 
+    def _options(self) -> dict[str, dict[str, Any]]:
+        return {k.name: dataclasses.asdict(k) for k in self.kinds}  # type: ignore[call-overload]
+
     def _document(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
             "backbone": self.backbone.as_dict(),
             "task_type": self.task_type,
-            "kinds": {k.name: dataclasses.asdict(k) for k in self.kinds},  # type: ignore[call-overload]
-            "candidates": [dataclasses.asdict(c) | {"which": [*c.which]} for c in self.candidates],
-            "costs": {
-                "trainable_params": self.trainable_params,
-                "bytes": self.bytes,
-                "merged_flops_per_token": self.merged_flops_per_token,
-            },
+            "kinds": self._options(),
+            "candidates": [vars(c) | {"which": [*c.which]} for c in self.candidates],
+            "costs": self._costs(),
             "provenance": dataclasses.asdict(self.provenance),
         }
 
-    def to_json(self) -> str:
-        """The structure file's text."""
-        return json.dumps(self._document(), indent=1)
+    def _costs(self) -> dict[str, int]:
+        return {
+            "trainable_params": self.trainable_params,
+            "bytes": self.bytes,
+            "merged_flops_per_token": self.merged_flops_per_token,
+        }
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """The structure file's text, on one line without an indent."""
+        return json.dumps(self._document(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> Structure:
@@ -151,7 +156,7 @@ class Structure:
             kinds,
             Provenance(**document.provenance.model_dump()),
         )
-        if document.costs.model_dump() != structure._document()["costs"]:
+        if document.costs.model_dump() != structure._costs():
             raise StructureError("the structure's costs are not the sum of its candidates' costs")
         return structure
 
