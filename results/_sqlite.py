@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from sparsearch.errors import MissingStoreError, StoreError
 
@@ -54,12 +54,12 @@ def check_file(path: Path, create: bool) -> None:
 
 def engines(path: Path, writable: bool, lock_seconds: int) -> tuple[Engine, Engine]:
     """Engines of a file that read and that write, in WAL mode; a writer waits for another one so long."""
-    mode = "rwc" if writable else "ro"
+    options = {"uri": "true", "mode": "rwc" if writable else "ro"}
     if not writable and not os.access(path.parent, os.W_OK) and not _wal(path).exists():
         # A reader in WAL mode writes beside the file; where it cannot, nobody else does either.
-        mode += "&immutable=1"
+        options["immutable"] = "1"
     engine = create_engine(
-        f"sqlite:///{path.as_uri()}?mode={mode}&uri=true",
+        URL.create("sqlite", database=path.as_uri(), query=options),
         connect_args={"timeout": lock_seconds, "isolation_level": None},
     )
 

@@ -9,7 +9,9 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -94,6 +96,19 @@ def _dead_process() -> Owner:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         pass
     return Owner(me.host, process.pid, me.started)
+
+
+def _at_once(do: Callable[[int], None], count: int) -> None:
+    """Call it with 0, 1, ... in as many threads, which start together."""
+    barrier = threading.Barrier(count)
+
+    def wait_and_do(number: int) -> None:
+        barrier.wait()
+        do(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(wait_and_do, number) for number in range(count)]:
+            done.result()
 
 
 class StoreConformance:
@@ -229,6 +244,54 @@ class StoreConformance:
             store.finish("study", number, replace(sample_outcome(), ranking=("key", ranking)))
         assert store.ranking("key") == first
         assert store.ranking("other") is None
+
+    def test_trials_remember_their_ranking(self, store: Store) -> None:
+        """Also one that was there already; references have none."""
+        store.begin_study(sample_study(trials=3))
+        keyed = replace(sample_outcome(), ranking=("key", Ranking((0.5,), "s3pet", 0)))
+        for number, outcome in enumerate((keyed, keyed, sample_outcome(structure=False))):
+            store.finish("study", number, outcome)
+        assert [t.ranking_key for t in store.trials("study")] == ["key", "key", None]
+
+    def test_any_message_is_stored(self, store: Store) -> None:
+        """A library's error may hold bytes that no database does."""
+        store.begin_study(sample_study())
+        failure = Outcome("failed", "a \0 b \udce9 ä \N{PILE OF POO}")
+        store.finish("study", 0, failure)
+        assert store.trials("study")[0].message == "a ? b ? ä \N{PILE OF POO}"
+
+    def test_many_create_at_once(self, store_url: str) -> None:
+        """The database and the same study; nobody fails."""
+
+        def create(number: int) -> None:
+            with Store.open(store_url, create=True) as store:
+                store.begin_study(sample_study("shared", 3))
+                store.begin_study(sample_study(f"own-{number}", 1))
+
+        _at_once(create, 6)
+        with Store.open(store_url, create=False) as store:
+            assert {s.name: s.trials for s in store.studies()} == {
+                "shared": 3,
+                **{f"own-{number}": 1 for number in range(6)},
+            }
+
+    def test_many_write_at_once(self, store: Store, store_url: str) -> None:
+        """Outcomes of one study and of two, with equal structures and rankings: all are stored."""
+        for name in ("a", "b"):
+            store.begin_study(sample_study(name, 24))
+
+        def write(number: int) -> None:
+            with Store.open(store_url, create=True) as own:
+                for trial in range(number, 24, 4):
+                    for name in ("a", "b") if number % 2 else ("b", "a"):
+                        ranking = (f"key-{trial // 4}", Ranking((0.5,), "s3pet", 0))
+                        outcome = sample_outcome(trial % 5, 1 + trial % 3)
+                        own.start(name, trial)
+                        own.finish(name, trial, replace(outcome, ranking=ranking))
+
+        _at_once(write, 4)
+        assert [(s.trials, s.finished) for s in store.studies()] == [(24, 24)] * 2
+        check_answers(store)
 
     def test_second_driver_is_refused(self, store: Store, other: Store) -> None:
         """It learns who holds the study; the same process may acquire again."""

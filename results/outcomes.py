@@ -65,7 +65,7 @@ def _finished(outcome: Outcome, metric: str) -> dict[str, Any]:
         "state": outcome.state,
         "feasible": outcome.state == "ok",
         "recommendable": outcome.state == "ok" and structure is not None and score is not None,
-        "message": outcome.message,
+        "message": _storable(outcome.message),
         "score": score,
         "test_score": _finite(scores.get("test")),
         "structure_hash": structure.hash if structure is not None else None,
@@ -78,6 +78,11 @@ def _finished(outcome: Outcome, metric: str) -> dict[str, Any]:
         "finished_at": datetime.now(UTC),
         "environment": asdict(outcome.environment) if outcome.environment is not None else None,
     }
+
+
+def _storable(text: str) -> str:
+    """Without what no UTF-8 (lone surrogates) and no text in PostgreSQL (NUL) can hold."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 def _finite(value: float | None) -> float | None:

@@ -64,14 +64,16 @@ def run(
 
 def _print_summary(record: StudyRecord, summary: StudySummary, db: str, as_json: bool) -> None:
     """How the study went, where it is stored, and what to type next."""
-    following = _next_commands(summary, db)
+    from sparsearch.results.urls import without_password
+
+    following, shown = _next_commands(summary, db), without_password(db)
     if as_json:
-        document = {"db": db, "study": _render.study_dict(record), "summary": summary.as_dict()}
+        document = {"db": shown, "study": _render.study_dict(record), "summary": summary.as_dict()}
         print_json({**document, "next": following})
         return
     console = output()
     console.print(_render.summary_view(summary))
-    console.print(f"\nstored in {db}\nnext:", soft_wrap=True)
+    console.print(f"\nstored in {shown}\nnext:", soft_wrap=True)
     for line in following:
         console.print(f"  {line}", soft_wrap=True)
 

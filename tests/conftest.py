@@ -272,6 +272,7 @@ def postgres_server() -> Iterator[str]:
     Everybody is let in, but the user ``guarded``, whose password is ``secret``.
     """
     programs = _postgres_programs()
+    psycopg = pytest.importorskip("psycopg")
     # The server refuses to run as root.
     user = "postgres" if os.getuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="sparsearch-"))
@@ -291,7 +292,10 @@ def postgres_server() -> Iterator[str]:
         log = ("-l", str(folder / "log"))
         do(control, "start", "-w", "-D", str(data), *log, "-o", options)
         try:
-            yield f"postgresql://postgres@/{{}}?host={folder}"
+            url = f"postgresql://postgres@/{{}}?host={folder}"
+            with psycopg.connect(url.format("postgres")) as admin:
+                admin.execute("CREATE ROLE guarded LOGIN PASSWORD 'secret'")
+            yield url
         finally:
             do(control, "stop", "-w", "-m", "immediate", "-D", str(data))
     finally:

@@ -4,6 +4,7 @@ import itertools
 import random
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,6 +129,9 @@ def test_first_revision_is_brought_up_to_date(url: str) -> None:
     trials = sorted(_first_revision(url), key=lambda t: (t["study_id"], t["number"]))
     with pytest.raises(StoreError, match="older revision '0001'"):
         Store.open(url, create=False)
+    with ThreadPoolExecutor(3) as pool:  # several drivers, of which one migrates
+        for driver in pool.map(lambda _: Store.open(url, create=True), range(3)):
+            driver.close()
     with Store.open(url, create=True) as store:
         records = store.trials("study-1") + store.trials("study-2")
         keys = ("number", "state", "score", "trainable_params", "inference_flops_ratio")
