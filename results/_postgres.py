@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select
 
-__all__ = ["HINTS", "INSTALL", "engines", "lock_schema"]
+__all__ = ["HINTS", "INSTALL", "lock_schema", "open_engines"]
 
 INSTALL = "pip install 'sparsearch[postgres]'"
 
@@ -36,7 +36,7 @@ HINTS = (
 """(pattern of a message, what to do)."""
 
 
-def engines(url: URL, *, writable: bool, lock_seconds: int) -> tuple[Engine, Engine]:
+def open_engines(url: URL, *, writable: bool, lock_seconds: int) -> tuple[Engine, Engine]:
     """Engines that read and that write; a writer waits for another one only so long.
 
     Raises:

@@ -12,9 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from sparsearch.errors import MissingStoreError, StoreError
 
-__all__ = ["HINTS", "check_file", "engines"]
-
-_WRITES = "sparsearch_writes"
+__all__ = ["HINTS", "begin", "check_file", "open_engine"]
 
 HINTS = (
     (
@@ -52,8 +50,8 @@ def check_file(path: Path, create: bool) -> None:
         raise MissingStoreError(f"cannot write to {str(path)!r}", "choose another place with --db")
 
 
-def engines(path: Path, writable: bool, lock_seconds: int) -> tuple[Engine, Engine]:
-    """Engines of a file that read and that write, in WAL mode; a writer waits for another one so long."""
+def open_engine(path: Path, *, writable: bool, lock_seconds: int) -> Engine:
+    """The engine of a file, in WAL mode; a writer waits for another one only so long."""
     options = {"uri": "true", "mode": "rwc" if writable else "ro"}
     if not writable and not os.access(path.parent, os.W_OK) and not _wal(path).exists():
         # A reader in WAL mode writes beside the file; where it cannot, nobody else does either.
@@ -73,14 +71,15 @@ def engines(path: Path, writable: bool, lock_seconds: int) -> tuple[Engine, Engi
             cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # The driver's own BEGIN comes late and leaves reads and DDL outside the transaction; a
-        # writer that starts as a reader cannot wait for another writer.
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    return engine
 
-    return engine, engine.execution_options(**{_WRITES: True})
+
+def begin(connection: Connection, *, writes: bool) -> None:
+    """Begin the transaction: the driver would do so late, and leave reads and DDL outside of it.
+
+    A writer that began as a reader could not wait for another one.
+    """
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _enter_wal(cursor: sqlite3.Cursor, lock_seconds: int) -> None:

@@ -46,8 +46,11 @@ class Database:
         Raises:
             StoreError: In place of any SQLAlchemy error.
         """
-        with translated(self.label), Session(self.engine) as session:
-            yield session
+        with translated(self.label), self.engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                _sqlite.begin(connection, writes=False)
+            with Session(connection) as session:
+                yield session
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -57,6 +60,8 @@ class Database:
             StoreError: In place of any SQLAlchemy error.
         """
         with translated(self.label), self.writer.begin() as connection:
+            if connection.dialect.name == "sqlite":
+                _sqlite.begin(connection, writes=True)
             yield connection
 
     @contextmanager
@@ -110,7 +115,7 @@ def _open_postgres(url: URL, create: bool) -> Database:
     label = without_password(url.render_as_string(hide_password=False))
     try:
         with translated(label):
-            engines = _postgres.engines(url, writable=create, lock_seconds=BUSY_SECONDS)
+            engines = _postgres.open_engines(url, writable=create, lock_seconds=BUSY_SECONDS)
     except ImportError as error:
         raise StoreError(f"database {label}: {error}", _postgres.INSTALL) from error
     database = Database(label, *engines)
@@ -130,7 +135,7 @@ def _open_sqlite(url: URL, create: bool) -> Database:
     _sqlite.check_file(path, create)
     if path.exists():
         # Seen through a read-only connection, a refused file stays byte for byte as it was.
-        reader = Database(str(path), *_sqlite.engines(path, False, BUSY_SECONDS))
+        reader = _sqlite_database(path, writable=False)
         try:
             revision = _revision(reader, create=create)
         except BaseException:
@@ -141,10 +146,15 @@ def _open_sqlite(url: URL, create: bool) -> Database:
         reader.engine.dispose()
     else:
         revision = None
-    database = Database(str(path), *_sqlite.engines(path, True, BUSY_SECONDS))
+    database = _sqlite_database(path, writable=True)
     if revision != migrations.head():
         database.migrate()
     return database
+
+
+def _sqlite_database(path: Path, *, writable: bool) -> Database:
+    engine = _sqlite.open_engine(path, writable=writable, lock_seconds=BUSY_SECONDS)
+    return Database(str(path), engine, engine)
 
 
 def _revision(database: Database, *, create: bool) -> str | None:

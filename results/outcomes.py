@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +75,7 @@ def _finished(outcome: Outcome, metric: str) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "peak_bytes": outcome.peak_bytes,
         "finished_at": datetime.now(UTC),
-        "environment": asdict(outcome.environment) if outcome.environment is not None else None,
+        "environment": vars(outcome.environment) if outcome.environment is not None else None,
     }
 
 

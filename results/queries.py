@@ -322,7 +322,7 @@ def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
         .join(StructureRow)
         .outerjoin(MeasurementRow, sparse)
     )
-    return [_best(*row.tuple()) for row in session.execute(query.where(where))]
+    return [_best(*row) for row in session.execute(query.where(where))]
 
 
 def _best(trial: TrialRow, study: StudyRow, document: str, sparsity: float | None) -> Best:

@@ -6,7 +6,6 @@ error. Old versions load.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
@@ -99,7 +98,7 @@ class Structure:
         return next(k for k in self.kinds if k.name == name)
 
     def _options(self) -> dict[str, dict[str, Any]]:
-        return {k.name: dataclasses.asdict(k) for k in self.kinds}  # type: ignore[call-overload]
+        return {k.name: vars(k) for k in self.kinds}
 
     def _document(self) -> dict[str, Any]:
         return {
@@ -109,7 +108,7 @@ class Structure:
             "kinds": self._options(),
             "candidates": [vars(c) | {"which": [*c.which]} for c in self.candidates],
             "costs": self._costs(),
-            "provenance": dataclasses.asdict(self.provenance),
+            "provenance": vars(self.provenance),
         }
 
     def _costs(self) -> dict[str, int]:
