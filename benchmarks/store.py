@@ -70,6 +70,8 @@ def questions(studies: int, smallest: int) -> dict[str, Question]:
         "best of a study": lambda s, d: s.best(study=study(d), max_trainable_params=some(d)),
         "best of all": lambda s, d: s.best(max_trainable_params=some(d)),
         "pareto of a study": lambda s, d: s.pareto(study(d)),
+        "one study": lambda s, d: s.find_study(study(d)),
+        "all studies": lambda s, d: s.studies(),
     }
 
 

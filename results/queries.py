@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TypeAlias
 
-from sqlalchemy import ColumnElement, Row, Select, and_, case, func, select
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, select, true
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import StoreError
@@ -87,7 +87,10 @@ def _study_row(session: Session, prefix: str) -> StudyRow:
     return session.scalars(select(StudyRow).where(StudyRow.name == fitting[0])).one()
 
 
-def _study_records(session: Session, *where: ColumnElement[bool]) -> tuple[StudyRecord, ...]:
+def _study_records(session: Session, only: int | None = None) -> tuple[StudyRecord, ...]:
+    """All studies, or one: then the trials of no other one are counted."""
+    trials = TrialRow.study_id == only if only is not None else true()
+    studies = StudyRow.id == only if only is not None else true()
     counts = (
         select(
             TrialRow.study_id,
@@ -95,11 +98,12 @@ def _study_records(session: Session, *where: ColumnElement[bool]) -> tuple[Study
             func.sum(case((TrialRow.state.in_(FINISHED), 1), else_=0)).label("finished"),
             func.max(case((TrialRow.recommendable, TrialRow.score))).label("best_score"),
         )
+        .where(trials)
         .group_by(TrialRow.study_id)
         .subquery()
     )
     query = select(StudyRow, counts.c.trials, counts.c.finished, counts.c.best_score)
-    query = query.outerjoin(counts, counts.c.study_id == StudyRow.id).where(*where)
+    query = query.outerjoin(counts, counts.c.study_id == StudyRow.id).where(studies)
     return tuple(
         StudyRecord(
             name=row.name,
@@ -129,7 +133,7 @@ def find_study(session: Session, prefix: str) -> StudyRecord:
     Raises:
         StoreError: If there is none, or more than one.
     """
-    return _study_records(session, StudyRow.id == _study_row(session, prefix).id)[0]
+    return _study_records(session, _study_row(session, prefix).id)[0]
 
 
 def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
