@@ -218,8 +218,7 @@ def best(
     # One walk down the index per group, since a share is another number for each backbone.
     for group in session.execute(_groups(only, model, task)):
         # Fronts know nothing of sparsity.
-        among = TrialRow.on_front if sparsity is None else TrialRow.recommendable
-        query = _best_first(only, group, among)
+        query = _best_first(only, group, on_front=sparsity is None)
         if limit is not None:
             most = int(limit * group.backbone_params) if isinstance(limit, Fraction) else limit
             query = query.where(TrialRow.trainable_params <= most)
@@ -242,7 +241,7 @@ def _groups(only: int | None, model: str | None, task: str | None) -> Select[str
 
 
 def _best_first(
-    only: int | None, group: Row[str, str, int], among: ColumnElement[bool]
+    only: int | None, group: Row[str, str, int], *, on_front: bool
 ) -> Select[*_Winner]:
     columns = (
         TrialRow.id,
@@ -251,6 +250,7 @@ def _best_first(
         TrialRow.study_id,
         TrialRow.number,
     )
+    among = TrialRow.on_front if on_front else TrialRow.recommendable
     query = select(*columns).where(among).order_by(*_BEST_FIRST)
     if only is not None:
         return query.where(TrialRow.study_id == only)

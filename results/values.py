@@ -159,13 +159,13 @@ class TrialRecord:
     score: float | None
     test_score: float | None
     structure: str | None
-    ranking_key: str | None
     trainable_params: int | None
     head_params: int | None
     inference_flops_ratio: float | None
     seconds: float | None
     peak_bytes: int | None
     attempts: int
+    ranking_key: str | None = None
 
 
 @dataclass(frozen=True)
