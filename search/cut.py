@@ -96,7 +96,7 @@ def kept(
         Their indices, in the space's order; ties go to the earlier one.
 
     Raises:
-        InfeasibleError: If not even the smallest candidate fits; it names that one.
+        InfeasibleError: If not even the smallest candidate fits (it names that one), or nothing is left to choose.
     """
     assert len(scores) == len(space.candidates), "the ranking belongs to another space"
     limits = Limits(space, budget, tokens)
@@ -111,6 +111,11 @@ def kept(
         candidates = [recount(c, space.kinds[c.kind], narrowed) for c in candidates]
     offered = [i for i, c in enumerate(candidates) if not c.removes]
     if not offered:
+        if not removed and not bands:
+            raise InfeasibleError(
+                f"budget {budget.text}: this space only removes, and nothing has to go",
+                "set max_inference_flops below 100%, or add kinds that attach something",
+            )
         return sorted(removed + bands)
     low = min(scores[i] for i in offered)
     value = [scores[i] - low for i in offered]

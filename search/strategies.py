@@ -21,6 +21,7 @@ from sparsearch.search.seeds import seed_everything
 from sparsearch.search.slimming import learn_coefficients
 from sparsearch.search.stopping import CutWatch
 from sparsearch.search.supernet import Supernet
+from sparsearch.search.surgeon import surgeon_scores
 from sparsearch.search.swaps import hard_gates, swap
 from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, silent
@@ -217,6 +218,15 @@ def rank_slimming(problem: Problem, budget: Budget, seed: int, observe: Observer
     return Ranking(scores, "slimming", seed, steps, time.monotonic() - started)
 
 
+def rank_surgeon(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
+    """What cutting costs when what stays stands in for it (Optimal Brain Surgeon), at the pretrained weights."""
+    started = time.monotonic()
+    scores = surgeon_scores(
+        problem.model, problem.space, problem.start().bases, problem.task.max_length
+    )
+    return Ranking(scores, "surgeon", seed, 0, time.monotonic() - started)
+
+
 RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
     "s3pet": rank_s3pet,
     "probe": rank_probe,
@@ -224,6 +234,7 @@ RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
     "slimming": rank_slimming,
     "even": rank_even,
     "magnitude": rank_even,  # on a space whose masks have no scores, see ``masking.without_scores``
+    "surgeon": rank_surgeon,
 }
 """Strategies that score every candidate; the cut does the rest."""
 

@@ -1,4 +1,4 @@
-"""Aligning: frozen parts of attached units, chosen by the gradient of the task's loss."""
+"""Aligning: frozen parts of attached units that the task chooses: by its gradient, and what passes through linears."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of
-from sparsearch.spaces.kinds import Basis, Kind
+from sparsearch.spaces.kinds import Basis, Kind, Removal
 from sparsearch.spaces.positions import Position, weight_at
 
 __all__ = ["Aligning", "Bases", "align", "aligning_at", "find_bases", "take_bases"]
@@ -38,7 +38,15 @@ def align(model: nn.Module, losses: Iterable[Tensor]) -> None:
     attachment = attachment_of(model)
     slots = attachment.slots if attachment is not None else []
     aligning = [(slot.position, slot.kind) for slot in slots if slot.kind.aligns]
-    take_bases(model, find_bases(model, aligning, losses))
+    cutting = [slot for slot in slots if isinstance(slot.kind, Removal)]
+    for slot in cutting:
+        slot.idle = True  # what goes is seen before it does
+    try:
+        bases = find_bases(model, aligning, losses)
+    finally:
+        for slot in cutting:
+            slot.idle = False
+    take_bases(model, bases)
 
 
 def aligning_at(kinds: Iterable[Kind], positions: Iterable[Position]) -> Aligning:
@@ -59,22 +67,68 @@ def find_bases(model: nn.Module, aligning: Aligning, losses: Iterable[Tensor]) -
         return {}
     base = base_of(model)
     hosts = {p.module: base.get_submodule(p.module) for p, _ in aligning}
+    moments = {p.module: Moments(hosts[p.module]) for p, k in aligning if isinstance(k, Removal)}
     weights = [host.get_parameter("weight") for host in hosts.values()]
     before = [weight.requires_grad for weight in weights]
-    total = [torch.zeros_like(weight) for weight in weights]
+    by_weight = list(dict.fromkeys(p.module for p, k in aligning if not isinstance(k, Removal)))
+    wanted = [hosts[name].get_parameter("weight") for name in by_weight]
+    total = [torch.zeros_like(weight) for weight in wanted]
     try:
         for weight in weights:
             weight.requires_grad_(True)
         for loss in losses:
-            torch._foreach_add_(total, torch.autograd.grad(loss, weights))
+            outputs = [m.output for m in moments.values()]
+            found = torch.autograd.grad(loss, [*wanted, *outputs])
+            if wanted:
+                torch._foreach_add_(total, found[: len(wanted)])
+            for m, gradient in zip(moments.values(), found[len(wanted) :], strict=True):
+                m.add(gradient)
     finally:
+        for m in moments.values():
+            m.hook.remove()
         for weight, flag in zip(weights, before, strict=True):
             weight.requires_grad_(flag)
-    gradients = dict(zip(hosts, total, strict=True))
+    gradients = dict(zip(by_weight, total, strict=True))
     return {
-        (p.name, kind.name): kind.basis(p, weight_at(p, hosts[p.module], gradients[p.module]))
+        (p.name, kind.name): moments[p.module].basis()
+        if isinstance(kind, Removal)
+        else kind.basis(p, weight_at(p, hosts[p.module], gradients[p.module]))
         for p, kind in aligning
     }
+
+
+class Moments:
+    """What passes through a linear: moments of its input x, and of the loss's gradient g by its output.
+
+    Tokens count by their |g|^2, so that the regression on the kept features is best where errors matter, and padding,
+    which has no gradient, does not count.
+    """
+
+    def __init__(self, linear: nn.Module) -> None:
+        self.input: Tensor
+        self.output: Tensor
+        self.weight, self.first, self.second, self.gradient = (torch.zeros(()) for _ in range(4))
+        self.hook = linear.register_forward_hook(self._catch)
+
+    def _catch(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self.input, self.output = args[0].detach(), output
+
+    def add(self, gradient: Tensor) -> None:
+        """Take a batch: the gradient of its mean loss by the output (..., out)."""
+        x = self.input.flatten(0, -2).float()
+        g = gradient.flatten(0, -2).float() * len(gradient)
+        size = g.square().sum(1)
+        weighted = x * size[:, None]
+        self.weight = self.weight + size.sum()
+        self.first = self.first + weighted.sum(0)
+        self.second = self.second + weighted.T @ x
+        self.gradient = self.gradient + g.T @ g
+
+    def basis(self) -> Basis:
+        """Covariance (in, in) and mean (in) of the input, weighted; second moment (out, out) of the gradient."""
+        weight = self.weight.clamp_min(torch.finfo(torch.float32).tiny)
+        mean = self.first / weight
+        return self.second / weight - torch.outer(mean, mean), mean, self.gradient
 
 
 def take_bases(model: nn.Module, bases: Bases) -> None:

@@ -57,6 +57,7 @@ Strategy = Literal[
     "slimming",
     "even",
     "magnitude",
+    "surgeon",
     "lora",
     "lora-qv",
     "spectral",

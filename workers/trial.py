@@ -30,8 +30,8 @@ from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
 from sparsearch.search.warm_start import new_head
-from sparsearch.spaces.align import aligning_at
-from sparsearch.spaces.attach import detach
+from sparsearch.spaces.align import aligning_at, take_bases
+from sparsearch.spaces.attach import attach, detach
 from sparsearch.spaces.backbone import count_params, dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.merge import count_zeros
@@ -92,7 +92,7 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
     structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe)
     config, model = bench.config.train, bench.model
     if config.backbone:
-        model = _what_is_left(model, structure)
+        model = _what_is_left(bench, structure, trial.seed)
         new_head(model, trial.seed, trial.number, "head")
     else:
         attach_anew(model, structure, bench.starts, config, trial.seed, trial.number)
@@ -111,7 +111,7 @@ def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Obs
     )
 
 
-def _what_is_left(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
+def _what_is_left(bench: Workbench, structure: Structure, seed: int) -> PreTrainedModel:
     """A copy of the backbone without what a structure cuts, all of it trainable."""
     for c in structure.candidates:
         if not c.which:
@@ -120,8 +120,11 @@ def _what_is_left(model: PreTrainedModel, structure: Structure) -> PreTrainedMod
                 f"{c.kind} at {c.position}",
                 "leave train.backbone out, or search a space of heads and neurons",
             )
-    smaller = slim(copy.deepcopy(model), structure, attached=False)
-    return smaller.requires_grad_(True)
+    aligning = aligning_at(structure.kinds, bench.space.positions)
+    bases = bench.starts.get(seed, aligning).bases if aligning else {}
+    smaller = attach(copy.deepcopy(bench.model), structure)
+    take_bases(smaller, bases)
+    return slim(smaller, structure).requires_grad_(True)
 
 
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
@@ -213,8 +216,8 @@ def shared_ranking(
 def _aims(
     config: StudyConfig, budgets: Sequence[Budget], strategy: str, budget: Budget
 ) -> list[dict[str, int | float | str]]:
-    """The budgets that a ranking is made for: all of the study's, one, or (a probe) none."""
-    if strategy == "probe":
+    """The budgets that a ranking is made for: all of the study's, one, or (a probe, the surgeon) none."""
+    if strategy in ("probe", "surgeon"):
         return []
     sampled = strategy == "s3pet" and config.search.budget_schedule == "sampled"
     return [b.as_dict() for b in (budgets if sampled else (budget,))]

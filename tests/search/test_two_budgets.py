@@ -115,6 +115,14 @@ def test_a_flops_limit_alone_buys_cuts_alone(build):
     assert chosen and all(c.which for c in chosen)
 
 
+@pytest.mark.parametrize("budget", [Budget(None, None, 1.0), Budget(max_trainable_params=100)])
+def test_a_space_that_only_removes_must_have_something_to_remove(build, budget):
+    space = build_space(build("bert"), kinds={"heads": {}})
+    with pytest.raises(InfeasibleError, match="only removes, and nothing has to go") as caught:
+        cut(space, Ranking(random_scores(space), "random", 0), budget)
+    assert "below 100%" in caught.value.hint
+
+
 @pytest.mark.parametrize("score", ["step", "fisher"])
 def test_the_probe_scores_cuts_by_the_gradient_of_their_gates(build, score):
     model, task = build("bert", labels=2), make_task()

@@ -50,11 +50,13 @@ def plan() -> list[tuple[Trial, Outcome]]:
     return [(Trial(n, s, b, seed), outcome) for n, (s, b, seed, outcome) in enumerate(cells)]
 
 
-def fill(url: str, name: str, pairs: list[tuple[Trial, Outcome]]) -> StudyRecord:
+def fill(
+    url: str, name: str, pairs: list[tuple[Trial, Outcome]], config: str = CONFIG
+) -> StudyRecord:
     """Store a study with these outcomes, as a driver would."""
     with Store.open(url, create=True) as store:
         trials = tuple(trial for trial, _ in pairs)
-        store.begin_study(StudySpec(name, CONFIG, "toy", "trec", "accuracy", 1_000_000, trials))
+        store.begin_study(StudySpec(name, config, "toy", "trec", "accuracy", 1_000_000, trials))
         store.acquire(name)
         for trial, outcome in pairs:
             store.start(name, trial.number)
@@ -299,13 +301,16 @@ def test_space(tmp_path: Path) -> None:
 
 
 def run_with(
-    monkeypatch: pytest.MonkeyPatch, url: str, pairs: list[tuple[Trial, Outcome]]
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    pairs: list[tuple[Trial, Outcome]],
+    config: str = CONFIG,
 ) -> None:
     """Let ``run`` end with these outcomes."""
 
     def run(study: Path, db: str, overrides: Any, listener: Any) -> StudyRecord:
         print("a library prints")
-        record = fill(url, "trec-toy", pairs)
+        record = fill(url, "trec-toy", pairs, config)
         listener.opened("trec-toy", [trial for trial, _ in pairs], 0)
         for trial, outcome in pairs:
             listener.started(trial)
@@ -338,6 +343,17 @@ def test_run_ends_with_an_honest_summary(monkeypatch: pytest.MonkeyPatch, new_db
         line = next(x for x in done.out.splitlines() if f"sparsearch {command}" in x)
         assert line.endswith(f"--db {new_db}")
     assert done.err.count("validation ") == 12
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_next_export_is_one_that_works(
+    whole: bool, monkeypatch: pytest.MonkeyPatch, new_db: str
+) -> None:
+    """What is left of a backbone, fine-tuned as a whole, is no spec."""
+    run_with(monkeypatch, new_db, plan(), json.dumps({"train": {"backbone": whole}}))
+    following = answer("run", "study.yaml", "--db", new_db)["next"]
+    (command,) = (line for line in following if "sparsearch export" in line)
+    assert f"--to {'checkpoint' if whole else 'spec'} " in command
 
 
 def test_run_json_is_one_document(monkeypatch: pytest.MonkeyPatch, new_db: str) -> None:
