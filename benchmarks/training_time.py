@@ -29,8 +29,9 @@ from sparsearch.workers.workbench import open_workbench
 
 CONTESTANTS = {
     "full": ("full", {}),
-    "slimming": ("slimming", {}),
-    "slimming-layerwise": ("slimming", {"allocation": "layerwise"}),
+    "surgeon": ("surgeon", {}),
+    "slimming": ("slimming", {"strategy": "slimming"}),
+    "slimming-layerwise": ("slimming", {"strategy": "slimming", "allocation": "layerwise"}),
     "random": ("random", {}),
 }
 SAVING, LOSS = 0.35, 0.01

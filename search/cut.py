@@ -13,7 +13,7 @@ from sparsearch.spaces.backbone import dense_flops_per_token
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import Removal
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.space import Candidate, Space, narrow, recount
+from sparsearch.spaces.space import Candidate, Space, narrow, recount, together
 
 __all__ = ["Limits", "cut", "kept", "smallest"]
 
@@ -102,7 +102,9 @@ def kept(
     limits = Limits(space, budget, tokens)
     removed = _removed(space, scores, limits, rule, budget)
     candidates = list(space.candidates)
-    cuts = [candidates[i] for i in removed]
+    cuts = together(space, [candidates[i] for i in removed])
+    if limits.bytes is not None and sum(c.bytes for c in cuts) > limits.bytes:
+        raise _stand_ins_too_large(budget, cuts)
     bands, masks = bands_to_prune(space, scores, budget, rule, cuts)
     if not limits.fits([*cuts, *masks]):
         raise _scores_too_large(budget, masks)
@@ -110,12 +112,12 @@ def kept(
         narrowed = narrow(space.positions, cuts)
         candidates = [recount(c, space.kinds[c.kind], narrowed) for c in candidates]
     offered = [i for i, c in enumerate(candidates) if not c.removes]
+    if not offered and not removed and not bands:
+        raise InfeasibleError(
+            f"budget {budget.text}: this space only removes, and nothing has to go",
+            "set max_inference_flops below 100%, or add kinds that attach something",
+        )
     if not offered:
-        if not removed and not bands:
-            raise InfeasibleError(
-                f"budget {budget.text}: this space only removes, and nothing has to go",
-                "set max_inference_flops below 100%, or add kinds that attach something",
-            )
         return sorted(removed + bands)
     low = min(scores[i] for i in offered)
     value = [scores[i] - low for i in offered]
@@ -223,4 +225,12 @@ def _not_that_few(space: Space, budget: Budget, tokens: int, total: int) -> Infe
         f"budget {budget.text}: one head and 64 neurons stay in each layer, so that the least it can reach "
         f"is {math.ceil(10 * reached) / 10:.1f}%",
         "allow more FLOPs",
+    )
+
+
+def _stand_ins_too_large(budget: Budget, cuts: Sequence[Candidate]) -> InfeasibleError:
+    """The error of what stands in for what is cut, where that alone exceeds a budget."""
+    return InfeasibleError(
+        f"budget {budget.text}: what stands in for what is cut takes {sum(c.bytes for c in cuts):,} bytes alone",
+        "allow more bytes, or leave `compensate: linear` out",
     )

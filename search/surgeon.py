@@ -18,60 +18,46 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from sparsearch.errors import ConfigError
 from sparsearch.spaces.align import Bases
 from sparsearch.spaces.backbone import base_of
 from sparsearch.spaces.kinds.removal import ridged
 from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.space import Space
 
-__all__ = ["surgeon_scores"]
+__all__ = ["cut_prices", "eliminate"]
 
 _AT_ONCE = 1 / 48
 """Share of a position's candidates that are cut between two inversions."""
 
 
-def surgeon_scores(model: nn.Module, space: Space, bases: Bases, tokens: int) -> tuple[float, ...]:
-    """Rank heads and neurons of all layers by minus the logarithm of the loss that a FLOP saved costs.
-
-    What is attached comes evenly: the first unit of each position and kind, then the second ones.
+def cut_prices(model: nn.Module, space: Space, bases: Bases, tokens: int) -> dict[int, float]:
+    """What cutting each head or block of neurons costs, once everything cheaper at its position is gone.
 
     Args:
-        model: The backbone; nothing attached.
-        space: Its heads and neurons compensate.
-        bases: What passes through the linears that read them, see ``spaces.align.Moments``.
+        model: The backbone.
+        space: Only what compensates in it is priced.
+        bases: What passes through the linears that read heads and neurons, see ``spaces.align.Moments``.
         tokens: Sequence length at which FLOPs are counted.
 
     Returns:
-        Scores, highest for what is cut first.
-
-    Raises:
-        ConfigError: If the space has nothing to cut, or does not compensate for it.
+        Index of the candidate -> rise of the loss per FLOP saved, up to a factor that all share.
     """
     groups: dict[tuple[str, str], list[int]] = {}
-    for i, c in enumerate(space.candidates):
-        groups.setdefault((c.position, c.kind), []).append(i)
-    cuts = {key for key in groups if space.candidates[groups[key][0]].which}
-    if not cuts or not cuts <= bases.keys():
-        raise ConfigError(
-            ["the surgeon strategy cuts heads and neurons that compensate; give these kinds `compensate: linear`"]
-        )  # fmt: skip
-    scores = [0.0] * len(space.candidates)
+    for i in space.removals:
+        c = space.candidates[i]
+        if space.kinds[c.kind].aligns:
+            groups.setdefault((c.position, c.kind), []).append(i)
+    prices = {}
     for (name, kind), members in groups.items():
-        if (name, kind) not in cuts:
-            for number, i in enumerate(members):
-                scores[i] = -float(number)
-            continue
         position = space.position(name)
-        linear = base_of(model).get_submodule(position.module)
-        weight = weight_at(position, linear).detach()
+        weight = weight_at(position, base_of(model).get_submodule(position.module)).detach()
         covariance, _, gradient = bases[name, kind]
         width = position.in_features // position.units
         widths = [space.candidates[i].size * width for i in members]
         flops = -space.candidates[members[0]].inference_flops(tokens) / widths[0]
         for number, price in eliminate(weight, covariance, gradient, widths):
-            scores[members[number]] = -math.log(max(price, 1e-300) / flops)
-    return tuple(scores)
+            prices[members[number]] = max(price, 0.0) / flops
+    return prices
 
 
 @torch.no_grad()

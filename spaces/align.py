@@ -107,7 +107,7 @@ class Moments:
     def __init__(self, linear: nn.Module) -> None:
         self.input: Tensor
         self.output: Tensor
-        self.weight, self.first, self.second, self.gradient = (torch.zeros(()) for _ in range(4))
+        self.weight, self.squares, self.first, self.second, self.gradient = torch.zeros(5).unbind()
         self.hook = linear.register_forward_hook(self._catch)
 
     def _catch(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -120,15 +120,27 @@ class Moments:
         size = g.square().sum(1)
         weighted = x * size[:, None]
         self.weight = self.weight + size.sum()
+        self.squares = self.squares + size.square().sum()
         self.first = self.first + weighted.sum(0)
         self.second = self.second + weighted.T @ x
         self.gradient = self.gradient + g.T @ g
 
     def basis(self) -> Basis:
-        """Covariance (in, in) and mean (in) of the input, weighted; second moment (out, out) of the gradient."""
-        weight = self.weight.clamp_min(torch.finfo(torch.float32).tiny)
-        mean = self.first / weight
-        return self.second / weight - torch.outer(mean, mean), mean, self.gradient
+        """Covariance (in, in) and mean (in) of the input, weighted; second moment (out, out) of the gradient.
+
+        The covariance is shrunk towards its diagonal by OAS (Chen et al. 2010, equation 23) for as many rows as the
+        weights amount to: in the last layer one token per row counts, often fewer than there are features.
+        """
+        tiny = torch.finfo(torch.float32).tiny
+        mean = self.first / self.weight.clamp_min(tiny)
+        covariance = self.second / self.weight.clamp_min(tiny) - torch.outer(mean, mean)
+        variance = covariance.diagonal().clamp_min(tiny)
+        features, rows = len(mean), self.weight.square() / self.squares.clamp_min(tiny)
+        spread = (covariance.square() / torch.outer(variance, variance)).sum()
+        share = ((1 - 2 / features) * spread + features**2) / (
+            (rows + 1 - 2 / features) * (spread - features).clamp_min(tiny)
+        )
+        return torch.lerp(covariance, torch.diag(variance), share.clamp(0, 1)), mean, self.gradient
 
 
 def take_bases(model: nn.Module, bases: Bases) -> None:

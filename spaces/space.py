@@ -29,6 +29,7 @@ __all__ = [
     "overlaps",
     "preset_names",
     "recount",
+    "together",
 ]
 
 BYTES_PER_PARAM = 4
@@ -209,6 +210,19 @@ class Space:
     def position(self, name: str) -> Position:
         """The position of that name; an unknown one is an error that lists the nearest."""
         return find(self.positions, name)
+
+
+def together(space: Space, chosen: Iterable[Candidate]) -> list[Candidate]:
+    """What candidates add up to: one for each position and kind, with its own costs."""
+    parts: dict[tuple[str, str], list[Candidate]] = {}
+    for c in chosen:
+        parts.setdefault((c.position, c.kind), []).append(c)
+    found = []
+    for (position, kind), group in parts.items():
+        which = tuple(sorted(i for c in group for i in c.which))
+        size = sum(c.size for c in group)
+        found.append(make_candidate(space.kinds[kind], space.position(position), size, which))
+    return found
 
 
 def preset_names() -> tuple[str, ...]:

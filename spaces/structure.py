@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sparsearch.errors import ConfigError, StructureError
 from sparsearch.spaces.backbone import BackboneId
 from sparsearch.spaces.kinds import Kind, make_kind
-from sparsearch.spaces.space import Candidate, Space, make_candidate, narrow, recount
+from sparsearch.spaces.space import Candidate, Space, narrow, recount, together
 
 __all__ = ["SCHEMA_VERSION", "Provenance", "Structure", "json_schema", "make_structure"]
 
@@ -188,14 +188,7 @@ def make_structure(
 
     What is cut makes the rest cheaper: a low-rank unit loses its rows on a head that is gone.
     """
-    parts: dict[tuple[str, str], list[Candidate]] = {}
-    for c in chosen:
-        parts.setdefault((c.position, c.kind), []).append(c)
-    merged = []
-    for (position, kind), group in parts.items():
-        which = tuple(sorted(i for c in group for i in c.which))
-        size = sum(c.size for c in group)
-        merged.append(make_candidate(space.kinds[kind], space.position(position), size, which))
+    merged = together(space, chosen)
     narrowed = narrow(space.positions, merged)
     merged = [recount(c, space.kinds[c.kind], narrowed) for c in merged]
     order = {p.name: i for i, p in enumerate(space.positions)}

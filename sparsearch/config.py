@@ -58,6 +58,7 @@ Strategy = Literal[
     "even",
     "magnitude",
     "surgeon",
+    "update-magnitude",
     "lora",
     "lora-qv",
     "spectral",

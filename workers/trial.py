@@ -227,7 +227,7 @@ def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> s
     """Name of a ranking: equal for equal backbone, space, task, search settings, seed and aims."""
     config = bench.config
     rates = {"lr", "kind_lr", "precision", "dropout", "head_first"}
-    if strategy == "slimming":  # trains the whole model
+    if strategy in ("slimming", "update-magnitude"):  # train as trials do
         rates |= {"full_lr", "batch_size", "epochs", "warmup"}
     content = [
         bench.backbone.weight_fingerprint,
