@@ -27,7 +27,13 @@ from transformers import PreTrainedModel
 from sparsearch.search.cut import cut
 from sparsearch.search.device import attention_for, peak_bytes, reset_peak
 from sparsearch.search.slimming import shares
-from sparsearch.spaces.backbone import dense_flops_per_token, identify, load_model, locate
+from sparsearch.spaces.backbone import (
+    dense_flops_per_token,
+    identify,
+    load_model,
+    locate,
+    positions_of,
+)
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.slim import slim
@@ -50,14 +56,14 @@ def ticket(model: PreTrainedModel, flops: float, block: int, tokens: int) -> Str
 
 def opened(arguments: argparse.Namespace, name: str) -> tuple[PreTrainedModel, float]:
     """The dense or the slim model, and its share of the dense FLOPs at 128 tokens."""
-    dense = load_model(locate(MODEL), num_labels=2).eval()
+    # A copy: what is loaded is mapped from its file, and only what has been read counts as memory.
+    dense = copy.deepcopy(load_model(locate(MODEL), num_labels=2)).eval()
     if name == "dense":
         return dense, 1.0
     tokens = LIMIT_AT[1]
     structure = ticket(dense, arguments.flops / 100, arguments.block, tokens)
-    total = dense_flops_per_token(build_space(dense, kinds={"heads": {}}).positions, tokens)
-    slimmer = slim(copy.deepcopy(dense), structure, attached=False)
-    return slimmer, 1 + structure.inference_flops(tokens) / total
+    total = dense_flops_per_token(positions_of(dense), tokens)
+    return slim(dense, structure, attached=False), 1 + structure.inference_flops(tokens) / total
 
 
 @torch.inference_mode()
