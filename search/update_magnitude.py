@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of
 from sparsearch.spaces.positions import Feed, Position, weight_at
 from sparsearch.spaces.space import Space

@@ -12,7 +12,7 @@ from sparsearch.search.strategies import Problem, rank
 from sparsearch.search.surgeon import eliminate
 from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.align import aligning_at
-from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds.removal import ridged
 from sparsearch.spaces.space import build_space

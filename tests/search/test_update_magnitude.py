@@ -11,7 +11,7 @@ from sparsearch.search.strategies import Problem, rank
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.update_magnitude import update_magnitudes
 from sparsearch.search.warm_start import WarmStarts
-from sparsearch.spaces.attach import attachment_of
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.positions import find, weight_at
