@@ -134,13 +134,16 @@ class Moments:
         tiny = torch.finfo(torch.float32).tiny
         mean = self.first / self.weight.clamp_min(tiny)
         covariance = self.second / self.weight.clamp_min(tiny) - torch.outer(mean, mean)
-        variance = covariance.diagonal().clamp_min(tiny)
+        variance = covariance.diagonal().clamp_min(0.0)
+        scale = variance.clamp_min(1e-8 * float(variance.mean()) + tiny).rsqrt()
+        correlation = covariance * scale[:, None] * scale  # zero for a feature that never changes
+        squares, trace = correlation.square().sum(), correlation.trace()
         features, rows = len(mean), self.weight.square() / self.squares.clamp_min(tiny)
-        spread = (covariance.square() / torch.outer(variance, variance)).sum()
-        share = ((1 - 2 / features) * spread + features**2) / (
-            (rows + 1 - 2 / features) * (spread - features).clamp_min(tiny)
+        share = ((1 - 2 / features) * squares + trace**2) / (
+            (rows + 1 - 2 / features) * (squares - trace**2 / features).clamp_min(tiny)
         )
-        return torch.lerp(covariance, torch.diag(variance), share.clamp(0, 1)), mean, self.gradient
+        shrunk = torch.lerp(covariance, torch.diag(variance), share.clamp(0, 1))
+        return shrunk, mean, self.gradient
 
 
 def take_bases(model: nn.Module, bases: Bases) -> None:
