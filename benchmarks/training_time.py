@@ -1,8 +1,8 @@
 """What EarlyBERT saves in training: search and ticket training against full fine-tuning, in seconds and FLOPs.
 
-Full fine-tuning runs its epochs on the dense model. The ticket is searched on a copy, cut out, and fine-tuned
-for fewer epochs, as published (3 against 2). Random tickets of the same FLOPs are the control. One JSON line per run; a
-second call goes on where the first stopped.
+Full fine-tuning runs its epochs on the dense model. The ticket is drawn (by the preset's surgeon, or by slimming
+coefficients on a copy, as published), cut out, and fine-tuned for fewer epochs (3 against 2). Random tickets of the
+same FLOPs are the control. One JSON line per run; a second call goes on where the first stopped.
 
     python benchmarks/training_time.py --data FOLDER --out training_time.jsonl
 """
@@ -35,6 +35,7 @@ CONTESTANTS = {
     "random": ("random", {}),
 }
 SAVING, LOSS = 0.35, 0.01
+WARM_STEPS = 32  # batches of the rows that the warm start samples
 
 
 def run_cell(
@@ -69,6 +70,8 @@ def run_cell(
     assert outcome.state == "ok", outcome.message
     steps = outcome.ranking[1].steps if outcome.ranking else 0
     ratio = outcome.inference_flops_ratio or 1.0
+    # A ticket's regression: a forward for the warm head, a forward and half a backward for the moments.
+    warm = 0 if strategy == "full" else WARM_STEPS
     return {
         "task": task,
         "contestant": contestant,
@@ -78,7 +81,7 @@ def run_cell(
         "seconds": outcome.seconds,
         "search_steps": steps,
         # In steps of the dense model: a step costs what the model that it trains computes.
-        "dense_steps": steps + epochs * math.ceil(arguments.rows / 32) * ratio,
+        "dense_steps": steps + warm + epochs * math.ceil(arguments.rows / 32) * ratio,
         "params": outcome.trainable_params,
         "flops_ratio": ratio,
         "epochs": epochs,
@@ -96,7 +99,7 @@ def mean(values: Sequence[float]) -> str:
 
 
 def report(lines: Sequence[Mapping[str, Any]]) -> bool:
-    """The table; whether slimming is within the limits on every task."""
+    """The table; whether the preset's own tickets are within the limits on every task."""
     print(
         "task  contestant          validation   test         seconds  saved  FLOPs saved  search steps"
     )
@@ -116,10 +119,10 @@ def report(lines: Sequence[Mapping[str, Any]]) -> bool:
             f"{mean([g['test'] for g in group]):12s} {average('seconds'):7.1f} {saved:6.0%} "
             f"{1 - average('dense_steps') / average('dense_steps', full):12.0%} {average('search_steps'):13.0f}"
         )
-        if contestant == "slimming":
+        if contestant == "surgeon":
             good &= saved >= SAVING and average("test", full) - average("test") <= LOSS
     print(
-        f"limits for slimming: {SAVING:.0%} of the time saved, {100 * LOSS:.0f} point lost: "
+        f"limits for surgeon: {SAVING:.0%} of the time saved, {100 * LOSS:.0f} point lost: "
         f"{'met' if good else 'NOT MET'}"
     )
     return good
