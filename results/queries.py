@@ -24,6 +24,7 @@ from sparsearch.results.tables import (
 from sparsearch.results.values import FINISHED, SPARSITY, Best, StudyRecord, Trial, TrialRecord
 from sparsearch.spaces.budget import Budget, parse_share
 from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.structure import Structure
 
 __all__ = [
     "best",
@@ -330,8 +331,6 @@ def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
 
 
 def _best(trial: TrialRow, study: StudyRow, document: str, sparsity: float | None) -> Best:
-    from sparsearch.spaces.structure import Structure  # brings torch, which lists do not need
-
     structure = Structure.from_json(document)
     # Equal structures are stored once; the provenance has to be this trial's.
     provenance = replace(

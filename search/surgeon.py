@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from sparsearch.spaces.align import Bases
 from sparsearch.spaces.backbone import base_of
-from sparsearch.spaces.kinds.removal import ridged
 from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.space import Space
+from sparsearch.spaces.units.removal import ridged
 
 __all__ = ["cut_prices", "eliminate"]
 

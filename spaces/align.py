@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of
-from sparsearch.spaces.kinds import Basis, Kind, Removal
+from sparsearch.spaces.kinds import Kind, Removal
 from sparsearch.spaces.positions import Position, weight_at
+from sparsearch.spaces.units.base import Basis
 
 __all__ = ["Aligning", "Bases", "align", "aligning_at", "find_bases", "take_bases"]
 

@@ -13,9 +13,10 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import drop
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, positions_of
-from sparsearch.spaces.kinds import RemovalUnit, Stage
+from sparsearch.spaces.kinds import Stage
 from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.slots import Slot
+from sparsearch.spaces.units.removal import RemovalUnit
 
 __all__ = ["count_zeros", "fold", "measured_sparsity", "merge", "weight_sparsity"]
 

@@ -17,12 +17,12 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import attach, detach, drop
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, positions_of
-from sparsearch.spaces.kinds import RemovalUnit
 from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
 from sparsearch.spaces.merge import fold, merge
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.slots import Slot
 from sparsearch.spaces.structure import Structure
+from sparsearch.spaces.units.removal import RemovalUnit
 
 __all__ = ["cut_units", "slim", "units_cut"]
 

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from torch import nn
 
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.backbone import count_params, positions_of
 from sparsearch.spaces.kinds import Kind, make_kind
 from sparsearch.spaces.positions import Position, find, matching
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "BYTES_PER_PARAM",

@@ -1,8 +1,6 @@
 """Queries against brute force, and against the number of rows."""
 
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,17 +103,3 @@ def test_front_holds_nothing_that_is_beaten(store: Store) -> None:
         with store._database.reading() as session:
             rows = session.execute(text(_FRONT), {"study": study})
             assert set(rows.scalars()) == {p.number for p in front}
-
-
-def test_lists_are_read_without_torch(tmp_path: Path) -> None:
-    """Importing it costs seconds; only a structure's document needs it."""
-    database = str(tmp_path / "lists.db")
-    with Store.open(database, create=True) as store:
-        store.begin_study(sample_study(trials=3))
-    code = (
-        "import sys; from sparsearch.results.store import open_store; "
-        f"store = open_store({database!r}); "
-        "print(len(store.trials('study')), len(store.studies()), 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["3", "1", "False"]

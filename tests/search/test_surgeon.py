@@ -14,8 +14,8 @@ from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.align import aligning_at
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.kinds.removal import ridged
 from sparsearch.spaces.space import build_space
+from sparsearch.spaces.units.removal import ridged
 from tests.search.test_bilevel import TRAIN, make_task
 
 BUDGET = Budget(max_trainable_params=400, max_inference_flops=0.7)

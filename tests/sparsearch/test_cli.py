@@ -150,6 +150,27 @@ def test_command_line_starts_without_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_questions_are_answered_without_torch(db: str, form: list[str]) -> None:
+    """Importing it costs seconds; what is stored of a structure is numbers and names."""
+    questions = [["studies"], ["trials", "trec"], ["best"], ["pareto", "trec"], ["show"]]
+    with Store.open(db, create=False) as store:
+        best = store.best()
+    assert best is not None
+    questions[-1].append(best.structure.hash)
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from sparsearch.cli import app
+for question in {questions}:
+    done = CliRunner().invoke(app, [*question, "--db", {db!r}, *{form}])
+    assert done.exit_code == 0, done.output
+    print(*{{"torch", "transformers", "ray", "optuna", "plotly"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == ([], "")
+
+
 def test_version() -> None:
     assert call("--version").out.startswith("sparsearch ")
 
