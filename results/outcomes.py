@@ -66,6 +66,7 @@ def _finished(outcome: Outcome, metric: str) -> dict[str, Any]:
         "recommendable": outcome.state == "ok" and structure is not None and score is not None,
         "message": _storable(outcome.message),
         "score": score,
+        "history": [*outcome.history] or None,
         "test_score": _finite(scores.get("test")),
         "structure_hash": structure.hash if structure is not None else None,
         "ranking_key": outcome.ranking[0] if outcome.ranking is not None else None,
@@ -126,6 +127,9 @@ def _insert_ranking(connection: Connection, key: str, ranking: Ranking) -> None:
         "steps": ranking.steps,
         "seconds": ranking.seconds,
         "scores": list(ranking.scores),
+        "backbone": ranking.backbone,
+        "space": ranking.space,
+        "task": ranking.task,
         "created_at": datetime.now(UTC),
     }
     insert_once(connection, "rankings", row)

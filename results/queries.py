@@ -36,6 +36,7 @@ __all__ = [
     "queued",
     "ranking",
     "studies",
+    "transferable",
     "trials",
     "weights",
 ]
@@ -160,6 +161,8 @@ def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
             seconds=t.seconds,
             peak_bytes=t.peak_bytes,
             attempts=t.attempts,
+            settings=t.settings or {},
+            history=tuple(t.history or ()),
         )
         for t in session.scalars(query)
     )
@@ -172,7 +175,13 @@ def queued(session: Session, study: str) -> tuple[Trial, ...]:
         raise no_study(session, study)
     query = select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.state == "queued")
     return tuple(
-        Trial(t.number, t.strategy, None if t.budget is None else Budget(**t.budget), t.seed)
+        Trial(
+            t.number,
+            t.strategy,
+            None if t.budget is None else Budget(**t.budget),
+            t.seed,
+            tuple((t.settings or {}).items()),
+        )
         for t in session.scalars(query.order_by(TrialRow.number))
     )
 
@@ -182,7 +191,34 @@ def ranking(session: Session, key: str) -> Ranking | None:
     row = session.get(RankingRow, key)
     if row is None:
         return None
-    return Ranking(tuple(row.scores), row.strategy, row.seed, row.steps, row.seconds)
+    return Ranking(
+        tuple(row.scores), row.strategy, row.seed, row.steps, row.seconds,
+        row.backbone, row.space, row.task,
+    )  # fmt: skip
+
+
+def transferable(
+    session: Session,
+    backbone: str,
+    space: str,
+    task: str,
+    study: str | None = None,
+    max_trainable_params: int | None = None,
+) -> str | None:
+    """The key of the ranking that served another task best, see ``Store.transferable``."""
+    fits = TrialRow.trainable_params <= (max_trainable_params or 0)
+    query = (
+        select(TrialRow.ranking_key)
+        .join(RankingRow, RankingRow.key == TrialRow.ranking_key)
+        .where(RankingRow.backbone == backbone, RankingRow.space == space)
+        .where(RankingRow.strategy == "s3pet", TrialRow.strategy == "s3pet")
+        .where(TrialRow.recommendable)
+    )
+    if study is None:
+        query = query.where(RankingRow.task != task)
+    else:
+        query = query.where(TrialRow.study_id == _study_row(session, study).id)
+    return session.scalar(query.order_by(case((fits, 0), else_=1), *_BEST_FIRST).limit(1))
 
 
 def weights(session: Session, study: str, number: int) -> bytes | None:

@@ -132,6 +132,15 @@ class Store:
         with self._database.reading() as session:
             return queries.queued(session, study)
 
+    def add_trial(self, study: str, trial: Trial) -> None:
+        """Queue one more trial of a study, as an outer loop proposes it.
+
+        Raises:
+            StoreError: If there is no such study, or it has a trial of that number.
+        """
+        with self._database.transaction() as connection:
+            writes.add_trial(connection, study, trial)
+
     def start(self, study: str, number: int) -> None:
         """Mark a trial as running and count the attempt.
 
@@ -158,6 +167,37 @@ class Store:
         """The ranking stored under a key, None if there is none."""
         with self._database.reading() as session:
             return queries.ranking(session, key)
+
+    def transferable(
+        self,
+        backbone: str,
+        space: str,
+        task: str,
+        *,
+        study: str | None = None,
+        max_trainable_params: int | None = None,
+    ) -> str | None:
+        """The key of the searched ranking whose structure has the best validation score on another task.
+
+        One whose structure keeps within a limit comes before one that does not.
+
+        Args:
+            backbone: Weight fingerprint.
+            space: Fingerprint of the space.
+            task: Name of the task that it is to serve.
+            study: Take it from this study (a unique prefix of its name), whatever its task.
+            max_trainable_params: The budget that it is to be cut at.
+
+        Returns:
+            None if there is none.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.transferable(
+                session, backbone, space, task, study, max_trainable_params
+            )
 
     def weights(self, study: str, number: int) -> bytes | None:
         """Attached modules and head of a trial as safetensors bytes, None if none were stored.

@@ -72,7 +72,7 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime,
         dict[str, Any]: JSON(none_as_null=True),
         float: Double,
-        list[float]: JSON,
+        list[float]: JSON(none_as_null=True),
         bytes: LargeBinary,
     }
 
@@ -117,6 +117,7 @@ class TrialRow(Base):
     strategy: Mapped[str] = mapped_column(String(200))
     seed: Mapped[int]
     budget: Mapped[dict[str, Any] | None]
+    settings: Mapped[dict[str, Any] | None]
     state: Mapped[str] = mapped_column(String(20))
     feasible: Mapped[bool]
     recommendable: Mapped[bool]
@@ -127,6 +128,7 @@ class TrialRow(Base):
     task: Mapped[str] = mapped_column(String(200))
     backbone_params: Mapped[int]
     score: Mapped[float | None]
+    history: Mapped[list[float] | None]
     test_score: Mapped[float | None]
     structure_hash: Mapped[str | None] = mapped_column(String(64), ForeignKey("structures.hash"))
     ranking_key: Mapped[str | None] = mapped_column(String(200), ForeignKey("rankings.key"))
@@ -220,7 +222,7 @@ class WeightsRow(Base):
 
 
 class RankingRow(Base):
-    """A ranking that other trials may reuse."""
+    """A ranking that other trials may reuse, on other tasks too: same ``backbone`` and ``space``, another ``task``."""
 
     __tablename__ = "rankings"
 
@@ -230,4 +232,8 @@ class RankingRow(Base):
     steps: Mapped[int]
     seconds: Mapped[float]
     scores: Mapped[list[float]]
+    backbone: Mapped[str] = mapped_column(String(64), server_default="")
+    space: Mapped[str] = mapped_column(String(64), server_default="")
+    task: Mapped[str] = mapped_column(String(200), server_default="")
     created_at: Mapped[datetime]
+    __table_args__ = (Index("ix_rankings_transfer", "backbone", "space"),)

@@ -18,6 +18,7 @@ from sparsearch.results.values import FINISHED, StudySpec, Trial
 
 __all__ = [
     "acquire",
+    "add_trial",
     "begin_study",
     "insert_once",
     "release",
@@ -41,6 +42,12 @@ _TRIAL_TO_WRITE = (
     .where(_studies.name == bindparam("study"), _trials.number == bindparam("trial"))
     .with_for_update()
 )
+_SHARED = ("model", "task", "backbone_params")
+"""What a trial's row repeats of its study's."""
+_STUDY = select(_studies.id, *(_studies[name] for name in _SHARED)).where(
+    _studies.name == bindparam("study")
+)
+_QUEUE = insert(_TABLES["trials"])
 
 
 def begin_study(connection: Connection, spec: StudySpec) -> None:
@@ -60,6 +67,15 @@ def begin_study(connection: Connection, spec: StudySpec) -> None:
             f"{', '.join(differences[:_SHOWN])}{more}",
             "choose another name, or restore the config to continue the study",
         )
+
+
+def add_trial(connection: Connection, study: str, trial: Trial) -> None:
+    """Queue one more trial of a study."""
+    row = connection.execute(_STUDY, {"study": study}).one_or_none()
+    if row is None:
+        raise queries.no_study(Session(connection), study)
+    shared = {name: getattr(row, name) for name in _SHARED}
+    connection.execute(_QUEUE, _queued(row.id, trial) | shared)
 
 
 def acquire(session: Session, study: str, owner: lease.Owner, seconds: float) -> None:
@@ -126,11 +142,7 @@ def _insertion(dialect: str, name: str) -> Executable:
 
 
 def _insert_study(connection: Connection, spec: StudySpec) -> bool:
-    shared = {
-        "model": spec.model,
-        "task": spec.task,
-        "backbone_params": spec.backbone_params,
-    }
+    shared = {name: getattr(spec, name) for name in _SHARED}
     study = {"name": spec.name, "config": spec.config, "metric": spec.metric}
     created = {"created_at": datetime.now(UTC)}
     study_id = insert_once(connection, "studies", study | shared | created)
@@ -146,6 +158,7 @@ def _queued(study_id: int, trial: Trial) -> dict[str, Any]:
         "strategy": trial.strategy,
         "seed": trial.seed,
         "budget": trial.budget.as_dict() if trial.budget is not None else None,
+        "settings": dict(trial.settings) or None,
         "state": "queued",
         "feasible": False,
         "recommendable": False,

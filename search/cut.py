@@ -200,6 +200,7 @@ def infeasible(space: Space, budget: Budget) -> InfeasibleError:
         f"budget {budget.text}{have} is too small for any candidate; the smallest is {least.kind} at "
         f"{least.position} with {least.params:,} parameters ({share:.4g}% of the backbone, {least.bytes:,} bytes)",
         f"allow at least {least.params} parameters, or add smaller kinds to the space",
+        least_params=least.params,
     )
 
 
@@ -225,6 +226,7 @@ def _not_that_few(space: Space, budget: Budget, tokens: int, total: int) -> Infe
         f"budget {budget.text}: one head and 64 neurons stay in each layer, so that the least it can reach "
         f"is {math.ceil(10 * reached) / 10:.1f}%",
         "allow more FLOPs",
+        least_flops=reached / 100,
     )
 
 

@@ -34,10 +34,14 @@ from sparsearch.spaces.positions import Position, matching
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import BYTES_PER_PARAM, Candidate, Space, make_candidate, overlaps
 
-__all__ = ["RANKERS", "REFERENCES", "UNIFORM", "Problem", "rank", "uniform"]
+__all__ = ["RANKERS", "REFERENCES", "TRANSFER", "UNIFORM", "Problem", "rank", "uniform"]
 
 REFERENCES = ("head", "full")
 """Strategies without a budget: the task head alone, and full fine-tuning."""
+
+
+TRANSFER = "transfer"
+"""The strategy that takes a ranking which another study made."""
 
 
 @dataclass(frozen=True)

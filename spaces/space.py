@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -208,6 +210,12 @@ class Space:
             if c.masks:
                 found[c.position] = (*found.get(c.position, ()), i)
         return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for spaces whose rankings mean the same: SHA-256 of the candidates in order."""
+        listed = [[c.position, c.kind, c.size, c.params, c.which] for c in self.candidates]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def position(self, name: str) -> Position:
         """The position of that name; an unknown one is an error that lists the nearest."""

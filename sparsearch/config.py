@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +18,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    ValidationError,
     model_validator,
 )
+
+from sparsearch.errors import ConfigError
 
 __all__ = [
     "BudgetConfig",
@@ -59,6 +62,7 @@ Strategy = Literal[
     "magnitude",
     "surgeon",
     "update-magnitude",
+    "transfer",
     "lora",
     "lora-qv",
     "spectral",
@@ -284,6 +288,8 @@ class SearchConfig(_Section):
         l1: Weight of the slimming coefficients' penalty (EarlyBERT).
         coefficient_lr: Their learning rate.
         allocation: Whether slimming cuts the same share in each layer, or lets the layers compete.
+        transfer_from: What the strategy ``transfer`` takes its ranking from: a study of the same database, or
+            the key of a ranking in it; if not given, the ranking whose structure is best on another task.
     """
 
     strategy: Strategy = "s3pet"
@@ -315,6 +321,7 @@ class SearchConfig(_Section):
     l1: Annotated[Number, Field(ge=0)] = 1e-4
     coefficient_lr: Rate = 1e-2
     allocation: Literal["layerwise", "global"] = "global"
+    transfer_from: str | None = None
 
 
 KIND_LR = {
@@ -445,6 +452,37 @@ class StudyConfig(_Section):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} names something twice: {values}")
         return self
+
+    def with_settings(self, settings: Iterable[tuple[str, Any]]) -> StudyConfig:
+        """This study with some settings of ``search`` and ``train`` changed.
+
+        Args:
+            settings: Dotted paths and values, ("train.kind_lr.lora", 1e-3).
+
+        Raises:
+            ConfigError: If a path leads nowhere else, or a value is not allowed.
+        """
+        changed, problems = {}, []
+        raw = {name: getattr(self, name).model_dump() for name in ("search", "train")}
+        for path, value in settings:
+            *parents, key = path.split(".")
+            place: Any = raw
+            for parent in parents:
+                place = place.get(parent) if isinstance(place, dict) else None
+            if len(parents) == 0 or not isinstance(place, dict):
+                problems.append(f"{path}: no setting of search or train")
+            else:
+                place[key] = value
+        for name, section in (("search", SearchConfig), ("train", TrainConfig)):
+            try:
+                changed[name] = section.model_validate(raw[name])
+            except ValidationError as error:
+                problems += [
+                    f"{'.'.join([name, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()
+                ]
+        if problems:
+            raise ConfigError(problems)
+        return self.model_copy(update=changed)
 
     @property
     def folder(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from sparsearch.config import StudyConfig
 from sparsearch.errors import MissingStoreError, StoreError
 from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import StudyRecord, StudySpec, Trial
-from sparsearch.search.strategies import REFERENCES
+from sparsearch.search.strategies import REFERENCES, TRANSFER
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.workers.driver import Driver
 from sparsearch.workers.listener import Listener
 from sparsearch.workers.outer_loop import Planned
 from sparsearch.workers.preflight import check_study
 from sparsearch.workers.runners import InProcessRunner
+from sparsearch.workers.transfer import finder, with_sources
 from sparsearch.workers.trial import shared_ranking
 from sparsearch.workers.workbench import Workbench, open_workbench
 
@@ -79,6 +81,8 @@ def run(
         trials=plan(config, checked.budgets),
     )
     bench = None if _knows(db, config.name) else open_workbench(config)
+    if bench is not None:
+        spec = replace(spec, trials=_sourced(spec.trials, db, bench))
     with Store.open(db, create=True) as store:
         _drive(store, spec, config, listen, bench)
         return store.find_study(config.name)
@@ -94,6 +98,18 @@ def _knows(db: str, study: str) -> bool:
         pass  # of an older revision: opening it to write brings it up to date, or says what is wrong
     with Store.open(db, create=True) as store:
         return study in {record.name for record in store.studies()}
+
+
+def _sourced(trials: Sequence[Trial], db: str, bench: Workbench) -> tuple[Trial, ...]:
+    """Trials that know what they transfer; looked up before anything is written."""
+    if not any(t.strategy == TRANSFER for t in trials):
+        return tuple(trials)
+    try:
+        store = Store.open(db, create=False)
+    except MissingStoreError:
+        return with_sources(trials, finder(None, bench))
+    with store:
+        return with_sources(trials, finder(store, bench))
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:

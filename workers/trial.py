@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import safetensors.torch
 from transformers import PreTrainedModel
@@ -27,7 +28,7 @@ from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
 from sparsearch.search.evaluate import evaluate
 from sparsearch.search.masking import without_scores
 from sparsearch.search.seeds import derive
-from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
+from sparsearch.search.strategies import RANKERS, REFERENCES, TRANSFER, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
 from sparsearch.search.warm_start import new_head
 from sparsearch.spaces.align import aligning_at, take_bases
@@ -62,14 +63,26 @@ def execute(
     """
     started = time.monotonic()
     reset_peak(bench.device)
+    history: list[float] = []
+
+    def watch(phase: str, done: int, total: int, score: float | None = None) -> None:
+        if phase == "train" and score is not None:
+            history.append(score)
+        observe(phase, done, total, score)
+
     try:
-        outcome = _run(bench, trial, find_ranking, observe)
+        outcome = _run(bench.with_settings(trial.settings), trial, find_ranking, watch)
     except StoreError:
         raise  # the study's, not the trial's: a lease was lost or the database failed
     except Cancelled as error:
         outcome = Outcome("cancelled", str(error))
     except InfeasibleError as error:
-        outcome = Outcome("infeasible", str(error))
+        outcome = Outcome(
+            "infeasible",
+            str(error),
+            trainable_params=error.least_params,
+            inference_flops_ratio=error.least_flops,
+        )
     except SparsearchError as error:
         outcome = Outcome("failed", str(error))
     except Exception as error:  # noqa: BLE001 - any failure of one trial is that trial's outcome
@@ -79,6 +92,7 @@ def execute(
         detach(bench.model)
     return replace(
         outcome,
+        history=tuple(history),
         seconds=time.monotonic() - started,
         peak_bytes=peak_bytes(bench.device),
         environment=environment(),
@@ -159,11 +173,15 @@ def _choose(
     tokens = bench.task.max_length
     if trial.strategy == "magnitude":
         space = without_scores(space)
-    if trial.strategy in RANKERS:
-        key = ranking_key(bench, trial.strategy, budget, trial.seed)
-        found = find_ranking(key) or rank_on(bench, trial.strategy, budget, trial.seed, observe)
-        ranking = (key, found)
-        rules = {"s3pet": bench.config.search.cut, "probe": bench.config.search.probe.cut}
+    if trial.strategy in (*RANKERS, TRANSFER):
+        if trial.strategy == TRANSFER:
+            ranking = _transferred(bench, find_ranking)
+        else:
+            key = ranking_key(bench, trial.strategy, budget, trial.seed)
+            made = find_ranking(key) or rank_on(bench, trial.strategy, budget, trial.seed, observe)
+            ranking = (key, made)
+        search, found = bench.config.search, ranking[1]
+        rules = {"s3pet": search.cut, TRANSFER: search.cut, "probe": search.probe.cut}
         rule = rules.get(trial.strategy, "greedy")
         chosen = cut(space, found, budget, rule, tokens)
     else:
@@ -184,6 +202,15 @@ def _choose(
     return make_structure(space, chosen, bench.backbone, bench.task.type, provenance), ranking
 
 
+def _transferred(bench: Workbench, find_ranking: FindRanking) -> tuple[str, Ranking]:
+    """The ranking that the trial names."""
+    key = bench.config.search.transfer_from
+    ranking = find_ranking(key) if key is not None else None
+    if key is None or ranking is None:
+        raise SparsearchError(f"the database has no ranking {key!r} to transfer")
+    return key, ranking
+
+
 def rank_on(
     bench: Workbench, strategy: str, budget: Budget, seed: int, observe: Observer = silent
 ) -> Ranking:
@@ -196,7 +223,13 @@ def rank_on(
         bench.model, space, bench.task, config.search, config.train, _budgets(bench),
         functools.partial(bench.starts.get, seed, aligning),
     )  # fmt: skip
-    return replace(rank(strategy, problem, budget, derived, observe), seed=seed)
+    return replace(
+        rank(strategy, problem, budget, derived, observe),
+        seed=seed,
+        backbone=bench.backbone.weight_fingerprint,
+        space=space.fingerprint,
+        task=config.task.title,
+    )
 
 
 def _budgets(bench: Workbench) -> tuple[Budget, ...]:
@@ -209,8 +242,9 @@ def shared_ranking(
     """Equal for the trials of a study that are cut from one ranking; None for one that needs none."""
     if trial.strategy not in RANKERS or trial.budget is None:
         return None
+    config = config.with_settings(trial.settings)
     aims = _aims(config, budgets, trial.strategy, trial.budget)
-    return trial.strategy, json.dumps(aims), trial.seed
+    return trial.strategy, json.dumps([*_searched_with(config, trial.strategy), aims]), trial.seed
 
 
 def _aims(
@@ -226,20 +260,27 @@ def _aims(
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:
     """Name of a ranking: equal for equal backbone, space, task, search settings, seed and aims."""
     config = bench.config
-    rates = {"lr", "kind_lr", "precision", "dropout", "head_first"}
-    if strategy in ("slimming", "update-magnitude"):  # train as trials do
-        rates |= {"full_lr", "batch_size", "epochs", "warmup"}
     content = [
         bench.backbone.weight_fingerprint,
         [[c.position, c.kind, c.size, c.params] for c in bench.space.candidates],
         bench.task.fingerprint,
-        config.search.model_dump(mode="json"),
-        config.train.model_dump(mode="json", include=rates),
+        *_searched_with(config, strategy),
         strategy,
         _aims(config, _budgets(bench), strategy, budget),
         seed,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
+    """The settings that make a ranking."""
+    rates = {"lr", "kind_lr", "precision", "dropout", "head_first"}
+    if strategy in ("slimming", "update-magnitude"):  # train as trials do
+        rates |= {"full_lr", "batch_size", "epochs", "warmup"}
+    return [
+        config.search.model_dump(mode="json", exclude={"transfer_from"}),
+        config.train.model_dump(mode="json", include=rates),
+    ]
 
 
 def _train(

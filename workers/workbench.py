@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from sparsearch.config import ModelConfig, SpaceConfig, StudyConfig, TaskConfig, TrainConfig
+from sparsearch.results.values import Setting
 from sparsearch.search.device import choose_device
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
@@ -51,6 +52,10 @@ class Workbench:
     backbone: BackboneId
     task: Task
     starts: WarmStarts
+
+    def with_settings(self, settings: Sequence[Setting]) -> Workbench:
+        """The same workbench with other settings of search and training."""
+        return replace(self, config=self.config.with_settings(settings)) if settings else self
 
     @property
     def device(self) -> torch.device:

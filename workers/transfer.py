@@ -1,0 +1,67 @@
+"""Transfer: which stored ranking of another task a study may start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from sparsearch.errors import StoreError
+from sparsearch.results.store import Store
+from sparsearch.results.values import Trial
+from sparsearch.search.strategies import TRANSFER
+from sparsearch.spaces.budget import Budget
+from sparsearch.workers.workbench import Workbench
+
+__all__ = ["FindSource", "finder", "with_sources"]
+
+FindSource: TypeAlias = Callable[[Budget], str | None]
+"""The key of the ranking to transfer to a budget, None where there is none."""
+
+
+def finder(store: Store | None, bench: Workbench) -> FindSource:
+    """Looks up what may be transferred to a workbench: what its configuration names, or the best ranking.
+
+    Args:
+        store: None where there is no database yet.
+        bench: Its backbone and space must be those of the ranking; its task is the other one.
+    """
+    given, title = bench.config.search.transfer_from, bench.config.task.title
+    backbone, space = bench.backbone.weight_fingerprint, bench.space.fingerprint
+
+    def find(budget: Budget) -> str | None:
+        if store is None:
+            return None
+        named = store.ranking(given) if given is not None else None
+        if named is not None:
+            return given if (named.backbone, named.space) == (backbone, space) else None
+        most = budget.max_trainable_params
+        return store.transferable(backbone, space, title, study=given, max_trainable_params=most)
+
+    return find
+
+
+def with_sources(trials: Sequence[Trial], find: FindSource) -> tuple[Trial, ...]:
+    """Trials of ``transfer`` with the ranking that they take; the others as they are.
+
+    Raises:
+        StoreError: If there is none.
+    """
+    return tuple(with_source(t, find) if t.strategy == TRANSFER else t for t in trials)
+
+
+def with_source(trial: Trial, find: FindSource) -> Trial:
+    """A trial of ``transfer`` that names the ranking it takes.
+
+    Raises:
+        StoreError: If there is none.
+    """
+    assert trial.budget is not None, "only references have no budget"
+    key = find(trial.budget)
+    if key is None:
+        raise StoreError(
+            "strategy transfer: the database holds no s3pet ranking of this backbone and space, made for another task",
+            "run a study of another task with the same model and space first, name one of the same task in "
+            "search.transfer_from, or leave transfer out",
+        )
+    return replace(trial, settings=(*trial.settings, ("search.transfer_from", key)))
