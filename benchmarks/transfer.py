@@ -25,7 +25,11 @@ from sparsearch.workers.listener import Listener
 from sparsearch.workers.study import run
 
 ROWS = {"trec": 2000, "sst2": 1500}
-STUDIES = (("trec", "s3pet", ["random"]), ("sst2", "s3pet", ["random", "transfer"]), ("trec", "transfer", []))  # fmt: skip
+STUDIES = (
+    ("trec", "s3pet", ["random"]),
+    ("sst2", "s3pet", ["random", "transfer"]),
+    ("trec", "transfer", []),
+)
 SEARCH = {
     "start": "probe",
     "budget_schedule": "sampled",
@@ -107,10 +111,9 @@ def main() -> None:
         trials = [(s.task, t) for s in store.studies() for t in store.trials(s.name)]
     rows = rows_of(trials)
     for r in rows:
-        print(
-            f"| {r['task']} | {r['budget']} | `{r['strategy']}` | {r['validation']:.1f} ± {r['validation_std'] or 0:.1f} "
-            f"| {r['test']:.1f} ± {r['test_std'] or 0:.1f} | {r['seeds']} | {r['params']:,} |"
-        )
+        scores = [f"{r[s]:.1f} ± {r[f'{s}_std'] or 0:.1f}" for s in ("validation", "test")]
+        cells = [r["task"], r["budget"], f"`{r['strategy']}`", *scores, str(r["seeds"])]
+        print("|", " | ".join(cells), f"| {r['params']:,} |")
     if arguments.out is not None:
         document = {
             "rows": rows,

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from sparsearch.errors import ConfigError
+from sparsearch.outer_config import OuterConfig, points_of
 
 __all__ = [
     "BudgetConfig",
@@ -186,7 +187,10 @@ def _limit(value: Any) -> Any:
     elif value is not None and (
         isinstance(value, bool) or not isinstance(value, int) or value <= 0
     ):
-        raise ValueError(f"{value!r} is no limit: write a whole number above 0, or like '0.01%'")
+        raise ValueError(
+            f"{value!r} is no limit: write a whole number above 0, or like '0.01%', or a range of "
+            "either, {from: '0.01%', to: '1%', points: 3}"
+        )
     return value
 
 
@@ -225,9 +229,13 @@ class BudgetConfig(_Section):
 
 
 def spread_budgets(value: Any) -> Any:
-    """``{limit: [a, b]}`` means one budget per combination; a bare value limits the parameters."""
+    """``{limit: [a, b]}`` means one budget per combination; a bare value limits the parameters.
+
+    ``{limit: {from: a, to: c}}`` means a, c and a point between them.
+    """
     if isinstance(value, Mapping):
-        lists = {k: v if isinstance(v, list) else [v] for k, v in value.items()}
+        points = {k: points_of(v) for k, v in value.items()}
+        lists = {k: v if isinstance(v, list) else [v] for k, v in points.items()}
         return [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
     if isinstance(value, list):
         return [v if isinstance(v, Mapping) else {"max_trainable_params": v} for v in value]
@@ -431,6 +439,7 @@ class StudyConfig(_Section):
     ]
     search: SearchConfig = SearchConfig()
     train: TrainConfig = TrainConfig()
+    outer: OuterConfig | None = None
     baselines: list[Strategy] = Field(default=["random", "lora-qv", "probe", "head", "full"])
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     workers: WorkersConfig = WorkersConfig()
@@ -451,6 +460,28 @@ class StudyConfig(_Section):
             values = getattr(self, key)
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} names something twice: {values}")
+        return self
+
+    @model_validator(mode="after")
+    def _outer_fits(self) -> StudyConfig:
+        if self.outer is None:
+            return self
+        problems = []
+        if len({tuple(v is None for v in b.model_dump().values()) for b in self.budgets}) > 1:
+            problems.append(
+                "outer proposes between the budgets, which must all set the same limits"
+            )
+        for path, values in self.outer.tune.items():
+            ends = values if isinstance(values, list) else [values.low, values.high]
+            for value in ends:
+                try:
+                    self.with_settings([(path, value)])
+                except ConfigError as error:
+                    problems += [f"outer.tune.{problem}" for problem in error.problems]
+            if path == "search.strategy" and {"head", "full"} & set(ends):
+                problems.append(f"outer.tune.{path}: head and full have no budget")
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
 
     def with_settings(self, settings: Iterable[tuple[str, Any]]) -> StudyConfig:

@@ -19,14 +19,15 @@ from sparsearch.search.strategies import REFERENCES, TRANSFER
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.workers.driver import Driver
 from sparsearch.workers.listener import Listener
-from sparsearch.workers.outer_loop import Planned
+from sparsearch.workers.outer_loop import OuterLoop, Planned
 from sparsearch.workers.preflight import check_study
+from sparsearch.workers.proposals import Proposals
 from sparsearch.workers.runners import InProcessRunner
-from sparsearch.workers.transfer import finder, with_sources
+from sparsearch.workers.transfer import FindSource, finder, with_sources
 from sparsearch.workers.trial import shared_ranking
 from sparsearch.workers.workbench import Workbench, open_workbench
 
-__all__ = ["plan", "run"]
+__all__ = ["make_loop", "plan", "run"]
 
 
 def plan(config: StudyConfig, budgets: Sequence[Budget]) -> tuple[Trial, ...]:
@@ -115,14 +116,44 @@ def _sourced(trials: Sequence[Trial], db: str, bench: Workbench) -> tuple[Trial,
 def _identity(config: StudyConfig) -> dict[str, Any]:
     """What two runs of one study must agree on: its settings and the content of its local data files.
 
-    A setting left out equals its default, now and in later versions.
+    A setting left out equals its default, now and in later versions. Who runs it and how many trials are proposed
+    may change.
     """
-    settings = config.model_dump(mode="json", exclude={"workers"}, exclude_defaults=True)
+    settings = config.model_dump(
+        mode="json", exclude={"workers": True, "outer": {"trials"}}, exclude_defaults=True
+    )
     content = {}
     for split, name in (config.task.data.data_files or {}).items():
         with (config.folder / name).open("rb") as stream:
             content[split] = hashlib.file_digest(stream, "sha256").hexdigest()
     return settings | ({"data_sha256": content} if content else {})
+
+
+def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSource) -> OuterLoop:
+    """The outer loop of a stored study, knowing all that has ended: its planned trials, and proposals if it has any.
+
+    Args:
+        store: Where proposals go.
+        spec: Its planned trials are numbered from 0, proposals follow.
+        config: With or without ``outer``.
+        find: What may be transferred.
+    """
+    queued = store.queued(spec.name)
+    if config.outer is None:
+        return Planned(queued)
+    from sparsearch.workers.optuna_loop import OptunaLoop  # optuna takes a while to import
+
+    budgets = resolve_all(config.budgets, spec.backbone_params)
+    return OptunaLoop(
+        config,
+        Proposals(config, budgets, spec.backbone_params),
+        [b for b in budgets if config.outer.priors and find(b) is not None],
+        len(spec.trials),
+        store.trials(spec.name),
+        queued,
+        lambda trial: store.add_trial(spec.name, trial),
+        find,
+    )
 
 
 def _drive(
@@ -132,17 +163,21 @@ def _drive(
     store.begin_study(spec)
     store.acquire(spec.name)
     try:
-        queued = store.queued(spec.name)
-        listen.opened(spec.name, queued, len(spec.trials) - len(queued))
-        if not queued:
+        queued, known = store.queued(spec.name), store.find_study(spec.name).trials
+        proposed = 0 if config.outer is None else config.outer.trials
+        to_propose = max(0, len(spec.trials) + proposed - known)
+        listen.opened(spec.name, queued, known - len(queued), to_propose)
+        if not queued and not to_propose:
             return
         budgets = resolve_all(config.budgets, spec.backbone_params)
-        with InProcessRunner(bench or open_workbench(config), store.ranking) as runner:
+        bench = bench or open_workbench(config)
+        loop = make_loop(store, spec, config, finder(store, bench))
+        with InProcessRunner(bench, store.ranking) as runner:
             Driver(
                 store,
                 spec.name,
                 runner,
-                Planned(queued),
+                loop,
                 listen,
                 lambda trial: shared_ranking(config, budgets, trial),
             ).run()
