@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["Band"]
+__all__ = ["Band", "nearest"]
 
 WIDTH = 0.12
 """Standard deviation of the kernel, as a share of each limit's range."""
@@ -39,7 +39,10 @@ class Band:
         weights = np.exp(away.min(1, keepdims=True) - away)
         return [float(v) for v in weights @ np.array(self._scores) / weights.sum(1)]
 
-    def nearest(self, place: Sequence[float], count: int) -> list[int]:
-        """Indices of the scores nearest to a place, in the order they were added."""
-        away = ((np.array(self._places, dtype=float) - np.array(place)) ** 2).sum(-1)
-        return sorted(np.argsort(away, kind="stable")[:count].tolist())
+
+def nearest(places: Sequence[Sequence[float]], place: Sequence[float], count: int) -> list[int]:
+    """Indices of the places nearest to one, in order."""
+    if len(places) <= count:
+        return list(range(len(places)))
+    away = ((np.array(places, dtype=float) - np.array(place)) ** 2).sum(-1)
+    return sorted(np.argsort(away, kind="stable")[:count].tolist())

@@ -35,7 +35,7 @@ from sparsearch.results.values import Outcome, Trial, TrialRecord
 from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import TRANSFER
 from sparsearch.spaces.budget import Budget
-from sparsearch.workers.bands import Band
+from sparsearch.workers.bands import Band, nearest
 from sparsearch.workers.proposals import Params, Proposals
 from sparsearch.workers.transfer import FindSource, with_source
 
@@ -45,8 +45,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _STARTUP = 10
 _POPULATION = 20
-_MOST = 500
-"""Trials that a sampler is shown, those of the nearest budgets: it takes longer the more it sees."""
+_LEAST_SHOWN, _MOST_SHOWN = 25, 500
+"""A sampler is shown a third of the trials, those of the nearest budgets: the best settings move with the budget, and
+it takes longer the more it sees."""
 
 _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=_STARTUP, constant_liar=True),
@@ -210,17 +211,16 @@ class OptunaLoop:
             costs = [] if self._evenly else self.proposals.axes
             directions = [StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in costs)]
             study = optuna.create_study(directions=directions, sampler=sampler)
-            study.add_trials(self._frozen(tuple(self.proposals.place(fixed)) if fixed else None))
+            if self.outer.sampler != "random":
+                study.add_trials(self._frozen(self.proposals.place(fixed) if fixed else None))
             return study.ask(self._distributions).params
 
     def _frozen(self, place: tuple[float, ...] | None) -> list[FrozenTrial]:
         """What is known as Optuna's trials: finished ones nearest to a budget, then those under way."""
         results = [r for r in self._results if r.score is not None or r.violation > 0]
-        if place is not None and len(results) > _MOST:
-            near = Band()
-            for r in results:
-                near.add(r.place, 0.0)
-            results = [results[i] for i in near.nearest(place, _MOST)]
+        if place is not None:
+            shown = min(max(_LEAST_SHOWN, len(results) // 3), _MOST_SHOWN)
+            results = [results[i] for i in nearest([r.place for r in results], place, shown)]
         gains = self._gains(results)
         usual = self._final.usual([r.place for r in results]) if len(self._final) else []
         violated = any(r.violation > 0 for r in results)
@@ -237,7 +237,7 @@ class OptunaLoop:
                     system_attrs=generation if self.outer.sampler == "nsga2" else None,
                 )
             )
-        running = list(self._running.values())[-_MOST:]
+        running = list(self._running.values())[-_MOST_SHOWN:]
         return trials + [
             create_trial(
                 params=dict(params), distributions=self._distributions, state=TrialState.RUNNING

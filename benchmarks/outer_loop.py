@@ -1,0 +1,236 @@
+"""How many trials does the outer loop need where random search needs many? On a front that is known, simulated.
+
+The front of score against budget, the settings that matter and the noise are those of ``SyntheticFront``. What
+counts is the hypervolume of the noise-free scores of the trials so far: score above what uniform LoRA reaches at the
+lowest budget, over the logarithm of the parameters, as a share of the best there is. Beside it, that of the
+trials which a user would choose by their noisy scores.
+
+    python benchmarks/outer_loop.py --samplers random tpe gp --seeds 20 --out outer_loop.json
+    python benchmarks/outer_loop.py --scale 1000 --trials 10000 --out scale.json     # figures of docs/scaling.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from sparsearch.config import StudyConfig
+from sparsearch.results.store import Store
+from sparsearch.results.values import Outcome, Trial
+from sparsearch.workers.environment import environment
+from sparsearch.workers.listener import Listener
+from sparsearch.workers.simulate import simulate
+from sparsearch.workers.simulated_runner import Failures, SimulatedRunner, SyntheticFront
+
+GOAL = 0.95
+FLOOR = 88.0
+"""Points of uniform LoRA on TREC at 0.0035%, docs/results.md."""
+
+TUNE = {
+    "train.lr": {"from": 0.002, "to": 0.2, "log": True},
+    "search.alpha_lr": {"from": 0.01, "to": 0.3, "log": True},
+    "search.steps": {"from": 20, "to": 300},
+    "search.start": ["zero", "probe"],
+}
+
+
+def study(sampler: str, trials: int, seed: int, **outer: Any) -> StudyConfig:
+    """A study of proposals alone, but for the untuned search at three budgets."""
+    return StudyConfig.model_validate(
+        {
+            "name": "front",
+            "model": {"path": "none"},
+            "task": {"name": "none", "data": {"path": "json"}, "text": ["text"]},
+            "space": {"preset": "fine"},
+            "budgets": {"max_trainable_params": {"from": "0.0035%", "to": "0.5%"}},
+            "outer": {"sampler": sampler, "trials": trials, "tune": TUNE, **outer},
+            "baselines": [],
+            "seeds": [seed],
+        }
+    )
+
+
+def area(points: Sequence[tuple[float, float]]) -> float:
+    """The area under a staircase of (place of the budget, score), above the floor."""
+    total, best, before = 0.0, FLOOR, 0.0
+    for place, score in [*sorted(points), (1.0, float("inf"))]:
+        total += (min(place, 1.0) - before) * (best - FLOOR)
+        best, before = max(best, score), max(0.0, min(place, 1.0))
+    return total
+
+
+def whole(world: SyntheticFront) -> float:
+    """The area under the front itself."""
+    places = [i / 2000 for i in range(2001)]
+    best = []
+    for place in places:
+        params = round(world.low * (world.high / world.low) ** place)
+        best.append((place, world.best(params)))
+    return area(best)
+
+
+class Curve(Listener):
+    """The hypervolume after each trial."""
+
+    def __init__(self, world: SyntheticFront) -> None:
+        self.world, self.whole = world, whole(world)
+        self.true: list[tuple[float, float]] = []
+        self.seen: list[tuple[float, float, float]] = []
+        self.shares: list[float] = []
+
+    def finished(self, trial: Trial, outcome: Outcome) -> None:
+        """A trial's true score is known here alone."""
+        seen = outcome.score("validation")
+        if seen is not None:
+            place = min(1.0, max(0.0, self.world.place(outcome.trainable_params)))
+            true = self.world.score(trial)
+            self.true.append((place, true))
+            self.seen.append((place, seen, true))
+        self.shares.append(area(self.true) / self.whole)
+
+    def chosen(self, trials: int) -> float:
+        """The same of the front that a user sees."""
+        best, front = 0.0, []
+        for place, seen, true in sorted(self.seen[:trials]):
+            if seen > best:
+                best = seen
+                front.append((place, true))
+        return area(front) / self.whole
+
+
+def race(sampler: str, trials: int, seed: int, noise: float) -> dict[str, Any]:
+    """One study with one worker."""
+    world = SyntheticFront(seed=seed, noise=noise)
+    curve = Curve(world)
+    started = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store.open(Path(folder) / "study.db", create=True) as store,
+    ):
+        simulate(study(sampler, trials, seed), store, SimulatedRunner(world), curve)
+    needed = next((n for n, share in enumerate(curve.shares, 1) if share >= GOAL), None)
+    at = [n for n in (10, 20, 40, 60, 100, 150, 200, 400, 800, 1500) if n <= len(curve.shares)]
+    return {
+        "sampler": sampler,
+        "seed": seed,
+        "trials": len(curve.shares),
+        "needed": needed,
+        "seconds": time.monotonic() - started,
+        "share": {n: curve.shares[n - 1] for n in at},
+        "chosen": {n: curve.chosen(n) for n in at},
+        "curve": [round(share, 4) for share in curve.shares],
+    }
+
+
+def scale(workers: int, trials: int, sampler: str) -> dict[str, Any]:
+    """One large study with failures and early stopping: what bounds it."""
+    world = SyntheticFront(seconds=300.0)
+    runner = SimulatedRunner(world, [1.0] * workers, Failures(oom=0.01, nan=0.01, slow=0.02))
+    spent: dict[str, float] = {}
+    proposals: list[float] = []
+
+    def timed(owner: Any, name: str, label: str) -> None:
+        inner = getattr(owner, name)
+
+        def outer(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return inner(*arguments, **named)
+            finally:
+                passed = time.perf_counter() - began
+                spent[label] = spent.get(label, 0.0) + passed
+                if label == "proposals":
+                    proposals.append(passed)
+
+        setattr(owner, name, outer)
+
+    from sparsearch.workers.optuna_loop import OptunaLoop, Race
+
+    timed(OptunaLoop, "_suggest", "proposals")
+    timed(Race, "keeps_up", "early stopping")
+    for name in ("add_trial", "start", "finish", "renew"):
+        timed(Store, name, "database")
+    started = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store.open(Path(folder) / "study.db", create=True) as store,
+    ):
+        record = simulate(study(sampler, trials, 0, early_stop="asha"), store, runner)
+        states = [t.state for t in store.trials("front")]
+        size = sum(f.stat().st_size for f in Path(folder).iterdir())
+    seconds = time.perf_counter() - started
+    tenth = max(1, len(proposals) // 10)
+    return {
+        "workers": workers,
+        "sampler": sampler,
+        "trials": record.trials,
+        "states": {state: states.count(state) for state in sorted(set(states))},
+        "seconds": seconds,
+        "trials_per_second": record.trials / seconds,
+        "virtual_seconds": runner.now(),
+        "spent": spent,
+        "proposal_ms": {
+            "first tenth": 1000 * statistics.fmean(proposals[:tenth]),
+            "last tenth": 1000 * statistics.fmean(proposals[-tenth:]),
+        },
+        "database_bytes": size,
+    }
+
+
+def main() -> None:
+    """Race the samplers, or run one large study."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samplers", nargs="+", default=["random", "tpe"])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--trials", type=int, nargs="+", default=[150], help="one, or per sampler")
+    parser.add_argument("--noise", type=float, default=0.7, help="points, between seeds")
+    parser.add_argument("--scale", type=int, help="workers of one large study")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    document: dict[str, Any] = {"environment": asdict(environment()), "optuna": optuna.__version__}
+    if arguments.scale:
+        document["scale"] = scale(arguments.scale, arguments.trials[0], arguments.samplers[-1])
+        print(json.dumps(document["scale"], indent=1))
+    else:
+        document |= {"goal": GOAL, "floor": FLOOR, "noise": arguments.noise, "rows": []}
+        counts = arguments.trials * (len(arguments.samplers) // len(arguments.trials))
+        print(
+            "| sampler | needed: median (reached) | share after 40 | 100 | chosen after 100 | s per trial |"
+        )
+        for sampler, trials in zip(arguments.samplers, counts, strict=True):
+            rows = []
+            for seed in range(arguments.seeds):
+                rows.append(race(sampler, trials, seed, arguments.noise))
+                print(sampler, seed, rows[-1]["needed"], file=sys.stderr, flush=True)
+            document["rows"] += rows
+            print(line(sampler, rows), flush=True)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def line(sampler: str, rows: Sequence[dict[str, Any]]) -> str:
+    """A sampler's row; a seed that never got there counts as infinitely late."""
+    needed = statistics.median_low(r["needed"] or float("inf") for r in rows)
+    reached = sum(r["needed"] is not None for r in rows)
+
+    def mean(key: str, after: int) -> str:
+        values = [r[key][after] for r in rows if after in r[key]]
+        return f"{statistics.fmean(values):.3f}" if values else ""
+
+    seconds = statistics.fmean(r["seconds"] / r["trials"] for r in rows)
+    cells = [f"{needed:g} ({reached} of {len(rows)})", mean("share", 40), mean("share", 100)]
+    return f"| `{sampler}` | " + " | ".join([*cells, mean("chosen", 100), f"{seconds:.2f}"]) + " |"
+
+
+if __name__ == "__main__":
+    main()
