@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ import optuna
 from sparsearch.config import StudyConfig
 from sparsearch.results.store import Store
 from sparsearch.results.values import Outcome, Trial
+from sparsearch.spaces.budget import Budget
 from sparsearch.workers.environment import environment
 from sparsearch.workers.listener import Listener
 from sparsearch.workers.simulate import simulate
@@ -36,7 +39,7 @@ GOAL = 0.95
 FLOOR = 88.0
 """Points of uniform LoRA on TREC at 0.0035%, docs/results.md."""
 
-TUNE = {
+TUNE: dict[str, Any] = {
     "train.lr": {"from": 0.002, "to": 0.2, "log": True},
     "search.alpha_lr": {"from": 0.01, "to": 0.3, "log": True},
     "search.steps": {"from": 20, "to": 300},
@@ -84,7 +87,7 @@ class Curve(Listener):
 
     def __init__(self, world: SyntheticFront) -> None:
         self.world, self.whole = world, whole(world)
-        self.true: list[tuple[float, float]] = []
+        self.front: list[tuple[float, float]] = []
         self.seen: list[tuple[float, float, float]] = []
         self.shares: list[float] = []
 
@@ -94,9 +97,12 @@ class Curve(Listener):
         if seen is not None:
             place = min(1.0, max(0.0, self.world.place(outcome.trainable_params)))
             true = self.world.score(trial)
-            self.true.append((place, true))
             self.seen.append((place, seen, true))
-        self.shares.append(area(self.true) / self.whole)
+            if not any(p <= place and s >= true for p, s in self.front):
+                beaten = [(p, s) for p, s in self.front if p >= place and s <= true]
+                self.front = [point for point in self.front if point not in beaten]
+                self.front.append((place, true))
+        self.shares.append(area(self.front) / self.whole)
 
     def chosen(self, trials: int) -> float:
         """The same of the front that a user sees."""
@@ -108,18 +114,41 @@ class Curve(Listener):
         return area(front) / self.whole
 
 
+def by_chance(world: SyntheticFront, trials: int, seed: int) -> Iterator[Trial]:
+    """Random search in the same space."""
+    stream = random.Random(seed)
+    for number in range(trials):
+        params = round(world.low * (world.high / world.low) ** stream.random())
+        settings: list[tuple[str, Any]] = []
+        for path, allowed in TUNE.items():
+            if isinstance(allowed, list):
+                settings.append((path, stream.choice(allowed)))
+            elif allowed.get("log"):
+                power = stream.uniform(math.log(allowed["from"]), math.log(allowed["to"]))
+                settings.append((path, math.exp(power)))
+            else:
+                settings.append((path, stream.randint(allowed["from"], allowed["to"])))
+        yield Trial(number, "s3pet", Budget(params), seed, tuple(settings))
+
+
 def race(sampler: str, trials: int, seed: int, noise: float) -> dict[str, Any]:
     """One study with one worker."""
     world = SyntheticFront(seed=seed, noise=noise)
     curve = Curve(world)
     started = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Store.open(Path(folder) / "study.db", create=True) as store,
-    ):
-        simulate(study(sampler, trials, seed), store, SimulatedRunner(world), curve)
+    if sampler == "random":  # learns nothing, so needs neither driver nor store
+        for trial in by_chance(world, trials, seed):
+            curve.finished(trial, world.course(trial).outcome)
+    else:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Store.open(Path(folder) / "study.db", create=True) as store,
+        ):
+            simulate(study(sampler, trials, seed), store, SimulatedRunner(world), curve)
     needed = next((n for n, share in enumerate(curve.shares, 1) if share >= GOAL), None)
-    at = [n for n in (10, 20, 40, 60, 100, 150, 200, 400, 800, 1500) if n <= len(curve.shares)]
+    at = [
+        n for n in (10, 20, 40, 60, 100, 150, 200, 300, 600, 1000, 3000) if n <= len(curve.shares)
+    ]
     return {
         "sampler": sampler,
         "seed": seed,
@@ -128,7 +157,6 @@ def race(sampler: str, trials: int, seed: int, noise: float) -> dict[str, Any]:
         "seconds": time.monotonic() - started,
         "share": {n: curve.shares[n - 1] for n in at},
         "chosen": {n: curve.chosen(n) for n in at},
-        "curve": [round(share, 4) for share in curve.shares],
     }
 
 
@@ -192,30 +220,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samplers", nargs="+", default=["random", "tpe"])
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--trials", type=int, nargs="+", default=[150], help="one, or per sampler")
+    parser.add_argument("--trials", type=int, nargs="+", default=[3000, 300], help="per sampler")
     parser.add_argument("--noise", type=float, default=0.7, help="points, between seeds")
     parser.add_argument("--scale", type=int, help="workers of one large study")
+    parser.add_argument("--report", type=Path, nargs="+", help="print the table of such files")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     document: dict[str, Any] = {"environment": asdict(environment()), "optuna": optuna.__version__}
+    rows: list[dict[str, Any]] = []
     if arguments.scale:
         document["scale"] = scale(arguments.scale, arguments.trials[0], arguments.samplers[-1])
         print(json.dumps(document["scale"], indent=1))
+        write(arguments.out, document)
+        return
+    if arguments.report:
+        rows = [row for file in arguments.report for row in json.loads(file.read_text())["rows"]]
     else:
-        document |= {"goal": GOAL, "floor": FLOOR, "noise": arguments.noise, "rows": []}
-        counts = arguments.trials * (len(arguments.samplers) // len(arguments.trials))
-        print(
-            "| sampler | needed: median (reached) | share after 40 | 100 | chosen after 100 | s per trial |"
-        )
-        for sampler, trials in zip(arguments.samplers, counts, strict=True):
-            rows = []
+        document |= {"goal": GOAL, "floor": FLOOR, "noise": arguments.noise, "rows": rows}
+        for sampler, trials in zip(arguments.samplers, arguments.trials, strict=True):
             for seed in range(arguments.seeds):
                 rows.append(race(sampler, trials, seed, arguments.noise))
                 print(sampler, seed, rows[-1]["needed"], file=sys.stderr, flush=True)
-            document["rows"] += rows
-            print(line(sampler, rows), flush=True)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+                write(arguments.out, document)
+    print(
+        "| sampler | trials needed: median (reached) | share after 40 | 100 | 300 | chosen after 100 | s per trial |"
+    )
+    for sampler in dict.fromkeys(row["sampler"] for row in rows):
+        print(line(sampler, [row for row in rows if row["sampler"] == sampler]))
+
+
+def write(out: Path | None, document: dict[str, Any]) -> None:
+    """The JSON so far."""
+    if out is not None:
+        out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def line(sampler: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -224,11 +261,12 @@ def line(sampler: str, rows: Sequence[dict[str, Any]]) -> str:
     reached = sum(r["needed"] is not None for r in rows)
 
     def mean(key: str, after: int) -> str:
-        values = [r[key][after] for r in rows if after in r[key]]
+        values = [v for r in rows if (v := r[key].get(after, r[key].get(str(after)))) is not None]
         return f"{statistics.fmean(values):.3f}" if values else ""
 
     seconds = statistics.fmean(r["seconds"] / r["trials"] for r in rows)
-    cells = [f"{needed:g} ({reached} of {len(rows)})", mean("share", 40), mean("share", 100)]
+    cells = [f"{needed:g} ({reached} of {len(rows)} within {max(r['trials'] for r in rows)})"]
+    cells += [mean("share", n) for n in (40, 100, 300)]
     return f"| `{sampler}` | " + " | ".join([*cells, mean("chosen", 100), f"{seconds:.2f}"]) + " |"
 
 
