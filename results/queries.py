@@ -199,21 +199,24 @@ def ranking(session: Session, key: str) -> Ranking | None:
 
 def transferable(
     session: Session,
-    backbone: str,
     space: str,
     task: str,
-    study: str | None = None,
-    max_trainable_params: int | None = None,
+    backbone: str | None,
+    study: str | None,
+    max_trainable_params: int | None,
 ) -> str | None:
     """The key of the ranking that served another task best, see ``Store.transferable``."""
     fits = TrialRow.trainable_params <= (max_trainable_params or 0)
     query = (
         select(TrialRow.ranking_key)
         .join(RankingRow, RankingRow.key == TrialRow.ranking_key)
-        .where(RankingRow.backbone == backbone, RankingRow.space == space)
-        .where(RankingRow.strategy == "s3pet", TrialRow.strategy == "s3pet")
+        .where(
+            RankingRow.space == space, RankingRow.strategy == "s3pet", TrialRow.strategy == "s3pet"
+        )
         .where(TrialRow.recommendable)
     )
+    if backbone is not None:
+        query = query.where(RankingRow.backbone == backbone)
     if study is None:
         query = query.where(RankingRow.task != task)
     else:

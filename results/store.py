@@ -170,10 +170,10 @@ class Store:
 
     def transferable(
         self,
-        backbone: str,
         space: str,
         task: str,
         *,
+        backbone: str | None = None,
         study: str | None = None,
         max_trainable_params: int | None = None,
     ) -> str | None:
@@ -182,9 +182,9 @@ class Store:
         One whose structure keeps within a limit comes before one that does not.
 
         Args:
-            backbone: Weight fingerprint.
-            space: Fingerprint of the space.
+            space: Fingerprint of the space that it ranks.
             task: Name of the task that it is to serve.
+            backbone: Weight fingerprint of the backbone that it was made on; None for any.
             study: Take it from this study (a unique prefix of its name), whatever its task.
             max_trainable_params: The budget that it is to be cut at.
 
@@ -196,7 +196,7 @@ class Store:
         """
         with self._database.reading() as session:
             return queries.transferable(
-                session, backbone, space, task, study, max_trainable_params
+                session, space, task, backbone, study, max_trainable_params
             )
 
     def weights(self, study: str, number: int) -> bytes | None:

@@ -236,4 +236,4 @@ class RankingRow(Base):
     space: Mapped[str] = mapped_column(String(64), server_default="")
     task: Mapped[str] = mapped_column(String(200), server_default="")
     created_at: Mapped[datetime]
-    __table_args__ = (Index("ix_rankings_transfer", "backbone", "space"),)
+    __table_args__ = (Index("ix_rankings_transfer", "space", "backbone"),)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sparsearch.workers.proposals import Proposals
 from sparsearch.workers.runners import InProcessRunner
 from sparsearch.workers.transfer import FindSource, finder, with_sources
 from sparsearch.workers.trial import shared_ranking
-from sparsearch.workers.workbench import Workbench, open_workbench
+from sparsearch.workers.workbench import Workbench, open_workbench, weights_fingerprint
 
 __all__ = ["make_loop", "plan", "run"]
 
@@ -82,10 +83,18 @@ def run(
         trials=plan(config, checked.budgets),
     )
     bench = None if _knows(db, config.name) else open_workbench(config)
+
+    @functools.cache
+    def weights() -> str:
+        return bench.backbone.weight_fingerprint if bench else weights_fingerprint(config)
+
+    def find(store: Store | None) -> FindSource:
+        return finder(store, config, checked.space.fingerprint, weights)
+
     if bench is not None:
-        spec = replace(spec, trials=_sourced(spec.trials, db, bench))
+        spec = replace(spec, trials=_sourced(spec.trials, db, find))
     with Store.open(db, create=True) as store:
-        _drive(store, spec, config, listen, bench)
+        _drive(store, spec, config, listen, bench, find(store))
         return store.find_study(config.name)
 
 
@@ -101,16 +110,18 @@ def _knows(db: str, study: str) -> bool:
         return study in {record.name for record in store.studies()}
 
 
-def _sourced(trials: Sequence[Trial], db: str, bench: Workbench) -> tuple[Trial, ...]:
+def _sourced(
+    trials: Sequence[Trial], db: str, find: Callable[[Store | None], FindSource]
+) -> tuple[Trial, ...]:
     """Trials that know what they transfer; looked up before anything is written."""
     if not any(t.strategy == TRANSFER for t in trials):
         return tuple(trials)
     try:
         store = Store.open(db, create=False)
     except MissingStoreError:
-        return with_sources(trials, finder(None, bench))
+        return with_sources(trials, find(None))
     with store:
-        return with_sources(trials, finder(store, bench))
+        return with_sources(trials, find(store))
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:
@@ -157,7 +168,12 @@ def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSour
 
 
 def _drive(
-    store: Store, spec: StudySpec, config: StudyConfig, listen: Listener, bench: Workbench | None
+    store: Store,
+    spec: StudySpec,
+    config: StudyConfig,
+    listen: Listener,
+    bench: Workbench | None,
+    find: FindSource,
 ) -> None:
     """Hold the study's lease while its unfinished trials run."""
     store.begin_study(spec)
@@ -170,9 +186,8 @@ def _drive(
         if not queued and not to_propose:
             return
         budgets = resolve_all(config.budgets, spec.backbone_params)
-        bench = bench or open_workbench(config)
-        loop = make_loop(store, spec, config, finder(store, bench))
-        with InProcessRunner(bench, store.ranking) as runner:
+        loop = make_loop(store, spec, config, find)
+        with InProcessRunner(bench or open_workbench(config), store.ranking) as runner:
             Driver(
                 store,
                 spec.name,

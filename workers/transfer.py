@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
+from sparsearch.config import StudyConfig
 from sparsearch.errors import StoreError
 from sparsearch.results.store import Store
 from sparsearch.results.values import Trial
 from sparsearch.search.strategies import TRANSFER
 from sparsearch.spaces.budget import Budget
-from sparsearch.workers.workbench import Workbench
 
-__all__ = ["FindSource", "finder", "with_sources"]
+__all__ = ["FindSource", "finder", "with_source", "with_sources"]
 
 FindSource: TypeAlias = Callable[[Budget], str | None]
 """The key of the ranking to transfer to a budget, None where there is none."""
 
 
-def finder(store: Store | None, bench: Workbench) -> FindSource:
-    """Looks up what may be transferred to a workbench: what its configuration names, or the best ranking.
+def finder(
+    store: Store | None, config: StudyConfig, space: str, weights: Callable[[], str]
+) -> FindSource:
+    """Looks up what may be transferred to a study: what its configuration names, or the best ranking of another task.
 
     Args:
         store: None where there is no database yet.
-        bench: Its backbone and space must be those of the ranking; its task is the other one.
+        config: Of the study.
+        space: Fingerprint of its space.
+        weights: Gives the weight fingerprint of its backbone; asked only where something might fit.
     """
-    given, title = bench.config.search.transfer_from, bench.config.task.title
-    backbone, space = bench.backbone.weight_fingerprint, bench.space.fingerprint
+    given, title = config.search.transfer_from, config.task.title
 
     def find(budget: Budget) -> str | None:
         if store is None:
             return None
         named = store.ranking(given) if given is not None else None
         if named is not None:
-            return given if (named.backbone, named.space) == (backbone, space) else None
-        most = budget.max_trainable_params
-        return store.transferable(backbone, space, title, study=given, max_trainable_params=most)
+            return given if (named.backbone, named.space) == (weights(), space) else None
+        best = functools.partial(
+            store.transferable,
+            space,
+            title,
+            study=given,
+            max_trainable_params=budget.max_trainable_params,
+        )
+        return None if best() is None else best(backbone=weights())
 
     return find
 

@@ -30,7 +30,14 @@ from sparsearch.spaces.backbone import (
 from sparsearch.spaces.space import Space, build_space
 from sparsearch.spaces.structure import Structure
 
-__all__ = ["Workbench", "attach_anew", "load_backbone", "open_workbench", "start_head"]
+__all__ = [
+    "Workbench",
+    "attach_anew",
+    "load_backbone",
+    "open_workbench",
+    "start_head",
+    "weights_fingerprint",
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,13 @@ def load_backbone(
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device), identify(model, remembered, config.revision), data
+
+
+def weights_fingerprint(config: StudyConfig) -> str:
+    """The fingerprint of a study's backbone, for who has no workbench: the model is loaded and forgotten."""
+    path, remembered = located(config.model, config.folder)
+    model = load_model(path, revision=config.model.revision, sha256=config.model.sha256)
+    return identify(model, remembered, config.model.revision).weight_fingerprint
 
 
 def open_workbench(config: StudyConfig) -> Workbench:

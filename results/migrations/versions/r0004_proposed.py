@@ -16,7 +16,7 @@ def upgrade() -> None:
         op.add_column(
             "rankings", sa.Column(name, sa.String(length), server_default="", nullable=False)
         )
-    op.create_index("ix_rankings_transfer", "rankings", ["backbone", "space"])
+    op.create_index("ix_rankings_transfer", "rankings", ["space", "backbone"])
 
 
 def downgrade() -> None:
