@@ -222,23 +222,28 @@ class OptunaLoop:
             shown = min(max(_LEAST_SHOWN, len(results) // 3), _MOST_SHOWN)
             results = [results[i] for i in nearest([r.place for r in results], place, shown)]
         gains = self._gains(results)
-        usual = self._final.usual([r.place for r in results]) if len(self._final) else []
-        violated = any(r.violation > 0 for r in results)
-        trials = []
-        for i, (result, gain) in enumerate(zip(results, gains, strict=True)):
-            values = [gain] if self._evenly else [usual[i] + gain if usual else 0.0, *result.place]
-            generation = {NSGAIISampler._get_generation_key(): i // _POPULATION}
-            trials.append(
-                create_trial(
-                    params=dict(result.params),
-                    distributions=self._distributions,
-                    values=values,
-                    constraints={"limits": result.violation} if violated else None,
-                    system_attrs=generation if self.outer.sampler == "nsga2" else None,
-                )
+        values = [[gain] for gain in gains]
+        if not self._evenly and results:
+            usual = (
+                self._final.usual([r.place for r in results])
+                if len(self._final)
+                else [0.0] * len(gains)
             )
+            values = [[u + g, *r.place] for u, g, r in zip(usual, gains, results, strict=True)]
+        violated = any(r.violation > 0 for r in results)
+        generation = NSGAIISampler._get_generation_key()
+        finished = [
+            create_trial(
+                params=dict(result.params),
+                distributions=self._distributions,
+                values=values[i],
+                constraints={"limits": result.violation} if violated else None,
+                system_attrs={generation: i // _POPULATION},
+            )
+            for i, result in enumerate(results)
+        ]
         running = list(self._running.values())[-_MOST_SHOWN:]
-        return trials + [
+        return finished + [
             create_trial(
                 params=dict(params), distributions=self._distributions, state=TrialState.RUNNING
             )
