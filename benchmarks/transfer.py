@@ -25,11 +25,11 @@ from sparsearch.workers.listener import Listener
 from sparsearch.workers.study import run
 
 ROWS = {"trec": 2000, "sst2": 1500}
-STUDIES = (
-    ("trec", "s3pet", ["random"]),
-    ("sst2", "s3pet", ["random", "transfer"]),
-    ("trec", "transfer", []),
-)
+STUDIES: dict[str, tuple[str, str, list[str]]] = {
+    "trec": ("trec", "s3pet", ["random"]),
+    "sst2": ("sst2", "s3pet", ["random", "transfer"]),
+    "back": ("trec", "transfer", []),
+}
 SEARCH = {
     "start": "probe",
     "budget_schedule": "sampled",
@@ -98,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--db", default="sqlite:///transfer.db")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--report", action="store_true", help="print what has run, run nothing")
@@ -105,8 +106,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     folder = Path(arguments.data).resolve()
     if not arguments.report:
-        for spec in STUDIES:
-            run(study(*spec, folder), arguments.db, listener=Told())
+        for name in arguments.studies:
+            run(study(*STUDIES[name], folder), arguments.db, listener=Told())
     with Store.open(arguments.db, create=False) as store:
         trials = [(s.task, t) for s in store.studies() for t in store.trials(s.name)]
     rows = rows_of(trials)

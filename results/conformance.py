@@ -143,6 +143,39 @@ class StoreConformance:
         assert record.owner is None
         assert record.created_at.tzinfo is not None
 
+    def test_a_trial_may_be_added_with_settings_of_its_own(self, store: Store) -> None:
+        """It is queued after the others, once, and keeps its settings in order."""
+        store.begin_study(sample_study())
+        settings = (("train.lr", 0.01), ("search.steps", 7), ("search.start", "probe"))
+        added = Trial(2, "probe", Budget(max_trainable_params=64, text="64 params"), 5, settings)
+        store.add_trial("study", added)
+        assert store.queued("study")[2] == added
+        with pytest.raises(StoreError):
+            store.add_trial("study", added)
+        with pytest.raises(StoreError, match="no study 'other'"):
+            store.add_trial("other", added)
+        store.finish("study", 2, replace(sample_outcome(), history=(0.25, 0.5)))
+        record = store.trials("study")[2]
+        assert (record.settings, record.history) == (dict(settings), (0.25, 0.5))
+
+    def test_a_ranking_is_transferred_to_another_task(self, store: Store) -> None:
+        """The best one of the same space and backbone, within the limit first."""
+        store.begin_study(sample_study(trials=4))
+        for n, (score, params) in enumerate(((0.7, 90), (0.9, 200), (0.8, 80), (0.6, 50))):
+            made = Ranking((0.5, 0.25), "s3pet", n, 3, 1.0, "f00d", "5ace", "trec")
+            outcome = replace(sample_outcome(score, params, layer=n), ranking=(f"key{n}", made))
+            store.finish("study", n, outcome)
+        assert store.ranking("key1") == replace(made, seed=1)
+        assert store.transferable("5ace", "sst2") == "key1"
+        assert store.transferable("5ace", "sst2", max_trainable_params=100) == "key2"
+        assert store.transferable("5ace", "sst2", backbone="f00d") == "key1"
+        assert store.transferable("5ace", "trec") is None, "it is that task's own"
+        assert store.transferable("5ace", "trec", study="stu") == "key1", "unless it is named"
+        assert store.transferable("else", "sst2") is None
+        assert store.transferable("5ace", "sst2", backbone="else") is None
+        with pytest.raises(StoreError, match="no study 'other'"):
+            store.transferable("5ace", "sst2", study="other")
+
     def test_study_without_trials(self, store: Store) -> None:
         """It is listed, and its best is None."""
         store.begin_study(sample_study(trials=0))
