@@ -6,7 +6,9 @@ lowest budget, over the logarithm of the parameters, as a share of the best ther
 trials which a user would choose by their noisy scores.
 
     python benchmarks/outer_loop.py --samplers random tpe gp --seeds 20 --out outer_loop.json
-    python benchmarks/outer_loop.py --scale 1000 --trials 10000 --out scale.json     # figures of docs/scaling.md
+    python benchmarks/outer_loop.py --report outer_loop.json
+    python benchmarks/outer_loop.py --proposals --samplers tpe gp           # these two for docs/scaling.md
+    python benchmarks/outer_loop.py --scale 1000 --trials 5000 --samplers random
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ import optuna
 from sparsearch.config import StudyConfig
 from sparsearch.results.store import Store
 from sparsearch.results.values import Outcome, Trial
-from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.workers.environment import environment
 from sparsearch.workers.listener import Listener
+from sparsearch.workers.optuna_loop import OptunaLoop, Race
+from sparsearch.workers.proposals import Proposals
 from sparsearch.workers.simulate import simulate
 from sparsearch.workers.simulated_runner import Failures, SimulatedRunner, SyntheticFront
 
@@ -171,24 +175,22 @@ def scale(workers: int, trials: int, sampler: str) -> dict[str, Any]:
         inner = getattr(owner, name)
 
         def outer(*arguments: Any, **named: Any) -> Any:
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 return inner(*arguments, **named)
             finally:
-                passed = time.perf_counter() - began
+                passed = time.process_time() - began
                 spent[label] = spent.get(label, 0.0) + passed
                 if label == "proposals":
                     proposals.append(passed)
 
         setattr(owner, name, outer)
 
-    from sparsearch.workers.optuna_loop import OptunaLoop, Race
-
     timed(OptunaLoop, "_suggest", "proposals")
     timed(Race, "keeps_up", "early stopping")
     for name in ("add_trial", "start", "finish", "renew"):
         timed(Store, name, "database")
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.process_time()
     with (
         tempfile.TemporaryDirectory() as folder,
         Store.open(Path(folder) / "study.db", create=True) as store,
@@ -196,7 +198,7 @@ def scale(workers: int, trials: int, sampler: str) -> dict[str, Any]:
         record = simulate(study(sampler, trials, 0, early_stop="asha"), store, runner)
         states = [t.state for t in store.trials("front")]
         size = sum(f.stat().st_size for f in Path(folder).iterdir())
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - began
     tenth = max(1, len(proposals) // 10)
     return {
         "workers": workers,
@@ -204,15 +206,42 @@ def scale(workers: int, trials: int, sampler: str) -> dict[str, Any]:
         "trials": record.trials,
         "states": {state: states.count(state) for state in sorted(set(states))},
         "seconds": seconds,
-        "trials_per_second": record.trials / seconds,
+        "processor_seconds": cpu,
         "virtual_seconds": runner.now(),
-        "spent": spent,
+        "processor_ms_per_trial": {k: 1000 * v / record.trials for k, v in spent.items()}
+        | {"all": 1000 * cpu / record.trials},
         "proposal_ms": {
             "first tenth": 1000 * statistics.fmean(proposals[:tenth]),
             "last tenth": 1000 * statistics.fmean(proposals[-tenth:]),
         },
         "database_bytes": size,
     }
+
+
+def proposal_times(sampler: str) -> list[dict[str, Any]]:
+    """Processor time of one proposal, by what the loop knows."""
+    world = SyntheticFront()
+    config = study(sampler, 100_000, 0)
+    backbone_params = 22_713_216
+    budgets = resolve_all(config.budgets, backbone_params)
+    rows = []
+    for told, running in ((100, 0), (1000, 0), (1000, 1000), (10_000, 1000)):
+        proposals = Proposals(config, budgets, backbone_params)
+        loop = OptunaLoop(
+            config, proposals, [], 0, [], list(by_chance(world, running, 2)), print, lambda _: None
+        )
+        for trial in by_chance(world, told, 1):
+            loop.tell(trial, world.course(trial).outcome)
+        for _ in range(running):
+            loop.ask(lambda trial: True)
+        times = []
+        for number in range(4):
+            began = time.process_time()
+            loop._suggest(told + number, told + number)
+            times.append(1000 * (time.process_time() - began))
+        rows.append({"sampler": sampler, "told": told, "running": running, "ms": min(times[1:])})
+        print(f"| `{sampler}` | {told:,} | {running:,} | {rows[-1]['ms']:.0f} ms |", flush=True)
+    return rows
 
 
 def main() -> None:
@@ -223,6 +252,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[3000, 300], help="per sampler")
     parser.add_argument("--noise", type=float, default=0.7, help="points, between seeds")
     parser.add_argument("--scale", type=int, help="workers of one large study")
+    parser.add_argument("--proposals", action="store_true", help="time what a proposal takes")
     parser.add_argument("--report", type=Path, nargs="+", help="print the table of such files")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -231,6 +261,10 @@ def main() -> None:
     if arguments.scale:
         document["scale"] = scale(arguments.scale, arguments.trials[0], arguments.samplers[-1])
         print(json.dumps(document["scale"], indent=1))
+        write(arguments.out, document)
+        return
+    if arguments.proposals:
+        document["proposals"] = [r for s in arguments.samplers for r in proposal_times(s)]
         write(arguments.out, document)
         return
     if arguments.report:
