@@ -54,8 +54,8 @@ class OuterConfig(_Section):
     """The outer loop: after the planned trials it proposes others, between the study's budgets.
 
     Attributes:
-        sampler: ``tpe`` and ``gp`` (a Gaussian process) spread the budgets evenly and maximise by how much a trial
-            is better than others of about its budget. ``tpe-front``, ``gp-front`` and ``nsga2`` maximise the score
+        sampler: ``gp`` (a Gaussian process) and ``tpe`` (for thousands of trials) spread the budgets evenly and
+            maximise by how much a trial is better than others of about its budget. ``tpe-front``, ``gp-front`` and ``nsga2`` maximise the score
             and minimise the costs, two objectives or more. ``random`` learns nothing.
         trials: How many it proposes. May be raised later: the study then goes on.
         tune: Settings of search and training that it turns, by dotted path: a range or a list of choices.
@@ -64,7 +64,7 @@ class OuterConfig(_Section):
         priors: Whether its first trials transfer the best rankings that the database has of other tasks.
     """
 
-    sampler: Literal["tpe", "gp", "tpe-front", "gp-front", "nsga2", "random"] = "tpe"
+    sampler: Literal["tpe", "gp", "tpe-front", "gp-front", "nsga2", "random"] = "gp"
     trials: int = Field(default=40, gt=0)
     tune: dict[str, Tuned] = Field(default_factory=dict)
     early_stop: Literal["none", "asha", "hyperband"] = "none"

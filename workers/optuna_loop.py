@@ -41,7 +41,7 @@ from sparsearch.workers.transfer import FindSource, with_source
 
 __all__ = ["OptunaLoop"]
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 _STARTUP = 10
 _POPULATION = 20

@@ -31,7 +31,7 @@ def study(baselines=("random",), seeds=(0,), **outer):
             "task": {"name": "none", "data": {"path": "json"}, "text": ["text"]},
             "space": {"preset": "fine"},
             "budgets": {"max_trainable_params": {"from": "0.0035%", "to": "0.5%"}},
-            "outer": {"tune": TUNE, **outer},
+            "outer": {"sampler": "tpe", "tune": TUNE, **outer},
             "baselines": list(baselines),
             "seeds": list(seeds),
         }
