@@ -55,8 +55,9 @@ class OuterConfig(_Section):
 
     Attributes:
         sampler: ``gp`` (a Gaussian process) and ``tpe`` (for thousands of trials) spread the budgets evenly and
-            maximise by how much a trial is better than others of about its budget. ``tpe-front``, ``gp-front`` and ``nsga2`` maximise the score
-            and minimise the costs, two objectives or more. ``random`` learns nothing.
+            maximise by how much a trial is better than others of about its budget. ``tpe-front``, ``gp-front``
+            and ``nsga2`` maximise the score and minimise the costs, two objectives or more. ``random`` learns
+            nothing.
         trials: How many it proposes. May be raised later: the study then goes on.
         tune: Settings of search and training that it turns, by dotted path: a range or a list of choices.
         early_stop: Whether trials that lag behind others of about their budget are cancelled after an epoch:
