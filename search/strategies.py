@@ -264,7 +264,10 @@ def rank_update_magnitude(
         epochs = max(1, -(-problem.search.steps // batches))
         config = problem.train.model_copy(update={"epochs": epochs})
         groups = learning_rates(problem.model, config.lr, config.kind_lr)
-        train(problem.model, task, config, groups, derive(seed, "update magnitude"), observe)
+        train(
+            problem.model, task, config, groups, derive(seed, "update magnitude"),
+            lambda phase, done, total, score=None: observe("search", done, total),
+        )  # fmt: skip
         magnitudes = update_magnitudes(problem.model, space)
     finally:
         supernet.close()

@@ -229,7 +229,10 @@ class OptunaLoop:
                 if len(self._final)
                 else [0.0] * len(gains)
             )
-            values = [[u + g, *r.place] for u, g, r in zip(usual, gains, results, strict=True)]
+            values = [
+                [u + g, *self.proposals.costs(r.place)]
+                for u, g, r in zip(usual, gains, results, strict=True)
+            ]
         violated = any(r.violation > 0 for r in results)
         generation = NSGAIISampler._get_generation_key()
         finished = [

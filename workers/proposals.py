@@ -20,11 +20,13 @@ Params: TypeAlias = Mapping[str, Choice]
 """A point: limits of the budget and tuned settings by name."""
 
 STRATEGY = "search.strategy"
+LIMITS = ("max_trainable_params", "max_bytes", "max_inference_flops", "min_weight_sparsity")
+SHARES = ("max_inference_flops", "min_weight_sparsity")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A limit that lies between two ends, on a log scale; of FLOPs on a plain one."""
+    """A limit that lies between two ends, on a log scale; a share on a plain one."""
 
     name: str
     low: float
@@ -33,7 +35,7 @@ class Axis:
     @property
     def log(self) -> bool:
         """Whether equal ratios are equally likely."""
-        return self.name != "max_inference_flops"
+        return self.name not in SHARES
 
     def place(self, value: float) -> float:
         """Where a value lies between the ends, 0 to 1."""
@@ -65,7 +67,7 @@ class Proposals:
         self.tune = config.outer.tune
         self.axes: list[Axis] = []
         self.fixed: dict[str, float] = {}
-        for name in ("max_trainable_params", "max_bytes", "max_inference_flops"):
+        for name in LIMITS:
             values = [v for b in budgets if (v := getattr(b, name)) is not None]
             if values and min(values) < max(values):
                 self.axes.append(Axis(name, min(values), max(values)))
@@ -100,10 +102,16 @@ class Proposals:
     def budget(self, params: Params) -> Budget:
         """The budget of a point."""
         limits: dict[str, Any] = self.fixed | {a.name: params[a.name] for a in self.axes}
-        if "max_inference_flops" in limits:
-            limits["max_inference_flops"] = f"{100 * limits['max_inference_flops']:.6g}%"
-        whole = {k: int(v) for k, v in limits.items() if k != "max_inference_flops"}
-        return resolve(self.backbone_params, **limits | whole)
+        for name, value in limits.items():
+            limits[name] = f"{100 * value:.6g}%" if name in SHARES else int(value)
+        return resolve(self.backbone_params, **limits)
+
+    def costs(self, place: Sequence[float]) -> list[float]:
+        """What a place costs by each limit, 0 to 1: a looser limit costs more."""
+        return [
+            1 - u if axis.name.startswith("min_") else u
+            for axis, u in zip(self.axes, place, strict=True)
+        ]
 
     def strategy(self, params: Params) -> str:
         """The strategy of a point."""
