@@ -7,6 +7,7 @@ our database does not hold, and a study that goes on proposes what an uninterrup
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ class OptunaLoop:
     def goes_on(self, trial: Trial, done: int, total: int, score: float) -> bool:
         """Whether a proposal keeps up with others of about its budget; planned trials always go on."""
         params = self._params(trial)
-        if params is None:
+        if params is None or not math.isfinite(score):
             return True
         keeps_up = self._race.keeps_up(trial.number, params, done, score)
         return keeps_up or done >= total or trial.number < self._planned
@@ -157,6 +158,8 @@ class OptunaLoop:
         """Learn how a trial ended."""
         self._running.pop(trial.number, None)
         score = outcome.score("validation")
+        if score is not None and not math.isfinite(score):
+            score = None  # as it is stored: a correlation of constants is NaN
         self._note(self._params(trial), trial.budget, outcome, score)
 
     def _learn(self, record: TrialRecord) -> None:

@@ -158,7 +158,8 @@ class SimulatedRunner:
         run = self._at.get(job)
         if run is None or run.cancelled:
             return None
-        run.scores.append(score)
+        if math.isfinite(score):
+            run.scores.append(score)
         return Progressed(job, "train", epoch, total, score)
 
     def _end(self, job: Job, outcome: Outcome) -> Event | None:

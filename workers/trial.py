@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -66,7 +67,7 @@ def execute(
     history: list[float] = []
 
     def watch(phase: str, done: int, total: int, score: float | None = None) -> None:
-        if phase == "train" and score is not None:
+        if phase == "train" and score is not None and math.isfinite(score):
             history.append(score)
         observe(phase, done, total, score)
 

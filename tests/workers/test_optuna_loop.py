@@ -155,6 +155,27 @@ def test_what_is_infeasible_is_avoided(store, sampler):
     assert fmean(infeasible[-30:]) < 0.3
 
 
+class Undefined(SyntheticFront):
+    """Every third trial has a score that is not a number, as a correlation of constants is."""
+
+    def course(self, trial):
+        course = super().course(trial)
+        if trial.number % 3:
+            return course
+        nothing = tuple(replace(m, value=float("nan")) for m in course.outcome.measurements)
+        scores = (float("nan"),) * len(course.scores)
+        return replace(
+            course, scores=scores, outcome=replace(course.outcome, measurements=nothing)
+        )
+
+
+def test_an_undefined_score_teaches_nothing_and_breaks_nothing(store):
+    config = study(trials=30, early_stop="asha")
+    simulate(config, store, SimulatedRunner(Undefined()))
+    assert {t.state for t in store.trials("front")[6:]} == {"ok", "cancelled"}
+    assert all((t.score is None) for t in store.trials("front")[::3])
+
+
 def test_failures_are_outcomes_and_many_workers_lose_nothing(store):
     config = study(sampler="random", trials=300, early_stop="asha", seeds=(0, 1, 2))
     failures = Failures(oom=0.05, nan=0.05, slow=0.1)
