@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import StoreError
-from sparsearch.results import lease, queries
+from sparsearch.results import attempts, lease, queries
 from sparsearch.results.tables import (
     MeasurementRow,
     PlacementRow,
@@ -28,7 +29,18 @@ from sparsearch.spaces.ranking import Ranking
 if TYPE_CHECKING:
     from sparsearch.spaces.structure import Structure
 
-__all__ = ["acquire", "begin_study", "finish", "release", "renew", "start"]
+__all__ = [
+    "acquire",
+    "add_late",
+    "add_ranking",
+    "ask_to_stop",
+    "begin_study",
+    "finish",
+    "release",
+    "renew",
+    "retry",
+    "start",
+]
 
 _ABSENT = object()
 _SHOWN = 5
@@ -61,20 +73,32 @@ def acquire(session: Session, study: str, owner: lease.Owner, seconds: float) ->
     row = _locked_study(session, study)
     lease.acquire(row, owner, seconds)
     _queue_running(session, row)
+    row.stop_asked_at = None
 
 
 def _queue_running(session: Session, study: StudyRow) -> None:
     left = (TrialRow.study_id == study.id, TrialRow.state == "running")
     session.execute(update(TrialRow).where(*left).values(state="queued"))
+    attempts.interrupt(session, study.id)
 
 
-def renew(session: Session, study: str, owner: lease.Owner, seconds: float) -> None:
-    """Extend the lease of a study, in seconds from now.
+def renew(
+    session: Session,
+    study: str,
+    owner: lease.Owner,
+    seconds: float,
+    progressed: Collection[int],
+    attempt_seconds: float,
+) -> None:
+    """Extend the lease of a study, and the deadlines of attempts at some of its trials.
 
     Raises:
         LeaseError: If it was lost.
     """
-    lease.renew(_locked_study(session, study), owner, seconds)
+    row = _locked_study(session, study)
+    lease.renew(row, owner, seconds)
+    if progressed:
+        attempts.extend(session, row.id, progressed, attempt_seconds)
 
 
 def release(session: Session, study: str, owner: lease.Owner) -> None:
@@ -82,18 +106,51 @@ def release(session: Session, study: str, owner: lease.Owner) -> None:
     row = _locked_study(session, study)
     if lease.release(row, owner):
         _queue_running(session, row)
+        row.stop_asked_at = None
 
 
-def start(session: Session, study: str, number: int) -> None:
-    """Mark a trial as running.
+def ask_to_stop(session: Session, study: str) -> lease.Owner | None:
+    """Leave word for the driver of a study; where there is none any more, free the study."""
+    row = _locked_study(session, study)
+    owner = lease.holder(row)
+    if owner is None:
+        lease.clear(row)
+        _queue_running(session, row)
+    row.stop_asked_at = None if owner is None else datetime.now(UTC)
+    return owner
+
+
+def start(session: Session, study: str, number: int, worker: str, attempt_seconds: float) -> None:
+    """Mark a trial as running, by a further attempt.
 
     Raises:
         StoreError: If it is finished.
     """
     row = _unfinished_trial(session, study, number)
     row.state = "running"
-    row.attempts += 1
     row.started_at = datetime.now(UTC)
+    attempts.begin(session, row, worker, attempt_seconds)
+
+
+def retry(session: Session, study: str, number: int, state: str, message: str) -> None:
+    """The attempt at a trial came to nothing; the trial is queued again.
+
+    Raises:
+        StoreError: If it is finished.
+    """
+    row = _unfinished_trial(session, study, number)
+    row.state = "queued"
+    attempts.end(session, row, state, message)
+
+
+def add_late(session: Session, study: str, number: int, worker: str, outcome: Outcome) -> None:
+    """Keep what came of an attempt that had been given up, as a further attempt."""
+    attempts.add_late(session, _trial(session, study, number), worker, outcome)
+
+
+def add_ranking(session: Session, key: str, ranking: Ranking) -> None:
+    """Keep a ranking; the first under a key stays."""
+    _insert_ranking(session, key, ranking)
 
 
 def finish(session: Session, study: str, number: int, outcome: Outcome) -> None:
@@ -107,6 +164,7 @@ def finish(session: Session, study: str, number: int, outcome: Outcome) -> None:
     if outcome.structure is not None:
         _insert_structure(session, outcome.structure)
     _fill(row, outcome, metric)
+    attempts.end(session, row, outcome.state, outcome.message)
     session.flush()
     if outcome.measurements:
         measured = [_measurement(row.id, m) for m in outcome.measurements]
@@ -177,6 +235,16 @@ def _locked_study(session: Session, name: str) -> StudyRow:
 
 
 def _unfinished_trial(session: Session, study: str, number: int) -> TrialRow:
+    row = _trial(session, study, number)
+    if row.state in FINISHED:
+        raise StoreError(
+            f"trial {number} of study {study!r} is finished already ({row.state})",
+            f"its outcome is kept; see `sparsearch trials {study}`",
+        )
+    return row
+
+
+def _trial(session: Session, study: str, number: int) -> TrialRow:
     row = session.scalar(
         select(TrialRow)
         .join(StudyRow)
@@ -185,11 +253,6 @@ def _unfinished_trial(session: Session, study: str, number: int) -> TrialRow:
     )
     if row is None:
         raise queries.no_trial(session, study, number)
-    if row.state in FINISHED:
-        raise StoreError(
-            f"trial {number} of study {study!r} is finished already ({row.state})",
-            f"its outcome is kept; see `sparsearch trials {study}`",
-        )
     return row
 
 

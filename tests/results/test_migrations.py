@@ -19,8 +19,8 @@ _SECOND = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9999"
+down_revision = "{head}"
 
 
 def upgrade():
@@ -41,7 +41,9 @@ def path(tmp_path: Path) -> Path:
 def _next_version(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "") -> None:
     """Pretend to be a later sparsearch, with one revision more."""
     shutil.copytree(Path(migrations.__file__).parent, folder / "migrations")
-    (folder / "migrations" / "versions" / "r0002.py").write_text(_SECOND.format(more=more))
+    (folder / "migrations" / "versions" / "r9999.py").write_text(
+        _SECOND.format(more=more, head=migrations.head())
+    )
     monkeypatch.setattr(migrations, "SCRIPTS", str(folder / "migrations"))
 
 
@@ -64,7 +66,7 @@ def test_older_database_is_upgraded_by_a_writer_only(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _next_version(tmp_path, monkeypatch)
-    with pytest.raises(StoreError, match="older revision '0001'") as caught:
+    with pytest.raises(StoreError, match="older revision '0003'") as caught:
         Store.open(path, create=False)
     assert "sparsearch run" in caught.value.hint
     assert "extra" not in _columns(path)
