@@ -43,14 +43,33 @@ from sparsearch.spaces.weights_file import weights_of
 from sparsearch.workers.environment import environment
 from sparsearch.workers.workbench import Workbench, attach_anew, start_head
 
-__all__ = ["FindRanking", "execute", "pack_weights", "rank_on", "ranking_key", "shared_ranking"]
+__all__ = [
+    "FindRanking",
+    "KeepRanking",
+    "execute",
+    "pack_weights",
+    "rank_on",
+    "ranking_key",
+    "shared_ranking",
+]
 
 FindRanking = Callable[[str], Ranking | None]
 """Looks a stored ranking up by its key."""
 
+KeepRanking = Callable[[str, Ranking], None]
+"""Told of a ranking as soon as it is made, and of its key."""
+
+
+def _forget(key: str, ranking: Ranking) -> None:
+    """The outcome brings the ranking too."""
+
 
 def execute(
-    bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Observer = silent
+    bench: Workbench,
+    trial: Trial,
+    find_ranking: FindRanking,
+    observe: Observer = silent,
+    keep_ranking: KeepRanking = _forget,
 ) -> Outcome:
     """Run a trial to an outcome. Whatever goes wrong in it is an outcome too, not the end of a study.
 
@@ -59,11 +78,12 @@ def execute(
         trial: What to run.
         find_ranking: Where a ranking may be reused from.
         observe: Told of every step.
+        keep_ranking: Told of a new ranking.
     """
     started = time.monotonic()
     reset_peak(bench.device)
     try:
-        outcome = _run(bench, trial, find_ranking, observe)
+        outcome = _run(bench, trial, find_ranking, observe, keep_ranking)
     except StoreError:
         raise  # the study's, not the trial's: a lease was lost or the database failed
     except Cancelled as error:
@@ -85,11 +105,17 @@ def execute(
     )
 
 
-def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Observer) -> Outcome:
+def _run(
+    bench: Workbench,
+    trial: Trial,
+    find_ranking: FindRanking,
+    observe: Observer,
+    keep_ranking: KeepRanking,
+) -> Outcome:
     if trial.strategy in REFERENCES:
         return _run_reference(bench, trial, observe)
     assert trial.budget is not None, "only references have no budget"
-    structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe)
+    structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe, keep_ranking)
     config, model = bench.config.train, bench.model
     if config.backbone:
         model = _what_is_left(model, structure)
@@ -149,7 +175,12 @@ def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome
 
 
 def _choose(
-    bench: Workbench, trial: Trial, budget: Budget, find_ranking: FindRanking, observe: Observer
+    bench: Workbench,
+    trial: Trial,
+    budget: Budget,
+    find_ranking: FindRanking,
+    observe: Observer,
+    keep_ranking: KeepRanking,
 ) -> tuple[Structure, tuple[str, Ranking] | None]:
     """The structure of a budgeted strategy, and the ranking it was cut from."""
     space, ranking = bench.space, None
@@ -158,7 +189,10 @@ def _choose(
         space = without_scores(space)
     if trial.strategy in RANKERS:
         key = ranking_key(bench, trial.strategy, budget, trial.seed)
-        found = find_ranking(key) or rank_on(bench, trial.strategy, budget, trial.seed, observe)
+        found = find_ranking(key)
+        if found is None:
+            found = rank_on(bench, trial.strategy, budget, trial.seed, observe)
+            keep_ranking(key, found)
         ranking = (key, found)
         rules = {"s3pet": bench.config.search.cut, "probe": bench.config.search.probe.cut}
         rule = rules.get(trial.strategy, "greedy")
