@@ -12,9 +12,28 @@ from sparsearch.config import WorkersConfig
 from sparsearch.errors import ConfigError
 from sparsearch.search.device import choose_device
 
-__all__ = ["worker_problems", "workers_that_fit"]
+__all__ = ["quieten_ray", "worker_problems", "workers_that_fit"]
 
 _CONNECT_SECONDS = 5.0
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+def quieten_ray() -> None:
+    """Settings that Ray reads when it is imported and started, where the user has not set them.
+
+    It tells nobody that it is used, lets its workers run at the driver's priority and in its folder, writes no
+    results of its own, and prints no page about a dead worker, of whom the driver tells.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def worker_problems(workers: WorkersConfig, ray_address: str | None) -> list[str]:

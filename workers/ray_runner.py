@@ -37,15 +37,6 @@ _FALSE_STARTS = 5
 _PREFIX = "sparsearch-"
 _OVER = "over"
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
-"""Ray's own settings: tells nobody, lets its workers run at our priority, in our folder, and prints little."""
-
 
 class RayRunner:
     """Runs jobs on Ray, started here for the purpose or on a cluster.
@@ -111,6 +102,10 @@ class RayRunner:
     def free(self) -> int:
         """One job for each worker."""
         return self.workers.max_concurrent - len(self._jobs)
+
+    def ready(self) -> int:
+        """Workers that have loaded model and data and are alive, as far as ``wait`` has heard."""
+        return len(self._ready)
 
     def submit(self, job: Job) -> None:
         """The next free worker takes it."""
@@ -267,8 +262,6 @@ def _session(address: str | None, folder: Path) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address in (None, "local"):
         quiet |= {"include_dashboard": False, "_temp_dir": str(folder / "ray")}

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -120,16 +119,17 @@ def _save_task(task: Task, path: Path) -> None:
     facts = {
         key: getattr(task, key) for key in ("name", "type", "metric", "classes", "max_length")
     }
-    save_file(tensors, path, {"task": json.dumps(facts)})
+    described = {"facts": facts, "order": list(tensors)}
+    save_file(tensors, path, {"task": json.dumps(described)})
 
 
 def _load_task(path: Path) -> Task:
     with safetensors.safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["task"])
-    tensors = load_file(path)
-    splits: dict[str, Any] = {}
+        described = json.loads(file.metadata()["task"])
+        tensors = {name: file.get_tensor(name) for name in described["order"]}
+    facts, splits = described["facts"], {}
     for name in SPLITS:
         prefix = f"{name}.inputs."
         inputs = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         splits[name] = Split(inputs, tensors[f"{name}.lengths"], tensors[f"{name}.labels"])
-    return Task(**(facts | {"classes": tuple(facts["classes"])}), **splits)
+    return Task(**{**facts, **splits, "classes": tuple(facts["classes"])})

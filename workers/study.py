@@ -21,6 +21,7 @@ from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.workers.driver import Driver
 from sparsearch.workers.listener import Listener
 from sparsearch.workers.outer_loop import Planned
+from sparsearch.workers.places import quieten_ray
 from sparsearch.workers.preflight import check_study
 from sparsearch.workers.runners import InProcessRunner, Runner
 from sparsearch.workers.trial import FindRanking, shared_ranking
@@ -100,6 +101,7 @@ def run(
 def _runner(config: StudyConfig, find_ranking: FindRanking, address: str | None) -> Runner:
     """What the configuration names; Ray takes seconds to import."""
     if config.workers.runner == "ray":
+        quieten_ray()
         from sparsearch.workers.ray_runner import RayRunner
 
         return RayRunner(config, find_ranking, address)
