@@ -191,12 +191,11 @@ class RayRunner:
 
     def _run_tune(self, folder: Path) -> None:
         """Keep as many workers alive as the study may have, until it is over."""
-        shelf = f"{tempfile.gettempdir()}/{folder.name}-shelf"
         try:
             tune.run(
                 RayWorker,
                 name="workers",
-                config={"plan": Plan(self.config, shelf), "exchange": self.exchange},
+                config={"plan": Plan(self.config, str(_shelf(folder))), "exchange": self.exchange},
                 resources_per_trial={
                     "cpu": self.workers.cpus_per_trial,
                     "gpu": self.workers.gpus_per_trial,
@@ -296,9 +295,19 @@ def _temporary_folder() -> Iterator[Path]:
     for old in root.glob(f"{_PREFIX}*-*"):
         owner = old.name.removeprefix(_PREFIX).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _shelf(folder: Path) -> Path:
+    """Where the workers of each machine share; the same path on all of them."""
+    return Path(tempfile.gettempdir(), f"shelf-{folder.name}")
+
+
+def _remove(folder: Path) -> None:
+    for path in (folder, _shelf(folder)):
+        shutil.rmtree(path, ignore_errors=True)
