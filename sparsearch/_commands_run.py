@@ -27,6 +27,7 @@ from sparsearch._options import (
 from sparsearch.errors import LeaseError, Stopped, StoreError, StructureError
 
 if TYPE_CHECKING:
+    from sparsearch.results.store import Store
     from sparsearch.results.summary import StudySummary
     from sparsearch.results.values import StudyRecord, TrialRecord
     from sparsearch.spaces.structure import Structure
@@ -69,7 +70,7 @@ def run(
     _exit_as_trials_went(trials)
 
 
-def stop(study: StudyName, db: Db = DEFAULT_DB) -> None:
+def stop(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None:
     """End a running study's driver: what runs is cancelled and queued, so that `run` continues it."""
     from sparsearch.results.store import Store
 
@@ -77,19 +78,27 @@ def stop(study: StudyName, db: Db = DEFAULT_DB) -> None:
         name = store.find_study(study).name
     with Store.open(db, create=True) as store:
         owner = store.ask_to_stop(name)
-        if owner is None:
-            errors().print(f"nobody runs study {name}; `sparsearch run` continues it")
-            return
-        errors().print(f"asked {owner} to end study {name}")
-        give_up = time.monotonic() + _STOP_SECONDS
-        while store.find_study(name).owner is not None:
-            if time.monotonic() > give_up:
-                raise LeaseError(
-                    f"{owner} still holds study {name!r} after {_STOP_SECONDS} s",
-                    "it ends at its next step; if it does not, end that process",
-                )
-            time.sleep(0.2)
-    errors().print(f"study {name} is stopped; `sparsearch run` continues it")
+        if owner is not None:
+            errors().print(f"asked {owner} to end study {name}")
+            _wait_until_free(store, name, owner)
+    if as_json:
+        print_json({"study": name, "stopped": owner})
+    elif owner is None:
+        output().print(f"nobody runs study {name}; `sparsearch run` continues it")
+    else:
+        output().print(f"study {name} is stopped; `sparsearch run` continues it")
+
+
+def _wait_until_free(store: Store, study: str, owner: str) -> None:
+    """Until the driver has given the study back."""
+    give_up = time.monotonic() + _STOP_SECONDS
+    while store.find_study(study).owner is not None:
+        if time.monotonic() > give_up:
+            raise LeaseError(
+                f"{owner} still holds study {study!r} after {_STOP_SECONDS} s",
+                "it ends at its next step; if it does not, end that process",
+            )
+        time.sleep(0.2)
 
 
 def _print_summary(record: StudyRecord, summary: StudySummary, db: str, as_json: bool) -> None:
