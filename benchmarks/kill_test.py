@@ -41,6 +41,7 @@ torch.set_num_threads(1)
 from sparsearch.workers.study import run
 run(sys.argv[1], sys.argv[2], ray_address=sys.argv[3] or None)
 """
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token"}
 WORDS = ("good", "fine", "great", "happy"), ("bad", "sad", "poor", "awful")
 
 
@@ -129,10 +130,9 @@ def kill_at_random(study: Path, db: Path, stream: random.Random, kills: int) -> 
 def node(*arguments: str) -> Iterator[psutil.Process]:
     """A Ray node of one core, and its end."""
     ray = Path(sys.executable).with_name("ray")
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     command = [str(ray), "start", "--block", "--num-cpus=1", *arguments]
     log = subprocess.DEVNULL
-    with subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | quiet) as process:
+    with subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             yield psutil.Process(process.pid)
         finally:
@@ -148,18 +148,26 @@ def kill_all(process: psutil.Process) -> set[int]:
     return {member.pid for member in family}
 
 
+def wait_for_cores(cores: int, port: str) -> None:
+    """Until a cluster has so many."""
+    program = f"import ray; ray.init('127.0.0.1:{port}'); ray.cluster_resources()['CPU'] < {cores} and exit(1)"
+    quiet = subprocess.DEVNULL
+    while subprocess.run([sys.executable, "-c", program], stdout=quiet, stderr=quiet).returncode:
+        time.sleep(1)
+
+
 def kill_node(study: Path, db: Path) -> list[str]:
     """Kill the second node of a cluster while it has a trial."""
     port = "6399"
+    os.environ |= RAY
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder,
         node("--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"),
     ):
-        time.sleep(10)
-        with (
-            node(f"--address=127.0.0.1:{port}") as second,
-            drive(study, db, f"127.0.0.1:{port}") as driver,
-        ):
+        wait_for_cores(1, port)
+        with node(f"--address=127.0.0.1:{port}") as second:
+            wait_for_cores(2, port)
+            driver = drive(study, db, f"127.0.0.1:{port}")
             while driver.poll() is None:
                 below = {p.pid for p in second.children(recursive=True)}
                 if len(attempts(db)) > 4 and running(db, below):

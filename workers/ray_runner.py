@@ -269,7 +269,8 @@ def _session(address: str | None, folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         raise WorkersError(
             f"cannot start Ray{f' on the cluster at {address}' if address else ''}: {error}",
-            "check the address, and that the cluster runs the same versions of Ray and Python",
+            "check the address, that the cluster runs the same versions of Ray and Python, and, where it "
+            "asks for a token, that RAY_AUTH_MODE=token is set here too",
         ) from error
     try:
         yield
