@@ -4,6 +4,7 @@ from sparsearch.results.lease import Owner
 from sparsearch.results.store import Store
 from sparsearch.results.values import (
     FINISHED,
+    Attempt,
     Best,
     Environment,
     FinishedState,
@@ -17,6 +18,7 @@ from sparsearch.results.values import (
 
 __all__ = [
     "FINISHED",
+    "Attempt",
     "Best",
     "Environment",
     "FinishedState",

@@ -372,6 +372,64 @@ class StoreConformance:
         store.start("study", 1)
         assert [t.attempts for t in store.trials("study")] == [0, 2, 0]
 
+    def test_attempts_are_remembered(self, store: Store) -> None:
+        """Who tried, how it ended, and what came too late; progress moves the deadline."""
+        store.begin_study(sample_study())
+        store.acquire("study")
+        store.start("study", 0, "worker 1", attempt_seconds=-1)
+        (first,) = store.attempts("study")
+        assert (first.state, first.deadline < first.started_at) == ("running", True)
+        store.renew("study", progressed=[1])
+        assert store.attempts("study") == (first,)
+        store.renew("study", progressed=[0])
+        assert store.attempts("study")[0].deadline > first.started_at
+        store.retry("study", 0, "lost", "its worker died")
+        assert store.trials("study")[0].state == "queued"
+        store.start("study", 0, "worker 2")
+        store.finish("study", 0, sample_outcome(0.5))
+        before = store.trials("study")[0]
+        store.add_late("study", 0, "worker 1", sample_outcome(0.25))
+        assert [(a.number, a.worker, a.state) for a in store.attempts("study")] == [
+            (1, "worker 1", "lost"),
+            (2, "worker 2", "ok"),
+            (3, "worker 1", "late"),
+        ]
+        assert all(a.ended_at is not None for a in store.attempts("study"))
+        assert "validation 0.25" in store.attempts("study")[2].message
+        assert store.trials("study")[0] == replace(before, attempts=3)
+
+    def test_a_driver_is_asked_to_stop(self, store: Store, other: Store) -> None:
+        """Asking ends with the lease; the next driver does not hear of it."""
+        store.begin_study(sample_study())
+        other.acquire("study")
+        assert store.ask_to_stop("study") == "another-machine:4711"
+        assert other.stop_asked("study")
+        other.release("study")
+        assert not other.stop_asked("study")
+        assert store.ask_to_stop("study") is None
+        assert not store.stop_asked("study")
+
+    def test_stopping_frees_what_a_dead_driver_held(self, store: Store, store_url: str) -> None:
+        """Its lease is gone, and what it ran is queued."""
+        store.begin_study(sample_study())
+        with Store.open(store_url, create=True, owner=_dead_process()) as dead:
+            dead.acquire("study")
+            dead.start("study", 0, "w")
+        assert store.ask_to_stop("study") is None
+        assert store.find_study("study").owner is None
+        assert [t.state for t in store.trials("study")] == ["queued", "queued"]
+        assert [a.state for a in store.attempts("study")] == ["interrupted"]
+
+    def test_a_ranking_is_kept_before_its_trial_ends(self, store: Store) -> None:
+        """And the trial's outcome may bring it again."""
+        store.begin_study(sample_study())
+        ranking = Ranking((0.1, 0.2), "s3pet", 3)
+        store.add_ranking("key", ranking)
+        store.add_ranking("key", Ranking((9.0,), "s3pet", 4))
+        assert store.ranking("key") == ranking
+        store.finish("study", 0, replace(sample_outcome(), ranking=("key", ranking)))
+        assert store.ranking("key") == ranking
+
     def test_best_is_feasible_and_has_a_structure(self, store: Store) -> None:
         """Failed trials and references never win, however high their score."""
         store.begin_study(sample_study(trials=5))

@@ -12,7 +12,7 @@ import psutil
 from sparsearch.errors import LeaseError
 from sparsearch.results.tables import StudyRow
 
-__all__ = ["LEASE_SECONDS", "Owner", "acquire", "holder", "release", "renew"]
+__all__ = ["LEASE_SECONDS", "Owner", "acquire", "clear", "holder", "release", "renew"]
 
 LEASE_SECONDS = 600.0
 
@@ -90,7 +90,7 @@ def acquire(study: StudyRow, owner: Owner, seconds: float) -> None:
         raise LeaseError(
             f"study {study.name!r} is being run by {other} "
             f"until {study.lease_until.isoformat(timespec='seconds')}",
-            "wait for it, or stop that process: its lease then ends by itself",
+            f"wait for it, or end it: sparsearch stop {study.name}",
         )
     study.owner_host, study.owner_pid, study.owner_started = owner.host, owner.pid, owner.started
     study.lease_until = datetime.now(UTC) + timedelta(seconds=seconds)
@@ -114,5 +114,10 @@ def release(study: StudyRow, owner: Owner) -> bool:
     """Give the lease back; False, and nothing happens, if it is another's by now."""
     if _owner(study) != owner:
         return False
-    study.owner_host = study.owner_pid = study.owner_started = study.lease_until = None
+    clear(study)
     return True
+
+
+def clear(study: StudyRow) -> None:
+    """Nobody holds the study."""
+    study.owner_host = study.owner_pid = study.owner_started = study.lease_until = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, bindparam, insert, update
 
-from sparsearch.results import front
+from sparsearch.results import attempts, front
 from sparsearch.results.tables import Base
 from sparsearch.results.values import Measurement, Outcome
 from sparsearch.results.writes import insert_once, unfinished_trial
@@ -17,7 +17,7 @@ from sparsearch.spaces.ranking import Ranking
 if TYPE_CHECKING:
     from sparsearch.spaces.structure import Structure
 
-__all__ = ["finish"]
+__all__ = ["add_ranking", "finish"]
 
 # Statements on tables, built once, cost half of those on mapped classes.
 _TABLES = Base.metadata.tables
@@ -39,7 +39,7 @@ def finish(connection: Connection, study: str, number: int, outcome: Outcome) ->
     if outcome.structure is not None:
         _insert_structure(connection, outcome.structure)
     if outcome.ranking is not None:
-        _insert_ranking(connection, *outcome.ranking)
+        add_ranking(connection, *outcome.ranking)
     values["on_front"] = values["recommendable"] and front.enter(
         connection,
         study_id=trial.study_id,
@@ -49,6 +49,7 @@ def finish(connection: Connection, study: str, number: int, outcome: Outcome) ->
         ratio=outcome.inference_flops_ratio,
     )
     connection.execute(_FINISH, values | {"trial": trial.id})
+    attempts.end(connection, trial.id, outcome.state, values["message"])
     if outcome.measurements:
         measured = [_measurement(trial.id, m) for m in outcome.measurements]
         connection.execute(_MEASURE, measured)
@@ -119,7 +120,8 @@ def _insert_structure(connection: Connection, structure: Structure) -> None:
         connection.execute(_PLACE, placements)
 
 
-def _insert_ranking(connection: Connection, key: str, ranking: Ranking) -> None:
+def add_ranking(connection: Connection, key: str, ranking: Ranking) -> None:
+    """Keep a ranking; the first under a key stays."""
     row = {
         "key": key,
         "strategy": ranking.strategy,

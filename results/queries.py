@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from sparsearch.errors import StoreError
 from sparsearch.results import front, lease
+from sparsearch.results.attempts import of_study
 from sparsearch.results.tables import (
     MeasurementRow,
     RankingRow,
@@ -21,12 +22,21 @@ from sparsearch.results.tables import (
     TrialRow,
     WeightsRow,
 )
-from sparsearch.results.values import FINISHED, SPARSITY, Best, StudyRecord, Trial, TrialRecord
+from sparsearch.results.values import (
+    FINISHED,
+    SPARSITY,
+    Attempt,
+    Best,
+    StudyRecord,
+    Trial,
+    TrialRecord,
+)
 from sparsearch.spaces.budget import Budget, parse_share
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.structure import Structure
 
 __all__ = [
+    "attempts",
     "best",
     "find_structure",
     "find_study",
@@ -35,6 +45,7 @@ __all__ = [
     "pareto",
     "queued",
     "ranking",
+    "stop_asked",
     "studies",
     "transferable",
     "trials",
@@ -166,6 +177,17 @@ def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
         )
         for t in session.scalars(query)
     )
+
+
+def attempts(session: Session, study: str) -> tuple[Attempt, ...]:
+    """All attempts at the trials of a study."""
+    return of_study(session, _study_row(session, study).id)
+
+
+def stop_asked(session: Session, study: str) -> bool:
+    """Whether the driver of a study was asked to end."""
+    asked = select(StudyRow.stop_asked_at).where(StudyRow.name == study)
+    return session.scalar(asked) is not None
 
 
 def queued(session: Session, study: str) -> tuple[Trial, ...]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from sparsearch.results import outcomes, queries, writes
 from sparsearch.results.database import Database, open_database
 from sparsearch.results.lease import LEASE_SECONDS, Owner
-from sparsearch.results.values import Best, Outcome, StudyRecord, StudySpec, Trial, TrialRecord
+from sparsearch.results.values import (
+    Attempt,
+    Best,
+    Outcome,
+    StudyRecord,
+    StudySpec,
+    Trial,
+    TrialRecord,
+)
 from sparsearch.spaces.ranking import Ranking
 
 __all__ = ["DEFAULT_URL", "Store", "open_store"]
@@ -102,15 +112,27 @@ class Store:
         with self._database.writing() as session:
             writes.acquire(session, study, self._owner, lease_seconds)
 
-    def renew(self, study: str, lease_seconds: float = LEASE_SECONDS) -> None:
+    def renew(
+        self,
+        study: str,
+        lease_seconds: float = LEASE_SECONDS,
+        progressed: Collection[int] = (),
+        attempt_seconds: float = LEASE_SECONDS,
+    ) -> None:
         """Extend the lease from now.
+
+        Args:
+            study: Name of the study.
+            lease_seconds: How long it is held.
+            progressed: Trials whose running attempts have made progress since the last time.
+            attempt_seconds: How long those are believed in.
 
         Raises:
             LeaseError: If another driver took it.
             StoreError: If there is no such study.
         """
         with self._database.writing() as session:
-            writes.renew(session, study, self._owner, lease_seconds)
+            writes.renew(session, study, self._owner, lease_seconds, progressed, attempt_seconds)
 
     def release(self, study: str) -> None:
         """Give the lease back; nothing happens if another driver holds it by now.
@@ -120,6 +142,24 @@ class Store:
         """
         with self._database.writing() as session:
             writes.release(session, study, self._owner)
+
+    def ask_to_stop(self, study: str) -> str | None:
+        """Ask the driver of a study to end; where no live one holds it, free the study.
+
+        Returns:
+            Who was asked, None if nobody holds the study.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.writing() as session:
+            owner = writes.ask_to_stop(session, study)
+            return None if owner is None else str(owner)
+
+    def stop_asked(self, study: str) -> bool:
+        """Whether the driver of a study was asked to end."""
+        with self._database.reading() as session:
+            return queries.stop_asked(session, study)
 
     # Trials
 
@@ -141,14 +181,49 @@ class Store:
         with self._database.transaction() as connection:
             writes.add_trial(connection, study, trial)
 
-    def start(self, study: str, number: int) -> None:
-        """Mark a trial as running and count the attempt.
+    def start(
+        self,
+        study: str,
+        number: int,
+        worker: str = "",
+        attempt_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        """Mark a trial as running, by a further attempt.
+
+        Args:
+            study: Name of the study.
+            number: Of the trial.
+            worker: Who tries.
+            attempt_seconds: How long the attempt is believed in without progress.
 
         Raises:
             StoreError: If there is no such trial, or it is finished.
         """
         with self._database.transaction() as connection:
-            writes.start(connection, study, number)
+            writes.start(connection, study, number, worker, attempt_seconds)
+
+    def retry(self, study: str, number: int, state: Literal["lost", "oom"], message: str) -> None:
+        """End the running attempt at a trial, and queue the trial again.
+
+        Raises:
+            StoreError: If there is no such trial, or it is finished.
+        """
+        with self._database.transaction() as connection:
+            writes.retry(connection, study, number, state, message)
+
+    def add_late(self, study: str, number: int, worker: str, outcome: Outcome) -> None:
+        """Keep what came of an attempt that had been given up; the trial stays as it is.
+
+        Raises:
+            StoreError: If there is no such trial.
+        """
+        with self._database.transaction() as connection:
+            writes.add_late(connection, study, number, worker, outcome)
+
+    def add_ranking(self, key: str, ranking: Ranking) -> None:
+        """Keep a ranking for other trials; the first under a key stays."""
+        with self._database.transaction() as connection:
+            outcomes.add_ranking(connection, key, ranking)
 
     def finish(self, study: str, number: int, outcome: Outcome) -> None:
         """Store how a trial ended, with all that belongs to it, in one transaction.
@@ -233,6 +308,15 @@ class Store:
         """
         with self._database.reading() as session:
             return queries.trials(session, study)
+
+    def attempts(self, study: str) -> tuple[Attempt, ...]:
+        """All attempts at the trials of a study, trial by trial, in order.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.attempts(session, study)
 
     def best(
         self,

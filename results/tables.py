@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
+    "AttemptRow",
     "Base",
     "MeasurementRow",
     "PlacementRow",
@@ -94,6 +95,7 @@ class StudyRow(Base):
     owner_pid: Mapped[int | None]
     owner_started: Mapped[float | None]
     lease_until: Mapped[datetime | None]
+    stop_asked_at: Mapped[datetime | None]
 
     __table_args__ = (
         Index("ix_studies_question", "model", "task", "backbone_params"),
@@ -175,6 +177,23 @@ Index(
     sqlite_where=text("on_front = 1"),
     postgresql_where=text("on_front"),
 )
+
+
+class AttemptRow(Base):
+    """One attempt at a trial; after its deadline, unless progress renews it, it is given up."""
+
+    __tablename__ = "attempts"
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey("trials.id"), primary_key=True, autoincrement=False
+    )
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    worker: Mapped[str] = mapped_column(String(200))
+    state: Mapped[str] = mapped_column(String(20))
+    message: Mapped[str]
+    started_at: Mapped[datetime]
+    deadline: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
 
 
 class StructureRow(Base):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FINISHED",
     "SPARSITY",
+    "Attempt",
     "Best",
     "Environment",
     "FinishedState",
@@ -181,6 +182,33 @@ class TrialRecord:
     ranking_key: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a trial.
+
+    Attributes:
+        trial: Number of the trial.
+        number: 1 for the first.
+        worker: Who tried.
+        state: running; how the trial ended, if with this attempt; ``oom`` or ``lost`` (it was tried
+            again, or given up for good), ``interrupted`` (its driver ended), or ``late``: what came of one
+            that had been given up.
+        message: Why, where it did not succeed.
+        started_at: When it began.
+        deadline: Until when it is believed in; progress moves it.
+        ended_at: None while it runs.
+    """
+
+    trial: int
+    number: int
+    worker: str
+    state: str
+    message: str
+    started_at: datetime
+    deadline: datetime
+    ended_at: datetime | None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,17 +13,20 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import StoreError
-from sparsearch.results import lease, queries
+from sparsearch.results import attempts, lease, queries
 from sparsearch.results.tables import Base, StudyRow, TrialRow
-from sparsearch.results.values import FINISHED, StudySpec, Trial
+from sparsearch.results.values import FINISHED, Outcome, StudySpec, Trial
 
 __all__ = [
     "acquire",
+    "add_late",
     "add_trial",
+    "ask_to_stop",
     "begin_study",
     "insert_once",
     "release",
     "renew",
+    "retry",
     "start",
     "unfinished_trial",
 ]
@@ -87,20 +91,32 @@ def acquire(session: Session, study: str, owner: lease.Owner, seconds: float) ->
     row = _locked_study(session, study)
     lease.acquire(row, owner, seconds)
     _queue_running(session, row)
+    row.stop_asked_at = None
 
 
 def _queue_running(session: Session, study: StudyRow) -> None:
     left = (TrialRow.study_id == study.id, TrialRow.state == "running")
     session.execute(update(TrialRow).where(*left).values(state="queued"))
+    attempts.interrupt(session, study.id)
 
 
-def renew(session: Session, study: str, owner: lease.Owner, seconds: float) -> None:
-    """Extend the lease of a study, in seconds from now.
+def renew(
+    session: Session,
+    study: str,
+    owner: lease.Owner,
+    seconds: float,
+    progressed: Collection[int],
+    attempt_seconds: float,
+) -> None:
+    """Extend the lease of a study, and the deadlines of attempts at some of its trials.
 
     Raises:
         LeaseError: If it was lost.
     """
-    lease.renew(_locked_study(session, study), owner, seconds)
+    row = _locked_study(session, study)
+    lease.renew(row, owner, seconds)
+    if progressed:
+        attempts.extend(session, row.id, progressed, attempt_seconds)
 
 
 def release(session: Session, study: str, owner: lease.Owner) -> None:
@@ -108,21 +124,50 @@ def release(session: Session, study: str, owner: lease.Owner) -> None:
     row = _locked_study(session, study)
     if lease.release(row, owner):
         _queue_running(session, row)
+        row.stop_asked_at = None
 
 
-def start(connection: Connection, study: str, number: int) -> None:
-    """Mark a trial as running.
+def ask_to_stop(session: Session, study: str) -> lease.Owner | None:
+    """Leave word for the driver of a study; where there is none any more, free the study."""
+    row = _locked_study(session, study)
+    owner = lease.holder(row)
+    if owner is None:
+        lease.clear(row)
+        _queue_running(session, row)
+    row.stop_asked_at = None if owner is None else datetime.now(UTC)
+    return owner
+
+
+def start(
+    connection: Connection, study: str, number: int, worker: str, attempt_seconds: float
+) -> None:
+    """Mark a trial as running, by a further attempt.
 
     Raises:
         StoreError: If it is finished.
     """
     trial = unfinished_trial(connection, study, number)
-    changes = {
-        "state": "running",
-        "attempts": TrialRow.attempts + 1,
-        "started_at": datetime.now(UTC),
-    }
+    changes = {"state": "running", "started_at": datetime.now(UTC)}
     connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(changes))
+    attempts.begin(connection, trial.id, worker, attempt_seconds)
+
+
+def retry(connection: Connection, study: str, number: int, state: str, message: str) -> None:
+    """The attempt at a trial came to nothing; the trial is queued again.
+
+    Raises:
+        StoreError: If it is finished.
+    """
+    trial = unfinished_trial(connection, study, number)
+    connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(state="queued"))
+    attempts.end(connection, trial.id, state, message)
+
+
+def add_late(
+    connection: Connection, study: str, number: int, worker: str, outcome: Outcome
+) -> None:
+    """Keep what came of an attempt that had been given up, as a further attempt."""
+    attempts.add_late(connection, _trial(connection, study, number).id, worker, outcome)
 
 
 def insert_once(connection: Connection, table: str, row: dict[str, Any]) -> Any:
@@ -198,13 +243,18 @@ def unfinished_trial(connection: Connection, study: str, number: int) -> Row[Any
     Raises:
         StoreError: If there is none, or it is finished.
     """
-    asked = {"study": study, "trial": number}
-    trial = connection.execute(_TRIAL_TO_WRITE, asked).one_or_none()
-    if trial is None:
-        raise queries.no_trial(Session(connection), study, number)
+    trial = _trial(connection, study, number)
     if trial.state in FINISHED:
         raise StoreError(
             f"trial {number} of study {study!r} is finished already ({trial.state})",
             f"its outcome is kept; see `sparsearch trials {study}`",
         )
+    return trial
+
+
+def _trial(connection: Connection, study: str, number: int) -> Row[Any, Any, Any, Any]:
+    asked = {"study": study, "trial": number}
+    trial = connection.execute(_TRIAL_TO_WRITE, asked).one_or_none()
+    if trial is None:
+        raise queries.no_trial(Session(connection), study, number)
     return trial

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -20,11 +20,14 @@ from sparsearch.spaces.units.base import Unit
 __all__ = [
     "attention_for",
     "autocast",
+    "castable",
     "choose_device",
     "frozen_cast_once",
     "is_out_of_memory",
     "peak_bytes",
+    "remember_cast",
     "reset_peak",
+    "uses_bf16",
 ]
 
 
@@ -51,13 +54,14 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
-def _uses_bf16(device: torch.device, precision: str) -> bool:
+def uses_bf16(device: torch.device, precision: str) -> bool:
+    """Whether autocast computes in bf16."""
     return precision == "bf16" or (precision == "auto" and computes_bf16(device))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context of one forward pass. Entered anew per forward: a longer one keeps stale casts of weights."""
-    if _uses_bf16(device, precision):
+    if uses_bf16(device, precision):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
@@ -78,6 +82,26 @@ def attention_for(device: torch.device, tokens: int) -> Iterator[None]:
         yield
 
 
+_CAST = "sparsearch_bf16"
+
+
+def castable(
+    model: nn.Module, without: Collection[int] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and float32 tensors of the matrices that autocast would cast, but of modules with some ids."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D | Unit) and id(module) not in without:
+            tensors = *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
+            for name, tensor in tensors:
+                if tensor.dtype == torch.float32:
+                    yield f"{path}.{name}", tensor
+
+
+def remember_cast(tensor: torch.Tensor, cast: torch.Tensor) -> None:
+    """A frozen tensor's bf16 form, to be held in its place by ``frozen_cast_once``; copies do not have it."""
+    setattr(tensor, _CAST, cast)
+
+
 @contextlib.contextmanager
 def frozen_cast_once(model: nn.Module, precision: str) -> Iterator[None]:
     """Hold frozen matrices in bf16 inside the context, where autocast would cast them anew in every forward.
@@ -90,18 +114,12 @@ def frozen_cast_once(model: nn.Module, precision: str) -> Iterator[None]:
     attachment = attachment_of(model)
     masked = {id(m.module) for m in attachment.masked} if attachment is not None else set()
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    if _uses_bf16(device, precision):
-        for module in model.modules():
-            if isinstance(module, nn.Linear | Conv1D | Unit) and id(module) not in masked:
-                tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-                kept += [
-                    (t, t.data)
-                    for t in tensors
-                    if not t.requires_grad and t.dtype == torch.float32
-                ]
+    if uses_bf16(device, precision):
+        kept = [(t, t.data) for _, t in castable(model, masked) if not t.requires_grad]
     try:
         for parameter, data in kept:
-            parameter.data = data.to(torch.bfloat16)
+            cast = getattr(parameter, _CAST, None)
+            parameter.data = data.to(torch.bfloat16) if cast is None else cast
         yield
     finally:
         for parameter, data in kept:

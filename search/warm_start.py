@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from sparsearch.search.tasks import Task
 from sparsearch.spaces.align import Aligning, Bases, find_bases
 from sparsearch.spaces.backbone import head_parameters
 
-__all__ = ["WarmStart", "WarmStarts", "new_head"]
+__all__ = ["Once", "WarmStart", "WarmStarts", "new_head"]
 
 _KEPT = 4
 
@@ -31,11 +32,41 @@ class WarmStart:
     head: Mapping[str, Tensor]
     bases: Bases
 
+    def to_bytes(self) -> bytes:
+        """As the bytes of a safetensors file, for another process."""
+        tensors = {f"head/{name}": tensor for name, tensor in self.head.items()}
+        for (position, kind), basis in self.bases.items():
+            tensors |= {f"basis/{position}/{kind}/{i}": part for i, part in enumerate(basis)}
+        return safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, device: torch.device) -> WarmStart:
+        """What ``to_bytes`` packed, on a device."""
+        head: dict[str, Tensor] = {}
+        bases: dict[tuple[str, str], dict[int, Tensor]] = {}
+        for key, tensor in safetensors.torch.load(data).items():
+            what, _, name = key.partition("/")
+            if what == "head":
+                head[name] = tensor.to(device)
+            else:
+                position, kind, number = name.split("/")
+                bases.setdefault((position, kind), {})[int(number)] = tensor.to(device)
+        ordered = {k: tuple(parts[i] for i in sorted(parts)) for k, parts in bases.items()}
+        return cls(head, ordered)
+
     @torch.no_grad()
     def load_head(self, model: nn.Module) -> None:
         """Put the warm head on a model."""
         for name, parameter in head_parameters(model):
             parameter.copy_(self.head[name])
+
+
+Once = Callable[[str, Callable[[], WarmStart]], WarmStart]
+"""Makes the start of a key, or has it from where it was made."""
+
+
+def _at_once(key: str, make: Callable[[], WarmStart]) -> WarmStart:
+    return make()
 
 
 class WarmStarts:
@@ -45,17 +76,21 @@ class WarmStarts:
         model: The backbone with a head; nothing attached when a start is asked for.
         task: Its training split is sampled.
         precision: Of the passes.
+        once: Where other processes share them.
     """
 
-    def __init__(self, model: nn.Module, task: Task, precision: str) -> None:
-        self.model, self.task, self.precision = model, task, precision
+    def __init__(
+        self, model: nn.Module, task: Task, precision: str, once: Once = _at_once
+    ) -> None:
+        self.model, self.task, self.precision, self.once = model, task, precision, once
         self._known: dict[object, WarmStart] = {}
 
     def get(self, seed: int, aligning: Aligning) -> WarmStart:
         """The start of a seed, with bases for these kinds at these positions."""
         key = (seed, tuple(aligning))
         if key not in self._known:
-            found = self._make(seed, aligning)
+            name = f"{seed} {[(p.name, repr(kind)) for p, kind in aligning]}"
+            found = self.once(name, lambda: self._make(seed, aligning))
             for old in list(self._known)[: 1 - _KEPT]:
                 del self._known[old]
             self._known[key] = found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,10 +83,11 @@ def trials(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None
     with reading(db) as store:
         record = store.find_study(study)
         records = store.trials(record.name)
+        attempts = store.attempts(record.name)
     if as_json:
-        print_json([dataclasses.asdict(trial) for trial in records])
+        print_json(_render.trial_dicts(records, attempts))
     else:
-        output().print(_render.trials_table(record, records))
+        output().print(_render.trials_table(record, records, attempts))
 
 
 def best(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -17,27 +18,32 @@ from sparsearch._options import (
     Db,
     Json,
     Overrides,
+    RayAddress,
     StructureHash,
     StudyFile,
+    StudyName,
     next_command,
     reading,
 )
-from sparsearch.errors import StoreError, StructureError
+from sparsearch.errors import LeaseError, Stopped, StoreError, StructureError
 
 if TYPE_CHECKING:
+    from sparsearch.results.store import Store
     from sparsearch.results.summary import StudySummary
     from sparsearch.results.values import StudyRecord, TrialRecord
     from sparsearch.spaces.structure import Structure
 
-__all__ = ["export", "run", "train"]
+__all__ = ["export", "run", "stop", "train"]
 
 _ALL_FAILED, _NOTHING_FEASIBLE = 1, 3
+_STOP_SECONDS = 90
 
 
 def run(
     study: StudyFile,
     db: Db = DEFAULT_DB,
     overrides: Overrides = None,
+    ray_address: RayAddress = None,
     as_json: Json = False,
 ) -> None:
     """Launch a study, or continue it: the same command always ends with the same trials."""
@@ -51,16 +57,49 @@ def run(
 
     try:
         with _console.stdout_is_for_results(), StudyProgress(errors()) as progress:
-            record = run_study(study, db, overrides or (), progress)
-    except KeyboardInterrupt:
+            record = run_study(study, db, overrides or (), progress, ray_address)
+    except (KeyboardInterrupt, Stopped) as error:
         settings = [word for item in overrides or () for word in ("--set", item)]
+        settings += ["--ray-address", ray_address] if ray_address is not None else []
         hint = f"the same command continues: {next_command(db, 'run', str(study), *settings)}"
-        _console.show_error("interrupted; what is finished is stored", hint)
+        message = "interrupted; what is finished is stored"
+        _console.show_error(error.message if isinstance(error, Stopped) else message, hint)
         raise typer.Exit(_console.INTERRUPTED) from None
     with reading(db) as store:
         trials = store.trials(record.name)
     _print_summary(record, summarise(record, trials), db, as_json)
     _exit_as_trials_went(trials)
+
+
+def stop(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None:
+    """End a running study's driver: what runs is cancelled and queued, so that `run` continues it."""
+    from sparsearch.results.store import Store
+
+    with reading(db) as store:
+        name = store.find_study(study).name
+    with Store.open(db, create=True) as store:
+        owner = store.ask_to_stop(name)
+        if owner is not None:
+            errors().print(f"asked {owner} to end study {name}")
+            _wait_until_free(store, name, owner)
+    if as_json:
+        print_json({"study": name, "stopped": owner})
+    elif owner is None:
+        output().print(f"nobody runs study {name}; `sparsearch run` continues it")
+    else:
+        output().print(f"study {name} is stopped; `sparsearch run` continues it")
+
+
+def _wait_until_free(store: Store, study: str, owner: str) -> None:
+    """Until the driver has given the study back."""
+    give_up = time.monotonic() + _STOP_SECONDS
+    while store.find_study(study).owner is not None:
+        if time.monotonic() > give_up:
+            raise LeaseError(
+                f"{owner} still holds study {study!r} after {_STOP_SECONDS} s",
+                "it ends at its next step; if it does not, end that process",
+            )
+        time.sleep(0.2)
 
 
 def _print_summary(record: StudyRecord, summary: StudySummary, db: str, as_json: bool) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "Json",
     "Overrides",
     "Plot",
+    "RayAddress",
     "StructureHash",
     "StudyFile",
     "StudyName",
@@ -46,6 +47,14 @@ Overrides = Annotated[
         "--set",
         metavar="KEY.PATH=VALUE",
         help="A setting that wins over the file, like budgets.0=0.1%; may be repeated.",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="A Ray cluster for workers.runner: ray; RAY_ADDRESS if not given, else Ray is started here.",
     ),
 ]
 StudyName = Annotated[

@@ -29,7 +29,7 @@ __all__ = ["PhaseBar", "StudyProgress"]
 
 
 class PhaseBar:
-    """The bar of whatever runs now; call it as an observer of ``search`` and ``train``.
+    """A bar for whatever runs now; call it as an observer of ``search`` and ``train``.
 
     Bars move on a terminal only; elsewhere what matters is printed line by line.
     """
@@ -47,7 +47,7 @@ class PhaseBar:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._phase: tuple[str, TaskID] | None = None
+        self._bars: dict[int | None, tuple[str, TaskID]] = {}
 
     def __enter__(self) -> Self:
         """Nothing shows before there is something to show."""
@@ -64,20 +64,28 @@ class PhaseBar:
 
     def __call__(self, phase: str, done: int, total: int, score: float | None = None) -> None:
         """One step further; another phase replaces the bar."""
+        self.step(None, phase, done, total, score)
+
+    def step(
+        self, trial: int | None, phase: str, done: int, total: int, score: float | None
+    ) -> None:
+        """One step further in a trial, by its number; each one that runs has a bar of its own."""
         self.progress.start()
-        if self._phase is None or self._phase[0] != phase:
-            self.clear()
-            self._phase = (phase, self.progress.add_task(phase, total=total, note=""))
-        task = self._phase[1]
+        bar = self._bars.get(trial)
+        if bar is None or bar[0] != phase:
+            self.clear(trial)
+            bar = (phase, self.progress.add_task(phase, total=total, note=""))
+            self._bars[trial] = bar
+        task = bar[1]
         if score is not None:  # stays until there is another
             self.progress.update(task, note=f"validation {score:.4f}")
         self.progress.update(task, completed=done, total=total)
 
-    def clear(self) -> None:
-        """Take the phase's bar away."""
-        if self._phase is not None:
-            self.progress.remove_task(self._phase[1])
-            self._phase = None
+    def clear(self, trial: int | None = None) -> None:
+        """Take a trial's bar away."""
+        bar = self._bars.pop(trial, None)
+        if bar is not None:
+            self.progress.remove_task(bar[1])
 
 
 class StudyProgress(PhaseBar, Listener):
@@ -87,6 +95,7 @@ class StudyProgress(PhaseBar, Listener):
         super().__init__(console)
         self._study: TaskID | None = None
         self._loading: TaskID | None = None
+        self._running: dict[int, str] = {}
 
     def checked(self, preflight: Preflight) -> None:
         """Show what each budget buys, before anything is trained."""
@@ -113,22 +122,42 @@ class StudyProgress(PhaseBar, Listener):
 
     def started(self, trial: Trial) -> None:
         """Name the trial beside the study's bar."""
-        self.clear()
-        if self._study is not None:
-            self.progress.update(self._study, note=_named(trial))
+        self._running[trial.number] = _named(trial)
+        self._show_running()
 
     def progressed(
         self, trial: Trial, phase: str, done: int, total: int, score: float | None
     ) -> None:
-        """Move the phase's bar."""
-        self(phase, done, total, score)
+        """Move the trial's bar; it says which trial it is of where several run."""
+        shown = phase if len(self._running) < 2 else f"{trial.number:>3} {trial.strategy} {phase}"
+        self.step(trial.number, shown, done, total, score)
+
+    def retried(self, trial: Trial, attempt: int, state: str, reason: str) -> None:
+        """Say that an attempt came to nothing."""
+        self._over(trial)
+        first = (reason.strip().splitlines() or [""])[0]
+        self.console.print(
+            f"{trial.number:>4}  attempt {attempt} {state}, to be tried again: {first}",
+            soft_wrap=True,
+        )
 
     def finished(self, trial: Trial, outcome: Outcome) -> None:
         """One line per trial."""
-        self.clear()
+        self._over(trial)
         if self._study is not None:
             self.progress.advance(self._study)
         self.console.print(_line(trial, outcome), soft_wrap=True)
+
+    def _over(self, trial: Trial) -> None:
+        self.clear(trial.number)
+        self._running.pop(trial.number, None)
+        self._show_running()
+
+    def _show_running(self) -> None:
+        names = list(self._running.values())
+        if self._study is not None and names:
+            note = names[0] if len(names) == 1 else f"{len(names)} trials at once"
+            self.progress.update(self._study, note=note)
 
 
 def _named(trial: Trial) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from sparsearch.results.summary import Spread, StrategySummary, StudySummary
-    from sparsearch.results.values import Best, StudyRecord, TrialRecord
+    from sparsearch.results.values import Attempt, Best, StudyRecord, TrialRecord
     from sparsearch.spaces.space import Space
     from sparsearch.spaces.structure import Structure
     from sparsearch.workers.preflight import Preflight
@@ -30,6 +31,7 @@ __all__ = [
     "studies_table",
     "study_dict",
     "summary_view",
+    "trial_dicts",
     "trials_table",
 ]
 
@@ -177,8 +179,24 @@ def studies_table(studies: Sequence[StudyRecord]) -> RenderableType:
     return table
 
 
-def trials_table(study: StudyRecord, trials: Sequence[TrialRecord]) -> RenderableType:
-    """All trials of a study, and why some did not succeed."""
+def trial_dicts(
+    trials: Sequence[TrialRecord], attempts: Sequence[Attempt]
+) -> list[dict[str, Any]]:
+    """The JSON of ``trials``; ``tries`` are a trial's attempts."""
+    tries: dict[int, list[dict[str, Any]]] = {t.number: [] for t in trials}
+    for a in attempts:
+        times = {"started_at": a.started_at, "deadline": a.deadline, "ended_at": a.ended_at}
+        tries[a.trial].append(
+            {"number": a.number, "worker": a.worker, "state": a.state, "message": a.message}
+            | {key: None if t is None else t.isoformat() for key, t in times.items()}
+        )
+    return [dataclasses.asdict(t) | {"tries": tries[t.number]} for t in trials]
+
+
+def trials_table(
+    study: StudyRecord, trials: Sequence[TrialRecord], attempts: Sequence[Attempt]
+) -> RenderableType:
+    """All trials of a study, why some did not succeed, and which attempts came to nothing."""
     right = ("#", "seed", "score", "test", "params", "seconds")
     columns = ("#", "strategy", "budget", "seed", "state", *right[2:], "structure")
     table = _table(*columns, title=f"{study.name} ({study.metric})", right=right)
@@ -195,7 +213,19 @@ def trials_table(study: StudyRecord, trials: Sequence[TrialRecord]) -> Renderabl
             _seconds(t.seconds),
             t.structure[:_SHORT_HASH] if t.structure else _NOTHING,
         )
-    return Group(table, _messages([t for t in trials if t.message and t.state != "cancelled"]))
+    told = [t for t in trials if t.message and t.state != "cancelled"]
+    return Group(table, _messages(told), _in_vain(attempts))
+
+
+def _in_vain(attempts: Sequence[Attempt]) -> RenderableType:
+    """Attempts that were lost, ran out of memory, or came too late, one line each."""
+    return Text(
+        "\n".join(
+            f"trial {a.trial}, attempt {a.number} on {a.worker or 'no worker'} {a.state}: {a.message}"
+            for a in attempts
+            if a.state in ("lost", "oom", "late")
+        )
+    )
 
 
 def _messages(trials: Sequence[TrialRecord]) -> RenderableType:

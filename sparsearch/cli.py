@@ -43,6 +43,7 @@ def _options(
 
 for _command in (
     _commands_run.run,
+    _commands_run.stop,
     _commands_read.space,
     _commands_read.studies,
     _commands_read.trials,

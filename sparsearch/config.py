@@ -407,11 +407,36 @@ def _over(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
 
 
 class WorkersConfig(_Section):
-    """Who runs the trials."""
+    """Who runs the trials. No part of what a study is: it may go on with other workers.
 
-    runner: Literal["in-process"] = "in-process"
+    Attributes:
+        runner: One trial after the other ``in-process``, or several at a time through ``ray``.
+        device: Where a trial computes.
+        threads: Of torch in each process; with Ray as many as ``cpus_per_trial`` if not given.
+        max_concurrent: Ray workers, each of which runs one trial at a time.
+        cpus_per_trial: Cores of a Ray worker.
+        gpus_per_trial: GPUs of a Ray worker; below 1 a share of one, and of its memory.
+        max_attempts: How often a trial is tried whose worker is lost or whose memory runs out.
+        attempt_seconds: A Ray worker that shows no progress for so long is given up.
+    """
+
+    runner: Literal["in-process", "ray"] = "in-process"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
+    max_concurrent: Positive = 1
+    cpus_per_trial: Positive = 1
+    gpus_per_trial: Annotated[Number, Field(ge=0)] = 0.0
+    max_attempts: Positive = 3
+    attempt_seconds: Annotated[Number, Field(gt=0)] = 900.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> WorkersConfig:
+        gpus = self.gpus_per_trial
+        if gpus > 1 and not float(gpus).is_integer():
+            raise ValueError(f"gpus_per_trial is a share of one GPU or a whole number, not {gpus}")
+        if self.runner == "ray" and (self.device, gpus > 0) in {("cuda", False), ("cpu", True)}:
+            raise ValueError(f"device {self.device} does not go with gpus_per_trial {gpus}")
+        return self
 
 
 class StudyConfig(_Section):

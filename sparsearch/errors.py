@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "BackboneError",
@@ -14,9 +15,11 @@ __all__ = [
     "LeaseError",
     "MissingStoreError",
     "SparsearchError",
+    "Stopped",
     "StoreError",
     "StructureError",
     "TrainingDiverged",
+    "WorkersError",
 ]
 
 
@@ -37,6 +40,19 @@ class SparsearchError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[SparsearchError], args: tuple[Any, ...], state: Mapping[str, Any]
+) -> SparsearchError:
+    """An error as it was in the process that raised it; subclasses take other arguments than they keep."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(SparsearchError):
@@ -108,3 +124,11 @@ class TrainingDiverged(SparsearchError):
 
 class Cancelled(SparsearchError):
     """A trial was stopped before its end."""
+
+
+class Stopped(SparsearchError):
+    """A study was asked to stop before its end."""
+
+
+class WorkersError(SparsearchError):
+    """Workers cannot be started, or do not stay alive."""

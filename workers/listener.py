@@ -29,5 +29,8 @@ class Listener:
     ) -> None:
         """A trial made a step."""
 
+    def retried(self, trial: Trial, attempt: int, state: str, reason: str) -> None:
+        """An attempt came to nothing (``lost`` or ``oom``); the trial will be tried again."""
+
     def finished(self, trial: Trial, outcome: Outcome) -> None:
         """A trial's outcome is stored."""

@@ -10,11 +10,11 @@ from typing import Any
 from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.cut import Limits, kept, smallest
-from sparsearch.search.device import choose_device
 from sparsearch.spaces.backbone import locate, skeleton
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.space import Candidate, Space
 from sparsearch.study_file import read_study, sections_of
+from sparsearch.workers.places import worker_problems
 from sparsearch.workers.workbench import space_of
 
 __all__ = ["Feasibility", "Preflight", "check_study"]
@@ -55,9 +55,16 @@ class Preflight:
 
 
 def check_study(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    ray_address: str | None = None,
 ) -> Preflight:
     """Validate a study as a whole, against its model's architecture too; nothing is loaded or written.
+
+    Args:
+        source: A study file, its content, or a StudyConfig.
+        overrides: Settings that win over the file.
+        ray_address: Where Ray's workers would run, None for this machine.
 
     Raises:
         ConfigError: With every problem found.
@@ -74,10 +81,7 @@ def check_study(
     folder = sections["study"].folder if "study" in sections else _folder(source)
     problems += _data_problems(sections, folder)
     if "workers" in sections:
-        try:
-            choose_device(sections["workers"].device)
-        except ConfigError as error:
-            problems += error.problems
+        problems += worker_problems(sections["workers"], ray_address)
     tokens = sections["task"].max_length if "task" in sections else 128
     space: Space | None = None
     if "model" in sections and "space" in sections:

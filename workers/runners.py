@@ -12,10 +12,21 @@ from typing import Protocol, Self, TypeAlias
 from sparsearch.errors import Cancelled
 from sparsearch.results.lease import Owner
 from sparsearch.results.values import Outcome, Trial
+from sparsearch.spaces.ranking import Ranking
 from sparsearch.workers.trial import FindRanking, execute
 from sparsearch.workers.workbench import Workbench
 
-__all__ = ["Ended", "Event", "InProcessRunner", "Job", "Lost", "Progressed", "Runner", "Started"]
+__all__ = [
+    "Ended",
+    "Event",
+    "InProcessRunner",
+    "Job",
+    "Lost",
+    "Progressed",
+    "Ranked",
+    "Runner",
+    "Started",
+]
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,15 @@ class Progressed:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """A job made a ranking that other trials may reuse from now on, however the job ends."""
+
+    job: Job
+    key: str
+    ranking: Ranking
+
+
+@dataclass(frozen=True)
 class Ended:
     """A job came to an outcome."""
 
@@ -61,7 +81,7 @@ class Lost:
     reason: str
 
 
-Event: TypeAlias = Started | Progressed | Ended | Lost
+Event: TypeAlias = Started | Progressed | Ranked | Ended | Lost
 Handler: TypeAlias = Callable[[Event], None]
 
 
@@ -143,7 +163,13 @@ class InProcessRunner:
                 raise Cancelled("stopped early")
 
         handle(Started(job, str(Owner.current())))
-        outcome = execute(self.bench, job.trial, self.find_ranking, observe)
+        outcome = execute(
+            self.bench,
+            job.trial,
+            self.find_ranking,
+            observe,
+            lambda key, ranking: handle(Ranked(job, key, ranking)),
+        )
         self._taken.popleft()
         self._cancelled.discard(job)
         handle(Ended(job, outcome))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.workers.driver import Driver
 from sparsearch.workers.listener import Listener
 from sparsearch.workers.outer_loop import OuterLoop, Planned
+from sparsearch.workers.places import quieten_ray
 from sparsearch.workers.preflight import check_study
 from sparsearch.workers.proposals import Proposals
-from sparsearch.workers.runners import InProcessRunner
+from sparsearch.workers.runners import InProcessRunner, Runner
 from sparsearch.workers.transfer import FindSource, finder, with_sources
-from sparsearch.workers.trial import shared_ranking
-from sparsearch.workers.workbench import Workbench, open_workbench, weights_fingerprint
+from sparsearch.workers.trial import FindRanking, shared_ranking
+from sparsearch.workers.workbench import open_workbench, weights_fingerprint
 
 __all__ = ["make_loop", "plan", "run"]
 
@@ -46,6 +49,7 @@ def run(
     db: str = DEFAULT_URL,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
+    ray_address: str | None = None,
 ) -> StudyRecord:
     """Launch a study, or continue it: the same command ends with the same trials, whatever happened between.
 
@@ -54,6 +58,8 @@ def run(
         db: SQLAlchemy URL or path of a SQLite file.
         overrides: ``key.path=value`` settings that win over the file.
         listener: Told how it goes.
+        ray_address: The Ray cluster that ``workers.runner: ray`` uses, ``HOST:PORT``; if not given the one
+            that RAY_ADDRESS names, else Ray is started on this machine.
 
     Returns:
         The study as stored; ``sparsearch.open(db)`` answers questions about it.
@@ -62,13 +68,16 @@ def run(
         ConfigError: If the study is wrong; every problem is reported, nothing is written.
         InfeasibleError: If a budget is too small for any candidate.
         LeaseError: If another driver runs this study.
+        Stopped: If ``sparsearch stop`` ended it.
+        WorkersError: If Ray's workers cannot be started.
 
     Example:
         >>> run("study.yaml").finished                               # doctest: +SKIP
         15
     """
     listen = listener or Listener()
-    checked = check_study(study, overrides)  # type: ignore[arg-type]
+    address = ray_address or os.environ.get("RAY_ADDRESS") or None
+    checked = check_study(study, overrides, address)  # type: ignore[arg-type]
     config = checked.config
     listen.checked(checked)
     if config.workers.threads is not None:
@@ -82,20 +91,32 @@ def run(
         backbone_params=checked.space.backbone_params,
         trials=plan(config, checked.budgets),
     )
-    bench = None if _knows(db, config.name) else open_workbench(config)
-
-    @functools.cache
-    def weights() -> str:
-        return bench.backbone.weight_fingerprint if bench else weights_fingerprint(config)
+    weights = functools.cache(functools.partial(weights_fingerprint, config))
 
     def find(store: Store | None) -> FindSource:
         return finder(store, config, checked.space.fingerprint, weights)
 
-    if bench is not None:
-        spec = replace(spec, trials=_sourced(spec.trials, db, find))
-    with Store.open(db, create=True) as store:
-        _drive(store, spec, config, listen, bench, find(store))
+    def opened() -> Runner:
+        return stack.enter_context(_runner(config, lambda key: store.ranking(key), address))
+
+    with ExitStack() as stack:
+        runner: Runner | None = None
+        if not _knows(db, config.name):
+            spec = replace(spec, trials=_sourced(spec.trials, db, find))
+            runner = opened()
+        store = stack.enter_context(Store.open(db, create=True))
+        _drive(store, spec, config, listen, lambda: runner or opened(), find(store))
         return store.find_study(config.name)
+
+
+def _runner(config: StudyConfig, find_ranking: FindRanking, address: str | None) -> Runner:
+    """What the configuration names; Ray takes seconds to import."""
+    if config.workers.runner == "ray":
+        quieten_ray()
+        from sparsearch.workers.ray_runner import RayRunner
+
+        return RayRunner(config, find_ranking, address)
+    return InProcessRunner(open_workbench(config), find_ranking)
 
 
 def _knows(db: str, study: str) -> bool:
@@ -172,7 +193,7 @@ def _drive(
     spec: StudySpec,
     config: StudyConfig,
     listen: Listener,
-    bench: Workbench | None,
+    runner: Callable[[], Runner],
     find: FindSource,
 ) -> None:
     """Hold the study's lease while its unfinished trials run."""
@@ -187,14 +208,15 @@ def _drive(
             return
         budgets = resolve_all(config.budgets, spec.backbone_params)
         loop = make_loop(store, spec, config, find)
-        with InProcessRunner(bench or open_workbench(config), store.ranking) as runner:
-            Driver(
-                store,
-                spec.name,
-                runner,
-                loop,
-                listen,
-                lambda trial: shared_ranking(config, budgets, trial),
-            ).run()
+        Driver(
+            store,
+            spec.name,
+            runner(),
+            loop,
+            listen,
+            lambda trial: shared_ranking(config, budgets, trial),
+            config.workers.max_attempts,
+            config.workers.attempt_seconds,
+        ).run()
     finally:
         store.release(spec.name)

@@ -45,14 +45,33 @@ from sparsearch.spaces.weights_file import weights_of
 from sparsearch.workers.environment import environment
 from sparsearch.workers.workbench import Workbench, attach_anew, start_head
 
-__all__ = ["FindRanking", "execute", "pack_weights", "rank_on", "ranking_key", "shared_ranking"]
+__all__ = [
+    "FindRanking",
+    "KeepRanking",
+    "execute",
+    "pack_weights",
+    "rank_on",
+    "ranking_key",
+    "shared_ranking",
+]
 
 FindRanking = Callable[[str], Ranking | None]
 """Looks a stored ranking up by its key."""
 
+KeepRanking = Callable[[str, Ranking], None]
+"""Told of a ranking as soon as it is made, and of its key."""
+
+
+def _forget(key: str, ranking: Ranking) -> None:
+    """The outcome brings the ranking too."""
+
 
 def execute(
-    bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Observer = silent
+    bench: Workbench,
+    trial: Trial,
+    find_ranking: FindRanking,
+    observe: Observer = silent,
+    keep_ranking: KeepRanking = _forget,
 ) -> Outcome:
     """Run a trial to an outcome. Whatever goes wrong in it is an outcome too, not the end of a study.
 
@@ -61,6 +80,7 @@ def execute(
         trial: What to run.
         find_ranking: Where a ranking may be reused from.
         observe: Told of every step.
+        keep_ranking: Told of a new ranking.
     """
     started = time.monotonic()
     reset_peak(bench.device)
@@ -72,7 +92,8 @@ def execute(
         observe(phase, done, total, score)
 
     try:
-        outcome = _run(bench.with_settings(trial.settings), trial, find_ranking, watch)
+        bench = bench.with_settings(trial.settings)
+        outcome = _run(bench, trial, find_ranking, watch, keep_ranking)
     except StoreError:
         raise  # the study's, not the trial's: a lease was lost or the database failed
     except Cancelled as error:
@@ -100,11 +121,17 @@ def execute(
     )
 
 
-def _run(bench: Workbench, trial: Trial, find_ranking: FindRanking, observe: Observer) -> Outcome:
+def _run(
+    bench: Workbench,
+    trial: Trial,
+    find_ranking: FindRanking,
+    observe: Observer,
+    keep_ranking: KeepRanking,
+) -> Outcome:
     if trial.strategy in REFERENCES:
         return _run_reference(bench, trial, observe)
     assert trial.budget is not None, "only references have no budget"
-    structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe)
+    structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe, keep_ranking)
     config, model = bench.config.train, bench.model
     if config.backbone:
         model = _what_is_left(bench, structure, trial.seed)
@@ -167,7 +194,12 @@ def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome
 
 
 def _choose(
-    bench: Workbench, trial: Trial, budget: Budget, find_ranking: FindRanking, observe: Observer
+    bench: Workbench,
+    trial: Trial,
+    budget: Budget,
+    find_ranking: FindRanking,
+    observe: Observer,
+    keep_ranking: KeepRanking,
 ) -> tuple[Structure, tuple[str, Ranking] | None]:
     """The structure of a budgeted strategy, and the ranking it was cut from."""
     space, ranking = bench.space, None
@@ -179,7 +211,10 @@ def _choose(
             ranking = _transferred(bench, find_ranking)
         else:
             key = ranking_key(bench, trial.strategy, budget, trial.seed)
-            made = find_ranking(key) or rank_on(bench, trial.strategy, budget, trial.seed, observe)
+            made = find_ranking(key)
+            if made is None:
+                made = rank_on(bench, trial.strategy, budget, trial.seed, observe)
+                keep_ranking(key, made)
             ranking = (key, made)
         search, found = bench.config.search, ranking[1]
         rules = {"s3pet": search.cut, TRANSFER: search.cut, "probe": search.probe.cut}

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from sparsearch.config import ModelConfig, SpaceConfig, StudyConfig, TaskConfig, TrainConfig
 from sparsearch.results.values import Setting
-from sparsearch.search.device import choose_device
+from sparsearch.search.device import choose_device, uses_bf16
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
-from sparsearch.search.warm_start import WarmStart, WarmStarts, new_head
+from sparsearch.search.warm_start import Once, WarmStart, WarmStarts, new_head
 from sparsearch.spaces.align import aligning_at, take_bases
 from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import (
@@ -29,6 +29,7 @@ from sparsearch.spaces.backbone import (
 )
 from sparsearch.spaces.space import Space, build_space
 from sparsearch.spaces.structure import Structure
+from sparsearch.workers.shelf import Shelf
 
 __all__ = [
     "Workbench",
@@ -77,12 +78,21 @@ def located(config: ModelConfig, folder: Path) -> tuple[str, str]:
 
 
 def load_backbone(
-    config: ModelConfig, task: TaskConfig, folder: Path, device: torch.device
+    config: ModelConfig,
+    task: TaskConfig,
+    folder: Path,
+    device: torch.device,
+    shelf: Shelf | None = None,
 ) -> tuple[PreTrainedModel, BackboneId, Task]:
-    """Tokenise the task, then load the backbone with a head of the task's width."""
+    """Tokenise the task (once per shelf), then load the backbone with a head of the task's width."""
     path, remembered = located(config, folder)
     tokenizer = load_tokenizer(path, config.revision)
-    data = load_task(task, folder, tokenizer, most_tokens(load_config(path, config.revision)))
+
+    def load() -> Task:
+        limit = most_tokens(load_config(path, config.revision))
+        return load_task(task, folder, tokenizer, limit)
+
+    data = load() if shelf is None else shelf.task(load)
     model = load_model(
         path, revision=config.revision, num_labels=data.num_labels, sha256=config.sha256
     )
@@ -97,8 +107,15 @@ def weights_fingerprint(config: StudyConfig) -> str:
     return identify(model, remembered, config.model.revision).weight_fingerprint
 
 
-def open_workbench(config: StudyConfig) -> Workbench:
+def open_workbench(
+    config: StudyConfig, shelf: Shelf | None = None, once: Once | None = None
+) -> Workbench:
     """Load everything a study needs.
+
+    Args:
+        config: The study.
+        shelf: Where processes of one machine share backbone and data.
+        once: Where processes share warm starts.
 
     Raises:
         BackboneError: If the model cannot be loaded.
@@ -106,8 +123,11 @@ def open_workbench(config: StudyConfig) -> Workbench:
         ConfigError: If the space is empty or misspelt.
     """
     device = choose_device(config.workers.device)
-    model, backbone, task = load_backbone(config.model, config.task, config.folder, device)
-    starts = WarmStarts(model, task, config.train.precision)
+    precision = config.train.precision
+    model, backbone, task = load_backbone(config.model, config.task, config.folder, device, shelf)
+    if shelf is not None and device.type == "cpu":
+        shelf.share(model, bf16=uses_bf16(device, precision))
+    starts = WarmStarts(model, task, precision, *([once] if once is not None else []))
     return Workbench(config, model, space_of(model, config.space), backbone, task, starts)
 
 

@@ -14,13 +14,24 @@ from typer.testing import CliRunner
 
 from sparsearch.cli import app
 from sparsearch.errors import InfeasibleError
-from sparsearch.results import Outcome, Store, StudyRecord, StudySpec, Trial
+from sparsearch.results import Outcome, Owner, Store, StudyRecord, StudySpec, Trial
 from sparsearch.results.conformance import sample_outcome, sample_structure, sample_study
 from sparsearch.results.store import DEFAULT_URL
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.structure import Structure
 
-COMMANDS = ("run", "space", "studies", "trials", "best", "pareto", "show", "export", "train")
+COMMANDS = (
+    "run",
+    "stop",
+    "space",
+    "studies",
+    "trials",
+    "best",
+    "pareto",
+    "show",
+    "export",
+    "train",
+)
 BEST_KEYS = {
     *("study", "trial", "structure", "strategy", "metric", "score", "test_score", "budget"),
     *("trainable_params", "head_params", "inference_flops_ratio"),
@@ -192,6 +203,40 @@ def test_studies(db: str) -> None:
     assert "trec-toy" in call("studies", "--db", db).out
 
 
+def test_trials_tell_of_attempts_in_vain(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'tries.db'}"
+    with Store.open(url, create=True) as store:
+        store.begin_study(sample_study())
+        store.start("study", 0, "node:17")
+        store.retry("study", 0, "lost", "its worker process died")
+        store.start("study", 0, "node:18")
+        store.finish("study", 0, sample_outcome())
+    first, second = answer("trials", "study", "--db", url)
+    assert [(t["number"], t["worker"], t["state"]) for t in first["tries"]] == [
+        (1, "node:17", "lost"),
+        (2, "node:18", "ok"),
+    ]
+    assert first["attempts"] == 2 and second["tries"] == []
+    shown = call("trials", "study", "--db", url).out
+    assert "trial 0, attempt 1 on node:17 lost: its worker process died" in shown
+
+
+def test_stop_frees_a_study_that_nobody_runs_and_asks_who_runs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'stop.db'}"
+    with Store.open(url, create=True, owner=Owner("elsewhere", 7, 0.0)) as store:
+        store.begin_study(sample_study())
+        done = call("stop", "stu", "--db", url)
+        assert done.code == 0 and "nobody runs study study" in done.out
+        store.acquire("study")
+        monkeypatch.setattr("sparsearch._commands_run._STOP_SECONDS", 0)
+        done = call("stop", "study", "--db", url)
+        assert done.code == 1 and "elsewhere:7 still holds" in done.err
+        assert store.stop_asked("study")
+    assert call("stop", "other", "--db", url).code == 1
+
+
 def test_trials_take_a_prefix(db: str) -> None:
     trials = answer("trials", "trec", "--db", db)
     keys = "number strategy seed budget state score test_score structure trainable_params"
@@ -329,7 +374,7 @@ def run_with(
 ) -> None:
     """Let ``run`` end with these outcomes."""
 
-    def run(study: Path, db: str, overrides: Any, listener: Any) -> StudyRecord:
+    def run(study: Path, db: str, overrides: Any, listener: Any, address: Any) -> StudyRecord:
         print("a library prints")
         record = fill(url, "trec-toy", pairs, config)
         listener.opened("trec-toy", [trial for trial, _ in pairs], 0)

@@ -129,7 +129,8 @@ def test_a_second_driver_is_refused_by_name(study, db):
         run(study, db, ["baselines=[]"])
 
 
-def test_what_goes_wrong_in_a_trial_is_its_outcome(study, db, monkeypatch):
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_what_goes_wrong_in_a_trial_is_its_outcome(study, db, monkeypatch, max_attempts):
     real = trial_module.train
 
     def failing(model, task, config, groups, seed, observe):
@@ -142,10 +143,12 @@ def test_what_goes_wrong_in_a_trial_is_its_outcome(study, db, monkeypatch):
 
     failing.calls = 0
     monkeypatch.setattr(trial_module, "train", failing)
-    run(study | {"baselines": ["random"]}, db)
-    states = [(t.state, t.message) for t in records(db)]
-    assert [s for s, _ in states] == ["oom", "failed", "ok", "ok"]
-    assert "no idea" in states[1][1]
+    workers = {"max_attempts": max_attempts}
+    run(study | {"baselines": ["random"], "workers": workers}, db)
+    first, second, *others = records(db)
+    assert (first.state, first.attempts) == (("oom", 1) if max_attempts == 1 else ("ok", 2))
+    assert (second.state, second.attempts) == ("failed", 1) and "no idea" in second.message
+    assert [t.state for t in others] == ["ok", "ok"]
 
 
 def test_nan_is_an_outcome_with_advice(study, db, tmp_path, tiny_folder):

@@ -1,0 +1,106 @@
+"""What workers of one machine share: the same tensors, mapped from files."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from sparsearch.config import StudyConfig
+from sparsearch.search.device import frozen_cast_once
+from sparsearch.search.warm_start import WarmStart
+from sparsearch.spaces.align import aligning_at
+from sparsearch.spaces.budget import Budget
+from sparsearch.workers.shelf import _mapped_ranges, open_shelf
+from sparsearch.workers.trial import execute
+from sparsearch.workers.workbench import open_workbench
+
+
+def mapped(tensor):
+    return any(start <= tensor.data_ptr() < end for start, end in _mapped_ranges())
+
+
+def backbone(model: PreTrainedModel):
+    return dict(model.base_model.named_parameters())
+
+
+@pytest.fixture(params=["float32", "float16"])
+def config(request, study, tiny_folder, tmp_path):
+    """Of a checkpoint in either precision; transformers maps only the first into float32."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    dtype = getattr(torch, request.param)
+    tensors = {n: t.to(dtype) for n, t in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    train = study["train"] | {"precision": "bf16"}
+    return StudyConfig.model_validate(study | {"model": {"path": str(folder)}, "train": train})
+
+
+def test_a_second_worker_maps_what_the_first_one_wrote(config, tmp_path):
+    plain = open_workbench(config)
+    with open_shelf(tmp_path / "shelf") as shelf:
+        benches = [open_workbench(config, shelf) for _ in range(2)]
+        for bench in benches:
+            for name, parameter in backbone(plain.model).items():
+                shared = backbone(bench.model)[name]
+                assert torch.equal(shared, parameter) and mapped(shared), name
+            assert bench.task.fingerprint == plain.task.fingerprint
+            assert bench.task.classes == plain.task.classes
+            assert mapped(bench.task.train.inputs["input_ids"])
+    assert not (tmp_path / "shelf").exists()
+
+
+def test_trials_on_a_shelf_end_as_others_do(config, tmp_path):
+    from sparsearch.workers.study import plan
+
+    trials = plan(config, (Budget(600, text="600"),))
+    plain = open_workbench(config)
+    with open_shelf(tmp_path / "shelf") as shelf:
+        bench = open_workbench(config, shelf)
+        for trial in trials:
+            one, other = (execute(b, trial, lambda key: None) for b in (plain, bench))
+            assert one.state == "ok", one.message
+            assert (one.structure, one.measurements) == (other.structure, other.measurements)
+        assert all(mapped(p) for p in backbone(bench.model).values())
+
+
+def test_bf16_matrices_are_shared_but_not_copied(config, tmp_path):
+    with open_shelf(tmp_path / "shelf") as shelf:
+        model = open_workbench(config, shelf).model.requires_grad_(False)
+        weight = model.base_model.get_parameter("encoder.layer.0.attention.self.query.weight")
+        whole = weight.data
+        with frozen_cast_once(model, "bf16"):
+            assert weight.dtype == torch.bfloat16 and mapped(weight)
+            assert torch.equal(weight, whole.to(torch.bfloat16))
+        assert weight.data_ptr() == whole.data_ptr()
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            changed.base_model.encoder.layer[0].attention.self.query.weight.add_(1.0)
+        with frozen_cast_once(changed, "bf16"):
+            now = changed.base_model.encoder.layer[0].attention.self.query.weight
+            assert torch.equal(now, (whole + 1.0).to(torch.bfloat16))
+
+
+def test_a_shelf_stays_while_another_worker_uses_it(tmp_path):
+    with open_shelf(tmp_path / "shelf"):
+        with open_shelf(tmp_path / "shelf"):
+            pass
+        assert (tmp_path / "shelf").exists()
+    assert not (tmp_path / "shelf").exists()
+
+
+def test_a_warm_start_survives_the_way_to_another_process(study):
+    config = StudyConfig.model_validate(study | {"space": {"kinds": {"spectral": {}}}})
+    bench = open_workbench(config)
+    aligning = aligning_at(bench.space.kinds.values(), bench.space.positions)
+    start = bench.starts.get(3, aligning)
+    again = WarmStart.from_bytes(start.to_bytes(), torch.device("cpu"))
+    assert start.bases and start.bases.keys() == again.bases.keys()
+    for key, basis in start.bases.items():
+        assert all(torch.equal(a, b) for a, b in zip(basis, again.bases[key], strict=True))
+    assert all(torch.equal(tensor, again.head[name]) for name, tensor in start.head.items())
