@@ -1,8 +1,9 @@
 """What EarlyBERT saves in training: search and ticket training against full fine-tuning, in seconds and FLOPs.
 
-Full fine-tuning runs its epochs on the dense model. The ticket is searched on a copy, cut out, and fine-tuned
-for fewer epochs, as published (3 against 2). Random tickets of the same FLOPs are the control. One JSON line per run; a
-second call goes on where the first stopped.
+Full fine-tuning runs its epochs on the dense model. The ticket is drawn (by slimming coefficients on a copy, as
+published, or by the surgeon, whose tickets start with what stays standing in for what goes), cut out, and
+fine-tuned for fewer epochs (3 against 2). Random tickets of the same FLOPs are the control. One JSON line
+per run; a second call goes on where the first stopped.
 
     python benchmarks/training_time.py --data FOLDER --out training_time.jsonl
 """
@@ -31,9 +32,15 @@ CONTESTANTS = {
     "full": ("full", {}),
     "slimming": ("slimming", {}),
     "slimming-layerwise": ("slimming", {"allocation": "layerwise"}),
+    "surgeon": ("surgeon", {}),
     "random": ("random", {}),
 }
+COMPENSATING = {
+    "heads": {"compensate": "linear"},
+    "neurons": {"block": 16, "compensate": "linear"},
+}
 SAVING, LOSS = 0.35, 0.01
+WARM_STEPS = 32  # batches of the rows that the warm start samples
 
 
 def run_cell(
@@ -41,6 +48,7 @@ def run_cell(
 ) -> dict[str, Any]:
     """One training, with its search."""
     strategy, search = CONTESTANTS[contestant]
+    compensates = strategy == "surgeon"
     folder = arguments.data.resolve() / task
     files = {s: str(folder / f"{s}.jsonl") for s in ("train", "validation", "test")}
     epochs = arguments.epochs if strategy == "full" else arguments.ticket_epochs
@@ -53,10 +61,10 @@ def run_cell(
             "max_length": 64,
             "max_train_rows": arguments.rows,
         },
-        "space": {"preset": "earlybert"},
+        "space": {"kinds": COMPENSATING} if compensates else {"preset": "earlybert"},
         "budgets": {"max_inference_flops": [arguments.flops]},
         "search": search,
-        "train": {"epochs": epochs, "full_lr": arguments.lr},
+        "train": {"epochs": epochs, "full_lr": arguments.lr, "backbone": True},
     }
     sections, problems = sections_of(*read_study(study, ()))
     assert not problems, problems
@@ -68,6 +76,8 @@ def run_cell(
     assert outcome.state == "ok", outcome.message
     steps = outcome.ranking[1].steps if outcome.ranking else 0
     ratio = outcome.inference_flops_ratio or 1.0
+    # For the regression: a forward for the warm head, a forward and half a backward for the moments.
+    warm = WARM_STEPS if compensates else 0
     return {
         "task": task,
         "contestant": contestant,
@@ -77,7 +87,7 @@ def run_cell(
         "seconds": outcome.seconds,
         "search_steps": steps,
         # In steps of the dense model: a step costs what the model that it trains computes.
-        "dense_steps": steps + epochs * math.ceil(arguments.rows / 32) * ratio,
+        "dense_steps": steps + warm + epochs * math.ceil(arguments.rows / 32) * ratio,
         "params": outcome.trainable_params,
         "flops_ratio": ratio,
         "epochs": epochs,

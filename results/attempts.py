@@ -5,28 +5,40 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
-from sparsearch.results.tables import AttemptRow, TrialRow
+from sparsearch.results.tables import AttemptRow, Base, TrialRow
 from sparsearch.results.values import Attempt, Outcome
 
 __all__ = ["add_late", "begin", "end", "extend", "interrupt", "of_study"]
 
 _RUNNING = AttemptRow.state == "running"
+_TABLES = Base.metadata.tables
+_trials, _attempts = _TABLES["trials"].c, _TABLES["attempts"].c
+_COUNT = (
+    update(_TABLES["trials"])
+    .where(_trials.id == bindparam("trial"))
+    .values(attempts=_trials.attempts + 1)
+    .returning(_trials.attempts)
+)
+_ADD = insert(_TABLES["attempts"])
+_END = (
+    update(_TABLES["attempts"])
+    .where(_attempts.trial_id == bindparam("trial"), _attempts.state == "running")
+    .values(
+        state=bindparam("end_state"),
+        message=bindparam("end_message"),
+        ended_at=bindparam("end_time"),
+    )
+)
 
 
-def begin(session: Session, trial: TrialRow, worker: str, seconds: float) -> None:
+def begin(connection: Connection, trial_id: int, worker: str, seconds: float) -> None:
     """A further attempt at a trial, believed in for some seconds."""
     now = datetime.now(UTC)
-    _add(
-        session,
-        trial,
-        worker,
-        "running",
-        started_at=now,
-        deadline=now + timedelta(seconds=seconds),
-    )
+    deadline = now + timedelta(seconds=seconds)
+    _add(connection, trial_id, worker, "running", started_at=now, deadline=deadline)
 
 
 def extend(session: Session, study_id: int, numbers: Collection[int], seconds: float) -> None:
@@ -39,13 +51,10 @@ def extend(session: Session, study_id: int, numbers: Collection[int], seconds: f
     )
 
 
-def end(session: Session, trial: TrialRow, state: str, message: str) -> None:
+def end(connection: Connection, trial_id: int, state: str, message: str) -> None:
     """The running attempt at a trial, if there is one, ends."""
-    session.execute(
-        update(AttemptRow)
-        .where(AttemptRow.trial_id == trial.id, _RUNNING)
-        .values(state=state, message=message, ended_at=datetime.now(UTC))
-    )
+    ended = {"end_state": state, "end_message": message, "end_time": datetime.now(UTC)}
+    connection.execute(_END, ended | {"trial": trial_id})
 
 
 def interrupt(session: Session, study_id: int) -> None:
@@ -58,13 +67,14 @@ def interrupt(session: Session, study_id: int) -> None:
     )
 
 
-def add_late(session: Session, trial: TrialRow, worker: str, outcome: Outcome) -> None:
+def add_late(connection: Connection, trial_id: int, worker: str, outcome: Outcome) -> None:
     """What came of an attempt that had been given up; the trial stays as it is."""
     now = datetime.now(UTC)
     score = outcome.score("validation")
     message = f"{outcome.state}, after it was given up"
     message += "" if score is None else f": validation {score:.4f}"
-    _add(session, trial, worker, "late", message, started_at=now, deadline=now, ended_at=now)
+    times = {"started_at": now, "deadline": now, "ended_at": now}
+    _add(connection, trial_id, worker, "late", message, **times)
 
 
 def of_study(session: Session, study_id: int) -> tuple[Attempt, ...]:
@@ -84,14 +94,13 @@ def of_study(session: Session, study_id: int) -> tuple[Attempt, ...]:
 
 
 def _add(
-    session: Session,
-    trial: TrialRow,
+    connection: Connection,
+    trial_id: int,
     worker: str,
     state: str,
     message: str = "",
     **times: datetime,
 ) -> None:
-    trial.attempts += 1
-    values = {"trial_id": trial.id, "number": trial.attempts, "worker": worker}
-    values |= {"state": state, "message": message}
-    session.execute(insert(AttemptRow).values(values | times))
+    number = connection.execute(_COUNT, {"trial": trial_id}).scalar_one()
+    values = {"trial_id": trial_id, "number": number, "worker": worker}
+    connection.execute(_ADD, values | {"state": state, "message": message} | times)

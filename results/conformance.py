@@ -6,15 +6,19 @@ Needs pytest, which only the development extra installs.
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from sparsearch.errors import LeaseError, StoreError
 from sparsearch.results.lease import Owner
+from sparsearch.results.oracle import check_answers
 from sparsearch.results.store import Store
 from sparsearch.results.values import (
     SPARSITY,
@@ -94,6 +98,19 @@ def _dead_process() -> Owner:
     return Owner(me.host, process.pid, me.started)
 
 
+def _at_once(do: Callable[[int], None], count: int) -> None:
+    """Call it with 0, 1, ... in as many threads, which start together."""
+    barrier = threading.Barrier(count)
+
+    def wait_and_do(number: int) -> None:
+        barrier.wait()
+        do(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(wait_and_do, number) for number in range(count)]:
+            done.result()
+
+
 class StoreConformance:
     """Tests of the contract in ``Store``'s docstring.
 
@@ -125,6 +142,39 @@ class StoreConformance:
         assert (record.trials, record.finished, record.best_score) == (4, 0, None)
         assert record.owner is None
         assert record.created_at.tzinfo is not None
+
+    def test_a_trial_may_be_added_with_settings_of_its_own(self, store: Store) -> None:
+        """It is queued after the others, once, and keeps its settings in order."""
+        store.begin_study(sample_study())
+        settings = (("train.lr", 0.01), ("search.steps", 7), ("search.start", "probe"))
+        added = Trial(2, "probe", Budget(max_trainable_params=64, text="64 params"), 5, settings)
+        store.add_trial("study", added)
+        assert store.queued("study")[2] == added
+        with pytest.raises(StoreError):
+            store.add_trial("study", added)
+        with pytest.raises(StoreError, match="no study 'other'"):
+            store.add_trial("other", added)
+        store.finish("study", 2, replace(sample_outcome(), history=(0.25, 0.5)))
+        record = store.trials("study")[2]
+        assert (record.settings, record.history) == (dict(settings), (0.25, 0.5))
+
+    def test_a_ranking_is_transferred_to_another_task(self, store: Store) -> None:
+        """The best one of the same space and backbone, within the limit first."""
+        store.begin_study(sample_study(trials=4))
+        for n, (score, params) in enumerate(((0.7, 90), (0.9, 200), (0.8, 80), (0.6, 50))):
+            made = Ranking((0.5, 0.25), "s3pet", n, 3, 1.0, "f00d", "5ace", "trec")
+            outcome = replace(sample_outcome(score, params, layer=n), ranking=(f"key{n}", made))
+            store.finish("study", n, outcome)
+        assert store.ranking("key1") == replace(made, seed=1)
+        assert store.transferable("5ace", "sst2") == "key1"
+        assert store.transferable("5ace", "sst2", max_trainable_params=100) == "key2"
+        assert store.transferable("5ace", "sst2", backbone="f00d") == "key1"
+        assert store.transferable("5ace", "trec") is None, "it is that task's own"
+        assert store.transferable("5ace", "trec", study="stu") == "key1", "unless it is named"
+        assert store.transferable("else", "sst2") is None
+        assert store.transferable("5ace", "sst2", backbone="else") is None
+        with pytest.raises(StoreError, match="no study 'other'"):
+            store.transferable("5ace", "sst2", study="other")
 
     def test_study_without_trials(self, store: Store) -> None:
         """It is listed, and its best is None."""
@@ -227,6 +277,54 @@ class StoreConformance:
             store.finish("study", number, replace(sample_outcome(), ranking=("key", ranking)))
         assert store.ranking("key") == first
         assert store.ranking("other") is None
+
+    def test_trials_remember_their_ranking(self, store: Store) -> None:
+        """Also one that was there already; references have none."""
+        store.begin_study(sample_study(trials=3))
+        keyed = replace(sample_outcome(), ranking=("key", Ranking((0.5,), "s3pet", 0)))
+        for number, outcome in enumerate((keyed, keyed, sample_outcome(structure=False))):
+            store.finish("study", number, outcome)
+        assert [t.ranking_key for t in store.trials("study")] == ["key", "key", None]
+
+    def test_any_message_is_stored(self, store: Store) -> None:
+        """A library's error may hold bytes that no database does."""
+        store.begin_study(sample_study())
+        failure = Outcome("failed", "a \0 b \udce9 ä \N{PILE OF POO}")
+        store.finish("study", 0, failure)
+        assert store.trials("study")[0].message == "a ? b ? ä \N{PILE OF POO}"
+
+    def test_many_create_at_once(self, store_url: str) -> None:
+        """The database and the same study; nobody fails."""
+
+        def create(number: int) -> None:
+            with Store.open(store_url, create=True) as store:
+                store.begin_study(sample_study("shared", 3))
+                store.begin_study(sample_study(f"own-{number}", 1))
+
+        _at_once(create, 6)
+        with Store.open(store_url, create=False) as store:
+            assert {s.name: s.trials for s in store.studies()} == {
+                "shared": 3,
+                **{f"own-{number}": 1 for number in range(6)},
+            }
+
+    def test_many_write_at_once(self, store: Store, store_url: str) -> None:
+        """Outcomes of one study and of two, with equal structures and rankings: all are stored."""
+        for name in ("a", "b"):
+            store.begin_study(sample_study(name, 24))
+
+        def write(number: int) -> None:
+            with Store.open(store_url, create=True) as own:
+                for trial in range(number, 24, 4):
+                    for name in ("a", "b") if number % 2 else ("b", "a"):
+                        ranking = (f"key-{trial // 4}", Ranking((0.5,), "s3pet", 0))
+                        outcome = sample_outcome(trial % 5, 1 + trial % 3)
+                        own.start(name, trial)
+                        own.finish(name, trial, replace(outcome, ranking=ranking))
+
+        _at_once(write, 4)
+        assert [(s.trials, s.finished) for s in store.studies()] == [(24, 24)] * 2
+        check_answers(store)
 
     def test_second_driver_is_refused(self, store: Store, other: Store) -> None:
         """It learns who holds the study; the same process may acquire again."""
@@ -397,6 +495,27 @@ class StoreConformance:
             (0, 0.9),
         ]
         assert store.best(min_weight_sparsity="91%") is None
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_answers_are_those_of_brute_force(self, store: Store, seed: int) -> None:
+        """Of ``best`` within any limits and of ``pareto``, as outcomes with many ties come in."""
+        draw = random.Random(seed)
+        for name in ("b", "a"):
+            store.begin_study(sample_study(name, 30))
+        todo = [(name, number) for name in "ab" for number in range(30)]
+        draw.shuffle(todo)
+        states: tuple[FinishedState, ...] = ("ok", "ok", "ok", "ok", "failed")
+        for done, (name, number) in enumerate(todo):
+            outcome = sample_outcome(
+                draw.choice([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]),
+                draw.randrange(1, 6),
+                ratio=draw.choice([0.5, 0.75, 1.0]),
+                state=draw.choice(states),
+                structure=draw.random() < 0.9,
+            )
+            store.finish(name, number, outcome)
+            if done in (9, 24, 59):
+                check_answers(store)
 
     def test_best_carries_its_own_provenance(self, store: Store) -> None:
         """Also where an equal structure was stored by another trial."""

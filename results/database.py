@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import time
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, inspect
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import MissingStoreError, StoreError
-from sparsearch.results import migrations
+from sparsearch.results import _postgres, _sqlite, migrations
 from sparsearch.results.tables import Base
+from sparsearch.results.urls import parse_url, without_password
 
 __all__ = ["BUSY_SECONDS", "Database", "open_database"]
 
 BUSY_SECONDS = 30
-"""How long a writer waits for another one on SQLite."""
+"""How long a writer waits for another one."""
 
-_WRITES = "sparsearch_writes"
-
-_HINTS = (
-    ("full", "free some space, then type the same command: a study continues where it was"),
-    ("locked", "another process writes to it; try again when that is done"),
-    ("readonly", "open it with create=True, and check the permissions of the file and its folder"),
-    ("malformed", "the file was left as it is; restore a copy of it, or choose another with --db"),
-    ("not a database", "the file was left as it is; choose another with --db"),
-    ("unable to open", "check the path, and the permissions of the file and its folder"),
-)
+_HINTS = (*_sqlite.HINTS, *_postgres.HINTS)
 
 
 @dataclass(frozen=True)
 class Database:
-    """An open database; ``label`` names it in messages, without a password."""
+    """An open database.
+
+    Attributes:
+        label: Names it in messages, without a password.
+        engine: Whose transactions read.
+        writer: Whose transactions write; it shares the connections.
+    """
 
     label: str
     engine: Engine
-    _writer: Engine = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Derive the engine whose transactions write; it shares the connections."""
-        writer = self.engine.execution_options(**{_WRITES: True})
-        object.__setattr__(self, "_writer", writer)
+    writer: Engine
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -56,22 +46,40 @@ class Database:
         Raises:
             StoreError: In place of any SQLAlchemy error.
         """
-        with translated(self.label), Session(self.engine) as session:
-            yield session
+        with translated(self.label), self.engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                _sqlite.begin(connection, writes=False)
+            with Session(connection) as session:
+                yield session
 
     @contextmanager
-    def writing(self) -> Iterator[Session]:
-        """One transaction: all of it is stored at the end, or, after any error, nothing.
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction that writes: all of it is stored at the end, or, after any error, nothing.
 
         Raises:
             StoreError: In place of any SQLAlchemy error.
         """
-        with translated(self.label), Session(self._writer) as session, session.begin():
+        with translated(self.label), self.writer.begin() as connection:
+            if connection.dialect.name == "sqlite":
+                _sqlite.begin(connection, writes=True)
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A session in a transaction that writes.
+
+        Raises:
+            StoreError: In place of any SQLAlchemy error.
+        """
+        with self.transaction() as connection, Session(connection) as session:
             yield session
+            session.flush()
 
     def migrate(self) -> None:
         """Create the tables or bring them to the newest revision, in one transaction."""
-        with translated(self.label), self._writer.begin() as connection:
+        with self.transaction() as connection:
+            if connection.dialect.name == "postgresql":
+                _postgres.lock_schema(connection)
             migrations.upgrade(connection)
 
 
@@ -82,9 +90,9 @@ def translated(label: str) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         cause: object = error.orig if isinstance(error, DBAPIError) else error
-        text = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        hint = next((hint for word, hint in _HINTS if word in text), "")
-        raise StoreError(f"database {label}: {text}", hint) from error
+        text = str(cause).strip() or type(cause).__name__
+        hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text)), "")
+        raise StoreError(f"database {label}: {text.splitlines()[0]}", hint) from error
 
 
 def open_database(url: str | Path, *, create: bool) -> Database:
@@ -97,39 +105,37 @@ def open_database(url: str | Path, *, create: bool) -> Database:
     Raises:
         StoreError: If it is missing, damaged, not writable, not ours, or of another revision.
     """
-    parsed = _parse(url)
+    parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(parsed, create)
-    label = parsed.render_as_string(hide_password=True)
+    return _open_postgres(parsed, create)
+
+
+def _open_postgres(url: URL, create: bool) -> Database:
+    label = without_password(url.render_as_string(hide_password=False))
     try:
         with translated(label):
-            database = Database(label, create_engine(parsed))
+            engines = _postgres.open_engines(url, writable=create, lock_seconds=BUSY_SECONDS)
     except ImportError as error:
-        raise StoreError(f"database {label}: {error}", f"pip install {error.name}") from error
-    if _revision(database, create=create) != migrations.head():
-        database.migrate()
-    return database
-
-
-def _parse(url: str | Path) -> URL:
-    if isinstance(url, Path) or "://" not in url:
-        return URL.create("sqlite", database=str(url))
+        raise StoreError(f"database {label}: {error}", _postgres.INSTALL) from error
+    database = Database(label, *engines)
     try:
-        return make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise StoreError(
-            f"{url!r} is no database URL", "write sqlite:///FILE, or the path of a file"
-        ) from error
+        if _revision(database, create=create) != migrations.head():
+            database.migrate()
+    except BaseException:
+        database.engine.dispose()
+        raise
+    return database
 
 
 def _open_sqlite(url: URL, create: bool) -> Database:
     if url.database in (None, "", ":memory:"):
         raise StoreError("a database in memory would be forgotten", "write sqlite:///FILE")
     path = Path(str(url.database)).absolute()
-    _check_file(path, create)
+    _sqlite.check_file(path, create)
     if path.exists():
         # Seen through a read-only connection, a refused file stays byte for byte as it was.
-        reader = Database(str(path), _sqlite_engine(path, writable=False))
+        reader = _sqlite_database(path, writable=False)
         try:
             revision = _revision(reader, create=create)
         except BaseException:
@@ -140,73 +146,15 @@ def _open_sqlite(url: URL, create: bool) -> Database:
         reader.engine.dispose()
     else:
         revision = None
-    database = Database(str(path), _sqlite_engine(path, writable=True))
+    database = _sqlite_database(path, writable=True)
     if revision != migrations.head():
         database.migrate()
     return database
 
 
-def _check_file(path: Path, create: bool) -> None:
-    if path.is_dir():
-        raise StoreError(f"{str(path)!r} is a folder", "give the path of a database file")
-    if not create and not path.exists():
-        raise MissingStoreError(
-            f"there is no database {str(path)!r}",
-            "`sparsearch run` creates one; choose another with --db",
-        )
-    if create and not path.parent.is_dir():
-        raise StoreError(
-            f"cannot create {str(path)!r}: its folder does not exist", f"mkdir -p {path.parent}"
-        )
-    writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-    if create and not writable:
-        raise MissingStoreError(f"cannot write to {str(path)!r}", "choose another place with --db")
-
-
-def _sqlite_engine(path: Path, *, writable: bool) -> Engine:
-    mode = "rwc" if writable else "ro"
-    if not writable and not os.access(path.parent, os.W_OK) and not _wal(path).exists():
-        # A reader in WAL mode writes beside the file; where it cannot, nobody else does either.
-        mode += "&immutable=1"
-    engine = create_engine(
-        f"sqlite:///{path.as_uri()}?mode={mode}&uri=true",
-        connect_args={"timeout": BUSY_SECONDS, "isolation_level": None},
-    )
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, record: object) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA foreign_keys = ON")
-        if writable:
-            _enter_wal(cursor)
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # The driver's own BEGIN comes late and leaves reads and DDL outside the transaction; a
-        # writer that starts as a reader cannot wait for another writer.
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _enter_wal(cursor: sqlite3.Cursor) -> None:
-    """Switch to WAL mode; while another connection does so, SQLite refuses at once, whatever the timeout."""
-    give_up = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > give_up:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _wal(path: Path) -> Path:
-    return path.with_name(f"{path.name}-wal")
+def _sqlite_database(path: Path, *, writable: bool) -> Database:
+    engine = _sqlite.open_engine(path, writable=writable, lock_seconds=BUSY_SECONDS)
+    return Database(str(path), engine, engine)
 
 
 def _revision(database: Database, *, create: bool) -> str | None:
@@ -230,7 +178,9 @@ def _revision(database: Database, *, create: bool) -> str | None:
             "upgrade sparsearch",
         )
     if not create and revision is None:
-        raise StoreError(f"database {database.label} is empty", "`sparsearch run` fills one")
+        raise MissingStoreError(
+            f"database {database.label} is empty", "`sparsearch run` fills one"
+        )
     if not create and revision != migrations.head():
         raise StoreError(
             f"database {database.label} has the older revision {revision!r}",

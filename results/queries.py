@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TypeAlias
 
-from sqlalchemy import ColumnElement, Row, Select, case, func, select
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, select, true
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import StoreError
-from sparsearch.results import lease
+from sparsearch.results import front, lease
 from sparsearch.results.attempts import of_study
 from sparsearch.results.tables import (
     MeasurementRow,
@@ -33,6 +33,7 @@ from sparsearch.results.values import (
 )
 from sparsearch.spaces.budget import Budget, parse_share
 from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.structure import Structure
 
 __all__ = [
     "attempts",
@@ -46,6 +47,7 @@ __all__ = [
     "ranking",
     "stop_asked",
     "studies",
+    "transferable",
     "trials",
     "weights",
 ]
@@ -98,7 +100,10 @@ def _study_row(session: Session, prefix: str) -> StudyRow:
     return session.scalars(select(StudyRow).where(StudyRow.name == fitting[0])).one()
 
 
-def _study_records(session: Session, *where: ColumnElement[bool]) -> tuple[StudyRecord, ...]:
+def _study_records(session: Session, only: int | None = None) -> tuple[StudyRecord, ...]:
+    """All studies, or one: then the trials of no other one are counted."""
+    trials = TrialRow.study_id == only if only is not None else true()
+    studies = StudyRow.id == only if only is not None else true()
     counts = (
         select(
             TrialRow.study_id,
@@ -106,11 +111,12 @@ def _study_records(session: Session, *where: ColumnElement[bool]) -> tuple[Study
             func.sum(case((TrialRow.state.in_(FINISHED), 1), else_=0)).label("finished"),
             func.max(case((TrialRow.recommendable, TrialRow.score))).label("best_score"),
         )
+        .where(trials)
         .group_by(TrialRow.study_id)
         .subquery()
     )
     query = select(StudyRow, counts.c.trials, counts.c.finished, counts.c.best_score)
-    query = query.outerjoin(counts, counts.c.study_id == StudyRow.id).where(*where)
+    query = query.outerjoin(counts, counts.c.study_id == StudyRow.id).where(studies)
     return tuple(
         StudyRecord(
             name=row.name,
@@ -140,7 +146,7 @@ def find_study(session: Session, prefix: str) -> StudyRecord:
     Raises:
         StoreError: If there is none, or more than one.
     """
-    return _study_records(session, StudyRow.id == _study_row(session, prefix).id)[0]
+    return _study_records(session, _study_row(session, prefix).id)[0]
 
 
 def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
@@ -159,12 +165,15 @@ def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
             score=t.score,
             test_score=t.test_score,
             structure=t.structure_hash,
+            ranking_key=t.ranking_key,
             trainable_params=t.trainable_params,
             head_params=t.head_params,
             inference_flops_ratio=t.inference_flops_ratio,
             seconds=t.seconds,
             peak_bytes=t.peak_bytes,
             attempts=t.attempts,
+            settings=t.settings or {},
+            history=tuple(t.history or ()),
         )
         for t in session.scalars(query)
     )
@@ -188,7 +197,13 @@ def queued(session: Session, study: str) -> tuple[Trial, ...]:
         raise no_study(session, study)
     query = select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.state == "queued")
     return tuple(
-        Trial(t.number, t.strategy, None if t.budget is None else Budget(**t.budget), t.seed)
+        Trial(
+            t.number,
+            t.strategy,
+            None if t.budget is None else Budget(**t.budget),
+            t.seed,
+            tuple((t.settings or {}).items()),
+        )
         for t in session.scalars(query.order_by(TrialRow.number))
     )
 
@@ -198,7 +213,37 @@ def ranking(session: Session, key: str) -> Ranking | None:
     row = session.get(RankingRow, key)
     if row is None:
         return None
-    return Ranking(tuple(row.scores), row.strategy, row.seed, row.steps, row.seconds)
+    return Ranking(
+        tuple(row.scores), row.strategy, row.seed, row.steps, row.seconds,
+        row.backbone, row.space, row.task,
+    )  # fmt: skip
+
+
+def transferable(
+    session: Session,
+    space: str,
+    task: str,
+    backbone: str | None,
+    study: str | None,
+    max_trainable_params: int | None,
+) -> str | None:
+    """The key of the ranking that served another task best, see ``Store.transferable``."""
+    fits = TrialRow.trainable_params <= (max_trainable_params or 0)
+    query = (
+        select(TrialRow.ranking_key)
+        .join(RankingRow, RankingRow.key == TrialRow.ranking_key)
+        .where(
+            RankingRow.space == space, RankingRow.strategy == "s3pet", TrialRow.strategy == "s3pet"
+        )
+        .where(TrialRow.recommendable)
+    )
+    if backbone is not None:
+        query = query.where(RankingRow.backbone == backbone)
+    if study is None:
+        query = query.where(RankingRow.task != task)
+    else:
+        query = query.where(TrialRow.study_id == _study_row(session, study).id)
+    return session.scalar(query.order_by(case((fits, 0), else_=1), *_BEST_FIRST).limit(1))
 
 
 def weights(session: Session, study: str, number: int) -> bytes | None:
@@ -234,7 +279,8 @@ def best(
     found: list[Row[*_Winner]] = []
     # One walk down the index per group, since a share is another number for each backbone.
     for group in session.execute(_groups(only, model, task)):
-        query = _best_first(only, group)
+        # Fronts know nothing of sparsity.
+        query = _best_first(only, group, on_front=sparsity is None)
         if limit is not None:
             most = int(limit * group.backbone_params) if isinstance(limit, Fraction) else limit
             query = query.where(TrialRow.trainable_params <= most)
@@ -246,7 +292,7 @@ def best(
     if not found:
         return None
     first = min(found, key=lambda r: (-r.score, r.trainable_params, r.study_id, r.number))
-    return _load(session, [first.id])[0]
+    return _load(session, TrialRow.id == first.id)[0]
 
 
 def _groups(only: int | None, model: str | None, task: str | None) -> Select[str, str, int]:
@@ -256,7 +302,9 @@ def _groups(only: int | None, model: str | None, task: str | None) -> Select[str
     return query.where(*(column == value for column, value in wanted if value is not None))
 
 
-def _best_first(only: int | None, group: Row[str, str, int]) -> Select[*_Winner]:
+def _best_first(
+    only: int | None, group: Row[str, str, int], *, on_front: bool
+) -> Select[*_Winner]:
     columns = (
         TrialRow.id,
         TrialRow.score,
@@ -264,7 +312,8 @@ def _best_first(only: int | None, group: Row[str, str, int]) -> Select[*_Winner]
         TrialRow.study_id,
         TrialRow.number,
     )
-    query = select(*columns).where(TrialRow.recommendable).order_by(*_BEST_FIRST)
+    among = TrialRow.on_front if on_front else TrialRow.recommendable
+    query = select(*columns).where(among).order_by(*_BEST_FIRST)
     if only is not None:
         return query.where(TrialRow.study_id == only)
     return query.where(
@@ -294,31 +343,8 @@ def _at_least_as_sparse(sparsity: float) -> Select[int]:
 def pareto(session: Session, study: str) -> tuple[Best, ...]:
     """The trials of a study that no other one beats, see ``Store.pareto``."""
     row = _study_row(session, study)
-    points = session.execute(
-        select(
-            TrialRow.id,
-            TrialRow.score,
-            TrialRow.trainable_params,
-            TrialRow.inference_flops_ratio,
-        )
-        .where(TrialRow.recommendable, TrialRow.study_id == row.id)
-        # Whatever beats a point stands before it, so one pass is enough.
-        .order_by(
-            TrialRow.trainable_params,
-            TrialRow.inference_flops_ratio,
-            TrialRow.score.desc(),
-            TrialRow.number,
-        )
-    )
-    front: list[Row[int, float | None, int | None, float | None]] = []
-    for point in points:
-        beaten = any(
-            kept.score >= point.score and kept.inference_flops_ratio <= point.inference_flops_ratio
-            for kept in front
-        )
-        if not beaten:
-            front.append(point)
-    return _load(session, [point.id for point in front])
+    members = _load(session, and_(TrialRow.study_id == row.id, TrialRow.on_front))
+    return tuple(front.pareto(members))
 
 
 def find_structure(session: Session, prefix: str) -> Best:
@@ -350,10 +376,11 @@ def find_structure(session: Session, prefix: str) -> Best:
             "type more of the hash",
         )
     query = select(TrialRow.id).where(TrialRow.recommendable, TrialRow.structure_hash == hashes[0])
-    return _load(session, session.scalars(query.order_by(*_BEST_FIRST).limit(1)).all())[0]
+    found = session.scalars(query.order_by(*_BEST_FIRST).limit(1)).one()
+    return _load(session, TrialRow.id == found)[0]
 
 
-def _load(session: Session, ids: Iterable[int]) -> tuple[Best, ...]:
+def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
     sparse = (MeasurementRow.trial_id == TrialRow.id) & (MeasurementRow.metric == SPARSITY)
     query = (
         select(TrialRow, StudyRow, StructureRow.document, MeasurementRow.value)
@@ -361,12 +388,10 @@ def _load(session: Session, ids: Iterable[int]) -> tuple[Best, ...]:
         .join(StructureRow)
         .outerjoin(MeasurementRow, sparse)
     )
-    return tuple(_best(*session.execute(query.where(TrialRow.id == i)).one().tuple()) for i in ids)
+    return [_best(*row) for row in session.execute(query.where(where))]
 
 
 def _best(trial: TrialRow, study: StudyRow, document: str, sparsity: float | None) -> Best:
-    from sparsearch.spaces.structure import Structure  # brings torch, which lists do not need
-
     structure = Structure.from_json(document)
     # Equal structures are stored once; the provenance has to be this trial's.
     provenance = replace(

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from sparsearch.results import queries, writes
+from sparsearch.results import outcomes, queries, writes
 from sparsearch.results.database import Database, open_database
 from sparsearch.results.lease import LEASE_SECONDS, Owner
 from sparsearch.results.values import (
@@ -97,8 +97,8 @@ class Store:
         Raises:
             StoreError: If the study exists with another config.
         """
-        with self._database.writing() as session:
-            writes.begin_study(session, spec)
+        with self._database.transaction() as connection:
+            writes.begin_study(connection, spec)
 
     def acquire(self, study: str, lease_seconds: float = LEASE_SECONDS) -> None:
         """Take the lease of a study and queue again what a dead driver left running.
@@ -172,6 +172,15 @@ class Store:
         with self._database.reading() as session:
             return queries.queued(session, study)
 
+    def add_trial(self, study: str, trial: Trial) -> None:
+        """Queue one more trial of a study, as an outer loop proposes it.
+
+        Raises:
+            StoreError: If there is no such study, or it has a trial of that number.
+        """
+        with self._database.transaction() as connection:
+            writes.add_trial(connection, study, trial)
+
     def start(
         self,
         study: str,
@@ -190,8 +199,8 @@ class Store:
         Raises:
             StoreError: If there is no such trial, or it is finished.
         """
-        with self._database.writing() as session:
-            writes.start(session, study, number, worker, attempt_seconds)
+        with self._database.transaction() as connection:
+            writes.start(connection, study, number, worker, attempt_seconds)
 
     def retry(self, study: str, number: int, state: Literal["lost", "oom"], message: str) -> None:
         """End the running attempt at a trial, and queue the trial again.
@@ -199,8 +208,8 @@ class Store:
         Raises:
             StoreError: If there is no such trial, or it is finished.
         """
-        with self._database.writing() as session:
-            writes.retry(session, study, number, state, message)
+        with self._database.transaction() as connection:
+            writes.retry(connection, study, number, state, message)
 
     def add_late(self, study: str, number: int, worker: str, outcome: Outcome) -> None:
         """Keep what came of an attempt that had been given up; the trial stays as it is.
@@ -208,13 +217,13 @@ class Store:
         Raises:
             StoreError: If there is no such trial.
         """
-        with self._database.writing() as session:
-            writes.add_late(session, study, number, worker, outcome)
+        with self._database.transaction() as connection:
+            writes.add_late(connection, study, number, worker, outcome)
 
     def add_ranking(self, key: str, ranking: Ranking) -> None:
         """Keep a ranking for other trials; the first under a key stays."""
-        with self._database.writing() as session:
-            writes.add_ranking(session, key, ranking)
+        with self._database.transaction() as connection:
+            outcomes.add_ranking(connection, key, ranking)
 
     def finish(self, study: str, number: int, outcome: Outcome) -> None:
         """Store how a trial ended, with all that belongs to it, in one transaction.
@@ -224,8 +233,8 @@ class Store:
         Raises:
             StoreError: If there is no such trial, or it is finished; then nothing is stored.
         """
-        with self._database.writing() as session:
-            writes.finish(session, study, number, outcome)
+        with self._database.transaction() as connection:
+            outcomes.finish(connection, study, number, outcome)
 
     # Reading
 
@@ -233,6 +242,37 @@ class Store:
         """The ranking stored under a key, None if there is none."""
         with self._database.reading() as session:
             return queries.ranking(session, key)
+
+    def transferable(
+        self,
+        space: str,
+        task: str,
+        *,
+        backbone: str | None = None,
+        study: str | None = None,
+        max_trainable_params: int | None = None,
+    ) -> str | None:
+        """The key of the searched ranking whose structure has the best validation score on another task.
+
+        One whose structure keeps within a limit comes before one that does not.
+
+        Args:
+            space: Fingerprint of the space that it ranks.
+            task: Name of the task that it is to serve.
+            backbone: Weight fingerprint of the backbone that it was made on; None for any.
+            study: Take it from this study (a unique prefix of its name), whatever its task.
+            max_trainable_params: The budget that it is to be cut at.
+
+        Returns:
+            None if there is none.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.transferable(
+                session, space, task, backbone, study, max_trainable_params
+            )
 
     def weights(self, study: str, number: int) -> bytes | None:
         """Attached modules and head of a trial as safetensors bytes, None if none were stored.

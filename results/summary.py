@@ -11,6 +11,7 @@ from typing import Any
 from sparsearch.config import SearchConfig
 from sparsearch.results.comparison import Comparison, compare, comparison_text, has_score
 from sparsearch.results.values import FINISHED, StudyRecord, TrialRecord
+from sparsearch.spaces.budget import resolve
 
 __all__ = [
     "BudgetSummary",
@@ -92,7 +93,8 @@ class StudySummary:
         searched: The strategy that the study searches with.
         budgets: In the study's order.
         references: Strategies without a budget: the head alone, and full fine-tuning.
-        unsuccessful: Finished trials that are not ok.
+        unsuccessful: Finished trials that are neither ok nor cancelled.
+        front: With an outer loop, the trials that score more than all with as few parameters, fewest first.
     """
 
     study: str
@@ -101,6 +103,7 @@ class StudySummary:
     budgets: tuple[BudgetSummary, ...]
     references: tuple[StrategySummary, ...]
     unsuccessful: tuple[TrialRecord, ...]
+    front: tuple[TrialRecord, ...] = ()
 
     def findings(self, budget: BudgetSummary) -> tuple[str, ...]:
         """What a report says of a budget: a line for each family of rivals, and the verdict."""
@@ -141,19 +144,41 @@ def summarise(study: StudyRecord, trials: Sequence[TrialRecord]) -> StudySummary
         trials: All of its trials, as ``Store.trials`` gives them.
     """
     default = SearchConfig.model_fields["strategy"].default
-    searched = str(json.loads(study.config).get("search", {}).get("strategy", default))
+    config = json.loads(study.config)
+    searched = str(config.get("search", {}).get("strategy", default))
+    planned = None if "outer" not in config else _planned(study, config["budgets"])
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
-        if trial.budget is not None:
-            groups.setdefault(json.dumps(trial.budget, sort_keys=True), []).append(trial)
+        key = json.dumps(trial.budget, sort_keys=True)
+        if trial.budget is not None and (planned is None or key in planned):
+            groups.setdefault(key, []).append(trial)
     return StudySummary(
         study=study.name,
         metric=study.metric,
         searched=searched,
         budgets=tuple(_budget(group, searched) for group in groups.values()),
         references=_strategies(t for t in trials if t.budget is None),
-        unsuccessful=tuple(t for t in trials if t.state in FINISHED and t.state != "ok"),
+        unsuccessful=tuple(
+            t for t in trials if t.state in FINISHED and t.state not in ("ok", "cancelled")
+        ),
+        front=() if planned is None else _front(trials),
     )
+
+
+def _planned(study: StudyRecord, budgets: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The budgets that the study lists; an outer loop proposes others between them."""
+    resolved = (resolve(study.backbone_params, **b).as_dict() for b in budgets)
+    return {json.dumps(budget, sort_keys=True) for budget in resolved}
+
+
+def _front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """The trials with a structure that score more than all before them, by parameters."""
+    front: list[TrialRecord] = []
+    ranked = [t for t in trials if has_score(t) and t.structure is not None]
+    for t in sorted(ranked, key=lambda t: (t.trainable_params or 0, -(t.score or 0.0), t.number)):
+        if not front or (t.score or 0.0) > (front[-1].score or 0.0):
+            front.append(t)
+    return tuple(front)
 
 
 def _budget(trials: Sequence[TrialRecord], searched: str) -> BudgetSummary:

@@ -20,6 +20,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -71,7 +73,7 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime,
         dict[str, Any]: JSON(none_as_null=True),
         float: Double,
-        list[float]: JSON,
+        list[float]: JSON(none_as_null=True),
         bytes: LargeBinary,
     }
 
@@ -104,8 +106,9 @@ class StudyRow(Base):
 class TrialRow(Base):
     """A trial.
 
-    ``model``, ``task`` and ``backbone_params`` repeat its study's, and ``recommendable`` says that
-    it is feasible and has a structure and a score: so one index holds all that ``best`` asks for.
+    ``recommendable`` says that it is feasible and has a structure and a score, ``on_front`` that it
+    is one of those of its study that ``best`` or ``pareto`` can answer with, see ``front``. ``model``,
+    ``task`` and ``backbone_params`` repeat its study's: so one index holds all that ``best`` asks for.
     """
 
     __tablename__ = "trials"
@@ -116,17 +119,21 @@ class TrialRow(Base):
     strategy: Mapped[str] = mapped_column(String(200))
     seed: Mapped[int]
     budget: Mapped[dict[str, Any] | None]
+    settings: Mapped[dict[str, Any] | None]
     state: Mapped[str] = mapped_column(String(20))
     feasible: Mapped[bool]
     recommendable: Mapped[bool]
+    on_front: Mapped[bool] = mapped_column(server_default=false())
     message: Mapped[str]
     attempts: Mapped[int]
     model: Mapped[str] = mapped_column(String(500))
     task: Mapped[str] = mapped_column(String(200))
     backbone_params: Mapped[int]
     score: Mapped[float | None]
+    history: Mapped[list[float] | None]
     test_score: Mapped[float | None]
     structure_hash: Mapped[str | None] = mapped_column(String(64), ForeignKey("structures.hash"))
+    ranking_key: Mapped[str | None] = mapped_column(String(200), ForeignKey("rankings.key"))
     trainable_params: Mapped[int | None]
     head_params: Mapped[int | None]
     inference_flops_ratio: Mapped[float | None]
@@ -143,18 +150,32 @@ class TrialRow(Base):
     )
 
 
-# The best trial is the first entry within the limits, and no entry needs a look at its row.
+# The best trial is the first entry within the limits, and no entry needs a look at its row: SQLite
+# wants to see ``on_front`` even where it is the index's own condition.
 Index(
-    "ix_trials_best",
+    "ix_trials_front",
     TrialRow.model,
     TrialRow.task,
     TrialRow.backbone_params,
-    TrialRow.recommendable,
     TrialRow.score.desc(),
     TrialRow.trainable_params,
     TrialRow.study_id,
     TrialRow.number,
     TrialRow.inference_flops_ratio,
+    TrialRow.on_front,
+    sqlite_where=text("on_front = 1"),
+    postgresql_where=text("on_front"),
+)
+Index(
+    "ix_trials_study_front",
+    TrialRow.study_id,
+    TrialRow.score.desc(),
+    TrialRow.trainable_params,
+    TrialRow.number,
+    TrialRow.inference_flops_ratio,
+    TrialRow.on_front,
+    sqlite_where=text("on_front = 1"),
+    postgresql_where=text("on_front"),
 )
 
 
@@ -220,7 +241,7 @@ class WeightsRow(Base):
 
 
 class RankingRow(Base):
-    """A ranking that other trials may reuse."""
+    """A ranking that other trials may reuse, on other tasks too: same ``backbone`` and ``space``, another ``task``."""
 
     __tablename__ = "rankings"
 
@@ -230,4 +251,8 @@ class RankingRow(Base):
     steps: Mapped[int]
     seconds: Mapped[float]
     scores: Mapped[list[float]]
+    backbone: Mapped[str] = mapped_column(String(64), server_default="")
+    space: Mapped[str] = mapped_column(String(64), server_default="")
+    task: Mapped[str] = mapped_column(String(200), server_default="")
     created_at: Mapped[datetime]
+    __table_args__ = (Index("ix_rankings_transfer", "space", "backbone"),)

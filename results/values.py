@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
@@ -22,6 +22,7 @@ __all__ = [
     "FinishedState",
     "Measurement",
     "Outcome",
+    "Setting",
     "StudyRecord",
     "StudySpec",
     "Trial",
@@ -35,14 +36,23 @@ SPARSITY = "weight_sparsity"
 """A metric of the split ``test``: share of the weights of the dense backbone's linears that are zero or gone."""
 
 
+Setting: TypeAlias = tuple[str, bool | int | float | str | None]
+"""A dotted path into a study's configuration, and a value: ("search.alpha_lr", 0.03)."""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One (strategy, budget, seed) of a study. ``budget`` is None for a reference that has none."""
+    """One (strategy, budget, seed) of a study, and the settings in which it differs from the study's own.
+
+    With the study's configuration that is all one needs to run it again. ``budget`` is None for a
+    reference that has none.
+    """
 
     number: int
     strategy: str
     budget: Budget | None
     seed: int
+    settings: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,10 +81,12 @@ class Outcome:
         state: ok, infeasible, oom, failed or cancelled.
         message: Why, where the state is not ok.
         measurements: On validation and test; empty where the state is not ok.
+        history: Validation score after each epoch of training, also of a trial that was cancelled.
         structure: None for the references ``head`` and ``full``, and where none fits.
-        trainable_params: Trained parameters; the head is not among them.
+        trainable_params: Trained parameters; the head is not among them. Of an infeasible trial, what the
+            smallest structure would need.
         head_params: Parameters of the task head.
-        inference_flops_ratio: After merging, 1.0 = dense backbone.
+        inference_flops_ratio: After merging, 1.0 = dense backbone; of an infeasible trial the least there is.
         weights: Attached modules and head as safetensors bytes; None where nothing is to be
             exported.
         ranking: The ranking that was cut, with the key under which other trials may reuse it.
@@ -86,6 +98,7 @@ class Outcome:
     state: FinishedState
     message: str = ""
     measurements: tuple[Measurement, ...] = ()
+    history: tuple[float, ...] = ()
     structure: Structure | None = None
     trainable_params: int = 0
     head_params: int = 0
@@ -113,7 +126,7 @@ class StudySpec:
         task: Name of the task, for queries.
         metric: Validation metric; higher is better.
         backbone_params: Parameters of the backbone, to resolve "0.01%" in queries.
-        trials: All trials, in order, numbered from 0.
+        trials: All that are planned, in order, numbered from 0.
     """
 
     name: str
@@ -144,7 +157,11 @@ class StudyRecord:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as stored; ``state`` is queued, running or one of FINISHED."""
+    """A trial as stored; ``state`` is queued, running or one of FINISHED.
+
+    ``ranking_key`` names the ranking that its structure was cut from, see ``Store.ranking``; None where
+    there was none, and in what was stored before keys were kept.
+    """
 
     study: str
     number: int
@@ -162,6 +179,9 @@ class TrialRecord:
     seconds: float | None
     peak_bytes: int | None
     attempts: int
+    ranking_key: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

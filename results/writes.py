@@ -1,67 +1,85 @@
-"""Writing: what happens inside the store's transactions."""
+"""Writing: what happens to studies and queued trials inside the store's transactions."""
 
 from __future__ import annotations
 
+import functools
 import json
-import math
 from collections.abc import Collection
-from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, Executable, Row, bindparam, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import StoreError
 from sparsearch.results import attempts, lease, queries
-from sparsearch.results.tables import (
-    MeasurementRow,
-    PlacementRow,
-    RankingRow,
-    StructureRow,
-    StudyRow,
-    TrialRow,
-    WeightsRow,
-)
-from sparsearch.results.values import FINISHED, Measurement, Outcome, StudySpec, Trial
-from sparsearch.spaces.ranking import Ranking
-
-if TYPE_CHECKING:
-    from sparsearch.spaces.structure import Structure
+from sparsearch.results.tables import Base, StudyRow, TrialRow
+from sparsearch.results.values import FINISHED, Outcome, StudySpec, Trial
 
 __all__ = [
     "acquire",
     "add_late",
-    "add_ranking",
+    "add_trial",
     "ask_to_stop",
     "begin_study",
-    "finish",
+    "insert_once",
     "release",
     "renew",
     "retry",
     "start",
+    "unfinished_trial",
 ]
 
 _ABSENT = object()
 _SHOWN = 5
+_TABLES = Base.metadata.tables
+_NAMES = {"studies": ["name"], "structures": ["hash"], "rankings": ["key"]}
+"""What there is only one of."""
+
+# Whoever writes to a trial holds its study first: no two writers wait for each other, and a front
+# changes by one trial at a time. SQLite has the whole database locked already.
+_trials, _studies = _TABLES["trials"].c, _TABLES["studies"].c
+_TRIAL_TO_WRITE = (
+    select(_trials.id, _trials.state, _trials.study_id, _studies.metric)
+    .select_from(_TABLES["studies"].join(_TABLES["trials"]))
+    .where(_studies.name == bindparam("study"), _trials.number == bindparam("trial"))
+    .with_for_update()
+)
+_SHARED = ("model", "task", "backbone_params")
+"""What a trial's row repeats of its study's."""
+_STUDY = select(_studies.id, *(_studies[name] for name in _SHARED)).where(
+    _studies.name == bindparam("study")
+)
+_QUEUE = insert(_TABLES["trials"])
 
 
-def begin_study(session: Session, spec: StudySpec) -> None:
+def begin_study(connection: Connection, spec: StudySpec) -> None:
     """Create a study, or check that the one of that name has an equal config.
 
     Raises:
         StoreError: If its config differs.
     """
-    row = session.scalar(select(StudyRow).where(StudyRow.name == spec.name))
-    if row is None:
-        _insert_study(session, spec)
-    elif differences := _differences(json.loads(row.config), json.loads(spec.config)):
+    if _insert_study(connection, spec):
+        return
+    query = select(StudyRow.config).where(StudyRow.name == spec.name)
+    config = connection.execute(query).scalar_one()
+    if differences := _differences(json.loads(config), json.loads(spec.config)):
         more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise StoreError(
             f"study {spec.name!r} exists with another config: "
             f"{', '.join(differences[:_SHOWN])}{more}",
             "choose another name, or restore the config to continue the study",
         )
+
+
+def add_trial(connection: Connection, study: str, trial: Trial) -> None:
+    """Queue one more trial of a study."""
+    row = connection.execute(_STUDY, {"study": study}).one_or_none()
+    if row is None:
+        raise queries.no_study(Session(connection), study)
+    shared = {name: getattr(row, name) for name in _SHARED}
+    connection.execute(_QUEUE, _queued(row.id, trial) | shared)
 
 
 def acquire(session: Session, study: str, owner: lease.Owner, seconds: float) -> None:
@@ -120,78 +138,62 @@ def ask_to_stop(session: Session, study: str) -> lease.Owner | None:
     return owner
 
 
-def start(session: Session, study: str, number: int, worker: str, attempt_seconds: float) -> None:
+def start(
+    connection: Connection, study: str, number: int, worker: str, attempt_seconds: float
+) -> None:
     """Mark a trial as running, by a further attempt.
 
     Raises:
         StoreError: If it is finished.
     """
-    row = _unfinished_trial(session, study, number)
-    row.state = "running"
-    row.started_at = datetime.now(UTC)
-    attempts.begin(session, row, worker, attempt_seconds)
+    trial = unfinished_trial(connection, study, number)
+    changes = {"state": "running", "started_at": datetime.now(UTC)}
+    connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(changes))
+    attempts.begin(connection, trial.id, worker, attempt_seconds)
 
 
-def retry(session: Session, study: str, number: int, state: str, message: str) -> None:
+def retry(connection: Connection, study: str, number: int, state: str, message: str) -> None:
     """The attempt at a trial came to nothing; the trial is queued again.
 
     Raises:
         StoreError: If it is finished.
     """
-    row = _unfinished_trial(session, study, number)
-    row.state = "queued"
-    attempts.end(session, row, state, message)
+    trial = unfinished_trial(connection, study, number)
+    connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(state="queued"))
+    attempts.end(connection, trial.id, state, message)
 
 
-def add_late(session: Session, study: str, number: int, worker: str, outcome: Outcome) -> None:
+def add_late(
+    connection: Connection, study: str, number: int, worker: str, outcome: Outcome
+) -> None:
     """Keep what came of an attempt that had been given up, as a further attempt."""
-    attempts.add_late(session, _trial(session, study, number), worker, outcome)
+    attempts.add_late(connection, _trial(connection, study, number).id, worker, outcome)
 
 
-def add_ranking(session: Session, key: str, ranking: Ranking) -> None:
-    """Keep a ranking; the first under a key stays."""
-    _insert_ranking(session, key, ranking)
+def insert_once(connection: Connection, table: str, row: dict[str, Any]) -> Any:
+    """Insert a row and return its primary key, or None, and insert nothing, if there is one of its name.
 
-
-def finish(session: Session, study: str, number: int, outcome: Outcome) -> None:
-    """Store an outcome with all that belongs to it.
-
-    Raises:
-        StoreError: If the trial is finished already.
+    A question first would not do: two writers would both be told that there is none.
     """
-    row = _unfinished_trial(session, study, number)
-    metric = session.scalars(select(StudyRow.metric).where(StudyRow.id == row.study_id)).one()
-    if outcome.structure is not None:
-        _insert_structure(session, outcome.structure)
-    _fill(row, outcome, metric)
-    attempts.end(session, row, outcome.state, outcome.message)
-    session.flush()
-    if outcome.measurements:
-        measured = [_measurement(row.id, m) for m in outcome.measurements]
-        session.execute(insert(MeasurementRow), measured)
-    if outcome.weights is not None:
-        session.execute(insert(WeightsRow).values(trial_id=row.id, data=outcome.weights))
-    if outcome.ranking is not None:
-        _insert_ranking(session, *outcome.ranking)
+    return connection.execute(_insertion(connection.dialect.name, table), row).scalar()
 
 
-def _insert_study(session: Session, spec: StudySpec) -> None:
-    shared = {
-        "model": spec.model,
-        "task": spec.task,
-        "backbone_params": spec.backbone_params,
-    }
-    row = StudyRow(
-        name=spec.name,
-        config=spec.config,
-        metric=spec.metric,
-        created_at=datetime.now(UTC),
-        **shared,
-    )
-    session.add(row)
-    session.flush()
-    if spec.trials:
-        session.execute(insert(TrialRow), [_queued(row.id, t) | shared for t in spec.trials])
+@functools.cache
+def _insertion(dialect: str, name: str) -> Executable:
+    table = _TABLES[name]
+    insertion = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    once = insertion.on_conflict_do_nothing(index_elements=_NAMES[name])
+    return once.returning(*table.primary_key)
+
+
+def _insert_study(connection: Connection, spec: StudySpec) -> bool:
+    shared = {name: getattr(spec, name) for name in _SHARED}
+    study = {"name": spec.name, "config": spec.config, "metric": spec.metric}
+    created = {"created_at": datetime.now(UTC)}
+    study_id = insert_once(connection, "studies", study | shared | created)
+    if study_id is not None and spec.trials:
+        connection.execute(insert(TrialRow), [_queued(study_id, t) | shared for t in spec.trials])
+    return study_id is not None
 
 
 def _queued(study_id: int, trial: Trial) -> dict[str, Any]:
@@ -201,6 +203,7 @@ def _queued(study_id: int, trial: Trial) -> dict[str, Any]:
         "strategy": trial.strategy,
         "seed": trial.seed,
         "budget": trial.budget.as_dict() if trial.budget is not None else None,
+        "settings": dict(trial.settings) or None,
         "state": "queued",
         "feasible": False,
         "recommendable": False,
@@ -234,96 +237,24 @@ def _locked_study(session: Session, name: str) -> StudyRow:
     return row
 
 
-def _unfinished_trial(session: Session, study: str, number: int) -> TrialRow:
-    row = _trial(session, study, number)
-    if row.state in FINISHED:
+def unfinished_trial(connection: Connection, study: str, number: int) -> Row[Any, Any, Any, Any]:
+    """A trial that may still change: id, state, study_id, metric.
+
+    Raises:
+        StoreError: If there is none, or it is finished.
+    """
+    trial = _trial(connection, study, number)
+    if trial.state in FINISHED:
         raise StoreError(
-            f"trial {number} of study {study!r} is finished already ({row.state})",
+            f"trial {number} of study {study!r} is finished already ({trial.state})",
             f"its outcome is kept; see `sparsearch trials {study}`",
         )
-    return row
+    return trial
 
 
-def _trial(session: Session, study: str, number: int) -> TrialRow:
-    row = session.scalar(
-        select(TrialRow)
-        .join(StudyRow)
-        .where(StudyRow.name == study, TrialRow.number == number)
-        .with_for_update(of=TrialRow)
-    )
-    if row is None:
-        raise queries.no_trial(session, study, number)
-    return row
-
-
-def _fill(row: TrialRow, outcome: Outcome, metric: str) -> None:
-    scores = {m.split: m.value for m in outcome.measurements if m.metric == metric}
-    row.state = outcome.state
-    row.feasible = outcome.state == "ok"
-    row.message = outcome.message
-    row.score = _finite(scores.get("validation"))
-    row.test_score = _finite(scores.get("test"))
-    row.structure_hash = outcome.structure.hash if outcome.structure is not None else None
-    row.recommendable = row.feasible and outcome.structure is not None and row.score is not None
-    row.trainable_params = outcome.trainable_params
-    row.head_params = outcome.head_params
-    row.inference_flops_ratio = outcome.inference_flops_ratio
-    row.seconds = outcome.seconds
-    row.peak_bytes = outcome.peak_bytes
-    row.finished_at = datetime.now(UTC)
-    if outcome.environment is not None:
-        row.environment = asdict(outcome.environment)
-
-
-def _finite(value: float | None) -> float | None:
-    """A correlation of constants is NaN, which SQLite cannot hold and PostgreSQL sorts on top."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _measurement(trial_id: int, m: Measurement) -> dict[str, Any]:
-    return {
-        "trial_id": trial_id,
-        "metric": m.metric,
-        "split": m.split,
-        "value": _finite(m.value),
-    }
-
-
-def _insert_structure(session: Session, structure: Structure) -> None:
-    if session.get(StructureRow, structure.hash) is not None:
-        return
-    session.execute(
-        insert(StructureRow).values(
-            hash=structure.hash,
-            document=structure.to_json(),
-            trainable_params=structure.trainable_params,
-        )
-    )
-    placements = [
-        {
-            "structure_hash": structure.hash,
-            "position": c.position,
-            "kind": c.kind,
-            "size": c.size,
-            "params": c.params,
-        }
-        for c in structure.candidates
-    ]
-    if placements:
-        session.execute(insert(PlacementRow), placements)
-
-
-def _insert_ranking(session: Session, key: str, ranking: Ranking) -> None:
-    if session.get(RankingRow, key) is not None:
-        return
-    session.execute(
-        insert(RankingRow).values(
-            key=key,
-            strategy=ranking.strategy,
-            seed=ranking.seed,
-            steps=ranking.steps,
-            seconds=ranking.seconds,
-            scores=list(ranking.scores),
-            created_at=datetime.now(UTC),
-        )
-    )
+def _trial(connection: Connection, study: str, number: int) -> Row[Any, Any, Any, Any]:
+    asked = {"study": study, "trial": number}
+    trial = connection.execute(_TRIAL_TO_WRITE, asked).one_or_none()
+    if trial is None:
+        raise queries.no_trial(Session(connection), study, number)
+    return trial

@@ -13,7 +13,7 @@ from sparsearch.spaces.backbone import dense_flops_per_token
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import Removal
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.space import Candidate, Space, narrow, recount
+from sparsearch.spaces.space import Candidate, Space, narrow, recount, together
 
 __all__ = ["Limits", "cut", "kept", "smallest"]
 
@@ -96,13 +96,15 @@ def kept(
         Their indices, in the space's order; ties go to the earlier one.
 
     Raises:
-        InfeasibleError: If not even the smallest candidate fits; it names that one.
+        InfeasibleError: If not even the smallest candidate fits (it names that one), or nothing is left to choose.
     """
     assert len(scores) == len(space.candidates), "the ranking belongs to another space"
     limits = Limits(space, budget, tokens)
     removed = _removed(space, scores, limits, rule, budget)
     candidates = list(space.candidates)
-    cuts = [candidates[i] for i in removed]
+    cuts = together(space, [candidates[i] for i in removed])
+    if limits.bytes is not None and sum(c.bytes for c in cuts) > limits.bytes:
+        raise _stand_ins_too_large(budget, cuts)
     bands, masks = bands_to_prune(space, scores, budget, rule, cuts)
     if not limits.fits([*cuts, *masks]):
         raise _scores_too_large(budget, masks)
@@ -110,6 +112,11 @@ def kept(
         narrowed = narrow(space.positions, cuts)
         candidates = [recount(c, space.kinds[c.kind], narrowed) for c in candidates]
     offered = [i for i, c in enumerate(candidates) if not c.removes]
+    if not offered and not removed and not bands:
+        raise InfeasibleError(
+            f"budget {budget.text}: this space only removes, and nothing has to go",
+            "set max_inference_flops below 100%, or add kinds that attach something",
+        )
     if not offered:
         return sorted(removed + bands)
     low = min(scores[i] for i in offered)
@@ -193,6 +200,7 @@ def infeasible(space: Space, budget: Budget) -> InfeasibleError:
         f"budget {budget.text}{have} is too small for any candidate; the smallest is {least.kind} at "
         f"{least.position} with {least.params:,} parameters ({share:.4g}% of the backbone, {least.bytes:,} bytes)",
         f"allow at least {least.params} parameters, or add smaller kinds to the space",
+        least_params=least.params,
     )
 
 
@@ -218,4 +226,13 @@ def _not_that_few(space: Space, budget: Budget, tokens: int, total: int) -> Infe
         f"budget {budget.text}: one head and 64 neurons stay in each layer, so that the least it can reach "
         f"is {math.ceil(10 * reached) / 10:.1f}%",
         "allow more FLOPs",
+        least_flops=reached / 100,
+    )
+
+
+def _stand_ins_too_large(budget: Budget, cuts: Sequence[Candidate]) -> InfeasibleError:
+    """The error of what stands in for what is cut, where that alone exceeds a budget."""
+    return InfeasibleError(
+        f"budget {budget.text}: what stands in for what is cut takes {sum(c.bytes for c in cuts):,} bytes alone",
+        "allow more bytes, or leave `compensate: linear` out",
     )

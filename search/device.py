@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.attachment import attachment_of
-from sparsearch.spaces.kinds import Unit
+from sparsearch.spaces.units.base import Unit
 
 __all__ = [
     "attention_for",

@@ -11,19 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.config import SearchConfig, TrainConfig
-from sparsearch.errors import InfeasibleError
+from sparsearch.errors import ConfigError, InfeasibleError
 from sparsearch.search.bilevel import BilevelSearch
 from sparsearch.search.cut import Limits, infeasible
 from sparsearch.search.gates import Gates
 from sparsearch.search.masking import even, mask_prices, weights_to_remove
 from sparsearch.search.probe import probe
-from sparsearch.search.seeds import seed_everything
-from sparsearch.search.slimming import learn_coefficients
+from sparsearch.search.seeds import derive, seed_everything
+from sparsearch.search.slimming import learn_coefficients, shares
 from sparsearch.search.stopping import CutWatch
 from sparsearch.search.supernet import Supernet
+from sparsearch.search.surgeon import cut_prices
 from sparsearch.search.swaps import hard_gates, swap
 from sparsearch.search.tasks import Task
-from sparsearch.search.train import Observer, silent
+from sparsearch.search.train import Observer, learning_rates, silent, train
+from sparsearch.search.update_magnitude import update_magnitudes
 from sparsearch.search.warm_start import WarmStart, new_head
 from sparsearch.spaces.align import take_bases
 from sparsearch.spaces.budget import Budget
@@ -32,10 +34,14 @@ from sparsearch.spaces.positions import Position, matching
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import BYTES_PER_PARAM, Candidate, Space, make_candidate, overlaps
 
-__all__ = ["RANKERS", "REFERENCES", "UNIFORM", "Problem", "rank", "uniform"]
+__all__ = ["RANKERS", "REFERENCES", "TRANSFER", "UNIFORM", "Problem", "rank", "uniform"]
 
 REFERENCES = ("head", "full")
 """Strategies without a budget: the task head alone, and full fine-tuning."""
+
+
+TRANSFER = "transfer"
+"""The strategy that takes a ranking which another study made."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
     )
     try:
         if search.start == "probe":
-            start = probe(supernet, task, search.probe, problem.train, seed)
+            start = probed(problem, supernet, seed)
             with torch.no_grad():
                 gates.alpha.copy_(start_alpha(space, start, task.max_length))
         bilevel = BilevelSearch(
@@ -160,12 +166,23 @@ def open_supernet(problem: Problem, seed: int, warm: bool) -> Supernet:
     return supernet
 
 
+def probed(problem: Problem, supernet: Supernet, seed: int) -> Tensor:
+    """The gradient probe's scores; what compensates when it is cut has the surgeon's prices instead."""
+    space, tokens = problem.space, problem.task.max_length
+    scores = probe(supernet, problem.task, problem.search.probe, problem.train, seed)
+    if any(space.kinds[space.candidates[i].kind].aligns for i in space.removals):
+        prices = cut_prices(problem.model, space, problem.start().bases, tokens)
+        for i, price in prices.items():
+            scores[i] = price * space.candidates[i].inference_flops(tokens)
+    return scores
+
+
 def rank_probe(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
     """Gradients of all candidates' parameters at the identity point, over a warm head."""
     started = time.monotonic()
     supernet = open_supernet(problem, seed, warm=True)
     try:
-        scores = probe(supernet, problem.task, problem.search.probe, problem.train, seed)
+        scores = probed(problem, supernet, seed)
     finally:
         supernet.close()
     return Ranking(tuple(map(float, scores)), "probe", seed, 0, time.monotonic() - started)
@@ -217,6 +234,50 @@ def rank_slimming(problem: Problem, budget: Budget, seed: int, observe: Observer
     return Ranking(scores, "slimming", seed, steps, time.monotonic() - started)
 
 
+def rank_surgeon(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
+    """What cutting costs where what stays stands in for it (Optimal Brain Surgeon), at the pretrained weights.
+
+    What is attached comes evenly.
+    """
+    started, space = time.monotonic(), problem.space
+    if not all(space.kinds[space.candidates[i].kind].aligns for i in space.removals):
+        raise ConfigError(
+            ["the surgeon strategy needs heads and neurons that compensate: linear"],
+            "heads: {compensate: linear}, neurons: {compensate: linear}",
+        )
+    prices = cut_prices(problem.model, space, problem.start().bases, problem.task.max_length)
+    scores = [-prices[i] if i in prices else s for i, s in enumerate(even(space))]
+    return Ranking(tuple(scores), "surgeon", seed, 0, time.monotonic() - started)
+
+
+def rank_update_magnitude(
+    problem: Problem, budget: Budget, seed: int, observe: Observer
+) -> Ranking:
+    """DSEE's: all that attaches is trained for ``search.steps`` steps, in whole epochs, then what moved least is cut.
+
+    The share of heads is that of neurons, over all layers or (``allocation``) in each. What is attached comes evenly.
+    """
+    started, space, task = time.monotonic(), problem.space, problem.task
+    supernet = open_supernet(problem, seed, warm=False)
+    try:
+        batches = -(-len(task.train) // problem.train.batch_size)
+        epochs = max(1, -(-problem.search.steps // batches))
+        config = problem.train.model_copy(update={"epochs": epochs})
+        groups = learning_rates(problem.model, config.lr, config.kind_lr)
+        train(
+            problem.model, task, config, groups, derive(seed, "update magnitude"),
+            lambda phase, done, total, score=None: observe("search", done, total),
+        )  # fmt: skip
+        magnitudes = update_magnitudes(problem.model, space)
+    finally:
+        supernet.close()
+    places = shares(space, magnitudes, problem.search.allocation)
+    cuts = set(space.removals)
+    scores = [places[i] if i in cuts else s for i, s in enumerate(even(space))]
+    seconds = time.monotonic() - started
+    return Ranking(tuple(scores), "update-magnitude", seed, epochs * batches, seconds)
+
+
 RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
     "s3pet": rank_s3pet,
     "probe": rank_probe,
@@ -224,6 +285,8 @@ RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
     "slimming": rank_slimming,
     "even": rank_even,
     "magnitude": rank_even,  # on a space whose masks have no scores, see ``masking.without_scores``
+    "surgeon": rank_surgeon,
+    "update-magnitude": rank_update_magnitude,
 }
 """Strategies that score every candidate; the cut does the rest."""
 

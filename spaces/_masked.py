@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sparsearch.spaces.kinds import RemovalUnit, WeightMaskUnit
-from sparsearch.spaces.kinds.base import in_type_of
 from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.slots import Slot
+from sparsearch.spaces.units.base import in_type_of
+from sparsearch.spaces.units.removal import RemovalUnit
+from sparsearch.spaces.units.weight_mask import WeightMaskUnit
 
 __all__ = ["Masked", "leave_out_cuts"]
 

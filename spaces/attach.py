@@ -25,11 +25,12 @@ from sparsearch.spaces.backbone import (
     positions_of,
 )
 from sparsearch.spaces.hooks import hook
-from sparsearch.spaces.kinds import Kind, RemovalUnit
+from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.slots import Slot
 from sparsearch.spaces.space import Candidate, make_candidate, narrow, recount
 from sparsearch.spaces.structure import Structure
+from sparsearch.spaces.units.removal import RemovalUnit
 from sparsearch.spaces.weights_file import load_weights
 
 __all__ = [

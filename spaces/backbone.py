@@ -6,17 +6,15 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
 
 from sparsearch.errors import BackboneError
 from sparsearch.spaces.positions import FAMILIES, Position, scan
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 __all__ = [
@@ -86,7 +84,7 @@ class BackboneId:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 def locate(path: str, relative_to: Path | None = None) -> str:
@@ -166,6 +164,7 @@ def load_model(
     Raises:
         BackboneError: If it cannot be loaded, is of an unknown family, or the checksum differs.
     """
+    import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
@@ -257,6 +256,7 @@ def most_tokens(config: Any) -> int | None:
 
 def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> PreTrainedModel:
     """The model's architecture on the meta device: shapes and names, no weights, no memory."""
+    import torch
     from transformers import AutoModelForSequenceClassification
 
     config = load_config(path, revision)
@@ -267,6 +267,8 @@ def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> Pre
 
 def base_of(model: nn.Module) -> nn.Module:
     """The backbone inside a model with a head (the model itself if it has none)."""
+    from torch import nn
+
     base = getattr(model, "base_model", model)
     return base if isinstance(base, nn.Module) else model
 
@@ -281,6 +283,8 @@ def layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
 
     None for several stacks, and where another module runs beside whichever layer is the first.
     """
+    from torch import nn
+
     base = base_of(model)
     stacks = FAMILIES[base.config.model_type].stacks  # type: ignore[union-attr,index]
     beside = stacks[0].beside_first

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.spaces._masked import Masked
-from sparsearch.spaces.kinds import LowRankUnit, add_low_rank
-from sparsearch.spaces.kinds.lnfit import LNFitUnit
 from sparsearch.spaces.slots import Slot
+from sparsearch.spaces.units.base import LowRankUnit, add_low_rank
+from sparsearch.spaces.units.lnfit import LNFitUnit
 
 __all__ = ["Handle", "hook"]
 

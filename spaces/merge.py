@@ -16,12 +16,13 @@ from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.kinds import Stage
 from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.slots import Slot
+from sparsearch.spaces.units.removal import RemovalUnit
 
-__all__ = ["count_zeros", "measured_sparsity", "merge", "weight_sparsity"]
+__all__ = ["count_zeros", "fold", "measured_sparsity", "merge", "weight_sparsity"]
 
-_STAGES: tuple[Stage, ...] = ("parallel", "mask", "sequential", "input")
+_STAGES: tuple[Stage, ...] = ("parallel", "mask", "cut", "sequential", "input")
 """Order of folding. A mask sets to zero also what parallel units add, sequential ones rescale the sum; an input unit
-rescales what all of them see. Rescaling keeps zeros."""
+rescales what all of them see. Rescaling keeps zeros. What stands in for a cut is folded by ``slim`` alone."""
 _FOLDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 M = TypeVar("M", bound=nn.Module)
@@ -66,7 +67,7 @@ def merge(model: M) -> M:
             if mergeable := [slot for slot in slots if slot.kind.mergeable]:
                 path = names[host]
                 trainable.setdefault(f"{path}.bias", trainable[f"{path}.weight"])  # may be new
-                _fold(host, mergeable)
+                fold(host, mergeable)
                 folded.extend(mergeable)
     finally:  # whatever stops it, no unit is both folded and attached
         drop(model, folded)
@@ -135,6 +136,9 @@ def _problems(module: nn.Module, slots: Sequence[Slot], shared: bool) -> Iterato
     kept = [
         _name(s) for s in slots if not s.kind.mergeable and not s.kind.removes
     ]  # on the output
+    compensated = [
+        _name(s) for s in slots if isinstance(s.unit, RemovalUnit) and len(s.unit.stand_in)
+    ]
     for slot in slots:
         if not slot.kind.mergeable:
             continue
@@ -145,7 +149,10 @@ def _problems(module: nn.Module, slots: Sequence[Slot], shared: bool) -> Iterato
             yield f"{_name(slot)} (another module shares the weight)"
         if slot.unit.constant and not _may_have_bias(module):
             yield f"{_name(slot)} ({type(module).__name__} has no bias)"
-        if kept and slot.kind.stage(slot.position) == "sequential":
+        stage = slot.kind.stage(slot.position)
+        if compensated and stage in ("input", "mask"):
+            yield f"{_name(slot)} (what stands in for {compensated[0]} would undo it)"
+        if kept and stage == "sequential":
             yield f"{_name(slot)} (it rescales the output that {kept[0]} works on)"
 
 
@@ -159,7 +166,7 @@ def _may_have_bias(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _fold(module: nn.Module, slots: Sequence[Slot]) -> None:
+def fold(module: nn.Module, slots: Sequence[Slot]) -> None:
     """Change one module's weight and bias by its units, stage by stage."""
     own, own_bias = module.get_parameter("weight"), getattr(module, "bias", None)
     wide = torch.promote_types(own.dtype, torch.float32)

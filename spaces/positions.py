@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
-
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparsearch.errors import BackboneError, StructureError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["FAMILIES", "Feed", "Position", "find", "matching", "scan", "weight_at"]
 
@@ -408,6 +408,8 @@ def _resolve(
 
 def _widths(module: nn.Module) -> tuple[int, int]:
     """Input and output features of a linear (either orientation) or of a norm."""
+    from transformers.pytorch_utils import Conv1D
+
     if isinstance(module, Conv1D):
         return int(module.nx), int(module.nf)
     if hasattr(module, "in_features"):
@@ -418,6 +420,8 @@ def _widths(module: nn.Module) -> tuple[int, int]:
 
 def weight_at(position: Position, host: nn.Module, weight: Tensor | None = None) -> Tensor:
     """The position's part of its module's weight, or of a tensor of that shape, as (out, in)."""
+    from transformers.pytorch_utils import Conv1D
+
     whole = host.get_parameter("weight") if weight is None else weight
     rows = whole.T if isinstance(host, Conv1D) else whole
     return rows[position.start : position.start + position.out_features]

@@ -20,6 +20,9 @@ class Ranking:
         seed: Its seed.
         steps: Search steps taken.
         seconds: Wall time of the search.
+        backbone: Weight fingerprint of the backbone that it was made on; these three say where it may be transferred.
+        space: Fingerprint of the space.
+        task: Name of the task.
     """
 
     scores: tuple[float, ...]
@@ -27,6 +30,9 @@ class Ranking:
     seed: int
     steps: int = 0
     seconds: float = 0.0
+    backbone: str = ""
+    space: str = ""
+    task: str = ""
 
     def __post_init__(self) -> None:
         bad = [i for i, s in enumerate(self.scores) if not math.isfinite(s)]

@@ -17,12 +17,12 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import attach, detach, drop
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, positions_of
-from sparsearch.spaces.kinds import RemovalUnit
 from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
-from sparsearch.spaces.merge import merge
+from sparsearch.spaces.merge import fold, merge
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.slots import Slot
 from sparsearch.spaces.structure import Structure
+from sparsearch.spaces.units.removal import RemovalUnit
 
 __all__ = ["cut_units", "slim", "units_cut"]
 
@@ -44,8 +44,8 @@ M = TypeVar("M", bound=nn.Module)
 def slim(model: M, structure: Structure, *, attached: bool = True) -> M:
     """Make a trained model as small as its structure says: merge what merges, then cut what is removed.
 
-    Merging comes first, so that what was trained on a head that goes is dropped with it. Adapters stay
-    attached and run on the slim model.
+    Merging comes first, so that what was trained on a head that goes is dropped with it; then what stands in for
+    cut units goes into the weights of what reads them. Adapters stay attached and run on the slim model.
 
     Args:
         model: A model with the structure attached; where ``merge`` has run before, with what it left.
@@ -68,6 +68,9 @@ def slim(model: M, structure: Structure, *, attached: bool = True) -> M:
     kept = _check(model, units_cut(structure, positions_of(model)))
     merge(model)
     if gone := [slot for slot in slots if slot.kind.removes]:
+        for slot in gone:
+            if isinstance(slot.unit, RemovalUnit) and slot.unit.compensates:
+                fold(base_of(model).get_submodule(slot.position.module), [slot])
         drop(model, gone)
     _cut_all(model, kept)
     return model

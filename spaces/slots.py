@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.kinds import Kind, Unit
+from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.positions import Position
+from sparsearch.spaces.units.base import Unit
 
 __all__ = ["Slot"]
 

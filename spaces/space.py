@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from torch import nn
 
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.backbone import count_params, positions_of
 from sparsearch.spaces.kinds import Kind, make_kind
 from sparsearch.spaces.positions import Position, find, matching
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "BYTES_PER_PARAM",
@@ -29,6 +33,7 @@ __all__ = [
     "overlaps",
     "preset_names",
     "recount",
+    "together",
 ]
 
 BYTES_PER_PARAM = 4
@@ -206,9 +211,28 @@ class Space:
                 found[c.position] = (*found.get(c.position, ()), i)
         return found
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for spaces whose rankings mean the same: SHA-256 of the candidates in order."""
+        listed = [[c.position, c.kind, c.size, c.params, c.which] for c in self.candidates]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
     def position(self, name: str) -> Position:
         """The position of that name; an unknown one is an error that lists the nearest."""
         return find(self.positions, name)
+
+
+def together(space: Space, chosen: Iterable[Candidate]) -> list[Candidate]:
+    """What candidates add up to: one for each position and kind, with its own costs."""
+    parts: dict[tuple[str, str], list[Candidate]] = {}
+    for c in chosen:
+        parts.setdefault((c.position, c.kind), []).append(c)
+    found = []
+    for (position, kind), group in parts.items():
+        which = tuple(sorted(i for c in group for i in c.which))
+        size = sum(c.size for c in group)
+        found.append(make_candidate(space.kinds[kind], space.position(position), size, which))
+    return found
 
 
 def preset_names() -> tuple[str, ...]:

@@ -6,7 +6,6 @@ error. Old versions load.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sparsearch.errors import ConfigError, StructureError
 from sparsearch.spaces.backbone import BackboneId
 from sparsearch.spaces.kinds import Kind, make_kind
-from sparsearch.spaces.space import Candidate, Space, make_candidate, narrow, recount
+from sparsearch.spaces.space import Candidate, Space, narrow, recount, together
 
 __all__ = ["SCHEMA_VERSION", "Provenance", "Structure", "json_schema", "make_structure"]
 
@@ -83,15 +82,14 @@ class Structure:
     @cached_property
     def hash(self) -> str:
         """Name of the structure: SHA-256 of what it is, not of where it came from."""
-        document = self._document()
         content = {
             "backbone": [self.backbone.config_hash, self.backbone.weight_fingerprint],
             "task_type": self.task_type,
             "candidates": [
-                [c["position"], c["kind"], c["size"]] + ([c["which"]] if c["which"] else [])
-                for c in document["candidates"]
+                [c.position, c.kind, c.size, *([c.which] if c.which else [])]
+                for c in self.candidates
             ],
-            "kinds": document["kinds"],
+            "kinds": self._options(),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -99,24 +97,30 @@ class Structure:
         """The kind of that name, with the structure's options."""
         return next(k for k in self.kinds if k.name == name)
 
+    def _options(self) -> dict[str, dict[str, Any]]:
+        return {k.name: vars(k) for k in self.kinds}
+
     def _document(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
             "backbone": self.backbone.as_dict(),
             "task_type": self.task_type,
-            "kinds": {k.name: dataclasses.asdict(k) for k in self.kinds},  # type: ignore[call-overload]
-            "candidates": [dataclasses.asdict(c) | {"which": [*c.which]} for c in self.candidates],
-            "costs": {
-                "trainable_params": self.trainable_params,
-                "bytes": self.bytes,
-                "merged_flops_per_token": self.merged_flops_per_token,
-            },
-            "provenance": dataclasses.asdict(self.provenance),
+            "kinds": self._options(),
+            "candidates": [vars(c) | {"which": [*c.which]} for c in self.candidates],
+            "costs": self._costs(),
+            "provenance": vars(self.provenance),
         }
 
-    def to_json(self) -> str:
-        """The structure file's text."""
-        return json.dumps(self._document(), indent=1)
+    def _costs(self) -> dict[str, int]:
+        return {
+            "trainable_params": self.trainable_params,
+            "bytes": self.bytes,
+            "merged_flops_per_token": self.merged_flops_per_token,
+        }
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """The structure file's text, on one line without an indent."""
+        return json.dumps(self._document(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> Structure:
@@ -151,7 +155,7 @@ class Structure:
             kinds,
             Provenance(**document.provenance.model_dump()),
         )
-        if document.costs.model_dump() != structure._document()["costs"]:
+        if document.costs.model_dump() != structure._costs():
             raise StructureError("the structure's costs are not the sum of its candidates' costs")
         return structure
 
@@ -184,14 +188,7 @@ def make_structure(
 
     What is cut makes the rest cheaper: a low-rank unit loses its rows on a head that is gone.
     """
-    parts: dict[tuple[str, str], list[Candidate]] = {}
-    for c in chosen:
-        parts.setdefault((c.position, c.kind), []).append(c)
-    merged = []
-    for (position, kind), group in parts.items():
-        which = tuple(sorted(i for c in group for i in c.which))
-        size = sum(c.size for c in group)
-        merged.append(make_candidate(space.kinds[kind], space.position(position), size, which))
+    merged = together(space, chosen)
     narrowed = narrow(space.positions, merged)
     merged = [recount(c, space.kinds[c.kind], narrowed) for c in merged]
     order = {p.name: i for i, p in enumerate(space.positions)}

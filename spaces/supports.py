@@ -12,13 +12,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsearch.spaces.decomposition import truncated_svd
 
-__all__ = ["SUPPORTS", "Places", "find_support", "largest", "remembered"]
+__all__ = ["Places", "find_support", "largest", "remembered"]
 
 Places = tuple[Tensor, Tensor]
 """Rows and columns, int32, the most wanted place first."""
-
-SUPPORTS = ("residual", "magnitude", "gradient", "random")
-"""Ways to rank the places of a matrix, see ``find_support``."""
 
 
 def find_support(matrix: Tensor, count: int, by: str, name: str = "") -> Places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -103,14 +104,16 @@ def _wait_until_free(store: Store, study: str, owner: str) -> None:
 
 def _print_summary(record: StudyRecord, summary: StudySummary, db: str, as_json: bool) -> None:
     """How the study went, where it is stored, and what to type next."""
-    following = _next_commands(summary, db)
+    from sparsearch.results.urls import without_password
+
+    following, shown = _next_commands(record, summary, db), without_password(db)
     if as_json:
-        document = {"db": db, "study": _render.study_dict(record), "summary": summary.as_dict()}
+        document = {"db": shown, "study": _render.study_dict(record), "summary": summary.as_dict()}
         print_json({**document, "next": following})
         return
     console = output()
     console.print(_render.summary_view(summary))
-    console.print(f"\nstored in {db}\nnext:", soft_wrap=True)
+    console.print(f"\nstored in {shown}\nnext:", soft_wrap=True)
     for line in following:
         console.print(f"  {line}", soft_wrap=True)
 
@@ -127,7 +130,7 @@ def _exit_as_trials_went(trials: Sequence[TrialRecord]) -> None:
         raise typer.Exit(_ALL_FAILED)
 
 
-def _next_commands(summary: StudySummary, db: str) -> list[str]:
+def _next_commands(record: StudyRecord, summary: StudySummary, db: str) -> list[str]:
     """What one types after a run, with its real names."""
     budget = next((b for b in summary.budgets if b.best is not None), None)
     if budget is None or budget.best is None:
@@ -136,11 +139,12 @@ def _next_commands(summary: StudySummary, db: str) -> list[str]:
     text = str(budget.budget.get("text", ""))
     within = ["--max-trainable-params", text if text.endswith("%") else str(limit)]
     name = (budget.best.structure or "")[:8]
+    whole = json.loads(record.config).get("train", {}).get("backbone", False)
     commands = [
         ["best", "--study", summary.study, *(within if limit is not None else [])],
         ["show", name, "--plot", f"{name}.html"],
         ["pareto", summary.study, "--plot", f"{summary.study}.html"],
-        ["export", name, "--to", "spec", "--out", name],
+        ["export", name, "--to", "checkpoint" if whole else "spec", "--out", name],
     ]
     return [next_command(db, *words) for words in commands]
 

@@ -34,7 +34,10 @@ DEFAULT_DB = "sqlite:///sparsearch.db"
 Db = Annotated[
     str,
     typer.Option(
-        "--db", envvar="SPARSEARCH_DB", metavar="URL", help="SQLAlchemy URL, or an SQLite file."
+        "--db",
+        envvar="SPARSEARCH_DB",
+        metavar="URL",
+        help="postgresql://USER@HOST/NAME, or an SQLite file.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -73,10 +76,13 @@ Plot = Annotated[
 
 def next_command(db: str, *words: str) -> str:
     """A command to type next, on the same database, by the name under which this program can be found."""
+    from sparsearch.results.urls import without_password
+
     program = "sparsearch"
     if shutil.which(program) is None and Path(sys.argv[0]).name == program:
         program = os.path.relpath(sys.argv[0])
-    return shlex.join([program, *words, *([] if db == DEFAULT_DB else ["--db", db])])
+    where = [] if db == DEFAULT_DB else ["--db", without_password(db)]
+    return shlex.join([program, *words, *where])
 
 
 def reading(db: str) -> Store:

@@ -103,18 +103,21 @@ class StudyProgress(PhaseBar, Listener):
         self.progress.start()
         self._loading = self.progress.add_task("loading model and data", total=None, note="")
 
-    def opened(self, study: str, queued: Sequence[Trial], finished: int) -> None:
+    def opened(
+        self, study: str, queued: Sequence[Trial], finished: int, to_propose: int = 0
+    ) -> None:
         """Say how much there is to do."""
-        total = len(queued) + finished
+        left = len(queued) + to_propose
+        total = left + finished
         if self._loading is not None:
             self.progress.remove_task(self._loading)
-        if not queued:
+        if not left:
             self.console.print(
                 f"study {study} is finished already ({total} trials): nothing to run"
             )
             return
         done = f", {finished} finished before" if finished else ""
-        self.console.print(f"study {study}: {len(queued)} trials to run{done}")
+        self.console.print(f"study {study}: {left} trials to run{done}")
         self._study = self.progress.add_task(study, total=total, completed=finished, note="")
 
     def started(self, trial: Trial) -> None:

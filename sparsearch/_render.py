@@ -85,6 +85,15 @@ def budget_text(budget: Mapping[str, Any] | None) -> str:
     return f"{text} ({params:,})" if text else f"{params:,} params"
 
 
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """What a trial has instead of the study's own settings; not which ranking it transfers."""
+    return ", ".join(
+        f"{path.partition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
+        for path, value in settings.items()
+        if path != "search.transfer_from"
+    )
+
+
 def _count(number: int | float | None) -> str:
     return _NOTHING if number is None else f"{number:,.0f}"
 
@@ -204,7 +213,8 @@ def trials_table(
             _seconds(t.seconds),
             t.structure[:_SHORT_HASH] if t.structure else _NOTHING,
         )
-    return Group(table, _messages([t for t in trials if t.message]), _in_vain(attempts))
+    told = [t for t in trials if t.message and t.state != "cancelled"]
+    return Group(table, _messages(told), _in_vain(attempts))
 
 
 def _in_vain(attempts: Sequence[Attempt]) -> RenderableType:
@@ -318,10 +328,29 @@ def summary_view(summary: StudySummary) -> RenderableType:
     for budget in summary.budgets:
         parts.append(_best_line(budget.name, budget.best))
         parts += [Text(f"  {line}") for line in summary.findings(budget)]
+    if summary.front:
+        parts += [Text(), _front_table(summary.front)]
     if summary.unsuccessful:
         title = f"\n{len(summary.unsuccessful)} trials did not succeed:"
         parts += [Text(title, "bold"), _messages(summary.unsuccessful)]
     return Group(*parts)
+
+
+def _front_table(front: Sequence[TrialRecord]) -> Table:
+    """The best of planned and proposed trials, by parameters."""
+    right = ("params", "validation", "test", "trial")
+    title = "front of score against parameters, planned and proposed trials"
+    table = _table(*right, "strategy", "settings", title=title, right=right)
+    for t in front:
+        scores = (score_text(t.score), score_text(t.test_score))
+        table.add_row(
+            _count(t.trainable_params or 0),
+            *scores,
+            str(t.number),
+            t.strategy,
+            settings_text(t.settings),
+        )
+    return table
 
 
 def _summary_table(summary: StudySummary) -> Table:

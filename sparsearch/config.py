@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +18,12 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    ValidationError,
     model_validator,
 )
+
+from sparsearch.errors import ConfigError
+from sparsearch.outer_config import OuterConfig, points_of
 
 __all__ = [
     "BudgetConfig",
@@ -57,6 +61,9 @@ Strategy = Literal[
     "slimming",
     "even",
     "magnitude",
+    "surgeon",
+    "update-magnitude",
+    "transfer",
     "lora",
     "lora-qv",
     "spectral",
@@ -180,7 +187,10 @@ def _limit(value: Any) -> Any:
     elif value is not None and (
         isinstance(value, bool) or not isinstance(value, int) or value <= 0
     ):
-        raise ValueError(f"{value!r} is no limit: write a whole number above 0, or like '0.01%'")
+        raise ValueError(
+            f"{value!r} is no limit: write a whole number above 0, or like '0.01%', or a range of "
+            "either, {from: '0.01%', to: '1%', points: 3}"
+        )
     return value
 
 
@@ -219,9 +229,13 @@ class BudgetConfig(_Section):
 
 
 def spread_budgets(value: Any) -> Any:
-    """``{limit: [a, b]}`` means one budget per combination; a bare value limits the parameters."""
+    """``{limit: [a, b]}`` means one budget per combination; a bare value limits the parameters.
+
+    ``{limit: {from: a, to: c}}`` means a, c and a point between them.
+    """
     if isinstance(value, Mapping):
-        lists = {k: v if isinstance(v, list) else [v] for k, v in value.items()}
+        points = {k: points_of(v) for k, v in value.items()}
+        lists = {k: v if isinstance(v, list) else [v] for k, v in points.items()}
         return [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
     if isinstance(value, list):
         return [v if isinstance(v, Mapping) else {"max_trainable_params": v} for v in value]
@@ -282,6 +296,8 @@ class SearchConfig(_Section):
         l1: Weight of the slimming coefficients' penalty (EarlyBERT).
         coefficient_lr: Their learning rate.
         allocation: Whether slimming cuts the same share in each layer, or lets the layers compete.
+        transfer_from: What the strategy ``transfer`` takes its ranking from: a study of the same database, or
+            the key of a ranking in it; if not given, the ranking whose structure is best on another task.
     """
 
     strategy: Strategy = "s3pet"
@@ -313,6 +329,7 @@ class SearchConfig(_Section):
     l1: Annotated[Number, Field(ge=0)] = 1e-4
     coefficient_lr: Rate = 1e-2
     allocation: Literal["layerwise", "global"] = "global"
+    transfer_from: str | None = None
 
 
 KIND_LR = {
@@ -447,6 +464,7 @@ class StudyConfig(_Section):
     ]
     search: SearchConfig = SearchConfig()
     train: TrainConfig = TrainConfig()
+    outer: OuterConfig | None = None
     baselines: list[Strategy] = Field(default=["random", "lora-qv", "probe", "head", "full"])
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     workers: WorkersConfig = WorkersConfig()
@@ -468,6 +486,59 @@ class StudyConfig(_Section):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} names something twice: {values}")
         return self
+
+    @model_validator(mode="after")
+    def _outer_fits(self) -> StudyConfig:
+        if self.outer is None:
+            return self
+        problems = []
+        if len({tuple(v is None for v in b.model_dump().values()) for b in self.budgets}) > 1:
+            problems.append(
+                "outer proposes between the budgets, which must all set the same limits"
+            )
+        for path, values in self.outer.tune.items():
+            ends = values if isinstance(values, list) else [values.low, values.high]
+            for value in ends:
+                try:
+                    self.with_settings([(path, value)])
+                except ConfigError as error:
+                    problems += [f"outer.tune.{problem}" for problem in error.problems]
+            if path == "search.strategy" and {"head", "full"} & set(ends):
+                problems.append(f"outer.tune.{path}: head and full have no budget")
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+        return self
+
+    def with_settings(self, settings: Iterable[tuple[str, Any]]) -> StudyConfig:
+        """This study with some settings of ``search`` and ``train`` changed.
+
+        Args:
+            settings: Dotted paths and values, ("train.kind_lr.lora", 1e-3).
+
+        Raises:
+            ConfigError: If a path leads nowhere else, or a value is not allowed.
+        """
+        changed, problems = {}, []
+        raw = {name: getattr(self, name).model_dump() for name in ("search", "train")}
+        for path, value in settings:
+            *parents, key = path.split(".")
+            place: Any = raw
+            for parent in parents:
+                place = place.get(parent) if isinstance(place, dict) else None
+            if len(parents) == 0 or not isinstance(place, dict):
+                problems.append(f"{path}: no setting of search or train")
+            else:
+                place[key] = value
+        for name, section in (("search", SearchConfig), ("train", TrainConfig)):
+            try:
+                changed[name] = section.model_validate(raw[name])
+            except ValidationError as error:
+                problems += [
+                    f"{'.'.join([name, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()
+                ]
+        if problems:
+            raise ConfigError(problems)
+        return self.model_copy(update=changed)
 
     @property
     def folder(self) -> Path:

@@ -68,9 +68,22 @@ class ConfigError(SparsearchError):
 
 
 class InfeasibleError(SparsearchError):
-    """No structure fits the budget."""
+    """No structure fits the budget.
+
+    Args:
+        message: What does not fit.
+        hint: What to change.
+        least_params: Trainable parameters of the smallest structure, 0 where they are not what is missing.
+        least_flops: Share of the dense backbone's FLOPs that can be reached.
+    """
 
     exit_code = 3
+
+    def __init__(
+        self, message: str, hint: str = "", least_params: int = 0, least_flops: float = 1.0
+    ) -> None:
+        super().__init__(message, hint)
+        self.least_params, self.least_flops = least_params, least_flops
 
 
 class BackboneError(SparsearchError):

@@ -7,7 +7,7 @@ import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -138,6 +138,12 @@ def _valid_budgets(value: Any) -> list[BudgetConfig]:
     return budgets
 
 
+def _model_of(annotation: Any) -> Any:
+    """The section that an annotation names, be it an optional one."""
+    parts = (annotation, *get_args(annotation))
+    return next((part for part in parts if hasattr(part, "model_fields")), annotation)
+
+
 def _problem(error: Any) -> str:
     """One line: where, what, and what would do."""
     location = ".".join(
@@ -148,8 +154,8 @@ def _problem(error: Any) -> str:
         model: Any = StudyConfig
         for parent in parents:
             if not isinstance(parent, int):
-                field = model.model_fields.get(parent)
-                model = field.annotation if field is not None else model
+                field = getattr(model, "model_fields", {}).get(parent)
+                model = _model_of(field.annotation) if field is not None else model
                 if field is not None and parent == "budgets":
                     model = BudgetConfig
         names = list(getattr(model, "model_fields", {}))

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, offline."""
+"""Tiny random models of every family, offline; a throwaway PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable
+import itertools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -240,3 +244,74 @@ def study(tiny_folder: Path, tiny_data: Path) -> dict[str, object]:
         "baselines": ["random", "lora-qv", "head", "full"],
         "seeds": [0],
     }
+
+
+REQUIRE_POSTGRES = "SPARSEARCH_REQUIRE_POSTGRES"
+"""Environment variable under which a missing PostgreSQL is an error: continuous integration sets it."""
+
+_HBA = "local all guarded scram-sha-256\nlocal all all trust\n"
+
+
+def _postgres_programs() -> Path:
+    """The folder of initdb and pg_ctl; Debian keeps it off the PATH."""
+    found = [Path(p).resolve() for p in (shutil.which("initdb"), shutil.which("pg_ctl")) if p]
+    folders = [*(p.parent for p in found), *Path("/usr/lib/postgresql").glob("*/bin")]
+    for folder in folders:
+        if (folder / "initdb").exists() and (folder / "pg_ctl").exists():
+            return folder
+    reason = "no PostgreSQL here: apt-get install postgresql"
+    if os.environ.get(REQUIRE_POSTGRES):
+        pytest.fail(f"{REQUIRE_POSTGRES} is set, but there is {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a throwaway server on a socket of its own, with ``{}`` where a database is named.
+
+    Everybody is let in, but the user ``guarded``, whose password is ``secret``.
+    """
+    programs = _postgres_programs()
+    psycopg = pytest.importorskip("psycopg")
+    # The server refuses to run as root.
+    user = "postgres" if os.getuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="sparsearch-"))
+
+    def do(*command: str) -> None:
+        done = subprocess.run(command, cwd=folder, user=user, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    data, initdb, control = folder / "data", str(programs / "initdb"), str(programs / "pg_ctl")
+    try:
+        if user:
+            shutil.chown(folder, user)
+        do(initdb, "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        (data / "pg_hba.conf").write_text(_HBA)
+        settings = {"listen_addresses": "", "unix_socket_directories": folder, "fsync": "off"}
+        options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
+        log = ("-l", str(folder / "log"))
+        do(control, "start", "-w", "-D", str(data), *log, "-o", options)
+        try:
+            url = f"postgresql://postgres@/{{}}?host={folder}"
+            with psycopg.connect(url.format("postgres")) as admin:
+                admin.execute("CREATE ROLE guarded LOGIN PASSWORD 'secret'")
+            yield url
+        finally:
+            do(control, "stop", "-w", "-m", "immediate", "-D", str(data))
+    finally:
+        shutil.rmtree(folder)
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL of an empty database."""
+    import psycopg
+
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres_server.format("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        yield postgres_server.format(name)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("spaces", "search", "results", "workers")
-LEAVES = {"errors", "config", "study_file"}
+LEAVES = {"errors", "config", "outer_config", "study_file"}
 MAY_IMPORT = {
     "spaces": LEAVES | {"spaces"},
     "search": LEAVES | {"search", "spaces"},

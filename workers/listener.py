@@ -16,8 +16,10 @@ class Listener:
     def checked(self, preflight: Preflight) -> None:
         """The study is valid."""
 
-    def opened(self, study: str, queued: Sequence[Trial], finished: int) -> None:
-        """The trials still to run are known."""
+    def opened(
+        self, study: str, queued: Sequence[Trial], finished: int, to_propose: int = 0
+    ) -> None:
+        """The trials still to run are known, or how many more an outer loop will propose."""
 
     def started(self, trial: Trial) -> None:
         """A trial begins."""

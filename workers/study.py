@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,20 @@ from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, MissingStoreError, StoreError
 from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import StudyRecord, StudySpec, Trial
-from sparsearch.search.strategies import REFERENCES
+from sparsearch.search.strategies import REFERENCES, TRANSFER
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.workers.driver import Driver
 from sparsearch.workers.listener import Listener
-from sparsearch.workers.outer_loop import Planned
+from sparsearch.workers.outer_loop import OuterLoop, Planned
 from sparsearch.workers.places import quieten_ray
 from sparsearch.workers.preflight import check_study
+from sparsearch.workers.proposals import Proposals
 from sparsearch.workers.runners import InProcessRunner, Runner
+from sparsearch.workers.transfer import FindSource, finder, with_sources
 from sparsearch.workers.trial import FindRanking, shared_ranking
-from sparsearch.workers.workbench import open_workbench
+from sparsearch.workers.workbench import open_workbench, weights_fingerprint
 
-__all__ = ["plan", "run"]
+__all__ = ["make_loop", "plan", "run"]
 
 
 def plan(config: StudyConfig, budgets: Sequence[Budget]) -> tuple[Trial, ...]:
@@ -89,14 +93,21 @@ def run(
         backbone_params=checked.space.backbone_params,
         trials=plan(config, checked.budgets),
     )
+    weights = functools.cache(functools.partial(weights_fingerprint, config))
+
+    def find(store: Store | None) -> FindSource:
+        return finder(store, config, checked.space.fingerprint, weights)
 
     def opened() -> Runner:
         return stack.enter_context(_runner(config, lambda key: store.ranking(key), address))
 
     with ExitStack() as stack:
-        runner = None if _knows(db, config.name) else opened()
+        runner: Runner | None = None
+        if not _knows(db, config.name):
+            spec = replace(spec, trials=_sourced(spec.trials, db, find))
+            runner = opened()
         store = stack.enter_context(Store.open(db, create=True))
-        _drive(store, spec, config, listen, lambda: runner or opened())
+        _drive(store, spec, config, listen, lambda: runner or opened(), find(store))
         return store.find_study(config.name)
 
 
@@ -122,17 +133,61 @@ def _knows(db: str, study: str) -> bool:
         return study in {record.name for record in store.studies()}
 
 
+def _sourced(
+    trials: Sequence[Trial], db: str, find: Callable[[Store | None], FindSource]
+) -> tuple[Trial, ...]:
+    """Trials that know what they transfer; looked up before anything is written."""
+    if not any(t.strategy == TRANSFER for t in trials):
+        return tuple(trials)
+    try:
+        store = Store.open(db, create=False)
+    except MissingStoreError:
+        return with_sources(trials, find(None))
+    with store:
+        return with_sources(trials, find(store))
+
+
 def _identity(config: StudyConfig) -> dict[str, Any]:
     """What two runs of one study must agree on: its settings and the content of its local data files.
 
-    A setting left out equals its default, now and in later versions.
+    A setting left out equals its default, now and in later versions. Who runs it and how many trials are proposed
+    may change.
     """
-    settings = config.model_dump(mode="json", exclude={"workers"}, exclude_defaults=True)
+    settings = config.model_dump(
+        mode="json", exclude={"workers": True, "outer": {"trials"}}, exclude_defaults=True
+    )
     content = {}
     for split, name in (config.task.data.data_files or {}).items():
         with (config.folder / name).open("rb") as stream:
             content[split] = hashlib.file_digest(stream, "sha256").hexdigest()
     return settings | ({"data_sha256": content} if content else {})
+
+
+def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSource) -> OuterLoop:
+    """The outer loop of a stored study, knowing all that has ended: its planned trials, and proposals if it has any.
+
+    Args:
+        store: Where proposals go.
+        spec: Its planned trials are numbered from 0, proposals follow.
+        config: With or without ``outer``.
+        find: What may be transferred.
+    """
+    queued = store.queued(spec.name)
+    if config.outer is None:
+        return Planned(queued)
+    from sparsearch.workers.optuna_loop import OptunaLoop  # optuna takes a while to import
+
+    budgets = resolve_all(config.budgets, spec.backbone_params)
+    return OptunaLoop(
+        config,
+        Proposals(config, budgets, spec.backbone_params),
+        [b for b in budgets if config.outer.priors and find(b) is not None],
+        len(spec.trials),
+        store.trials(spec.name),
+        queued,
+        lambda trial: store.add_trial(spec.name, trial),
+        find,
+    )
 
 
 def _drive(
@@ -141,21 +196,25 @@ def _drive(
     config: StudyConfig,
     listen: Listener,
     runner: Callable[[], Runner],
+    find: FindSource,
 ) -> None:
     """Hold the study's lease while its unfinished trials run."""
     store.begin_study(spec)
     store.acquire(spec.name)
     try:
-        queued = store.queued(spec.name)
-        listen.opened(spec.name, queued, len(spec.trials) - len(queued))
-        if not queued:
+        queued, known = store.queued(spec.name), store.find_study(spec.name).trials
+        proposed = 0 if config.outer is None else config.outer.trials
+        to_propose = max(0, len(spec.trials) + proposed - known)
+        listen.opened(spec.name, queued, known - len(queued), to_propose)
+        if not queued and not to_propose:
             return
         budgets = resolve_all(config.budgets, spec.backbone_params)
+        loop = make_loop(store, spec, config, find)
         Driver(
             store,
             spec.name,
             runner(),
-            Planned(queued),
+            loop,
             listen,
             lambda trial: shared_ranking(config, budgets, trial),
             config.workers.max_attempts,

@@ -6,9 +6,11 @@ import copy
 import functools
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import safetensors.torch
 from transformers import PreTrainedModel
@@ -27,11 +29,11 @@ from sparsearch.search.device import is_out_of_memory, peak_bytes, reset_peak
 from sparsearch.search.evaluate import evaluate
 from sparsearch.search.masking import without_scores
 from sparsearch.search.seeds import derive
-from sparsearch.search.strategies import RANKERS, REFERENCES, Problem, rank, uniform
+from sparsearch.search.strategies import RANKERS, REFERENCES, TRANSFER, Problem, rank, uniform
 from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
 from sparsearch.search.warm_start import new_head
-from sparsearch.spaces.align import aligning_at
-from sparsearch.spaces.attach import detach
+from sparsearch.spaces.align import aligning_at, take_bases
+from sparsearch.spaces.attach import attach, detach
 from sparsearch.spaces.backbone import count_params, dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.merge import count_zeros
@@ -82,14 +84,27 @@ def execute(
     """
     started = time.monotonic()
     reset_peak(bench.device)
+    history: list[float] = []
+
+    def watch(phase: str, done: int, total: int, score: float | None = None) -> None:
+        if phase == "train" and score is not None and math.isfinite(score):
+            history.append(score)
+        observe(phase, done, total, score)
+
     try:
-        outcome = _run(bench, trial, find_ranking, observe, keep_ranking)
+        bench = bench.with_settings(trial.settings)
+        outcome = _run(bench, trial, find_ranking, watch, keep_ranking)
     except StoreError:
         raise  # the study's, not the trial's: a lease was lost or the database failed
     except Cancelled as error:
         outcome = Outcome("cancelled", str(error))
     except InfeasibleError as error:
-        outcome = Outcome("infeasible", str(error))
+        outcome = Outcome(
+            "infeasible",
+            str(error),
+            trainable_params=error.least_params,
+            inference_flops_ratio=error.least_flops,
+        )
     except SparsearchError as error:
         outcome = Outcome("failed", str(error))
     except Exception as error:  # noqa: BLE001 - any failure of one trial is that trial's outcome
@@ -99,6 +114,7 @@ def execute(
         detach(bench.model)
     return replace(
         outcome,
+        history=tuple(history),
         seconds=time.monotonic() - started,
         peak_bytes=peak_bytes(bench.device),
         environment=environment(),
@@ -118,7 +134,7 @@ def _run(
     structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe, keep_ranking)
     config, model = bench.config.train, bench.model
     if config.backbone:
-        model = _what_is_left(model, structure)
+        model = _what_is_left(bench, structure, trial.seed)
         new_head(model, trial.seed, trial.number, "head")
     else:
         attach_anew(model, structure, bench.starts, config, trial.seed, trial.number)
@@ -137,7 +153,7 @@ def _run(
     )
 
 
-def _what_is_left(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
+def _what_is_left(bench: Workbench, structure: Structure, seed: int) -> PreTrainedModel:
     """A copy of the backbone without what a structure cuts, all of it trainable."""
     for c in structure.candidates:
         if not c.which:
@@ -146,8 +162,11 @@ def _what_is_left(model: PreTrainedModel, structure: Structure) -> PreTrainedMod
                 f"{c.kind} at {c.position}",
                 "leave train.backbone out, or search a space of heads and neurons",
             )
-    smaller = slim(copy.deepcopy(model), structure, attached=False)
-    return smaller.requires_grad_(True)
+    aligning = aligning_at(structure.kinds, bench.space.positions)
+    bases = bench.starts.get(seed, aligning).bases if aligning else {}
+    smaller = attach(copy.deepcopy(bench.model), structure)
+    take_bases(smaller, bases)
+    return slim(smaller, structure).requires_grad_(True)
 
 
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
@@ -187,14 +206,18 @@ def _choose(
     tokens = bench.task.max_length
     if trial.strategy == "magnitude":
         space = without_scores(space)
-    if trial.strategy in RANKERS:
-        key = ranking_key(bench, trial.strategy, budget, trial.seed)
-        found = find_ranking(key)
-        if found is None:
-            found = rank_on(bench, trial.strategy, budget, trial.seed, observe)
-            keep_ranking(key, found)
-        ranking = (key, found)
-        rules = {"s3pet": bench.config.search.cut, "probe": bench.config.search.probe.cut}
+    if trial.strategy in (*RANKERS, TRANSFER):
+        if trial.strategy == TRANSFER:
+            ranking = _transferred(bench, find_ranking)
+        else:
+            key = ranking_key(bench, trial.strategy, budget, trial.seed)
+            made = find_ranking(key)
+            if made is None:
+                made = rank_on(bench, trial.strategy, budget, trial.seed, observe)
+                keep_ranking(key, made)
+            ranking = (key, made)
+        search, found = bench.config.search, ranking[1]
+        rules = {"s3pet": search.cut, TRANSFER: search.cut, "probe": search.probe.cut}
         rule = rules.get(trial.strategy, "greedy")
         chosen = cut(space, found, budget, rule, tokens)
     else:
@@ -215,6 +238,15 @@ def _choose(
     return make_structure(space, chosen, bench.backbone, bench.task.type, provenance), ranking
 
 
+def _transferred(bench: Workbench, find_ranking: FindRanking) -> tuple[str, Ranking]:
+    """The ranking that the trial names."""
+    key = bench.config.search.transfer_from
+    ranking = find_ranking(key) if key is not None else None
+    if key is None or ranking is None:
+        raise SparsearchError(f"the database has no ranking {key!r} to transfer")
+    return key, ranking
+
+
 def rank_on(
     bench: Workbench, strategy: str, budget: Budget, seed: int, observe: Observer = silent
 ) -> Ranking:
@@ -227,7 +259,13 @@ def rank_on(
         bench.model, space, bench.task, config.search, config.train, _budgets(bench),
         functools.partial(bench.starts.get, seed, aligning),
     )  # fmt: skip
-    return replace(rank(strategy, problem, budget, derived, observe), seed=seed)
+    return replace(
+        rank(strategy, problem, budget, derived, observe),
+        seed=seed,
+        backbone=bench.backbone.weight_fingerprint,
+        space=space.fingerprint,
+        task=config.task.title,
+    )
 
 
 def _budgets(bench: Workbench) -> tuple[Budget, ...]:
@@ -240,15 +278,16 @@ def shared_ranking(
     """Equal for the trials of a study that are cut from one ranking; None for one that needs none."""
     if trial.strategy not in RANKERS or trial.budget is None:
         return None
+    config = config.with_settings(trial.settings)
     aims = _aims(config, budgets, trial.strategy, trial.budget)
-    return trial.strategy, json.dumps(aims), trial.seed
+    return trial.strategy, json.dumps([*_searched_with(config, trial.strategy), aims]), trial.seed
 
 
 def _aims(
     config: StudyConfig, budgets: Sequence[Budget], strategy: str, budget: Budget
 ) -> list[dict[str, int | float | str]]:
-    """The budgets that a ranking is made for: all of the study's, one, or (a probe) none."""
-    if strategy == "probe":
+    """The budgets that a ranking is made for: all of the study's, one, or (a probe, the surgeon) none."""
+    if strategy in ("probe", "surgeon"):
         return []
     sampled = strategy == "s3pet" and config.search.budget_schedule == "sampled"
     return [b.as_dict() for b in (budgets if sampled else (budget,))]
@@ -257,20 +296,27 @@ def _aims(
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:
     """Name of a ranking: equal for equal backbone, space, task, search settings, seed and aims."""
     config = bench.config
-    rates = {"lr", "kind_lr", "precision", "dropout", "head_first"}
-    if strategy == "slimming":  # trains the whole model
-        rates |= {"full_lr", "batch_size", "epochs", "warmup"}
     content = [
         bench.backbone.weight_fingerprint,
         [[c.position, c.kind, c.size, c.params] for c in bench.space.candidates],
         bench.task.fingerprint,
-        config.search.model_dump(mode="json"),
-        config.train.model_dump(mode="json", include=rates),
+        *_searched_with(config, strategy),
         strategy,
         _aims(config, _budgets(bench), strategy, budget),
         seed,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
+    """The settings that make a ranking."""
+    rates = {"lr", "kind_lr", "precision", "dropout", "head_first"}
+    if strategy in ("slimming", "update-magnitude"):  # train as trials do
+        rates |= {"full_lr", "batch_size", "epochs", "warmup"}
+    return [
+        config.search.model_dump(mode="json", exclude={"transfer_from"}),
+        config.train.model_dump(mode="json", include=rates),
+    ]
 
 
 def _train(

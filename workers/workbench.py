@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from sparsearch.config import ModelConfig, SpaceConfig, StudyConfig, TaskConfig, TrainConfig
+from sparsearch.results.values import Setting
 from sparsearch.search.device import choose_device, uses_bf16
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
@@ -30,7 +31,14 @@ from sparsearch.spaces.space import Space, build_space
 from sparsearch.spaces.structure import Structure
 from sparsearch.workers.shelf import Shelf
 
-__all__ = ["Workbench", "attach_anew", "load_backbone", "open_workbench", "start_head"]
+__all__ = [
+    "Workbench",
+    "attach_anew",
+    "load_backbone",
+    "open_workbench",
+    "start_head",
+    "weights_fingerprint",
+]
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,10 @@ class Workbench:
     backbone: BackboneId
     task: Task
     starts: WarmStarts
+
+    def with_settings(self, settings: Sequence[Setting]) -> Workbench:
+        """The same workbench with other settings of search and training."""
+        return replace(self, config=self.config.with_settings(settings)) if settings else self
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +98,13 @@ def load_backbone(
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device), identify(model, remembered, config.revision), data
+
+
+def weights_fingerprint(config: StudyConfig) -> str:
+    """The fingerprint of a study's backbone, for who has no workbench: the model is loaded and forgotten."""
+    path, remembered = located(config.model, config.folder)
+    model = load_model(path, revision=config.model.revision, sha256=config.model.sha256)
+    return identify(model, remembered, config.model.revision).weight_fingerprint
 
 
 def open_workbench(

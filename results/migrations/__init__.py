@@ -39,12 +39,12 @@ def current(connection: Connection) -> str | None:
     return context.get_current_revision()
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the database to the newest revision, within the connection's transaction.
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the database to a revision, the newest if none is given, within the connection's transaction.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: If a revision fails.
     """
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

@@ -1,30 +1,12 @@
-"""Kinds: what can be attached at a position. One file each, one line each in the registry."""
+"""Kinds: what can be attached at a position, and what it costs. One file each, one line each in the registry.
 
-from sparsearch.spaces.kinds.base import (
-    Basis,
-    Fold,
-    Kind,
-    LowRankUnit,
-    Stage,
-    Unit,
-    add_low_rank,
-)
+What a kind computes is in the file of its name under ``units``. Nothing here imports torch until it builds a unit: a
+stored structure is read without.
+"""
+
+from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.kinds.registry import KINDS, make_kind
-from sparsearch.spaces.kinds.removal import Removal, RemovalUnit
-from sparsearch.spaces.kinds.weight_mask import WeightMask, WeightMaskUnit
+from sparsearch.spaces.kinds.removal import Removal
+from sparsearch.spaces.kinds.weight_mask import WeightMask
 
-__all__ = [
-    "KINDS",
-    "Basis",
-    "Fold",
-    "Kind",
-    "LowRankUnit",
-    "Removal",
-    "RemovalUnit",
-    "Stage",
-    "Unit",
-    "WeightMask",
-    "WeightMaskUnit",
-    "add_low_rank",
-    "make_kind",
-]
+__all__ = ["KINDS", "Kind", "Removal", "Stage", "WeightMask", "make_kind"]

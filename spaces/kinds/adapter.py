@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from sparsearch.spaces.kinds.base import Kind, Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.positions import Position
 
-__all__ = ["Adapter", "AdapterUnit"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparsearch.spaces.units.adapter import AdapterUnit
+
+__all__ = ["Adapter"]
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,6 @@ class Adapter(Kind):
 
     def build(self, position: Position, size: int, host: nn.Module) -> AdapterUnit:
         """Down N(0, 0.01), up zero."""
+        from sparsearch.spaces.units.adapter import AdapterUnit
+
         return AdapterUnit(position.out_features, size)
-
-
-class AdapterUnit(Unit):
-    """down (bottleneck, features), up (features, bottleneck)."""
-
-    def __init__(self, features: int, bottleneck: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(features, bottleneck)
-        self.up = nn.Linear(bottleneck, features)
-        nn.init.normal_(self.down.weight, std=0.01)
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
-
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """X (..., features) -> the same shape."""
-        delta: Tensor = self.up(F.gelu(self.down(x)))
-        return delta if gate is None else delta * gate.to(delta.dtype)

@@ -1,29 +1,24 @@
-"""What every kind answers, and what every attached unit computes."""
+"""What every kind answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sparsearch.spaces.positions import Position
 
-__all__ = ["Basis", "Fold", "Kind", "LowRankUnit", "Stage", "Unit", "add_low_rank"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparsearch.spaces.units.base import Basis, Unit
+
+__all__ = ["Kind", "Stage"]
+
 
 Stage = Literal["input", "cut", "parallel", "mask", "sequential"]
 """Where a unit acts: on the position's input, as a factor on that, beside it (fed with its input), on its weight
 after what is added to that, or after it (fed with its output). S3PET section 3: y' = f(x) + sum z_k D_k(x), then
 y" = y' + sum z_m D_m(y')."""
-
-
-Basis = tuple[Tensor, ...]
-"""Frozen parts of the largest unit at a position; smaller ones take the first of each."""
-
-Fold = tuple[Tensor | None, Tensor | None]
-"""What is added to a weight and to a bias; None adds nothing."""
 
 
 class Kind:
@@ -83,102 +78,3 @@ class Kind:
     def build(self, position: Position, size: int, host: nn.Module) -> Unit:
         """A new unit, the identity at initialisation; ``host`` is the backbone's module."""
         raise NotImplementedError
-
-
-class Unit(nn.Module):
-    """An attached module. ``forward(x, gate)`` returns what is added to the stage's tensor.
-
-    ``gate`` is None (the unit is chosen) or a vector with one entry per candidate of the unit.
-
-    Attributes:
-        shared: Parameter -> the dimension along which the candidates of the unit share it out;
-            a parameter that is not named belongs to all of them alike.
-        shares: Entries of each candidate along that dimension; empty where there are equally many.
-        constant: Whether the change is one vector (out), whatever x is.
-    """
-
-    shared: ClassVar[Mapping[str, int]] = {}
-    shares: tuple[int, ...] = ()
-    constant: ClassVar[bool] = False
-
-    def align(self, *basis: Tensor) -> None:
-        """Take frozen parts from what the kind's ``basis`` found."""
-        raise TypeError(f"{type(self).__name__} has nothing to align")
-
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """Change caused by the unit: x is (..., features in), the result (..., features out)."""
-        raise TypeError(f"{type(self).__name__} defines no forward")
-
-    def dense(self, weight: Tensor, gate: Tensor | None) -> Tensor:
-        """The change of a parallel, linear unit as one of its host's weight (out, in), which gives type and device."""
-        columns = self(torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device), gate)
-        return columns.to(weight.dtype).T  # type: ignore[no-any-return]
-
-    def loaded(self) -> None:
-        """Told that its tensors have been loaded."""
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
-        """The ungated change, as one of the host's weight and bias; units of mergeable kinds define it.
-
-        Args:
-            weight: (out, in) of a linear or of the unit's slice of a fused one; (features) of a norm. In
-                float32 or wider, with what earlier stages folded.
-            bias: (out) likewise; None where there is none.
-        """
-        raise TypeError(f"{type(self).__name__} does not fold")
-
-
-class LowRankUnit(Unit):
-    """A unit whose change is a product of thin matrices, B inner(A x); such units of one host run as one.
-
-    ``factors`` gives A (k, in) and B (out, k); ``inner`` works on the k numbers between them, and is
-    where gates act.
-    """
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """A (k, in) and B (out, k)."""
-        raise TypeError(f"{type(self).__name__} defines no factors")
-
-    def inner(self, h: Tensor, gate: Tensor | None) -> Tensor:
-        """(..., k) -> (..., k)."""
-        raise TypeError(f"{type(self).__name__} defines no inner map")
-
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """X (..., in) -> (..., out)."""
-        down, up = (in_type_of(x, factor) for factor in self.factors())
-        return F.linear(self.inner(F.linear(x, down), gate), up)
-
-    def dense(self, weight: Tensor, gate: Tensor | None) -> Tensor:
-        """The product of the factors: ``inner`` is linear, and runs on each column of A."""
-        down, up = (factor.to(weight) for factor in self.factors())
-        return F.linear(up, self.inner(down.T, gate))
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
-        """To the weight."""
-        return self.dense(weight, None), None
-
-
-def in_type_of(x: Tensor, factor: Tensor) -> Tensor:
-    """A factor as a product with x needs it; autocast sees to that itself."""
-    return factor if torch.is_autocast_enabled(x.device.type) else factor.to(x.dtype)
-
-
-def add_low_rank(
-    y: Tensor,
-    x: Tensor,
-    units: Sequence[LowRankUnit],
-    gates: Sequence[Tensor | None],
-    vectors: Sequence[Tensor] = (),
-) -> Tensor:
-    """Y plus the changes of low-rank units fed with x, plus vectors: two thin products, one pass over y."""
-    downs, ups = zip(*(unit.factors() for unit in units), strict=True)
-    h = F.linear(x, in_type_of(x, torch.cat(downs)))
-    parts = torch.split(h, [down.shape[0] for down in downs], dim=-1)
-    inner = [unit.inner(p, gate) for unit, p, gate in zip(units, parts, gates, strict=True)]
-    up = torch.cat([u.to(h.dtype) for u in ups], dim=1)
-    joined = torch.cat([i.to(h.dtype) for i in inner], dim=-1)
-    if vectors:  # as one more column, against ones
-        up = torch.cat([up, sum(vectors[1:], vectors[0]).to(h.dtype)[:, None]], dim=1)
-        joined = F.pad(joined, (0, 1), value=1.0)
-    sums = torch.addmm(y.reshape(-1, y.shape[-1]).to(h.dtype), joined.flatten(0, -2), up.T)
-    return sums.view_as(y).to(y.dtype)

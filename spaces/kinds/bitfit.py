@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from sparsearch.spaces.kinds.base import Fold, Kind, Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.positions import Position
 
-__all__ = ["BitFit", "BitFitUnit"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparsearch.spaces.units.bitfit import BitFitUnit
+
+__all__ = ["BitFit"]
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,6 @@ class BitFit(Kind):
 
     def build(self, position: Position, size: int, host: nn.Module) -> BitFitUnit:
         """Zero."""
+        from sparsearch.spaces.units.bitfit import BitFitUnit
+
         return BitFitUnit(position.out_features)
-
-
-class BitFitUnit(Unit):
-    """bias (out)."""
-
-    constant: ClassVar[bool] = True
-
-    def __init__(self, out_features: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(out_features))
-
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """The bias, whatever x is; broadcasts over tokens."""
-        return self.bias if gate is None else self.bias * gate
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
-        """To the bias."""
-        return None, self.bias.to(weight)

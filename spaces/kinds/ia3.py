@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from sparsearch.spaces.kinds.base import Fold, Kind, Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.positions import Position
 
-__all__ = ["IA3", "IA3Unit"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparsearch.spaces.units.ia3 import IA3Unit
+
+__all__ = ["IA3"]
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,6 @@ class IA3(Kind):
 
     def build(self, position: Position, size: int, host: nn.Module) -> IA3Unit:
         """Zero, a factor of one."""
+        from sparsearch.spaces.units.ia3 import IA3Unit
+
         return IA3Unit(self.params(position, size), inner=self.stage(position) == "input")
-
-
-class IA3Unit(Unit):
-    """scale (features); ``inner`` if they are the host's input."""
-
-    def __init__(self, features: int, inner: bool) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.zeros(features))
-        self.inner = inner
-
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """X (..., features) -> the same shape."""
-        return x * (self.scale if gate is None else self.scale * gate)
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
-        """Columns of the weight for the input; rows of weight and bias for the output."""
-        scale = self.scale.to(weight)
-        if self.inner:
-            return weight * scale, None
-        return weight * scale[:, None], None if bias is None else bias * scale

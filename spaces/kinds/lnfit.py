@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from sparsearch.spaces.kinds.base import Fold, Kind, Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.positions import Position
 
-__all__ = ["LNFit", "LNFitUnit"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparsearch.spaces.units.lnfit import LNFitUnit
+
+__all__ = ["LNFit"]
 
 
 @dataclass(frozen=True)
@@ -35,30 +36,10 @@ class LNFit(Kind):
 
     def build(self, position: Position, size: int, host: nn.Module) -> LNFitUnit:
         """Zero; the epsilon and the form of the norm are read from the backbone's module."""
+        from torch import nn
+
+        from sparsearch.spaces.units.lnfit import LNFitUnit
+
         centred = isinstance(host, nn.LayerNorm)
         eps = host.eps if centred else getattr(host, "variance_epsilon", None)
         return LNFitUnit(position.out_features, float(eps), centred)  # type: ignore[arg-type]
-
-
-class LNFitUnit(Unit):
-    """gain (features); ``centred`` for LayerNorm, else RMSNorm."""
-
-    def __init__(self, features: int, eps: float, centred: bool) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.zeros(features))
-        self.eps = eps
-        self.centred = centred
-
-    def change(self, gate: Tensor | None) -> Tensor:
-        """What the norm's own gain changes by: (features)."""
-        return self.gain if gate is None else self.gain * gate
-
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """X (..., features) -> the same shape."""
-        gain = self.change(gate)
-        norm = F.layer_norm if self.centred else F.rms_norm
-        return norm(x.float(), gain.shape, weight=gain, eps=self.eps)
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
-        """To the norm's gain."""
-        return self.gain.to(weight), None

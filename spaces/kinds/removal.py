@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from sparsearch.spaces.kinds.base import Kind, Stage, Unit
+from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.positions import Position
 
-__all__ = ["Removal", "RemovalUnit"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparsearch.spaces.units.removal import RemovalUnit
+
+__all__ = ["Removal"]
 
 
+@dataclass(frozen=True)
 class Removal(Kind):
     """A candidate is something that may be cut; what it costs is negative.
 
     The gate multiplies the input of the linear that reads the units, so that any attention kernel
     stays in use; EarlyBERT's factor on the attention's probabilities is the same map.
+
+    Attributes:
+        compensate: ``none``: what is cut is zero. ``linear``: it is what a linear regression on the units that stay
+            predicts, as Optimal Brain Surgeon does (Hassibi & Stork 1993); ``slim`` folds that into the weights of
+            their reader. Gates of a search do not compensate.
     """
 
     mergeable: ClassVar[bool] = False
     removes: ClassVar[bool] = True
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"compensate": ("none", "linear")}
+    compensate: str = "none"
+
+    @property
+    def aligns(self) -> bool:
+        """The regression is on the task's data."""
+        return self.compensate == "linear"
 
     def accepts(self, position: Position) -> bool:
         """The places that can be cut in this way."""
@@ -40,6 +56,11 @@ class Removal(Kind):
         """Nothing is trained."""
         return 0
 
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """The regression's coefficients and constants, in bfloat16."""
+        width = position.in_features // position.units
+        return 2 * size * width * ((position.units - size) * width + 1) if self.aligns else 0
+
     def flops_per_token(self, position: Position, size: int) -> int:
         """Minus the rows of what feeds the units and the columns of what reads them."""
         feeds = [feed for feed in position.feeds if feed.per_token]
@@ -49,38 +70,8 @@ class Removal(Kind):
 
     def build(self, position: Position, size: int, host: nn.Module) -> RemovalUnit:
         """Cuts nothing until it is gated, or told what to cut."""
+        from sparsearch.spaces.units.removal import RemovalUnit
+
         width = position.in_features // position.units
-        return RemovalUnit([part * width for part in self.sizes(position)])
-
-
-class RemovalUnit(Unit):
-    """One factor per candidate on its features.
-
-    Attributes:
-        which: Numbers of the candidates that are cut where there are no gates.
-        removed: (features) 1 where that cuts.
-    """
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.removed: Tensor
-        self.widths: Tensor
-        self.register_buffer("widths", torch.tensor(widths), persistent=False)
-        self.register_buffer("removed", torch.zeros(sum(widths)), persistent=False)
-        self.which: tuple[int, ...] = ()
-
-    def cut(self, which: Sequence[int]) -> None:
-        """Cut these candidates."""
-        self.which = tuple(which)
-        gate = torch.zeros(len(self.widths), device=self.removed.device)
-        gate[list(which)] = 1.0
-        self.removed.copy_(self.spread(gate))
-
-    def spread(self, gate: Tensor) -> Tensor:
-        """One entry per candidate -> one per feature."""
-        return torch.repeat_interleave(gate, self.widths, output_size=self.removed.shape[0])
-
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """X (..., features) -> what is left of it, the same shape."""
-        removed = self.removed if gate is None else self.spread(gate)
-        return x * (1 - removed).to(x.dtype)
+        has_bias = getattr(host, "bias", None) is not None
+        return RemovalUnit([part * width for part in self.sizes(position)], self.aligns, has_bias)

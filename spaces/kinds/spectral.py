@@ -6,18 +6,19 @@ vectors of the loss's gradient, as LoRA-GA takes them, instead of the weight's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from sparsearch.spaces.decomposition import truncated_svd
-from sparsearch.spaces.kinds.base import Basis, Kind, LowRankUnit, Stage
+from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.positions import Position, weight_at
 
-__all__ = ["Spectral", "SpectralUnit"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparsearch.spaces.units.base import Basis
+    from sparsearch.spaces.units.spectral import SpectralUnit
+
+__all__ = ["Spectral"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Spectral(Kind):
 
     def basis(self, position: Position, matrix: Tensor) -> Basis:
         """Leading singular vectors in bfloat16: left (out, k), right (k, in)."""
+        from sparsearch.spaces.decomposition import truncated_svd
+
         left, _, right = truncated_svd(matrix, sum(self.sizes(position)) * self.block)
         return left.bfloat16().contiguous(), right.bfloat16().contiguous()
 
@@ -74,44 +77,8 @@ class Spectral(Kind):
 
     def build(self, position: Position, size: int, host: nn.Module) -> SpectralUnit:
         """Values zero; until it is aligned with a task, the directions are the weight's own."""
+        from sparsearch.spaces.units.spectral import SpectralUnit
+
         unit = SpectralUnit(position.in_features, position.out_features, size, self.block)
         unit.align(*self.basis(position, weight_at(position, host).detach()))
         return unit
-
-
-class SpectralUnit(LowRankUnit):
-    """values (blocks, block); frozen directions left (out, blocks * block), right (blocks * block, in).
-
-    Directions are bfloat16: products under autocast need no cast, and a file half the room.
-    """
-
-    shared: ClassVar[Mapping[str, int]] = {"values": 0}
-
-    def __init__(self, in_features: int, out_features: int, blocks: int, block: int) -> None:
-        super().__init__()
-        self.values = nn.Parameter(torch.zeros(blocks, block))
-        self.left: Tensor
-        self.right: Tensor
-        self.register_buffer(
-            "left", torch.zeros(out_features, blocks * block, dtype=torch.bfloat16)
-        )
-        self.register_buffer(
-            "right", torch.zeros(blocks * block, in_features, dtype=torch.bfloat16)
-        )
-
-    @torch.no_grad()
-    def align(self, *basis: Tensor) -> None:
-        """Take the first directions."""
-        left, right = basis
-        count = self.right.shape[0]
-        self.left.copy_(left[:, :count])
-        self.right.copy_(right[:count])
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """The directions."""
-        return self.right, self.left
-
-    def inner(self, h: Tensor, gate: Tensor | None) -> Tensor:
-        """Values and gates."""
-        values = self.values if gate is None else self.values * gate[:, None]
-        return h * values.flatten().to(h.dtype)

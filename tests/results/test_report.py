@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsearch._render import settings_text
 from sparsearch.errors import ExportError
 from sparsearch.results import Best, StudyRecord, TrialRecord
 from sparsearch.results.conformance import sample_structure
@@ -296,3 +297,23 @@ def test_unwritable_path_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(ExportError, match="cannot write") as caught:
         write_structure_plot(best(), tmp_path / path)
     assert caught.value.hint
+
+
+def test_an_outer_study_lists_its_budgets_and_a_front_of_all_its_trials():
+    config = {"outer": {}, "budgets": [{"max_trainable_params": "0.01%"}]}
+    study = replace(STUDY, config=json.dumps(config))
+    proposed = {"max_trainable_params": 70, "text": "70 params"}
+    settings = {"search.alpha_lr": 0.123456, "search.transfer_from": "f00d"}
+    trials = [
+        trial(0, "s3pet", 0, 0.8),
+        trial(1, "random", 0, 0.7),
+        trial(2, "s3pet", 0, 0.75, budget=proposed, trainable_params=64, settings=settings),
+        trial(3, "s3pet", 0, 0.6, budget=proposed, trainable_params=70),
+        trial(4, "s3pet", 0, None, budget=proposed, state="cancelled", structure=None),
+    ]
+    summary = summarise(study, trials)
+    assert [b.name for b in summary.budgets] == ["0.01%"]
+    assert [t.number for t in summary.front] == [2, 0]
+    assert summary.unsuccessful == (), "what was stopped early did not fail"
+    assert summarise(STUDY, trials).front == ()
+    assert settings_text(settings) == "alpha_lr 0.123"

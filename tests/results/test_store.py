@@ -243,28 +243,6 @@ def test_owner_whose_pid_was_given_to_another_process_is_dead() -> None:
     assert not Owner("elsewhere", me.pid, me.started - 3600).is_dead()
 
 
-def test_many_create_at_once(tmp_path: Path) -> None:
-    errors: list[Exception] = []
-    barrier = threading.Barrier(6)
-
-    def create(number: int) -> None:
-        barrier.wait()
-        try:
-            with Store.open(tmp_path / "x.db", create=True) as store:
-                store.begin_study(sample_study(f"s{number}", 1))
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=create, args=(n,)) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    with Store.open(tmp_path / "x.db", create=False) as store:
-        assert len(store.studies()) == 6
-
-
 def test_database_is_in_wal_mode_with_foreign_keys(path: Path) -> None:
     database = open_database(path, create=True)
     assert isinstance(database, Database)
@@ -272,4 +250,5 @@ def test_database_is_in_wal_mode_with_foreign_keys(path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1  # NORMAL
     database.engine.dispose()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import dense_flops_per_token, identify
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.space import build_space
+from sparsearch.spaces.space import build_space, narrow, recount
 from sparsearch.spaces.structure import make_structure
 from tests.search.test_bilevel import make_task
 
@@ -84,6 +86,42 @@ def test_a_cut_meets_both_limits_and_costs_what_the_gates_expect(
         assert float((gates.saving * z).sum()) == -structure.inference_flops(TOKENS)
 
 
+def test_what_many_cuts_of_a_layer_save_is_spent(build):
+    """Prices know all that is cut, so that nothing that would still fit is left out."""
+    model = build("bert", labels=2)
+    space, backbone = build_space(model, kinds=KINDS), identify(model)
+    budget = Budget(max_trainable_params=400, max_inference_flops=0.82)
+    for seed in range(5):
+        ranking = Ranking(random_scores(space, seed), "random", seed)
+        chosen = cut(space, ranking, budget, "greedy", TOKENS)
+        cuts = [c for c in chosen if c.which]
+        assert len(cuts) > len({c.position for c in cuts}), "several at one position"
+        narrowed = narrow(space.positions, cuts)
+        costs = {c: recount(c, space.kinds[c.kind], narrowed).params for c in space.candidates}
+        spent = sum(costs[c] for c in chosen)
+        structure = make_structure(space, chosen, backbone, "classification")
+        assert spent == structure.trainable_params <= 400
+        left = Counter(space.candidates) - Counter(chosen)
+        assert all(spent + costs[c] > 400 for c in left if not c.which)
+
+
+def test_what_stands_in_for_a_cut_counts_as_bytes(build):
+    model = build("bert", labels=2)
+    kinds = {"bitfit": {}, "heads": {"compensate": "linear"}}
+    space = build_space(model, kinds=kinds)
+    ranking = Ranking(random_scores(space), "random", 0)
+    whole = cut(space, ranking, Budget(None, None, 0.82), "greedy", TOKENS)
+    whole = make_structure(space, whole, identify(model), "classification")
+    stored = sum(c.frozen_bytes for c in whole.candidates)
+    assert stored > 0
+    budget = Budget(None, stored + 400, 0.82)
+    chosen = cut(space, ranking, budget, "greedy", TOKENS)
+    structure = make_structure(space, chosen, identify(model), "classification")
+    assert stored < structure.bytes <= stored + 400
+    with pytest.raises(InfeasibleError, match=f"takes {stored:,} bytes alone"):
+        cut(space, ranking, Budget(None, stored - 1, 0.82), "greedy", TOKENS)
+
+
 def test_guards_hold_however_lopsided_the_scores(space):
     first = space.candidates[space.removals[0]].position
     scores = tuple(10.0 if c.position == first else 0.0 for c in space.candidates)
@@ -113,6 +151,14 @@ def test_a_flops_limit_alone_buys_cuts_alone(build):
     space = build_space(build("bert"), kinds={"heads": {}, "neurons": {"block": 16}})
     chosen = cut(space, Ranking(random_scores(space), "random", 0), Budget(None, None, 0.8))
     assert chosen and all(c.which for c in chosen)
+
+
+@pytest.mark.parametrize("budget", [Budget(None, None, 1.0), Budget(max_trainable_params=100)])
+def test_a_space_that_only_removes_must_have_something_to_remove(build, budget):
+    space = build_space(build("bert"), kinds={"heads": {}})
+    with pytest.raises(InfeasibleError, match="only removes, and nothing has to go") as caught:
+        cut(space, Ranking(random_scores(space), "random", 0), budget)
+    assert "below 100%" in caught.value.hint
 
 
 @pytest.mark.parametrize("score", ["step", "fisher"])

@@ -16,9 +16,9 @@ from sparsearch.spaces.attach import attach_units, detach
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import backbone_parameters, positions_of
 from sparsearch.spaces.kinds import KINDS, make_kind
-from sparsearch.spaces.kinds.bitfit import BitFitUnit
 from sparsearch.spaces.merge import merge
 from sparsearch.spaces.positions import find, weight_at
+from sparsearch.spaces.units.bitfit import BitFitUnit
 from sparsearch.spaces.weights_file import weights_of
 
 OPTIONS = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparsearch.errors import StructureError
+from sparsearch.spaces.align import align, aligning_at, find_bases
 from sparsearch.spaces.attach import attach, attach_units, detach
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, dense_flops_per_token, identify, positions_of
@@ -176,3 +177,68 @@ def test_positions_narrow_only_where_something_is_cut(build, family):
     changed = {p.name for p, q in zip(space.positions, narrowed, strict=True) if p != q}
     stem = space.candidates[0].position.removesuffix("heads")
     assert changed == {stem + part for part in "qkvo"}
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+def test_a_unit_that_others_predict_is_cut_without_a_trace(build, inputs, kind):
+    """The second unit says twice what the first one says, plus a constant: nothing is lost."""
+    model = build("bert").double()
+    space = build_space(
+        model, kinds={kind: {"compensate": "linear"} | ({"block": 8} if kind == "neurons" else {})}
+    )
+    chosen = [c for c in space.candidates if c.which == (1,)]
+    structure = make_structure(space, chosen, identify(model), "classification")
+    unit = next(
+        iter(
+            attach_units(
+                model, [(space.position(chosen[0].position), space.kinds[kind], 8, 1)]
+            ).slots
+        )
+    ).unit
+    unit.cut((1,))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, len(unit.removed), generator=generator, dtype=torch.float64)
+    width = len(unit.gone)
+    x[:, width : 2 * width] = 2 * x[:, :width] + 3
+    unit.double().align(torch.cov(x.T), x.mean(0))
+    assert torch.allclose(unit(x, None), x, atol=0.1)
+    assert torch.equal(unit(x, None)[:, unit.kept], x[:, unit.kept])
+    assert not torch.allclose(unit(x, torch.eye(len(unit.widths))[1].double()), x, atol=1.0), (
+        "gates do not compensate"
+    )
+    detach(model)
+    assert structure.bytes == sum(c.frozen_bytes for c in structure.candidates) > 0
+    attach(model, structure)
+    stored = weights_of(model)
+    assert (
+        sum(t.numel() * 2 for n, t in stored.items() if n.endswith("stand_in")) == structure.bytes
+    )
+
+
+def test_padding_and_what_is_cut_do_not_disturb_the_regression(build):
+    """Aligning under a cut sees the whole backbone; tokens without a gradient do not count."""
+    model = build("bert")
+    ids = torch.randint(3, 60, (16, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[:, 6:] = 0
+    space = build_space(model, kinds={"heads": {"compensate": "linear"}})
+    aligning = aligning_at(space.kinds.values(), space.positions)
+
+    def losses(tokens):
+        yield (
+            model(input_ids=ids[:, :tokens], attention_mask=mask[:, :tokens])
+            .logits.square()
+            .mean()
+        )
+
+    padded, plain = (find_bases(model, aligning, losses(n)) for n in (9, 6))
+    for key in plain:
+        for a, b in zip(padded[key], plain[key], strict=True):
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-7)
+    structure = make_structure(space, space.candidates[:1], identify(model), "classification")
+    attach(model, structure)
+    align(model, losses(6))
+    (unit,) = (slot.unit for slot in attachment_of(model).slots)
+    found = unit.stand_in.clone()
+    unit.align(*plain[space.candidates[0].position, "heads"])
+    assert torch.equal(unit.stand_in, found)

@@ -370,6 +370,43 @@ def test_a_trained_model_made_slim_computes_the_same(trained, variant, attention
     assert set(left) == {"adapter"} & set(kinds)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_stands_in_for_a_cut_is_folded_into_its_reader(wide, randomise, variant, batch):
+    model = wide(variant)
+    kinds = kinds_for(model, "heads", "neurons") | {"ia3": {"on": ["*.q", "*.o", "*.up"]}}
+    plain = logits(attach(copy.deepcopy(model), structure_of(model, kinds)), batch)
+    for name in ("heads", "neurons"):
+        kinds[name] = {**kinds[name], "compensate": "linear"}
+    structure = structure_of(model, kinds)
+    sparsearch.align(attach(model, structure), losses(model, batch))
+    randomise(model)
+    model.double()
+    expected = logits(model, batch)
+    assert furthest(expected, plain) > 1e-3
+    readers = [base_of(model).get_submodule(p.module) for p in positions_of(model) if p.units]
+    biased = [reader.bias is not None for reader in readers]
+    slim(model, structure)
+    assert furthest(logits(model, batch), expected) < TOLERANCE
+    assert [reader.bias is not None for reader in readers] == biased
+
+
+def losses(model, batch):
+    for seed in range(4):
+        ids = torch.randint(3, 60, (16, 9), generator=torch.Generator().manual_seed(seed))
+        ids[:, -1] = 1
+        yield model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().mean()
+
+
+def test_a_mask_or_an_input_scale_under_a_stand_in_is_refused(wide):
+    for kind in ("ia3", "weight_mask"):
+        model = wide("bert")
+        kinds = {kind: {"on": ["*.ffn.down"]}, "neurons": {"block": 11, "compensate": "linear"}}
+        structure = structure_of(model, kinds)
+        attach(model, structure)
+        with pytest.raises(StructureError, match="what stands in for neurons .* would undo it"):
+            slim(model, structure)
+
+
 def test_measured_flops_are_those_of_the_structure(trained, family):
     model, structure = trained(family, "heads", "neurons", "adapter")
     whole = positions_of(model)

@@ -15,17 +15,18 @@ from torch.nn import functional as F
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import sparsearch.spaces.kinds.sparse_delta as module
+import sparsearch.spaces.supports as module
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import attach, attach_units, detach
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import identify, positions_of
 from sparsearch.spaces.kinds import make_kind
-from sparsearch.spaces.kinds.sparse_delta import SparseDeltaUnit
+from sparsearch.spaces.kinds.sparse_delta import SUPPORTS
 from sparsearch.spaces.positions import Position, find, weight_at
 from sparsearch.spaces.space import build_space, make_candidate
 from sparsearch.spaces.structure import Structure, make_structure
-from sparsearch.spaces.supports import SUPPORTS, find_support
+from sparsearch.spaces.supports import find_support
+from sparsearch.spaces.units.sparse_delta import SparseDeltaUnit
 from sparsearch.spaces.weights_file import load_weights, weights_of
 
 WEIGHT_SUPPORTS = [s for s in SUPPORTS if s != "gradient"]
@@ -116,7 +117,8 @@ def test_random_places_hang_on_the_name_alone():
 
 PRINT = """
 import torch
-from sparsearch.spaces.supports import SUPPORTS, find_support
+from sparsearch.spaces.kinds.sparse_delta import SUPPORTS
+from sparsearch.spaces.supports import find_support
 torch.set_num_threads(1)
 matrix = torch.randn(64, 48, generator=torch.Generator().manual_seed(5))
 print([[p.tolist() for p in find_support(matrix, 64, s, "layers.3.ffn.up")] for s in SUPPORTS])

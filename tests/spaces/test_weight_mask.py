@@ -20,12 +20,14 @@ from sparsearch.search.evaluate import forward
 from sparsearch.spaces.attach import attach, attach_units, detach
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import identify, load_model, positions_of
-from sparsearch.spaces.kinds import Unit, WeightMaskUnit, make_kind
-from sparsearch.spaces.kinds._pruning import cubic, pack, smallest, unpack
+from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.merge import measured_sparsity, merge
 from sparsearch.spaces.positions import Position, find, weight_at
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import Structure, make_structure
+from sparsearch.spaces.units._pruning import cubic, pack, smallest, unpack
+from sparsearch.spaces.units.base import Unit
+from sparsearch.spaces.units.weight_mask import WeightMaskUnit
 from sparsearch.spaces.weights_file import load_weights, weights_of
 
 LORA = make_kind("lora", {"max_rank": 2})

@@ -61,11 +61,13 @@ def plan() -> list[tuple[Trial, Outcome]]:
     return [(Trial(n, s, b, seed), outcome) for n, (s, b, seed, outcome) in enumerate(cells)]
 
 
-def fill(url: str, name: str, pairs: list[tuple[Trial, Outcome]]) -> StudyRecord:
+def fill(
+    url: str, name: str, pairs: list[tuple[Trial, Outcome]], config: str = CONFIG
+) -> StudyRecord:
     """Store a study with these outcomes, as a driver would."""
     with Store.open(url, create=True) as store:
         trials = tuple(trial for trial, _ in pairs)
-        store.begin_study(StudySpec(name, CONFIG, "toy", "trec", "accuracy", 1_000_000, trials))
+        store.begin_study(StudySpec(name, config, "toy", "trec", "accuracy", 1_000_000, trials))
         store.acquire(name)
         for trial, outcome in pairs:
             store.start(name, trial.number)
@@ -157,6 +159,27 @@ def test_command_line_starts_without_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_questions_are_answered_without_torch(db: str, form: list[str]) -> None:
+    """Importing it costs seconds; what is stored of a structure is numbers and names."""
+    questions = [["studies"], ["trials", "trec"], ["best"], ["pareto", "trec"], ["show"]]
+    with Store.open(db, create=False) as store:
+        best = store.best()
+    assert best is not None
+    questions[-1].append(best.structure.hash)
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from sparsearch.cli import app
+for question in {questions}:
+    done = CliRunner().invoke(app, [*question, "--db", {db!r}, *{form}])
+    assert done.exit_code == 0, done.output
+    print(*{{"torch", "transformers", "ray", "optuna", "plotly"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == ([], "")
 
 
 def test_version() -> None:
@@ -344,13 +367,16 @@ def test_space(tmp_path: Path) -> None:
 
 
 def run_with(
-    monkeypatch: pytest.MonkeyPatch, url: str, pairs: list[tuple[Trial, Outcome]]
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    pairs: list[tuple[Trial, Outcome]],
+    config: str = CONFIG,
 ) -> None:
     """Let ``run`` end with these outcomes."""
 
     def run(study: Path, db: str, overrides: Any, listener: Any, address: Any) -> StudyRecord:
         print("a library prints")
-        record = fill(url, "trec-toy", pairs)
+        record = fill(url, "trec-toy", pairs, config)
         listener.opened("trec-toy", [trial for trial, _ in pairs], 0)
         for trial, outcome in pairs:
             listener.started(trial)
@@ -383,6 +409,17 @@ def test_run_ends_with_an_honest_summary(monkeypatch: pytest.MonkeyPatch, new_db
         line = next(x for x in done.out.splitlines() if f"sparsearch {command}" in x)
         assert line.endswith(f"--db {new_db}")
     assert done.err.count("validation ") == 12
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_next_export_is_one_that_works(
+    whole: bool, monkeypatch: pytest.MonkeyPatch, new_db: str
+) -> None:
+    """What is left of a backbone, fine-tuned as a whole, is no spec."""
+    run_with(monkeypatch, new_db, plan(), json.dumps({"train": {"backbone": whole}}))
+    following = answer("run", "study.yaml", "--db", new_db)["next"]
+    (command,) = (line for line in following if "sparsearch export" in line)
+    assert f"--to {'checkpoint' if whole else 'spec'} " in command
 
 
 def test_run_json_is_one_document(monkeypatch: pytest.MonkeyPatch, new_db: str) -> None:

@@ -365,6 +365,43 @@ def test_earlyberts_ticket_is_cut_out_fine_tuned_and_exported(study, db, tmp_pat
     assert all(torch.equal(loaded[n], v) for n, v in stored.items())
 
 
+def test_a_ticket_starts_from_what_stands_in_for_the_rest(study, db):
+    kinds = {"heads": {"compensate": "linear"}, "neurons": {"block": 16, "compensate": "linear"}}
+    early = {k: v for k, v in study.items() if k != "budgets"} | {
+        "space": {"kinds": kinds},
+        "budgets": {"max_inference_flops": ["80%"]},
+        "search": {"strategy": "surgeon"},
+        "train": study["train"] | {"backbone": True},
+        "baselines": ["random"],
+    }
+    run(early, db)
+    assert [t.state for t in records(db)] == ["ok", "ok"]
+    assert all(0.6 < t.inference_flops_ratio <= 0.8 for t in records(db))
+
+
+def test_dsee_trains_what_is_left_and_its_checkpoint_needs_no_stand_in(study, db, tmp_path):
+    dsee = {k: v for k, v in study.items() if k not in ("space", "search", "budgets")} | {
+        "space": {"preset": "dsee"},
+        "budgets": {"max_trainable_params": [2500], "max_inference_flops": ["85%"]},
+        "search": {"steps": 2},
+        "baselines": ["update-magnitude", "random", "probe"],
+    }
+    run(dsee, db)
+    found = {t.strategy: t for t in records(db)}
+    assert {t.state for t in found.values()} == {"ok"}, [t.message for t in found.values()]
+    assert set(found) == {"surgeon", "update-magnitude", "random", "probe"}
+    assert all(t.trainable_params <= 2500 for t in found.values())
+    assert all(t.inference_flops_ratio <= 0.85 for t in found.values())
+    with Store.open(db, create=False) as store:
+        best = store.best()
+        packed = store.weights("tiny", best.trial)
+    assert any(n.endswith("stand_in") for n in safetensors.torch.load(packed))
+    export(best, packed, "spec", tmp_path / "spec")
+    export(best, packed, "checkpoint", tmp_path / "small")
+    names = dict(load_checkpoint(tmp_path / "small").named_buffers())
+    assert not [n for n in names if "stand_in" in n]
+
+
 def test_fine_tuning_what_is_left_refuses_a_structure_that_attaches(study, db):
     run(study | {"train": study["train"] | {"backbone": True}, "baselines": []}, db)
     assert all(

@@ -1,0 +1,100 @@
+"""SQLite: its file, its engine, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+from sparsearch.errors import MissingStoreError, StoreError
+
+__all__ = ["HINTS", "begin", "check_file", "open_engine"]
+
+HINTS = (
+    (
+        "disk is full",
+        "free some space, then type the same command: a study continues where it was",
+    ),
+    ("locked", "another process writes to it; try again when that is done"),
+    ("readonly", "open it with create=True, and check the permissions of the file and its folder"),
+    ("malformed", "the file was left as it is; restore a copy of it, or choose another with --db"),
+    ("not a database", "the file was left as it is; choose another with --db"),
+    ("unable to open", "check the path, and the permissions of the file and its folder"),
+)
+"""(pattern of a message, what to do)."""
+
+
+def check_file(path: Path, create: bool) -> None:
+    """Check what can be known of a database file without opening it.
+
+    Raises:
+        StoreError: If it is missing and not to be created, a folder, or cannot be written.
+    """
+    if path.is_dir():
+        raise StoreError(f"{str(path)!r} is a folder", "give the path of a database file")
+    if not create and not path.exists():
+        raise MissingStoreError(
+            f"there is no database {str(path)!r}",
+            "`sparsearch run` creates one; choose another with --db",
+        )
+    if create and not path.parent.is_dir():
+        raise StoreError(
+            f"cannot create {str(path)!r}: its folder does not exist", f"mkdir -p {path.parent}"
+        )
+    writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    if create and not writable:
+        raise MissingStoreError(f"cannot write to {str(path)!r}", "choose another place with --db")
+
+
+def open_engine(path: Path, *, writable: bool, lock_seconds: int) -> Engine:
+    """The engine of a file, in WAL mode; a writer waits for another one only so long."""
+    options = {"uri": "true", "mode": "rwc" if writable else "ro"}
+    if not writable and not os.access(path.parent, os.W_OK) and not _wal(path).exists():
+        # A reader in WAL mode writes beside the file; where it cannot, nobody else does either.
+        options["immutable"] = "1"
+    engine = create_engine(
+        URL.create("sqlite", database=path.as_uri(), query=options),
+        connect_args={"timeout": lock_seconds, "isolation_level": None},
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys = ON")
+        if writable:
+            _enter_wal(cursor, lock_seconds)
+            # A power cut may undo the last outcomes, whole; those trials then run again.
+            cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.close()
+
+    return engine
+
+
+def begin(connection: Connection, *, writes: bool) -> None:
+    """Begin the transaction: the driver would do so late, and leave reads and DDL outside of it.
+
+    A writer that began as a reader could not wait for another one.
+    """
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _enter_wal(cursor: sqlite3.Cursor, lock_seconds: int) -> None:
+    """Switch to WAL mode; while another connection does so, SQLite refuses at once, whatever the timeout."""
+    give_up = time.monotonic() + lock_seconds
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")

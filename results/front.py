@@ -1,0 +1,76 @@
+"""The front of a study: the few of its trials that can answer ``best`` under some limits, or ``pareto``.
+
+One trial beats another of its study where it has no lower score, no more parameters and no more FLOPs,
+and comes before it in the order of ``best`` (score, then parameters, then number): it then fits
+whatever the other one fits, and is preferred. The front is what nothing beats. Decision 17 has the proof
+that this is enough, also with several writers at once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from sqlalchemy import BindParameter, Connection, and_, bindparam, or_, select, update
+
+from sparsearch.results.tables import Base
+
+if TYPE_CHECKING:
+    from sparsearch.results.values import Best
+
+__all__ = ["enter", "pareto"]
+
+_TRIALS = Base.metadata.tables["trials"]
+_trials = _TRIALS.c
+_score: BindParameter[float] = bindparam("score")
+_params: BindParameter[int] = bindparam("params")
+_ratio: BindParameter[float] = bindparam("ratio")
+_number: BindParameter[int] = bindparam("number")
+_BEATS = and_(
+    _trials.score >= _score,
+    _trials.trainable_params <= _params,
+    _trials.inference_flops_ratio <= _ratio,
+    or_(_trials.score > _score, _trials.trainable_params < _params, _trials.number < _number),
+)
+_IS_BEATEN = and_(
+    _trials.score <= _score,
+    _trials.trainable_params >= _params,
+    _trials.inference_flops_ratio >= _ratio,
+    or_(_trials.score < _score, _trials.trainable_params > _params, _trials.number > _number),
+)
+_RIVALS = select(_trials.id, _BEATS.label("beats")).where(
+    _trials.study_id == bindparam("study"), _trials.on_front, or_(_BEATS, _IS_BEATEN)
+)
+
+
+def enter(
+    connection: Connection, study_id: int, number: int, score: float, params: int, ratio: float
+) -> bool:
+    """Whether a new trial is on its study's front; those that it beats leave it."""
+    point = {"score": score, "params": params, "ratio": ratio, "number": number}
+    rivals = connection.execute(_RIVALS, point | {"study": study_id}).all()
+    if any(rival.beats for rival in rivals):
+        return False
+    if rivals:
+        beaten = _trials.id.in_([rival.id for rival in rivals])
+        connection.execute(update(_TRIALS).where(beaten).values(on_front=False))
+    return True
+
+
+def pareto(front: Iterable[Best]) -> Iterator[Best]:
+    """Those of a study's front that no other one beats, by trainable parameters, see ``Store.pareto``."""
+    # Whatever beats a point stands before it. Of the points so far, ratios and scores keep a
+    # staircase, both ascending: all that the next one, with no fewer parameters, has to be above.
+    ratios: list[float] = []
+    scores: list[float] = []
+    for best in sorted(
+        front, key=lambda b: (b.trainable_params, b.inference_flops_ratio, -b.score, b.trial)
+    ):
+        i = bisect_right(ratios, best.inference_flops_ratio)
+        if i and scores[i - 1] >= best.score:
+            continue
+        yield best
+        end = bisect_right(scores, best.score, i)
+        ratios[i:end] = [best.inference_flops_ratio]
+        scores[i:end] = [best.score]

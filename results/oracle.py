@@ -1,0 +1,82 @@
+"""Answers by brute force over all trials, to compare the store's own with; for tests and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+
+from sparsearch.results.store import Store
+from sparsearch.results.values import TrialRecord
+
+__all__ = ["Point", "best_point", "check_answers", "pareto_points", "recommendable"]
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """A trial that may be recommended, in the order of ``best``."""
+
+    loss: float
+    params: int
+    study: int
+    number: int
+    ratio: float
+
+    def no_worse(self, other: Point) -> bool:
+        """In score, parameters and FLOPs."""
+        mine, its = (self.loss, self.params, self.ratio), (other.loss, other.params, other.ratio)
+        return all(a <= b for a, b in zip(mine, its, strict=True))
+
+
+def recommendable(study: int, trials: Iterable[TrialRecord]) -> list[Point]:
+    """Those trials of the study of that index that succeeded with a structure and a score."""
+    return [
+        Point(-t.score, t.trainable_params, study, t.number, t.inference_flops_ratio)
+        for t in trials
+        if t.state == "ok"
+        and t.structure is not None
+        and t.score is not None
+        and t.trainable_params is not None
+        and t.inference_flops_ratio is not None
+    ]
+
+
+def best_point(points: Iterable[Point], params: int | None, ratio: float | None) -> Point | None:
+    """The first within limits."""
+    return min(
+        (
+            p
+            for p in points
+            if (params is None or p.params <= params) and (ratio is None or p.ratio <= ratio)
+        ),
+        default=None,
+    )
+
+
+def pareto_points(points: Iterable[Point]) -> list[Point]:
+    """Those of one study that no other one beats, by parameters; the earliest of equal ones."""
+    points = list(points)
+    front = []
+    for p in points:
+        better = (q for q in points if q.no_worse(p))
+        if all(p.no_worse(q) and p.number <= q.number for q in better):
+            front.append(p)
+    return sorted(front, key=lambda p: (p.params, p.ratio))
+
+
+def check_answers(store: Store) -> None:
+    """Assert that ``best`` within every limit that makes a difference, and ``pareto``, are right."""
+    names = [record.name for record in store.studies()]
+    points = {name: recommendable(i, store.trials(name)) for i, name in enumerate(names)}
+    everything = [p for some in points.values() for p in some]
+    sizes = sorted({p.params for p in everything})
+    ratios = sorted({p.ratio for p in everything})
+    limits = product([None, 0, *sizes], [None, 0.0, *ratios], [None, *names])
+    for params, ratio, study in limits:
+        best = store.best(study=study, max_trainable_params=params, max_inference_flops=ratio)
+        expected = best_point(points[study] if study else everything, params, ratio)
+        found = None if best is None else (names.index(best.study), best.trial)
+        assert found == (expected and (expected.study, expected.number)), (params, ratio, study)
+    for name in names:
+        expected_front = [p.number for p in pareto_points(points[name])]
+        assert [b.trial for b in store.pareto(name)] == expected_front, name

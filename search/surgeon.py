@@ -1,0 +1,109 @@
+"""What the loss rises by when heads and neurons are cut and what stays stands in for them (Optimal Brain Surgeon).
+
+To second order, with the Fisher matrix in place of the Hessian and factored as K-FAC does (Martens & Grosse 2015; for
+pruning in groups: van der Ouderaa et al. 2024), cutting the features S of a linear y = W x costs
+
+    tr(Cov(x_S | x_K) W_S' G W_S),    G = E[g g'],  g = dL/dy,
+
+where the features K that stay predict the others by linear regression. Units go one after the other, the cheapest
+first, and the weights of those that stay take over before the next is priced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.spaces.align import Bases
+from sparsearch.spaces.backbone import base_of
+from sparsearch.spaces.positions import weight_at
+from sparsearch.spaces.space import Space
+from sparsearch.spaces.units.removal import ridged
+
+__all__ = ["cut_prices", "eliminate"]
+
+_AT_ONCE = 1 / 48
+"""Share of a position's candidates that are cut between two inversions."""
+
+
+def cut_prices(model: nn.Module, space: Space, bases: Bases, tokens: int) -> dict[int, float]:
+    """What cutting each head or block of neurons costs, once everything cheaper at its position is gone.
+
+    Args:
+        model: The backbone.
+        space: Only what compensates in it is priced.
+        bases: What passes through the linears that read heads and neurons, see ``spaces.align.Moments``.
+        tokens: Sequence length at which FLOPs are counted.
+
+    Returns:
+        Index of the candidate -> rise of the loss per FLOP saved, up to a factor that all share.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i in space.removals:
+        c = space.candidates[i]
+        if space.kinds[c.kind].aligns:
+            groups.setdefault((c.position, c.kind), []).append(i)
+    prices = {}
+    for (name, kind), members in groups.items():
+        position = space.position(name)
+        weight = weight_at(position, base_of(model).get_submodule(position.module)).detach()
+        covariance, _, gradient = bases[name, kind]
+        width = position.in_features // position.units
+        widths = [space.candidates[i].size * width for i in members]
+        flops = -space.candidates[members[0]].inference_flops(tokens) / widths[0]
+        for number, price in eliminate(weight, covariance, gradient, widths):
+            prices[members[number]] = max(price, 0.0) / flops
+    return prices
+
+
+@torch.no_grad()
+def eliminate(
+    weight: Tensor, covariance: Tensor, gradient: Tensor, widths: Sequence[int]
+) -> Iterator[tuple[int, float]]:
+    """Cut the inputs of one linear group by group, the cheapest first, until none is left.
+
+    Args:
+        weight: (out, in).
+        covariance: (in, in), of the inputs.
+        gradient: (out, out), the second moment of the loss's gradient by the outputs.
+        widths: Neighbouring features of each group.
+
+    Yields:
+        The group's number, and what cutting it costs per feature; never less than those before it.
+    """
+    w = weight.double()
+    gw = gradient.double() @ w
+    inverse = torch.linalg.inv(ridged(covariance))
+    ends = list(accumulate(widths))
+    groups = [torch.arange(e - n, e, device=w.device) for e, n in zip(ends, widths, strict=True)]
+    left, price = list(range(len(groups))), -math.inf
+    at_once = math.ceil(len(groups) * _AT_ONCE)
+    while left:
+        costs = _costs(w, gw, inverse, [groups[i] for i in left])
+        cheapest = sorted(range(len(left)), key=lambda k: costs[k])[:at_once]
+        for k in cheapest:
+            price = max(price, costs[k])
+            yield left[k], price
+        gone = torch.cat([groups[left[k]] for k in cheapest])
+        slope = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
+        w, gw = w - w[:, gone] @ slope, gw - gw[:, gone] @ slope
+        inverse = inverse - inverse[:, gone] @ slope
+        left = [i for k, i in enumerate(left) if k not in cheapest]
+
+
+def _costs(w: Tensor, gw: Tensor, inverse: Tensor, groups: Sequence[Tensor]) -> list[float]:
+    """What each group costs alone, per feature; groups of one width in one go."""
+    costs = [0.0] * len(groups)
+    for width in {len(group) for group in groups}:
+        members = [k for k, group in enumerate(groups) if len(group) == width]
+        at = torch.stack([groups[k] for k in members])
+        conditional = torch.linalg.inv(inverse[at[:, :, None], at[:, None, :]])
+        weights = torch.einsum("ogi,ogj->gij", w[:, at], gw[:, at])
+        found = (conditional * weights).sum((1, 2)) / width
+        for k, cost in zip(members, found.tolist(), strict=True):
+            costs[k] = cost
+    return costs

@@ -1,0 +1,153 @@
+"""A mask on a weight, and the scores that choose it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.spaces.units._pruning import (
+    Faded,
+    StraightThrough,
+    cubic,
+    pack,
+    ranks_in,
+    smallest,
+    unpack,
+)
+from sparsearch.spaces.units.base import Fold, Unit
+
+if TYPE_CHECKING:
+    from sparsearch.spaces.kinds.weight_mask import WeightMask
+
+__all__ = ["WeightMaskUnit"]
+
+
+class WeightMaskUnit(Unit):
+    """A (out, rank), B (rank, in), R (out), C (in); ``packed``, the mask in bits, is what is stored.
+
+    Args:
+        weight: (out, in), as pretrained.
+        kind: Its options.
+        size: Parts of the matrix that are pruned.
+        pruned: Weights that are pruned in the end.
+
+    Attributes:
+        mask: (out, in) True for what stays.
+        settled: Whether the mask is final. It then is a constant: gradients are plain, scores get none.
+    """
+
+    A: nn.Parameter | None
+    B: nn.Parameter | None
+    R: nn.Parameter | None
+    C: nn.Parameter | None
+    mask: Tensor
+    packed: Tensor
+    order: Tensor | None
+    gone: Tensor | None
+
+    def __init__(self, weight: Tensor, kind: WeightMask, size: int, pruned: int) -> None:
+        super().__init__()
+        out_features, in_features = weight.shape
+        self.kind, self.size, self.pruned = kind, size, pruned
+        self.scale = float(weight.abs().mean(dtype=torch.float64)) or 1.0
+        self.settled = True
+        for name in "ABRC":
+            self.register_parameter(name, None)
+        if kind.rank:
+            self.A = nn.Parameter(torch.randn(out_features, kind.rank) / kind.rank**0.5)
+            self.B = nn.Parameter(torch.zeros(kind.rank, in_features))
+        if kind.structured:
+            self.R = nn.Parameter(torch.zeros(out_features))
+            self.C = nn.Parameter(torch.zeros(in_features))
+        everything = torch.ones(out_features, in_features, dtype=torch.bool)
+        self.register_buffer("mask", everything, persistent=False)
+        self.register_buffer("packed", pack(everything))
+        self.register_buffer("order", None, persistent=False)
+        self.register_buffer("gone", None, persistent=False)
+        self.register_load_state_dict_post_hook(_unpack_loaded)  # type: ignore[no-untyped-call]
+
+    def loaded(self) -> None:
+        """The stored mask is the final one."""
+        self.mask = unpack(self.packed, self.mask.shape)
+        self.settled = True
+
+    @torch.no_grad()
+    def scores(self, weight: Tensor) -> Tensor:
+        """S for W' (out, in), in float32 or wider."""
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        found = wide.abs() / self.scale
+        if self.A is not None and self.B is not None:
+            found = found.addmm(self.A.to(wide), self.B.to(wide), alpha=self.kind.alpha_low_rank)
+        if self.R is not None and self.C is not None:
+            rows_and_columns = self.R.to(wide)[:, None] + self.C.to(wide)
+            found = found + self.kind.alpha_structured * rows_and_columns
+        return found
+
+    @torch.no_grad()
+    def renew(self, weight: Tensor, count: int) -> None:
+        """A new mask for W' (out, in): exactly so many weights are pruned, among those that the pattern prunes."""
+        scores = self.scores(weight)
+        if self.kind.pattern:
+            ranks = ranks_in(scores, self.kind.parts)
+            scores = scores.masked_fill(ranks >= self.size, torch.inf)
+        if self.gone is not None:
+            scores = scores.masked_fill(self.gone, torch.inf)
+            count = min(count, int(scores.isfinite().sum()))
+        self.mask = ~smallest(scores.flatten(), count).view_as(scores)
+        self.packed.copy_(pack(self.mask))
+
+    def leave_out(self, gone: Tensor, weight: Tensor) -> None:
+        """Prune the same share of what is left where some weights, (out, in), are gone with a head or a neuron."""
+        self.gone = gone
+        self.pruned = -(-self.size * int((~gone).sum()) // self.kind.parts)
+        self.renew(weight, self.pruned)
+
+    def advance(self, step: int, steps: int, weight: Callable[[], Tensor]) -> None:
+        """Renew the mask if it is due after so many steps of all; ``weight`` gives W'."""
+        share = cubic(step, steps)
+        if step == 0:
+            self.settled = False
+        if self.settled or (step > 0 and share < 1 and step % self.kind.every):
+            return
+        self.renew(weight(), int(share * self.pruned))
+        self.settled = share == 1
+
+    def masked(self, weight: Tensor) -> Tensor:
+        """M * W' for W' (out, in); while the mask still changes, scores learn by the straight-through estimate."""
+        if self.settled:
+            return weight * self.mask
+        alphas = (self.kind.alpha_low_rank, self.kind.alpha_structured)
+        factors = [None if f is None else f.to(weight) for f in (self.A, self.B, self.R, self.C)]
+        masked: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+            weight, self.mask, self.scale, alphas, *factors
+        )
+        return masked
+
+    def faded(self, weight: Tensor, gate: Tensor, pretrained: Tensor) -> Tensor:
+        """W' (out, in) with each band of the smallest pretrained weights multiplied by one minus its gate."""
+        if self.order is None:
+            self.order = self._order(pretrained.detach())
+        total, n = weight.numel(), len(gate)
+        edges = [-(-(self.size * band // n) * total // self.kind.parts) for band in range(n + 1)]
+        lengths = [b - a for a, b in zip(edges, [*edges[1:], total], strict=True)]
+        faded: Tensor = Faded.apply(weight, gate.to(weight), self.order, lengths)  # type: ignore[no-untyped-call]
+        return faded
+
+    def _order(self, weight: Tensor) -> Tensor:
+        """Indices of the weights from the first that is pruned to the last."""
+        size = weight.float().abs()
+        ranks = ranks_in(size, self.kind.parts) if self.kind.pattern else size
+        return torch.argsort(ranks.flatten(), stable=True)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
+        """Minus what is pruned: a weight minus itself is exactly zero."""
+        return -weight.masked_fill(self.mask, 0), None
+
+
+def _unpack_loaded(unit: nn.Module, _: object) -> None:
+    """After ``load_state_dict``."""
+    assert isinstance(unit, WeightMaskUnit), "the hook of a mask"
+    unit.loaded()

@@ -1,0 +1,91 @@
+"""Optimal Brain Surgeon's prices, and the ranking that is made of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsearch.config import SearchConfig
+from sparsearch.errors import ConfigError
+from sparsearch.search.cut import cut
+from sparsearch.search.strategies import Problem, rank
+from sparsearch.search.surgeon import eliminate
+from sparsearch.search.warm_start import WarmStarts
+from sparsearch.spaces.align import aligning_at
+from sparsearch.spaces.attachment import attachment_of
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.space import build_space
+from sparsearch.spaces.units.removal import ridged
+from tests.search.test_bilevel import TRAIN, make_task
+
+BUDGET = Budget(max_trainable_params=400, max_inference_flops=0.7)
+LINEAR = {"heads": {"compensate": "linear"}, "neurons": {"block": 8, "compensate": "linear"}}
+
+
+def tensors(features: int, outputs: int):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, features, generator=generator) @ torch.randn(
+        features, features, generator=generator
+    )
+    g = torch.randn(200, outputs, generator=generator)
+    return torch.randn(outputs, features, generator=generator), torch.cov(x.T), g.T @ g
+
+
+@pytest.mark.parametrize("widths", [(1,) * 6, (2, 2, 2), (4, 2)])
+def test_prices_are_those_of_the_regression(widths):
+    """The first one cut costs what is left of its features after regression, seen through weight and gradient."""
+    weight, covariance, gradient = tensors(6, 3)
+    covariance_ = ridged(covariance)
+    costs, start = [], 0
+    for width in widths:
+        gone = torch.arange(start, start + width)
+        kept = torch.tensor([i for i in range(6) if i not in gone])
+        across = covariance_[gone][:, kept]
+        left = covariance_[gone][:, gone] - across @ torch.linalg.solve(
+            covariance_[kept][:, kept], across.T
+        )
+        w = weight[:, gone].double()
+        costs.append(float(torch.trace(left @ w.T @ gradient.double() @ w)) / width)
+        start += width
+    order = list(eliminate(weight, covariance, gradient, widths))
+    assert sorted(number for number, _ in order) == list(range(len(widths)))
+    assert order[0][0] == min(range(len(widths)), key=lambda k: costs[k])
+    assert order[0][1] == pytest.approx(min(costs), rel=1e-6)
+    prices = [price for _, price in order]
+    assert prices == sorted(prices)
+
+
+def test_of_twins_one_goes_for_free_and_the_other_is_then_needed():
+    weight, covariance, gradient = tensors(4, 3)
+    mix = torch.eye(4)[[0, 0, 1, 2]]  # features 0 and 1 are the same
+    order = [n for n, _ in eliminate(weight, mix @ covariance @ mix.T, gradient, (1,) * 4)]
+    assert order[0] in (0, 1) and order[1] not in (0, 1)
+
+
+def test_a_ranking_cuts_under_both_budgets_and_leaves_the_model_alone(build):
+    model, task = build("bert", labels=2), make_task()
+    space = build_space(model, kinds={"lora": {"max_rank": 2}} | LINEAR)
+    starts = WarmStarts(model, task, "fp32")
+    aligning = aligning_at(space.kinds.values(), space.positions)
+    problem = Problem(
+        model, space, task, SearchConfig(), TRAIN, (BUDGET,), lambda: starts.get(0, aligning)
+    )
+    before = {n: t.clone() for n, t in model.base_model.state_dict().items()}
+    ranking = rank("surgeon", problem, BUDGET, seed=0)
+    assert ranking.scores == rank("surgeon", problem, BUDGET, seed=0).scores
+    assert attachment_of(model) is None
+    assert all(torch.equal(t, before[n]) for n, t in model.base_model.state_dict().items())
+    chosen = cut(space, ranking, BUDGET, "greedy", 8)
+    assert {c.kind for c in chosen} == {"lora", "heads"}  # so few neurons all stay
+    assert len({ranking.scores[i] for i in space.removals}) > len(space.removals) // 2
+
+
+def test_what_does_not_compensate_is_refused(build):
+    model, task = build("bert", labels=2), make_task()
+    kinds = {"heads": {}, "neurons": {"compensate": "linear"}}
+    space, starts = build_space(model, kinds=kinds), WarmStarts(model, task, "fp32")
+    problem = Problem(
+        model, space, task, SearchConfig(), TRAIN, (BUDGET,), lambda: starts.get(0, ())
+    )
+    with pytest.raises(ConfigError, match="that compensate"):
+        rank("surgeon", problem, BUDGET, seed=0)

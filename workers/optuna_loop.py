@@ -1,0 +1,339 @@
+"""The outer loop over budgets and search settings, with Optuna's samplers and pruners.
+
+The Optuna study lives in memory and is made anew for every proposal, from what is known of finished and running
+trials; its sampler's seed derives from the study's seed and the trial's number. So a proposal depends on nothing that
+our database does not hold, and a study that goes on proposes what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    NSGAIISampler,
+    PartialFixedSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sparsearch.config import StudyConfig
+from sparsearch.results.values import Outcome, Trial, TrialRecord
+from sparsearch.search.seeds import derive
+from sparsearch.search.strategies import TRANSFER
+from sparsearch.spaces.budget import Budget
+from sparsearch.workers.bands import Band, nearest
+from sparsearch.workers.proposals import Params, Proposals
+from sparsearch.workers.transfer import FindSource, with_source
+
+__all__ = ["OptunaLoop"]
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+_STARTUP = 10
+_POPULATION = 20
+_LEAST_SHOWN, _MOST_SHOWN = 25, 500
+"""A sampler is shown a third of the trials, those of the nearest budgets: the best settings move with the budget, and
+it takes longer the more it sees."""
+
+_SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=_STARTUP, constant_liar=True),
+    "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=_STARTUP),
+    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=_POPULATION),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+
+
+_PRUNERS: dict[str, Callable[[int], BasePruner]] = {
+    "none": lambda epochs: NopPruner(),
+    "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    "hyperband": lambda epochs: HyperbandPruner(1, max(2, epochs), reduction_factor=2),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a sampler learns of a finished trial.
+
+    Attributes:
+        params: The point that it is.
+        place: Of its budget in the unit cube of limits.
+        score: On validation, None where there is none.
+        epochs: Validation scores that it gave before it was cancelled; 0 where it ran to its end.
+        violation: How far beyond the limits it is, as a share; above 0 where it is not feasible.
+    """
+
+    params: Params
+    place: tuple[float, ...]
+    score: float | None
+    epochs: int
+    violation: float
+
+
+class OptunaLoop:
+    """Planned trials first, then proposals; whatever lies in the search space teaches the sampler.
+
+    Args:
+        config: With ``outer``.
+        proposals: Its search space.
+        priors: Budgets that the first proposals transfer to.
+        planned: How many trials are planned; proposals are numbered from here.
+        known: All trials as stored, in order.
+        queued: Those of them that are still to run.
+        remember: Stores a proposal.
+        find: What may be transferred.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        proposals: Proposals,
+        priors: Sequence[Budget],
+        planned: int,
+        known: Sequence[TrialRecord],
+        queued: Sequence[Trial],
+        remember: Callable[[Trial], None],
+        find: FindSource,
+    ) -> None:
+        assert config.outer is not None, "there is an outer loop"
+        self.config, self.outer, self.proposals = config, config.outer, proposals
+        self._planned, self._next = planned, len(known)
+        self._end = planned + self.outer.trials
+        self._queued, self._remember, self._find = list(queued), remember, find
+        self._priors = list(priors)
+        self._distributions = _distributions(proposals)
+        self._evenly = self.outer.sampler in ("tpe", "gp")
+        self._results: list[Result] = []
+        self._final, self._race = Band(), Race(self.outer.early_stop, proposals)
+        self._running: dict[int, Params] = {}
+        for record in known:
+            if record.state not in ("queued", "running"):
+                self._learn(record)
+
+    def ask(self, may_start: Callable[[Trial], bool]) -> Trial | None:
+        """A queued trial that may start, else a new proposal.
+
+        While some wait for a ranking that is being made, one is proposed ahead per seed of the study.
+        """
+        trial = next((t for t in self._queued if may_start(t)), None)
+        if trial is not None:
+            self._queued.remove(trial)
+        while trial is None and self._next < self._end:
+            ahead = sum(t.number >= self._planned for t in self._queued)
+            if ahead >= len(self.config.seeds):
+                return None
+            proposal = self._propose()
+            self._remember(proposal)
+            if may_start(proposal):
+                trial = proposal
+            else:
+                self._queued.append(proposal)
+        if trial is not None and (params := self._params(trial)) is not None:
+            self._running[trial.number] = params
+        return trial
+
+    def goes_on(self, trial: Trial, done: int, total: int, score: float) -> bool:
+        """Whether a proposal keeps up with others of about its budget; planned trials always go on."""
+        params = self._params(trial)
+        if params is None or not math.isfinite(score):
+            return True
+        keeps_up = self._race.keeps_up(trial.number, params, done, score)
+        return keeps_up or done >= total or trial.number < self._planned
+
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """Learn how a trial ended."""
+        self._running.pop(trial.number, None)
+        score = outcome.score("validation")
+        if score is not None and not math.isfinite(score):
+            score = None  # as it is stored: a correlation of constants is NaN
+        self._note(self._params(trial), trial.budget, outcome, score)
+
+    def _learn(self, record: TrialRecord) -> None:
+        """Learn of a trial that ended before, as if it was told now."""
+        budget = None if record.budget is None else Budget(**record.budget)
+        params = self.proposals.params(record.strategy, record.budget, record.settings)
+        if params is not None:
+            for epoch, score in enumerate(record.history, 1):
+                self._race.keeps_up(record.number, params, epoch, score)
+        self._note(params, budget, record, record.score)
+
+    def _note(
+        self,
+        params: Params | None,
+        budget: Budget | None,
+        ended: Outcome | TrialRecord,
+        score: float | None,
+    ) -> None:
+        if params is None or budget is None:
+            return
+        place, epochs = self.proposals.place(params), 0
+        if ended.state == "cancelled" and ended.history:
+            score, epochs = ended.history[-1], len(ended.history)
+        elif score is not None:
+            self._final.add(place, score)
+        self._results.append(Result(params, place, score, epochs, _violation(ended, budget)))
+
+    def _params(self, trial: Trial) -> Params | None:
+        budget = None if trial.budget is None else trial.budget.as_dict()
+        return self.proposals.params(trial.strategy, budget, dict(trial.settings))
+
+    def _propose(self) -> Trial:
+        number, index = self._next, self._next - self._planned
+        seed = self.config.seeds[index % len(self.config.seeds)]
+        self._next += 1
+        if index < len(self._priors):
+            return with_source(Trial(number, TRANSFER, self._priors[index], seed), self._find)
+        params = self._suggest(number, index)
+        strategy, budget = self.proposals.strategy(params), self.proposals.budget(params)
+        trial = Trial(number, strategy, budget, seed, self.proposals.settings(params))
+        return with_source(trial, self._find) if strategy == TRANSFER else trial
+
+    def _suggest(self, number: int, index: int) -> Params:
+        """Ask a sampler that knows what this loop knows."""
+        seed = derive(self.config.seeds[0], number, "sampler") % 2**32
+        sampler = _SAMPLERS[self.outer.sampler.removesuffix("-front")](seed)
+        fixed = self.proposals.spread(index) if self._evenly else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if fixed:
+                sampler = PartialFixedSampler(fixed, sampler)
+            costs = [] if self._evenly else self.proposals.axes
+            directions = [StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in costs)]
+            study = optuna.create_study(directions=directions, sampler=sampler)
+            if self.outer.sampler != "random":
+                study.add_trials(self._frozen(self.proposals.place(fixed) if fixed else None))
+            return study.ask(self._distributions).params
+
+    def _frozen(self, place: tuple[float, ...] | None) -> list[FrozenTrial]:
+        """What is known as Optuna's trials: finished ones nearest to a budget, then those under way."""
+        results = [r for r in self._results if r.score is not None or r.violation > 0]
+        if place is not None:
+            shown = min(max(_LEAST_SHOWN, len(results) // 3), _MOST_SHOWN)
+            results = [results[i] for i in nearest([r.place for r in results], place, shown)]
+        gains = self._gains(results)
+        values = [[gain] for gain in gains]
+        if not self._evenly and results:
+            usual = (
+                self._final.usual([r.place for r in results])
+                if len(self._final)
+                else [0.0] * len(gains)
+            )
+            values = [
+                [u + g, *self.proposals.costs(r.place)]
+                for u, g, r in zip(usual, gains, results, strict=True)
+            ]
+        violated = any(r.violation > 0 for r in results)
+        generation = NSGAIISampler._get_generation_key()
+        finished = [
+            create_trial(
+                params=dict(result.params),
+                distributions=self._distributions,
+                values=values[i],
+                constraints={"limits": result.violation} if violated else None,
+                system_attrs={generation: i // _POPULATION},
+            )
+            for i, result in enumerate(results)
+        ]
+        running = list(self._running.values())[-_MOST_SHOWN:]
+        return finished + [
+            create_trial(
+                params=dict(params), distributions=self._distributions, state=TrialState.RUNNING
+            )
+            for params in running
+        ]
+
+    def _gains(self, results: Sequence[Result]) -> list[float]:
+        """What each has above what is usual at its budget; the least of all where it has no score."""
+        gains: list[float | None] = [None] * len(results)
+        for epochs in {r.epochs for r in results}:
+            band = self._race.bands[epochs - 1] if epochs else self._final
+            chosen = [
+                i for i, r in enumerate(results) if r.epochs == epochs and r.score is not None
+            ]
+            usual = band.usual([results[i].place for i in chosen]) if chosen else []
+            for i, expected in zip(chosen, usual, strict=True):
+                gains[i] = (results[i].score or 0.0) - expected
+        least = min((g for g in gains if g is not None), default=0.0)
+        return [least if gain is None else gain for gain in gains]
+
+
+def _violation(ended: Outcome | TrialRecord, budget: Budget) -> float:
+    """How far beyond the limits the least is that would do; 1 for what failed, 0 for what is feasible."""
+    if ended.state in ("ok", "cancelled"):
+        return 0.0
+    beyond = 0.0
+    if ended.state == "infeasible":
+        if budget.max_trainable_params and ended.trainable_params:
+            beyond = ended.trainable_params / budget.max_trainable_params - 1
+        if budget.max_inference_flops and ended.inference_flops_ratio:
+            beyond = max(beyond, ended.inference_flops_ratio / budget.max_inference_flops - 1)
+    return beyond if beyond > 0 else 1.0
+
+
+def _distributions(proposals: Proposals) -> dict[str, BaseDistribution]:
+    """The search space in Optuna's words."""
+    found: dict[str, BaseDistribution] = {}
+    for axis in proposals.axes:
+        if axis.log:
+            found[axis.name] = IntDistribution(int(axis.low), int(axis.high), log=True)
+        else:
+            found[axis.name] = FloatDistribution(axis.low, axis.high)
+    for path, allowed in proposals.tune.items():
+        if isinstance(allowed, list):
+            found[path] = CategoricalDistribution(allowed)
+        elif isinstance(allowed.low, int) and isinstance(allowed.high, int):
+            found[path] = IntDistribution(allowed.low, allowed.high, log=allowed.log)
+        else:
+            found[path] = FloatDistribution(allowed.low, allowed.high, log=allowed.log)
+    return found
+
+
+class Race:
+    """Early stopping: a single-objective shadow study over what is above the usual at a budget, epoch by epoch.
+
+    Optuna prunes no study of several objectives, and scores of unequal budgets are not to be compared.
+    """
+
+    def __init__(self, rule: str, proposals: Proposals) -> None:
+        self.proposals = proposals
+        self.bands: list[Band] = []
+        self._shadow = optuna.create_study(
+            study_name="race", direction="maximize", pruner=_PRUNERS[rule](proposals.most_epochs)
+        )
+        self._entered: dict[int, tuple[optuna.Trial, int, int]] = {}
+
+    def keeps_up(self, number: int, params: Params, done: int, score: float) -> bool:
+        """Take a trial's next validation score; whether it is worth going on.
+
+        Args:
+            number: The trial's.
+            params: The point that it is.
+            done: Steps of training so far; those of a trial that begins anew are passed over until they are new.
+            score: The validation score there.
+        """
+        trial, epoch, last = self._entered.get(number) or (self._shadow.ask(), 0, 0)
+        if done <= last:
+            return True
+        epoch += 1
+        self._entered[number] = trial, epoch, done
+        place = self.proposals.place(params)
+        while len(self.bands) < epoch:
+            self.bands.append(Band())
+        self.bands[epoch - 1].add(place, score)
+        (usual,) = self.bands[epoch - 1].usual([place])
+        trial.report(score - usual, epoch)
+        return not trial.should_prune()
