@@ -96,10 +96,13 @@ def attempts(db: Path) -> tuple[Attempt, ...]:
         return ()
 
 
-def running(db: Path, among: set[int] | None = None) -> list[int]:
-    """Processes of the workers that have a trial now."""
-    workers = [int(a.worker.partition(":")[2]) for a in attempts(db) if a.state == "running"]
-    return [pid for pid in workers if among is None or pid in among]
+def running(db: Path, root: psutil.Process) -> list[int]:
+    """Processes below another one that have a trial now."""
+    with suppress(psutil.NoSuchProcess):
+        below = {p.pid for p in root.children(recursive=True)}
+        workers = [int(a.worker.partition(":")[2]) for a in attempts(db) if a.state == "running"]
+        return [pid for pid in workers if pid in below]
+    return []
 
 
 def kill_at_random(study: Path, db: Path, stream: random.Random, kills: int) -> list[str]:
@@ -107,13 +110,14 @@ def kill_at_random(study: Path, db: Path, stream: random.Random, kills: int) -> 
     killed: list[str] = []
     while True:
         with drive(study, db) as driver:
+            root = psutil.Process(driver.pid)
             while driver.poll() is None and len(killed) < kills:
-                while driver.poll() is None and not running(db):
+                while driver.poll() is None and not running(db, root):
                     time.sleep(0.05)
                 time.sleep(stream.uniform(0.0, 6.0))
                 if driver.poll() is not None:
                     break
-                workers = running(db)
+                workers = running(db, root)
                 if workers and stream.random() < 0.6:
                     os.kill(stream.choice(workers), signal.SIGKILL)
                     killed.append("worker")
@@ -169,8 +173,7 @@ def kill_node(study: Path, db: Path) -> list[str]:
             wait_for_cores(2, port)
             driver = drive(study, db, f"127.0.0.1:{port}")
             while driver.poll() is None:
-                below = {p.pid for p in second.children(recursive=True)}
-                if len(attempts(db)) > 4 and running(db, below):
+                if len(attempts(db)) > 4 and running(db, second):
                     kill_all(second)
                     print("killed the second node", flush=True)
                     break

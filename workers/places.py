@@ -79,7 +79,9 @@ def _unreachable(address: str) -> list[str]:
         return []
     host, port = _split(address)
     if host is None or port is None:
-        return [f"Ray's address {address!r} is not HOST:PORT, ray://HOST:PORT or auto"]
+        return [
+            f"Ray's address {address!r} is not HOST:PORT or auto; the driver runs on a machine of the cluster"
+        ]
     try:
         socket.create_connection((host, port), _CONNECT_SECONDS).close()
     except OSError as error:
@@ -92,7 +94,7 @@ def _unreachable(address: str) -> list[str]:
 
 def _split(address: str) -> tuple[str | None, int | None]:
     try:
-        parts = urlsplit(address if "//" in address else f"//{address}")
+        parts = urlsplit(f"//{address}")
         return parts.hostname, parts.port
     except ValueError:
         return None, None

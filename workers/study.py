@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sparsearch.config import StudyConfig
-from sparsearch.errors import MissingStoreError, StoreError
+from sparsearch.errors import ConfigError, MissingStoreError, StoreError
 from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES, TRANSFER
@@ -79,6 +79,8 @@ def run(
     address = ray_address or os.environ.get("RAY_ADDRESS") or None
     checked = check_study(study, overrides, address)  # type: ignore[arg-type]
     config = checked.config
+    if ray_address is not None and config.workers.runner != "ray":
+        raise ConfigError(["a Ray address goes with workers.runner: ray"])
     listen.checked(checked)
     if config.workers.threads is not None:
         torch.set_num_threads(config.workers.threads)

@@ -190,6 +190,8 @@ def finished(db):
         ({"device": "cuda"}, None, "device cuda does not go with gpus_per_trial 0"),
         ({}, "127.0.0.1:1", "nothing answers at Ray's address 127.0.0.1:1"),
         ({}, "no address", "is not HOST:PORT"),
+        ({}, "ray://127.0.0.1:1", "is not HOST:PORT"),
+        ({"runner": "in-process"}, "127.0.0.1:1", "goes with workers.runner: ray"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_is_written(
