@@ -183,7 +183,9 @@ def test_failures_are_outcomes_and_many_workers_lose_nothing(store):
     record = simulate(config, store, runner)
     assert record.finished == record.trials == 3 * 6 + 300
     trials, attempts = store.trials("front"), store.attempts("front")
-    assert {t.state for t in trials} == {"ok", "failed", "cancelled"}, "what is lost is tried again"
+    assert {t.state for t in trials} == {"ok", "failed", "cancelled"}, (
+        "what is lost is tried again"
+    )
     assert {a.state for a in attempts} == {"ok", "failed", "cancelled", "oom", "lost"}
     assert len(attempts) == sum(t.attempts for t in trials) > len(trials) + 10
     assert max(t.attempts for t in trials) <= config.workers.max_attempts
