@@ -69,6 +69,7 @@ def questions(studies: int, smallest: int) -> dict[str, Question]:
         "best of a task": lambda s, d: s.best(task=d.choice(TASKS), max_trainable_params=some(d)),
         "best of a study": lambda s, d: s.best(study=study(d), max_trainable_params=some(d)),
         "best of all": lambda s, d: s.best(max_trainable_params=some(d)),
+        "at least so sparse": lambda s, d: s.best(**asked(d), min_weight_sparsity="50%"),
         "pareto of a study": lambda s, d: s.pareto(study(d)),
         "one study": lambda s, d: s.find_study(study(d)),
         "all studies": lambda s, d: s.studies(),
