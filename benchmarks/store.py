@@ -85,7 +85,8 @@ def row(seconds: Sequence[float], **more: Any) -> dict[str, Any]:
 
 def shown(name: str, values: dict[str, Any]) -> None:
     """A line of the table."""
-    cells = (f"{values[key]:9.2f}" for key in ("p50_ms", "p99_ms", "max_ms", "cpu_ms"))
+    cells = [f"{values[key]:9.2f}" for key in ("p50_ms", "p99_ms", "max_ms", "cpu_ms")]
+    cells += [f"{values['per_second']:9,.0f}"] if "per_second" in values else []
     print(f"{name:26} {values['count']:7,} {' '.join(cells)}")
 
 
@@ -236,18 +237,17 @@ def measure_together(
 
 def forget_written(db: str) -> None:
     """Delete what earlier runs wrote; the file keeps its size, and reuses the room."""
+    named = f"name LIKE '{WRITTEN}%'"
+    written = f"study_id IN (SELECT id FROM studies WHERE {named})"
     database = open_database(db, create=True)
-    studies = f"SELECT id FROM studies WHERE name LIKE '{WRITTEN}%'"
-    trials = f"SELECT id FROM trials WHERE study_id IN ({studies})"
     with database.transaction() as connection:
-        hashes = connection.exec_driver_sql(
-            f"SELECT structure_hash FROM trials WHERE study_id IN ({studies})"
-        ).scalars()
-        gone = [{"gone": name} for name in hashes if name is not None]
+        hashes = connection.execute(text(f"SELECT structure_hash FROM trials WHERE {written}"))
+        gone = [{"gone": name} for name in hashes.scalars() if name is not None]
         for table in ("measurements", "weights"):
-            connection.exec_driver_sql(f"DELETE FROM {table} WHERE trial_id IN ({trials})")
-        connection.exec_driver_sql(f"DELETE FROM trials WHERE study_id IN ({studies})")
-        connection.exec_driver_sql(f"DELETE FROM studies WHERE name LIKE '{WRITTEN}%%'")
+            trials = f"SELECT id FROM trials WHERE {written}"
+            connection.execute(text(f"DELETE FROM {table} WHERE trial_id IN ({trials})"))
+        connection.execute(text(f"DELETE FROM trials WHERE {written}"))
+        connection.execute(text(f"DELETE FROM studies WHERE {named}"))
         for table, column in (("placements", "structure_hash"), ("structures", "hash")):
             if gone:
                 connection.execute(text(f"DELETE FROM {table} WHERE {column} = :gone"), gone)

@@ -106,7 +106,7 @@ class Structure:
             "backbone": self.backbone.as_dict(),
             "task_type": self.task_type,
             "kinds": self._options(),
-            "candidates": [vars(c) | {"which": [*c.which]} for c in self.candidates],
+            "candidates": [vars(c) for c in self.candidates],
             "costs": self._costs(),
             "provenance": vars(self.provenance),
         }
@@ -148,10 +148,7 @@ class Structure:
         structure = cls(
             BackboneId(**document.backbone.model_dump()),
             document.task_type,
-            tuple(
-                Candidate(**c.model_dump() | {"which": tuple(c.which)})
-                for c in document.candidates
-            ),
+            tuple(Candidate(**vars(c) | {"which": tuple(c.which)}) for c in document.candidates),
             kinds,
             Provenance(**document.provenance.model_dump()),
         )
