@@ -55,12 +55,12 @@ class Structure:
     kinds: tuple[Kind, ...]
     provenance: Provenance = field(default=Provenance(), compare=False)
 
-    @property
+    @cached_property
     def trainable_params(self) -> int:
         """Trainable parameters; the task head is not among them."""
         return sum(c.params for c in self.candidates)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Stored bytes of the attached modules."""
         return sum(c.bytes for c in self.candidates)
@@ -70,7 +70,7 @@ class Structure:
         """Weights of the backbone that are set to zero."""
         return sum(c.pruned_weights for c in self.candidates)
 
-    @property
+    @cached_property
     def merged_flops_per_token(self) -> int:
         """FLOPs per token that the structure adds at inference, after merging what merges and cutting."""
         return sum(c.merged_flops_per_token for c in self.candidates)
