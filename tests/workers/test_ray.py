@@ -88,7 +88,8 @@ def test_a_killed_worker_changes_nothing(study, whole, db, capfd):
     assert (1, 1, "lost") in tries and (1, 2, "ok") in tries
     assert len(tries) == len(whole) + 1 and searched.state == "ok"
     assert f":{os.getpid()} until" in killer.refused
-    assert capfd.readouterr().out == ""
+    # Ray itself tells of a dead worker there; commands keep their stdout clean.
+    assert [o for o in capfd.readouterr().out.splitlines() if "(raylet)" not in o] == []
 
 
 @pytest.mark.timeout(280)
