@@ -69,6 +69,8 @@ def open_engine(path: Path, *, writable: bool, lock_seconds: int) -> Engine:
             _enter_wal(cursor, lock_seconds)
             # A power cut may undo the last outcomes, whole; those trials then run again.
             cursor.execute("PRAGMA synchronous = NORMAL")
+            # 16 MB: a checkpoint syncs, and pages that several outcomes change are copied once.
+            cursor.execute("PRAGMA wal_autocheckpoint = 4000")
         cursor.close()
 
     return engine

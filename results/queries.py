@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, Row, Select, and_, case, func, select, true
 from sqlalchemy.orm import Session
@@ -382,40 +382,35 @@ def find_structure(session: Session, prefix: str) -> Best:
 
 def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
     sparse = (MeasurementRow.trial_id == TrialRow.id) & (MeasurementRow.metric == SPARSITY)
+    # Single columns: a mapped trial costs as much as reading its structure.
     query = (
-        select(TrialRow, StudyRow, StructureRow.document, MeasurementRow.value)
-        .join(StudyRow)
+        select(
+            StudyRow.name.label("study"),
+            TrialRow.number.label("trial"),
+            TrialRow.strategy,
+            StudyRow.metric,
+            TrialRow.score,
+            TrialRow.test_score,
+            StructureRow.document.label("structure"),
+            TrialRow.trainable_params,
+            TrialRow.head_params,
+            TrialRow.inference_flops_ratio,
+            TrialRow.budget,
+            TrialRow.seed,
+            StudyRow.model,
+            StudyRow.task,
+            func.coalesce(MeasurementRow.value, 0.0).label("weight_sparsity"),
+        )
+        .join_from(TrialRow, StudyRow)
         .join(StructureRow)
         .outerjoin(MeasurementRow, sparse)
     )
-    return [_best(*row) for row in session.execute(query.where(where))]
+    return [_best(dict(row)) for row in session.execute(query.where(where)).mappings()]
 
 
-def _best(trial: TrialRow, study: StudyRow, document: str, sparsity: float | None) -> Best:
-    structure = Structure.from_json(document)
+def _best(row: dict[str, Any]) -> Best:
+    structure = Structure.from_json(row["structure"])
     # Equal structures are stored once; the provenance has to be this trial's.
-    provenance = replace(
-        structure.provenance,
-        study=study.name,
-        trial=trial.number,
-        strategy=trial.strategy,
-        seed=trial.seed,
-    )
-    assert trial.score is not None, "a recommendable trial has a score"
-    return Best(
-        study=study.name,
-        trial=trial.number,
-        strategy=trial.strategy,
-        metric=study.metric,
-        score=trial.score,
-        test_score=trial.test_score,
-        structure=replace(structure, provenance=provenance),
-        trainable_params=trial.trainable_params or 0,
-        head_params=trial.head_params or 0,
-        inference_flops_ratio=trial.inference_flops_ratio or 0.0,
-        budget=trial.budget,
-        seed=trial.seed,
-        model=study.model,
-        task=study.task,
-        weight_sparsity=sparsity or 0.0,
-    )
+    own = {key: row[key] for key in ("study", "trial", "strategy", "seed")}
+    provenance = replace(structure.provenance, **own)
+    return Best(**row | {"structure": replace(structure, provenance=provenance)})

@@ -26,7 +26,7 @@ def without_password(url: str) -> str:
 
 
 def parse_url(url: str | Path) -> URL:
-    """The SQLAlchemy URL of an SQLite file or a PostgreSQL database.
+    """The SQLAlchemy URL of an SQLite file or a PostgreSQL database; the latter's driver is psycopg.
 
     Raises:
         StoreError: If it cannot be read, or names another kind of database.
@@ -37,10 +37,8 @@ def parse_url(url: str | Path) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
         raise StoreError(f"{without_password(url)!r} is no database URL", _FORMS) from error
-    if parsed.drivername in ("postgresql", "postgres"):
+    if parsed.get_backend_name() in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise StoreError(
-            f"database {without_password(url)} is neither SQLite nor PostgreSQL", _FORMS
-        )
-    return parsed
+    if parsed.get_backend_name() == "sqlite":
+        return parsed
+    raise StoreError(f"database {without_password(url)} is neither SQLite nor PostgreSQL", _FORMS)

@@ -55,12 +55,12 @@ class Structure:
     kinds: tuple[Kind, ...]
     provenance: Provenance = field(default=Provenance(), compare=False)
 
-    @property
+    @cached_property
     def trainable_params(self) -> int:
         """Trainable parameters; the task head is not among them."""
         return sum(c.params for c in self.candidates)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Stored bytes of the attached modules."""
         return sum(c.bytes for c in self.candidates)
@@ -70,7 +70,7 @@ class Structure:
         """Weights of the backbone that are set to zero."""
         return sum(c.pruned_weights for c in self.candidates)
 
-    @property
+    @cached_property
     def merged_flops_per_token(self) -> int:
         """FLOPs per token that the structure adds at inference, after merging what merges and cutting."""
         return sum(c.merged_flops_per_token for c in self.candidates)
@@ -106,7 +106,7 @@ class Structure:
             "backbone": self.backbone.as_dict(),
             "task_type": self.task_type,
             "kinds": self._options(),
-            "candidates": [vars(c) | {"which": [*c.which]} for c in self.candidates],
+            "candidates": [vars(c) for c in self.candidates],
             "costs": self._costs(),
             "provenance": vars(self.provenance),
         }
@@ -148,10 +148,7 @@ class Structure:
         structure = cls(
             BackboneId(**document.backbone.model_dump()),
             document.task_type,
-            tuple(
-                Candidate(**c.model_dump() | {"which": tuple(c.which)})
-                for c in document.candidates
-            ),
+            tuple(Candidate(**vars(c) | {"which": tuple(c.which)}) for c in document.candidates),
             kinds,
             Provenance(**document.provenance.model_dump()),
         )

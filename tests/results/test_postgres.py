@@ -23,8 +23,8 @@ def url(postgres_url: str) -> str:
     return postgres_url
 
 
-@pytest.mark.parametrize("scheme", ["postgresql://", "postgresql+psycopg://", "postgres://"])
-def test_the_driver_may_be_left_out(url: str, scheme: str) -> None:
+@pytest.mark.parametrize("scheme", ["postgresql://", "postgres://", "postgresql+psycopg2://"])
+def test_the_driver_is_psycopg(url: str, scheme: str) -> None:
     with Store.open(url.replace("postgresql://", scheme), create=False) as store:
         assert store.find_study("study").finished == 1
 
