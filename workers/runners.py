@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
 from sparsearch.errors import Cancelled
@@ -106,12 +105,7 @@ class Runner(Protocol):
     def __enter__(self) -> Self:
         """Be ready for jobs."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Give back everything; jobs under way are abandoned."""
 
 
@@ -127,12 +121,7 @@ class InProcessRunner:
         """Nothing to do: the workbench is open."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Forget what has not begun."""
         self._taken.clear()
 
