@@ -1,9 +1,10 @@
 """What a first-order search step costs, beside one training step of the PEFT library at the same batch.
 
 The PEFT step trains rank-1 LoRA on all linears of the same backbone, as a user would: the library's own
-layers, AdamW, the same autocast, no dropout. ``peft-cast`` is the same with our own trick on top, frozen
-matrices held in bf16. The two steps take turns in one process; medians of ratios. Peak memory is that of a
-process that does only one of them, with the C library told to give freed blocks back.
+layers, AdamW, the same autocast, no dropout. ``peft-ours`` is the same with our own tricks on top: frozen
+matrices held in bf16, and our choice of attention kernel. The two steps take turns in one process; medians
+of ratios. Peak memory is that of a process that does only one of them, with the C library told to give freed
+blocks back.
 
     python benchmarks/step_cost.py --out step_cost.json
 """
@@ -28,7 +29,7 @@ from search_cost import toy_task
 
 from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.search.bilevel import BilevelSearch
-from sparsearch.search.device import frozen_cast_once, peak_bytes, reset_peak
+from sparsearch.search.device import autocast, frozen_cast_once, peak_bytes, reset_peak
 from sparsearch.search.evaluate import forward, loss_of
 from sparsearch.search.gates import Gates
 from sparsearch.search.supernet import Supernet
@@ -51,8 +52,8 @@ Step = Callable[[], object]
 
 
 @contextmanager
-def peft_step(arguments: argparse.Namespace, cast: bool) -> Iterator[Step]:
-    """One training step of PEFT's LoRA, perhaps with frozen matrices cast once."""
+def peft_step(arguments: argparse.Namespace, tricks: bool) -> Iterator[Step]:
+    """One training step of PEFT's LoRA, as it comes or with our tricks."""
     model = load_model(locate(MODEL), num_labels=2)
     config = peft.LoraConfig(task_type="SEQ_CLS", r=1, lora_alpha=16, target_modules="all-linear")
     adapted = peft.get_peft_model(model, config).eval()
@@ -69,13 +70,20 @@ def peft_step(arguments: argparse.Namespace, cast: bool) -> Iterator[Step]:
 
     def step() -> None:
         batch = next(data)
-        loss = loss_of(forward(adapted, batch, arguments.precision), batch["labels"], task.type)
+        if tricks:
+            loss = loss_of(
+                forward(adapted, batch, arguments.precision), batch["labels"], task.type
+            )
+        else:
+            inputs = {k: v for k, v in batch.items() if k != "rows"}
+            with autocast(device, arguments.precision):
+                loss = adapted(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 2.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    with frozen_cast_once(adapted, arguments.precision if cast else "fp32"):
+    with frozen_cast_once(adapted, arguments.precision if tricks else "fp32"):
         yield step
 
 
@@ -97,9 +105,9 @@ def search_step(arguments: argparse.Namespace, space_name: str) -> Iterator[Step
 
 
 def opened(arguments: argparse.Namespace, what: str) -> object:
-    """The step called ``peft`` or ``peft-cast``, or of the space of that name."""
+    """The step called ``peft`` or ``peft-ours``, or of the space of that name."""
     if what.startswith("peft"):
-        return peft_step(arguments, what == "peft-cast")
+        return peft_step(arguments, what == "peft-ours")
     return search_step(arguments, what)
 
 
@@ -156,22 +164,22 @@ def main() -> int:
         peaks[what] = int(done.stdout)
     rows, good = {}, True
     print(
-        f"{'space':>8} {'step ms':>8} {'x PEFT':>7} {'x cast':>7} {'x 49':>6} {'peak MiB':>9} {'x PEFT':>7}"
+        f"{'space':>8} {'step ms':>8} {'x PEFT':>7} {'x ours':>7} {'x 49':>6} {'peak MiB':>9} {'x PEFT':>7}"
     )
     for what in SPACES:
         ratio, seconds = measure_time(arguments, what, "peft")
-        cast = measure_time(arguments, what, "peft-cast")[0]
+        ours = measure_time(arguments, what, "peft-ours")[0]
         growth = measure_time(arguments, what, "49")[0] if what.isdigit() else float("nan")
         memory = peaks[what] / peaks["peft"]
         rows[what] = {
             "seconds": seconds,
             "ratio": ratio,
-            "ratio_cast": cast,
+            "ratio_ours": ours,
             "growth": growth,
             "memory": memory,
         }
         print(
-            f"{what:>8} {1000 * seconds:8.0f} {ratio:7.2f} {cast:7.2f} {growth:6.2f} "
+            f"{what:>8} {1000 * seconds:8.0f} {ratio:7.2f} {ours:7.2f} {growth:6.2f} "
             f"{peaks[what] / 2**20:9.0f} {memory:7.2f}"
         )
         if what in ("s3pet-m", "fine"):

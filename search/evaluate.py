@@ -17,7 +17,7 @@ def forward(model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tenso
     """Logits in float32: (batch, outputs)."""
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "rows")}
     device, tokens = inputs["input_ids"].device, inputs["input_ids"].shape[1]
-    with autocast(device, precision), attention_for(device, tokens):
+    with autocast(device, precision), attention_for(model, tokens, precision):
         logits: Tensor = model(**inputs).logits
     return logits.float()
 

@@ -36,7 +36,7 @@ class Upper(nn.Module):
 
     def __init__(self, model: nn.Module, layer: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
         found = layers_of(model)
         assert found is not None, "the model has no single stack of layers"
         self._owner, self._name, layers = (found[0],), found[1], found[2]

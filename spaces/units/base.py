@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from itertools import takewhile
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,35 @@ def in_type_of(x: Tensor, factor: Tensor) -> Tensor:
     return factor if torch.is_autocast_enabled(x.device.type) else factor.to(x.dtype)
 
 
+class _Product(torch.autograd.Function):
+    """Y (n, m), if there is one, plus X (n, k) times W (m, k) transposed.
+
+    Of W, rows before ``row`` and columns before ``column`` are frozen: autograd would compute their gradient
+    too, for they are one matrix with those that train.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, y: Tensor | None, row: int, column: int) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.row, ctx.column = row, column
+        return x @ w.T if y is None else torch.addmm(y, x, w.T)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        of_x = g @ w if ctx.needs_input_grad[0] else None
+        of_w = None
+        if ctx.needs_input_grad[1]:
+            of_w = F.pad(g[:, ctx.row :].T @ x[:, ctx.column :], (ctx.column, 0, ctx.row, 0))
+        return of_x, of_w, g if ctx.needs_input_grad[2] else None, None, None
+
+
+def _frozen(factors: Sequence[Tensor], dim: int) -> int:
+    """How many rows or columns lie before the first factor that trains."""
+    leading = takewhile(lambda factor: not factor.requires_grad, factors)
+    return sum(factor.shape[dim] for factor in leading)
+
+
 def add_low_rank(
     y: Tensor,
     x: Tensor,
@@ -106,14 +136,17 @@ def add_low_rank(
     vectors: Sequence[Tensor] = (),
 ) -> Tensor:
     """Y plus the changes of low-rank units fed with x, plus vectors: two thin products, one pass over y."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     downs, ups = zip(*(unit.factors() for unit in units), strict=True)
-    h = F.linear(x, in_type_of(x, torch.cat(downs)))
+    rows = x.reshape(-1, x.shape[-1]).to(dtype)
+    h = _Product.apply(rows, torch.cat(downs).to(dtype), None, _frozen(downs, 0), 0)  # type: ignore[no-untyped-call]
     parts = torch.split(h, [down.shape[0] for down in downs], dim=-1)
     inner = [unit.inner(p, gate) for unit, p, gate in zip(units, parts, gates, strict=True)]
-    up = torch.cat([u.to(h.dtype) for u in ups], dim=1)
-    joined = torch.cat([i.to(h.dtype) for i in inner], dim=-1)
+    wide = [up.to(dtype) for up in ups]
     if vectors:  # as one more column, against ones
-        up = torch.cat([up, sum(vectors[1:], vectors[0]).to(h.dtype)[:, None]], dim=1)
-        joined = F.pad(joined, (0, 1), value=1.0)
-    sums = torch.addmm(y.reshape(-1, y.shape[-1]).to(h.dtype), joined.flatten(0, -2), up.T)
-    return sums.view_as(y).to(y.dtype)
+        wide.append(sum(vectors[1:], vectors[0]).to(dtype)[:, None])
+        inner.append(rows.new_ones(1).expand(len(rows), 1))
+    joined, up = torch.cat([i.to(dtype) for i in inner], dim=-1), torch.cat(wide, dim=1)
+    sums = _Product.apply(joined, up, y.reshape(-1, y.shape[-1]).to(dtype), 0, _frozen(wide, 1))  # type: ignore[no-untyped-call]
+    return sums.view_as(y).to(y.dtype)  # type: ignore[no-any-return]
