@@ -15,7 +15,7 @@ import yaml
 
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.backbone import count_params, positions_of
-from sparsearch.spaces.kinds import Kind, make_kind
+from sparsearch.spaces.kinds import KINDS, Kind, make_kind
 from sparsearch.spaces.positions import Position, find, matching
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def build_space(
     preset: str | None = None,
     kinds: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Space:
-    """Scan a model and list its candidates, kind by kind, in the backbone's order.
+    """Scan a model and list its candidates: kinds in the registry's order, positions in the backbone's.
 
     Args:
         model: A model of a supported family; the meta device will do.
@@ -280,8 +280,9 @@ def build_space(
     candidates: list[Candidate] = []
     built: dict[str, Kind] = {}
     problems: list[str] = []
-    for name, spec in chosen.items():
-        options = dict(spec)
+    unknown = [name for name in chosen if name not in KINDS]
+    for name in [*(kind for kind in KINDS if kind in chosen), *unknown]:
+        options = dict(chosen[name])
         patterns: Sequence[str] | None = options.pop("on", None)
         try:
             kind = make_kind(name, options)

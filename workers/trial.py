@@ -294,11 +294,12 @@ def _aims(
 
 
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:
-    """Name of a ranking: equal for equal backbone, space, task, search settings, seed and aims."""
+    """Name of a ranking: equal for equal backbone, space, kinds' options, task, search settings, seed and aims."""
     config = bench.config
     content = [
         bench.backbone.weight_fingerprint,
         [[c.position, c.kind, c.size, c.params] for c in bench.space.candidates],
+        [repr(kind) for kind in bench.space.kinds.values()],
         bench.task.fingerprint,
         *_searched_with(config, strategy),
         strategy,

@@ -1,4 +1,4 @@
-"""The registry of kinds: one line each."""
+"""The registry of kinds: one line each, in the order in which a space lists them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["KINDS", "make_kind"]
 KINDS: Mapping[str, type[Kind]] = {
     kind.name: kind
     for kind in (
-        Lora,
         Spectral,
+        Lora,
+        SparseDelta,
         BitFit,
         LNFit,
         LowRankAdapter,
         Adapter,
         IA3,
-        SparseDelta,
         Heads,
         Neurons,
         WeightMask,

@@ -50,6 +50,13 @@ def test_rank_units_stand_together(build):
     assert all(c.size == 1 and c.params == 64 and c.bytes == 256 for c in space.candidates)
 
 
+def test_the_order_in_a_file_means_nothing(build):
+    kinds = {"bitfit": {}, "heads": {}, "lora": {"max_rank": 2}}
+    turned = dict(reversed(kinds.items()))
+    one, other = (build_space(build("bert"), kinds=k) for k in (kinds, turned))
+    assert one.candidates == other.candidates and list(one.kinds) == list(other.kinds)
+
+
 def test_all_problems_of_a_space_are_reported_together(build):
     with pytest.raises(ConfigError) as caught:
         build_space(

@@ -197,6 +197,16 @@ def test_a_stored_ranking_is_reused(study, db, monkeypatch):
     assert found == [("ok", t.structure) for t in records(db)]
 
 
+def test_an_option_that_no_cost_tells_of_is_another_ranking(study):
+    keys = set()
+    for alpha in (8.0, 16.0):
+        config = StudyConfig.model_validate(
+            study | {"space": {"kinds": {"lora": {"alpha": alpha}}}}
+        )
+        keys.add(trial_module.ranking_key(open_workbench(config), "s3pet", Budget(600), 0))
+    assert len(keys) == 2
+
+
 def test_no_trial_changes_the_backbone(study):
     config = StudyConfig.model_validate(study)
     bench = open_workbench(config)
