@@ -133,7 +133,9 @@ def even(space: Space) -> tuple[float, ...]:
 def without_scores(space: Space) -> Space:
     """The space with masks by magnitude alone: nothing about them is trained."""
     kinds = {
-        name: replace(kind, rank=0, structured=False) if isinstance(kind, WeightMask) else kind
+        name: replace(kind, rank=0, structured=False, importance="magnitude")
+        if isinstance(kind, WeightMask)
+        else kind
         for name, kind in space.kinds.items()
     }
     recounted = (recount(c, kinds[c.kind], space.positions) for c in space.candidates)

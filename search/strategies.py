@@ -21,7 +21,7 @@ from sparsearch.search.seeds import derive, seed_everything
 from sparsearch.search.slimming import learn_coefficients, shares
 from sparsearch.search.stopping import CutWatch
 from sparsearch.search.supernet import Supernet
-from sparsearch.search.surgeon import cut_prices
+from sparsearch.search.surgeon import cut_prices, prune_prices
 from sparsearch.search.swaps import hard_gates, swap
 from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, learning_rates, silent, train
@@ -174,6 +174,9 @@ def probed(problem: Problem, supernet: Supernet, seed: int) -> Tensor:
         prices = cut_prices(problem.model, space, problem.start().bases, tokens)
         for i, price in prices.items():
             scores[i] = price * space.candidates[i].inference_flops(tokens)
+    if any(kind.aligns for kind in space.kinds.values()) and space.bands:
+        for i, price in prune_prices(problem.model, space, problem.start().bases).items():
+            scores[i] = -price * space.candidates[i].pruned_weights
     return scores
 
 
@@ -235,17 +238,20 @@ def rank_slimming(problem: Problem, budget: Budget, seed: int, observe: Observer
 
 
 def rank_surgeon(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
-    """What cutting costs where what stays stands in for it (Optimal Brain Surgeon), at the pretrained weights.
+    """What cutting and pruning cost at the pretrained weights, by the Fisher matrix (Optimal Brain Surgeon).
 
     What is attached comes evenly.
     """
-    started, space = time.monotonic(), problem.space
-    if not all(space.kinds[space.candidates[i].kind].aligns for i in space.removals):
+    started, space, model = time.monotonic(), problem.space, problem.model
+    operated = {c.kind for c in space.candidates if c.which or c.masks}
+    if not all(space.kinds[name].aligns for name in operated):
         raise ConfigError(
-            ["the surgeon strategy needs heads and neurons that compensate: linear"],
-            "heads: {compensate: linear}, neurons: {compensate: linear}",
+            ["the surgeon strategy needs what is cut or pruned to be weighed on data"],
+            "heads: {compensate: linear}, neurons: {compensate: linear}, weight_mask: {importance: saliency}",
         )
-    prices = cut_prices(problem.model, space, problem.start().bases, problem.task.max_length)
+    bases = problem.start().bases
+    prices = cut_prices(model, space, bases, problem.task.max_length)
+    prices |= prune_prices(model, space, bases)
     scores = [-prices[i] if i in prices else s for i, s in enumerate(even(space))]
     return Ranking(tuple(scores), "surgeon", seed, 0, time.monotonic() - started)
 

@@ -6,7 +6,7 @@ pruning in groups: van der Ouderaa et al. 2024), cutting the features S of a lin
     tr(Cov(x_S | x_K) W_S' G W_S),    G = E[g g'],  g = dL/dy,
 
 where the features K that stay predict the others by linear regression. Units go one after the other, the cheapest
-first, and the weights of those that stay take over before the next is priced.
+first, and the weights of those that stay take over before the next is priced. Single weights are priced alone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.space import Space
 from sparsearch.spaces.units.removal import ridged
 
-__all__ = ["cut_prices", "eliminate"]
+__all__ = ["cut_prices", "eliminate", "prune_prices"]
 
-_AT_ONCE = 1 / 48
+_AT_ONCE = 1 / 16
 """Share of a position's candidates that are cut between two inversions."""
 
 
@@ -57,6 +57,35 @@ def cut_prices(model: nn.Module, space: Space, bases: Bases, tokens: int) -> dic
         flops = -space.candidates[members[0]].inference_flops(tokens) / widths[0]
         for number, price in eliminate(weight, covariance, gradient, widths):
             prices[members[number]] = max(price, 0.0) / flops
+    return prices
+
+
+@torch.no_grad()
+def prune_prices(model: nn.Module, space: Space, bases: Bases) -> dict[int, float]:
+    """What pruning each band of a masked matrix costs (Optimal Brain Damage, the Fisher diagonal factored).
+
+    Args:
+        model: The backbone.
+        space: Only masks by saliency are priced.
+        bases: Second moments at the masked linears, see ``spaces.align.Sizes``.
+
+    Returns:
+        Index of the candidate -> rise of the loss per weight pruned, up to a factor that all share.
+    """
+    prices = {}
+    for name, members in space.bands.items():
+        kind = space.kinds[space.candidates[members[0]].kind]
+        if not kind.aligns:
+            continue
+        position = space.position(name)
+        weight = weight_at(position, base_of(model).get_submodule(position.module))
+        gradients, inputs = bases[name, kind.name]
+        losses = (weight.float() * torch.outer(gradients, inputs)).square().flatten().sort().values
+        start = 0
+        for i in members:
+            count = space.candidates[i].pruned_weights
+            prices[i] = float(losses[start : start + count].mean())
+            start += count
     return prices
 
 

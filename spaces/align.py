@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of
-from sparsearch.spaces.kinds import Kind, Removal
+from sparsearch.spaces.kinds import Kind, Removal, WeightMask
 from sparsearch.spaces.positions import Position, weight_at
 from sparsearch.spaces.units.base import Basis
 
@@ -69,55 +70,100 @@ def find_bases(model: nn.Module, aligning: Aligning, losses: Iterable[Tensor]) -
     base = base_of(model)
     hosts = {p.module: base.get_submodule(p.module) for p, _ in aligning}
     moments = {p.module: Moments(hosts[p.module]) for p, k in aligning if isinstance(k, Removal)}
+    sizes = {p.module: Sizes(hosts[p.module]) for p, k in aligning if isinstance(k, WeightMask)}
+    passing: list[Passing] = [*moments.values(), *sizes.values()]
     weights = [host.get_parameter("weight") for host in hosts.values()]
     before = [weight.requires_grad for weight in weights]
-    by_weight = list(dict.fromkeys(p.module for p, k in aligning if not isinstance(k, Removal)))
+    by_weight = list(
+        dict.fromkeys(p.module for p, k in aligning if not isinstance(k, Removal | WeightMask))
+    )
     wanted = [hosts[name].get_parameter("weight") for name in by_weight]
     total = [torch.zeros_like(weight) for weight in wanted]
     try:
         for weight in weights:
             weight.requires_grad_(True)
         for loss in losses:
-            outputs = [m.output for m in moments.values()]
+            outputs = [m.output for m in passing]
             found = torch.autograd.grad(loss, [*wanted, *outputs])
             if wanted:
                 torch._foreach_add_(total, found[: len(wanted)])
-            for m, gradient in zip(moments.values(), found[len(wanted) :], strict=True):
+            for m, gradient in zip(passing, found[len(wanted) :], strict=True):
                 m.add(gradient)
     finally:
-        for m in moments.values():
+        for m in passing:
             m.hook.remove()
         for weight, flag in zip(weights, before, strict=True):
             weight.requires_grad_(flag)
     gradients = dict(zip(by_weight, total, strict=True))
-    return {
-        (p.name, kind.name): moments[p.module].basis()
-        if isinstance(kind, Removal)
-        else kind.basis(p, weight_at(p, hosts[p.module], gradients[p.module]))
-        for p, kind in aligning
-    }
+
+    def basis(p: Position, kind: Kind) -> Basis:
+        host = hosts[p.module]
+        if isinstance(kind, Removal):
+            return moments[p.module].basis()
+        if isinstance(kind, WeightMask):
+            return sizes[p.module].basis(p)
+        return kind.basis(p, weight_at(p, host, gradients[p.module]))
+
+    return {(p.name, kind.name): basis(p, kind) for p, kind in aligning}
 
 
-class Moments:
-    """What passes through a linear: moments of its input x, and of the loss's gradient g by its output.
+class Passing(ABC):
+    """Sees what passes through a linear: its input, and its output, by which a loss can be differentiated."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        self.input: Tensor
+        self.output: Tensor
+        self.hook = linear.register_forward_hook(self._catch)
+
+    def _catch(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self.input, self.output = args[0].detach(), output
+
+    @abstractmethod
+    def add(self, gradient: Tensor) -> None:
+        """Take a batch: the gradient of its mean loss by the output (..., out)."""
+
+    def rows(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and gradients of a batch's rows of tokens, in float32: (n, in), (n, out)."""
+        x, g = self.input.flatten(0, -2).float(), gradient.flatten(0, -2).float()
+        return x, g * len(gradient)
+
+
+class Sizes(Passing):
+    """Second moments of a linear's inputs, over tokens that have a gradient, and of its outputs' gradients."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__(linear)
+        self.tokens, self.inputs, self.gradients = torch.zeros(3).unbind()
+
+    def add(self, gradient: Tensor) -> None:
+        """Take a batch: the gradient of its mean loss by the output (..., out)."""
+        x, g = self.rows(gradient)
+        seen = (g != 0).any(1, keepdim=True)  # padding has none
+        self.tokens = self.tokens + seen.sum()
+        self.inputs = self.inputs + (x.square() * seen).sum(0)
+        self.gradients = self.gradients + g.square().sum(0)
+
+    def basis(self, position: Position) -> tuple[Tensor, Tensor]:
+        """Root mean squares of the gradients of the position's outputs (out), and of the inputs (in)."""
+        own = self.gradients[position.start : position.start + position.out_features]
+        tokens = self.tokens.clamp_min(1)
+        return (own / tokens).sqrt(), (self.inputs / tokens).sqrt()
+
+
+class Moments(Passing):
+    """Moments of a linear's input x, and of the loss's gradient g by its output.
 
     Tokens count by their |g|^2, so that the regression on the kept features is best where errors matter, and padding,
     which has no gradient, does not count.
     """
 
     def __init__(self, linear: nn.Module) -> None:
-        self.input: Tensor
-        self.output: Tensor
+        super().__init__(linear)
         self.weight, self.squares, self.first, self.second, self.gradient = torch.zeros(5).unbind()
-        self.hook = linear.register_forward_hook(self._catch)
-
-    def _catch(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.input, self.output = args[0].detach(), output
 
     def add(self, gradient: Tensor) -> None:
         """Take a batch: the gradient of its mean loss by the output (..., out)."""
-        x = self.input.flatten(0, -2).float()
-        g = gradient.flatten(0, -2).float() * len(gradient)
+        x, g = self.rows(gradient)
         size = g.square().sum(1)
         weighted = x * size[:, None]
         self.weight = self.weight + size.sum()
@@ -148,9 +194,11 @@ class Moments:
 
 
 def take_bases(model: nn.Module, bases: Bases) -> None:
-    """Give attached, untrained units the frozen parts that were found for them."""
+    """Give attached, untrained units the frozen parts that were found for them; a mask ranks its weights anew."""
     attachment = attachment_of(model)
     for slot in attachment.slots if attachment is not None else []:
         basis = bases.get((slot.position.name, slot.kind.name))
         if basis is not None:
-            slot.unit.align(*basis)
+            host = base_of(model).get_submodule(slot.position.module)
+            masked = isinstance(slot.kind, WeightMask)
+            slot.unit.align(*basis, *((weight_at(slot.position, host),) if masked else ()))

@@ -3,16 +3,18 @@
 dW is what low-rank and sparse units at the same position add: the mask comes after it, so that merging keeps
 every zero. The mask removes the weights with the smallest score
 
-    S = |W'| / mean|W| + alpha_low_rank A B + alpha_structured (R 1^T + 1 C^T),    W' = W + dW
+    S = U * |W'| + mean(U * |W|) (alpha_low_rank A B + alpha_structured (R 1^T + 1 C^T)),    W' = W + dW
 
-which is the magnitude until A, B, R and C have learnt how the loss moves each weight, by the straight-through
-estimate dL/dS := dL/dM = G * W' with G = dL/d(M * W'). Division by mean|W| puts the terms on one scale, whatever
-the backbone.
+which is the magnitude (U = 1) until A, B, R and C have learnt how the loss moves each weight, by the straight-through
+estimate dL/dS := dL/dM = G * W' with G = dL/d(M * W'). The mean puts the terms on one scale, whatever the backbone.
+``saliency`` starts from what pruning a weight costs (Optimal Brain Damage, LeCun et al. 1989, with the Fisher diagonal
+factored as K-FAC does): loss rises by W_ij^2 E[g_i^2] E[x_j^2] / 2, and U_ij is the root of the two moments.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -45,9 +47,11 @@ class WeightMask(Kind):
         pattern: ``N:M`` keeps N of each M neighbouring inputs, as one candidate of size M - N; ``bands``
             does not count then, a size is in units of 1 / M of the matrix.
         bands: Equal parts of a matrix.
+        importance: ``magnitude`` (PST) or ``saliency``: by the task's data too.
     """
 
     name: ClassVar[str] = "weight_mask"
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"importance": ("magnitude", "saliency")}
     rank: int = field(default=8, metadata={"least": 0})
     structured: bool = True
     alpha_low_rank: float = 1.0
@@ -55,6 +59,7 @@ class WeightMask(Kind):
     every: int = 50
     pattern: str = ""
     bands: int = field(default=20, metadata={"least": 2})
+    importance: str = "magnitude"
 
     def __post_init__(self) -> None:
         if self.pattern and not 0 < self.kept < self.group:
@@ -62,6 +67,11 @@ class WeightMask(Kind):
                 [f"kind weight_mask: pattern must be N:M with 0 < N < M, not {self.pattern!r}"],
                 'for example pattern: "2:4"',
             )
+
+    @property
+    def aligns(self) -> bool:
+        """Saliency is on the task's data."""
+        return self.importance == "saliency"
 
     @property
     def kept(self) -> int:

@@ -72,25 +72,26 @@ class StraightThrough(torch.autograd.Function):
         ctx: Any,
         weight: Tensor,
         mask: Tensor,
-        scale: float,
+        factor: Tensor | None,
         alphas: tuple[float, float],
         a: Tensor | None,
         b: Tensor | None,
         r: Tensor | None,
         c: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(weight, mask, a, b)
-        ctx.scale, ctx.alphas, ctx.structured = scale, alphas, r is not None
+        ctx.save_for_backward(weight, mask, factor, a, b)
+        ctx.alphas, ctx.structured = alphas, r is not None
         return weight * mask
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, mask, a, b = ctx.saved_tensors
+        weight, mask, factor, a, b = ctx.saved_tensors
         (low_rank, structured), moved = ctx.alphas, gradient * weight
         to_weight = to_a = to_b = to_r = to_c = None
         if ctx.needs_input_grad[0]:
-            to_weight = gradient * (mask + weight.abs() / ctx.scale)
+            size = weight.abs() if factor is None else weight.abs() * factor
+            to_weight = gradient * (mask + size)
         if a is not None:
             to_a = low_rank * (moved @ b.T)
             to_b = low_rank * (a.T @ moved)

@@ -36,6 +36,7 @@ class WeightMaskUnit(Unit):
 
     Attributes:
         mask: (out, in) True for what stays.
+        factor: (out, in) U of the scores, 1 on average; None where the magnitude alone counts.
         settled: Whether the mask is final. It then is a constant: gradients are plain, scores get none.
     """
 
@@ -45,6 +46,7 @@ class WeightMaskUnit(Unit):
     C: nn.Parameter | None
     mask: Tensor
     packed: Tensor
+    factor: Tensor | None
     order: Tensor | None
     gone: Tensor | None
 
@@ -52,8 +54,8 @@ class WeightMaskUnit(Unit):
         super().__init__()
         out_features, in_features = weight.shape
         self.kind, self.size, self.pruned = kind, size, pruned
-        self.scale = float(weight.abs().mean(dtype=torch.float64)) or 1.0
-        self.settled = True
+        self.scale = _mean(weight.abs())
+        self.settled, self.factor = True, None
         for name in "ABRC":
             self.register_parameter(name, None)
         if kind.rank:
@@ -69,6 +71,20 @@ class WeightMaskUnit(Unit):
         self.register_buffer("gone", None, persistent=False)
         self.register_load_state_dict_post_hook(_unpack_loaded)  # type: ignore[no-untyped-call]
 
+    @torch.no_grad()
+    def align(self, *basis: Tensor) -> None:
+        """Take root mean squares of the outputs' gradients (out) and of the inputs (in), and W (out, in)."""
+        gradients, inputs, weight = basis
+        factor = torch.outer(gradients, inputs).to(self.mask.device)
+        self.factor = factor / _mean(factor)
+        self.scale, self.order = _mean(self._sizes(weight)), None
+        self.renew(weight, self.pruned)
+
+    def _sizes(self, weight: Tensor) -> Tensor:
+        """U * |W|, in float32 or wider."""
+        size = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
+        return size if self.factor is None else size * self.factor.to(size)
+
     def loaded(self) -> None:
         """The stored mask is the final one."""
         self.mask = unpack(self.packed, self.mask.shape)
@@ -77,14 +93,17 @@ class WeightMaskUnit(Unit):
     @torch.no_grad()
     def scores(self, weight: Tensor) -> Tensor:
         """S for W' (out, in), in float32 or wider."""
-        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        found = wide.abs() / self.scale
+        found = self._sizes(weight)
+        low_rank, structured = self._alphas()
         if self.A is not None and self.B is not None:
-            found = found.addmm(self.A.to(wide), self.B.to(wide), alpha=self.kind.alpha_low_rank)
+            found = found.addmm(self.A.to(found), self.B.to(found), alpha=low_rank)
         if self.R is not None and self.C is not None:
-            rows_and_columns = self.R.to(wide)[:, None] + self.C.to(wide)
-            found = found + self.kind.alpha_structured * rows_and_columns
+            found = found + structured * (self.R.to(found)[:, None] + self.C.to(found))
         return found
+
+    def _alphas(self) -> tuple[float, float]:
+        """Weights of the learnt scores, on the scale of the first term."""
+        return self.scale * self.kind.alpha_low_rank, self.scale * self.kind.alpha_structured
 
     @torch.no_grad()
     def renew(self, weight: Tensor, count: int) -> None:
@@ -119,10 +138,9 @@ class WeightMaskUnit(Unit):
         """M * W' for W' (out, in); while the mask still changes, scores learn by the straight-through estimate."""
         if self.settled:
             return weight * self.mask
-        alphas = (self.kind.alpha_low_rank, self.kind.alpha_structured)
         factors = [None if f is None else f.to(weight) for f in (self.A, self.B, self.R, self.C)]
         masked: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
-            weight, self.mask, self.scale, alphas, *factors
+            weight, self.mask, self.factor, self._alphas(), *factors
         )
         return masked
 
@@ -138,13 +156,17 @@ class WeightMaskUnit(Unit):
 
     def _order(self, weight: Tensor) -> Tensor:
         """Indices of the weights from the first that is pruned to the last."""
-        size = weight.float().abs()
+        size = self._sizes(weight)
         ranks = ranks_in(size, self.kind.parts) if self.kind.pattern else size
         return torch.argsort(ranks.flatten(), stable=True)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
         """Minus what is pruned: a weight minus itself is exactly zero."""
         return -weight.masked_fill(self.mask, 0), None
+
+
+def _mean(sizes: Tensor) -> float:
+    return float(sizes.mean(dtype=torch.float64)) or 1.0
 
 
 def _unpack_loaded(unit: nn.Module, _: object) -> None:

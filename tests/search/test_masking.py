@@ -101,7 +101,9 @@ def test_a_cut_is_as_sparse_as_asked_and_as_the_gates_expect(build, family, kind
         z[indices] = 1.0
         assert float(gates.expected_params(z)) == pytest.approx(structure.trainable_params)
         expected = float(gates.masks.expected(z, gates.cut(z)))
-        assert found <= expected + 1e-6 < found + 6 * matrices, "each band is rounded up"
+        assert found == pytest.approx(expected, abs=6 * matrices), (
+            "bands, and losses, are rounded up"
+        )
 
 
 def test_of_a_matrix_the_smallest_weights_go_whatever_bands_score(build):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
+
 import pytest
 import torch
 
@@ -9,12 +12,13 @@ from sparsearch.config import SearchConfig
 from sparsearch.errors import ConfigError
 from sparsearch.search.cut import cut
 from sparsearch.search.strategies import Problem, rank
-from sparsearch.search.surgeon import eliminate
+from sparsearch.search.surgeon import eliminate, prune_prices
 from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.align import aligning_at
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.space import build_space
+from sparsearch.spaces.positions import weight_at
+from sparsearch.spaces.space import build_space, linear_weights
 from sparsearch.spaces.units.removal import ridged
 from tests.search.test_bilevel import TRAIN, make_task
 
@@ -87,5 +91,29 @@ def test_what_does_not_compensate_is_refused(build):
     problem = Problem(
         model, space, task, SearchConfig(), TRAIN, (BUDGET,), lambda: starts.get(0, ())
     )
-    with pytest.raises(ConfigError, match="that compensate"):
+    with pytest.raises(ConfigError, match="weighed on data"):
         rank("surgeon", problem, BUDGET, seed=0)
+
+
+def test_bands_are_priced_by_what_pruning_single_weights_costs(build):
+    """Half of W_ij^2 E[g_i^2] E[x_j^2], summed over a band: all bands together cost what the matrix does."""
+    model, task = build("bert", labels=2), make_task()
+    kinds = {"lora": {"max_rank": 2}, "weight_mask": {"bands": 8, "importance": "saliency"}}
+    space, starts = build_space(model, kinds=kinds), WarmStarts(model, task, "fp32")
+    start = functools.partial(starts.get, 0, aligning_at(space.kinds.values(), space.positions))
+    budget = Budget(min_weight_sparsity=0.5)
+    problem = Problem(model, space, task, SearchConfig(), TRAIN, (budget,), start)
+    prices = prune_prices(model, space, start().bases)
+    for name, members in space.bands.items():
+        own = [prices[i] for i in members]
+        assert own == sorted(own) and own[0] >= 0
+        gradients, inputs = start().bases[name, "weight_mask"]
+        position = space.position(name)
+        weight = weight_at(position, model.base_model.get_submodule(position.module)).detach()
+        losses = (weight**2 * gradients[:, None] ** 2 * inputs**2).flatten().sort().values
+        assert sum(own) == pytest.approx(
+            8 * float(losses[: 7 * len(losses) // 8].sum()) / len(losses), rel=1e-3
+        )
+    chosen = cut(space, rank("surgeon", problem, budget, seed=0), budget, "greedy", 8)
+    assert sum(c.pruned_weights for c in chosen) >= 0.5 * linear_weights(space.positions)
+    assert len(set(Counter(c.position for c in chosen if c.masks).values())) > 1

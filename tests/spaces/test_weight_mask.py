@@ -17,6 +17,7 @@ from sparsearch.results.export import export, write_spec
 from sparsearch.results.values import Best
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import forward
+from sparsearch.spaces.align import align, find_bases
 from sparsearch.spaces.attach import attach, attach_units, detach
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import identify, load_model, positions_of
@@ -89,19 +90,24 @@ def test_at_the_start_the_score_is_the_magnitude_and_no_band_is_the_backbone(
     assert torch.allclose(logits(model, inputs), before, rtol=0, atol=1e-6)
     weights = weights_at(model)
     for name, unit in masks_of(model).items():
-        size = weights[name].abs()
-        assert torch.allclose(unit.scores(weights[name]), size / size.mean())
+        assert torch.allclose(unit.scores(weights[name]), weights[name].abs())
         assert unit.mask.all()
 
 
+@pytest.mark.parametrize("importance", ["magnitude", "saliency"])
 @pytest.mark.parametrize("options", [{}, {"rank": 0}, {"structured": False}], ids=str)
-def test_gradients_are_those_of_pst(options):
-    """dL/dS = G * W', dL/dW' = G * (M + |W'| / mean|W|), by hand and by autograd of a surrogate."""
+def test_gradients_are_those_of_pst(options, importance):
+    """dL/dS = G * W', dL/dW' = G * (M + U * |W'|), by hand and by autograd of a surrogate."""
     torch.manual_seed(0)
     host = nn.Linear(12, 10).double()
-    kind = mask_kind(alpha_low_rank=0.5, alpha_structured=2.0, **options)
+    kind = mask_kind(alpha_low_rank=0.5, alpha_structured=2.0, importance=importance, **options)
     position = dataclasses.replace(POSITION, in_features=12, out_features=10)
     unit = kind.build(position, 3, host).double()
+    factor = torch.ones(10, 12, dtype=torch.float64)
+    if importance == "saliency":
+        gradients, inputs = torch.rand(10).double(), torch.rand(12).double()
+        unit.align(gradients, inputs, host.weight.detach())
+        factor = torch.outer(gradients, inputs) / torch.outer(gradients, inputs).mean()
     with torch.no_grad():
         for parameter in unit.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -111,20 +117,20 @@ def test_gradients_are_those_of_pst(options):
     parameters = [weight, *unit.parameters()]
     found = torch.autograd.grad(unit.masked(weight), parameters, gradient)
 
-    scale = host.weight.abs().mean()
-    score = weight.abs() / scale
+    scale = (factor * host.weight.abs()).mean().detach()
+    score = factor * weight.abs()
     if unit.A is not None:
-        score = score + 0.5 * unit.A @ unit.B
+        score = score + scale * 0.5 * unit.A @ unit.B
     if unit.R is not None:
-        score = score + 2.0 * (unit.R[:, None] + unit.C[None, :])
+        score = score + scale * 2.0 * (unit.R[:, None] + unit.C[None, :])
     assert torch.allclose(unit.scores(weight), score, rtol=1e-12)
     through = (unit.mask + score - score.detach()) * weight
     expected = torch.autograd.grad(through, parameters, gradient)
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
 
-    to_score = gradient * weight.detach()
-    by_hand = {"weight": gradient * (unit.mask + weight.detach().abs() / scale)}
+    to_score = scale * gradient * weight.detach()
+    by_hand = {"weight": gradient * (unit.mask + factor * weight.detach().abs())}
     if unit.A is not None:
         by_hand |= {"A": 0.5 * to_score @ unit.B.T, "B": 0.5 * unit.A.T @ to_score}
     if unit.R is not None:
@@ -133,6 +139,44 @@ def test_gradients_are_those_of_pst(options):
     assert set(by_hand) == set(names)
     for name, a in zip(names, found, strict=True):
         assert torch.allclose(a, by_hand[name], rtol=1e-12, atol=1e-14), name
+
+
+def test_saliency_is_the_root_mean_square_of_single_gradients(build, inputs):
+    """Over tokens that a gradient reaches, in fused projections too."""
+    model = build("gpt2")
+    kind = mask_kind(importance="saliency")
+    places = [p for p in linears(model) if p.name in ("layers.0.attn.k", "layers.1.ffn.up")]
+    inputs = {**inputs, "labels": torch.zeros(len(inputs["input_ids"]), dtype=torch.long)}
+    found = find_bases(
+        model, [(p, kind) for p in places], (model(**inputs).loss for _ in range(1))
+    )
+    for p in places:
+        seen = {}
+        host = model.base_model.get_submodule(p.module)
+        hook = host.register_forward_hook(lambda m, x, y, s=seen: s.update(x=x[0], y=y))
+        loss = model(**inputs).loss
+        hook.remove()
+        (g,) = torch.autograd.grad(loss, seen["y"])
+        g, x = g.flatten(0, 1), seen["x"].flatten(0, 1)
+        x, g = x[(g != 0).any(1)], g[(g != 0).any(1)][:, p.start : p.start + p.out_features]
+        gradients, columns = found[p.name, "weight_mask"]
+        batch = len(inputs["input_ids"])
+        assert torch.allclose(columns, x.square().mean(0).sqrt(), rtol=1e-4)
+        assert torch.allclose(gradients, batch * g.square().mean(0).sqrt(), rtol=1e-4)
+
+
+def test_masks_by_saliency_prune_what_hurts_least(build, inputs):
+    model = build("bert")
+    name = "layers.0.attn.q"
+    masked_model(model, mask_kind(importance="saliency"), 3, names=[name])
+    unit, weight = masks_of(model)[name], weights_at(model)[name]
+    by_magnitude = unit.mask.clone()
+    batch = {**inputs, "labels": torch.zeros(len(inputs["input_ids"]), dtype=torch.long)}
+    align(model, (model(**batch).loss for _ in range(1)))
+    size = unit.factor * weight.abs()
+    assert not torch.equal(unit.mask, by_magnitude) and unit.mask.sum() == by_magnitude.sum()
+    assert size[~unit.mask].max() <= size[unit.mask].min()
+    assert float(unit.factor.mean()) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_a_final_mask_is_a_constant():
