@@ -7,6 +7,7 @@ where the first stopped.
 
     python benchmarks/quality.py run --data FOLDER --tasks trec sst2 --out quality.jsonl
     python benchmarks/quality.py report quality.jsonl --plot quality.html
+    python benchmarks/quality.py report quality.jsonl --multiple 1 --contestants ours ours-separate
 """
 
 from __future__ import annotations
@@ -390,6 +391,10 @@ def main() -> int:
     report = commands.add_parser("report")
     report.add_argument("files", nargs="+", type=Path)
     report.add_argument("--ours", default="ours")
+    report.add_argument("--contestants", nargs="+", choices=CONTESTANTS, help="only these")
+    report.add_argument(
+        "--multiple", type=float, help="only runs at this multiple of the rates, not the tuned one"
+    )
     report.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "run":
@@ -404,11 +409,14 @@ def main() -> int:
         return 0
     from quality_report import report_on
 
-    report_on(
-        [line for file in arguments.files for line in read_lines(file)],
-        arguments.ours,
-        arguments.plot,
-    )
+    lines = [
+        line
+        for file in arguments.files
+        for line in read_lines(file)
+        if line["cell"]["contestant"] in (arguments.contestants or CONTESTANTS)
+        and arguments.multiple in (None, line["cell"]["multiple"])
+    ]
+    report_on(lines, arguments.ours, arguments.plot)
     return 0
 
 

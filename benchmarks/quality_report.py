@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ class Score:
         params: Mean over draws.
         seconds: Mean wall time, search included.
         search_seconds: Mean wall time of the ranking.
+        search_steps: Mean steps of the search.
     """
 
     validation: float
@@ -28,6 +28,7 @@ class Score:
     params: float
     seconds: float
     search_seconds: float
+    search_steps: float
 
 
 Table = dict[tuple[str, str, str], dict[int, Score]]
@@ -50,10 +51,10 @@ def tabulate(lines: Iterable[dict[str, Any]]) -> Table:
         name = (cell["task"], cell["budget"], cell["contestant"])
         if name in tuned and cell["multiple"] == tuned[name][1]:
             groups.setdefault(name, {}).setdefault(cell["seed"], []).append(line)
-    keys = ("validation", "test", "params", "seconds", "search_seconds")
+    keys = ("validation", "test", "params", "seconds", "search_seconds", "search_steps")
     return {
         name: {
-            seed: Score(*(statistics.fmean(float(d[k]) for d in draws) for k in keys))
+            seed: Score(*(statistics.fmean(float(d.get(k, 0)) for d in draws) for k in keys))
             for seed, draws in seeds.items()
         }
         for name, seeds in groups.items()
@@ -92,11 +93,11 @@ def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
     budgets = sorted({b for _, b, _ in table if b}, key=lambda b: float(b.rstrip("%")))
     for task in tasks:
         full = table.get((task, "", "full"), {})
-        whole = statistics.fmean(s.test for s in full.values()) if full else math.nan
+        whole = statistics.fmean(s.test for s in full.values()) if full else None
         print(
-            f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | s |"
+            f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | search steps | "
+            "search s | all s |\n|---|---|---|---|---|---|---|---|---|"
         )
-        print("|---|---|---|---|---|---|---|")
         for budget in (*budgets, ""):
             rows = [(c, v) for (t, b, c), v in table.items() if t == task and b == budget]
             rows.sort(key=lambda row: -statistics.fmean(s.test for s in row[1].values()))
@@ -106,8 +107,10 @@ def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
                 first = (budget or "reference") if position == 0 else ""
                 print(
                     f"| {first} | `{name}` | {_spread([s.validation for s in values])} | "
-                    f"{_spread([s.test for s in values])} | {100 * test / whole:.1f}% | "
+                    f"{_spread([s.test for s in values])} | {f'{100 * test / whole:.1f}%' if whole else ''} | "
                     f"{statistics.fmean(s.params for s in values):,.0f} | "
+                    f"{statistics.fmean(s.search_steps for s in values):.0f} | "
+                    f"{statistics.fmean(s.search_seconds for s in values):.0f} | "
                     f"{statistics.fmean(s.seconds for s in values):.0f} |"
                 )
     print(
