@@ -69,6 +69,7 @@ def sample_outcome(
     params: int = 100,
     *,
     ratio: float = 1.0,
+    sparsity: float = 0.0,
     layer: int = 0,
     state: FinishedState = "ok",
     structure: bool = True,
@@ -80,6 +81,7 @@ def sample_outcome(
             Measurement("accuracy", "validation", score),
             Measurement("loss", "validation", 9.0),
             Measurement("accuracy", "test", score - 0.1),
+            *([Measurement(SPARSITY, "test", sparsity)] if sparsity else []),
         ),
         structure=sample_structure(params, layer) if structure else None,
         trainable_params=params,
@@ -481,11 +483,7 @@ class StoreConformance:
         """By what was measured; a trial without that measurement is dense."""
         store.begin_study(sample_study(trials=3))
         for number, (score, share) in enumerate(((0.7, 0.9), (0.8, 0.5))):
-            outcome = sample_outcome(score, layer=number)
-            sparse = Measurement(SPARSITY, "test", share)
-            store.finish(
-                "study", number, replace(outcome, measurements=(*outcome.measurements, sparse))
-            )
+            store.finish("study", number, sample_outcome(score, layer=number, sparsity=share))
         store.finish("study", 2, sample_outcome(0.9, layer=2))
         found = [store.best(min_weight_sparsity=share) for share in (None, 0.5, "50%", "90%")]
         assert [(b.trial, b.weight_sparsity) for b in found if b is not None] == [
@@ -495,6 +493,7 @@ class StoreConformance:
             (0, 0.9),
         ]
         assert store.best(min_weight_sparsity="91%") is None
+        assert [b.trial for b in store.pareto("study")] == [0, 1, 2]
 
     @pytest.mark.parametrize("seed", range(2))
     def test_answers_are_those_of_brute_force(self, store: Store, seed: int) -> None:
@@ -510,6 +509,7 @@ class StoreConformance:
                 draw.choice([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]),
                 draw.randrange(1, 6),
                 ratio=draw.choice([0.5, 0.75, 1.0]),
+                sparsity=draw.choice([0.0, 0.0, 0.5, 0.9]),
                 state=draw.choice(states),
                 structure=draw.random() < 0.9,
             )

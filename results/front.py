@@ -1,15 +1,16 @@
 """The front of a study: the few of its trials that can answer ``best`` under some limits, or ``pareto``.
 
-One trial beats another of its study where it has no lower score, no more parameters and no more FLOPs,
-and comes before it in the order of ``best`` (score, then parameters, then number): it then fits
+One trial beats another of its study where it has no lower score, no more parameters, no more FLOPs and
+no fewer zeros, and comes before it in the order of ``best`` (score, then parameters, then number): it then fits
 whatever the other one fits, and is preferred. The front is what nothing beats. Decision 17 has the proof
 that this is enough, also with several writers at once.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sqlalchemy import BindParameter, Connection, and_, bindparam, or_, select, update
@@ -26,17 +27,20 @@ _trials = _TRIALS.c
 _score: BindParameter[float] = bindparam("score")
 _params: BindParameter[int] = bindparam("params")
 _ratio: BindParameter[float] = bindparam("ratio")
+_sparsity: BindParameter[float] = bindparam("sparsity")
 _number: BindParameter[int] = bindparam("number")
 _BEATS = and_(
     _trials.score >= _score,
     _trials.trainable_params <= _params,
     _trials.inference_flops_ratio <= _ratio,
+    _trials.weight_sparsity >= _sparsity,
     or_(_trials.score > _score, _trials.trainable_params < _params, _trials.number < _number),
 )
 _IS_BEATEN = and_(
     _trials.score <= _score,
     _trials.trainable_params >= _params,
     _trials.inference_flops_ratio >= _ratio,
+    _trials.weight_sparsity <= _sparsity,
     or_(_trials.score < _score, _trials.trainable_params > _params, _trials.number > _number),
 )
 _RIVALS = select(_trials.id, _BEATS.label("beats")).where(
@@ -45,10 +49,18 @@ _RIVALS = select(_trials.id, _BEATS.label("beats")).where(
 
 
 def enter(
-    connection: Connection, study_id: int, number: int, score: float, params: int, ratio: float
+    connection: Connection,
+    study_id: int,
+    number: int,
+    score: float,
+    params: int,
+    ratio: float,
+    sparsity: float,
 ) -> bool:
     """Whether a new trial is on its study's front; those that it beats leave it."""
-    point = {"score": score, "params": params, "ratio": ratio, "number": number}
+    point = {
+        "score": score, "params": params, "ratio": ratio, "sparsity": sparsity, "number": number
+    }  # fmt: skip
     rivals = connection.execute(_RIVALS, point | {"study": study_id}).all()
     if any(rival.beats for rival in rivals):
         return False
@@ -60,17 +72,28 @@ def enter(
 
 def pareto(front: Iterable[Best]) -> Iterator[Best]:
     """Those of a study's front that no other one beats, by trainable parameters, see ``Store.pareto``."""
-    # Whatever beats a point stands before it. Of the points so far, ratios and scores keep a
-    # staircase, both ascending: all that the next one, with no fewer parameters, has to be above.
-    ratios: list[float] = []
-    scores: list[float] = []
+    # Whatever beats a point stands before it. Of the points so far, for each sparsity, ratios and scores
+    # keep a staircase, both ascending: all that the next one, with no fewer parameters, has to be above.
+    stairs: dict[float, tuple[list[float], list[float]]] = {}
     for best in sorted(
-        front, key=lambda b: (b.trainable_params, b.inference_flops_ratio, -b.score, b.trial)
-    ):
-        i = bisect_right(ratios, best.inference_flops_ratio)
-        if i and scores[i - 1] >= best.score:
+        front,
+        key=lambda b: (
+            b.trainable_params, b.inference_flops_ratio, -b.weight_sparsity, -b.score, b.trial
+        ),
+    ):  # fmt: skip
+        ratio, score = best.inference_flops_ratio, best.score
+        as_sparse = (s for level, s in stairs.items() if level >= best.weight_sparsity)
+        if any(_height(*found, ratio) >= score for found in as_sparse):
             continue
         yield best
-        end = bisect_right(scores, best.score, i)
-        ratios[i:end] = [best.inference_flops_ratio]
-        scores[i:end] = [best.score]
+        ratios, scores = stairs.setdefault(best.weight_sparsity, ([], []))
+        i = bisect_right(ratios, ratio)
+        end = bisect_right(scores, score, i)
+        ratios[i:end] = [ratio]
+        scores[i:end] = [score]
+
+
+def _height(ratios: Sequence[float], scores: Sequence[float], ratio: float) -> float:
+    """The highest score of so few FLOPs."""
+    i = bisect_right(ratios, ratio)
+    return scores[i - 1] if i else -math.inf

@@ -21,17 +21,28 @@ class Point:
     study: int
     number: int
     ratio: float
+    dense: float
 
     def no_worse(self, other: Point) -> bool:
-        """In score, parameters and FLOPs."""
-        mine, its = (self.loss, self.params, self.ratio), (other.loss, other.params, other.ratio)
-        return all(a <= b for a, b in zip(mine, its, strict=True))
+        """In score, parameters, FLOPs and zeros."""
+        pairs = (
+            (self.loss, other.loss), (self.params, other.params), (self.ratio, other.ratio),
+            (self.dense, other.dense),
+        )  # fmt: skip
+        return all(a <= b for a, b in pairs)
 
 
 def recommendable(study: int, trials: Iterable[TrialRecord]) -> list[Point]:
     """Those trials of the study of that index that succeeded with a structure and a score."""
     return [
-        Point(-t.score, t.trainable_params, study, t.number, t.inference_flops_ratio)
+        Point(
+            -t.score,
+            t.trainable_params,
+            study,
+            t.number,
+            t.inference_flops_ratio,
+            -t.weight_sparsity,
+        )
         for t in trials
         if t.state == "ok"
         and t.structure is not None
@@ -41,13 +52,17 @@ def recommendable(study: int, trials: Iterable[TrialRecord]) -> list[Point]:
     ]
 
 
-def best_point(points: Iterable[Point], params: int | None, ratio: float | None) -> Point | None:
+def best_point(
+    points: Iterable[Point], params: int | None, ratio: float | None, sparsity: float | None = None
+) -> Point | None:
     """The first within limits."""
     return min(
         (
             p
             for p in points
-            if (params is None or p.params <= params) and (ratio is None or p.ratio <= ratio)
+            if (params is None or p.params <= params)
+            and (ratio is None or p.ratio <= ratio)
+            and (sparsity is None or -p.dense >= sparsity)
         ),
         default=None,
     )
@@ -61,7 +76,7 @@ def pareto_points(points: Iterable[Point]) -> list[Point]:
         better = (q for q in points if q.no_worse(p))
         if all(p.no_worse(q) and p.number <= q.number for q in better):
             front.append(p)
-    return sorted(front, key=lambda p: (p.params, p.ratio))
+    return sorted(front, key=lambda p: (p.params, p.ratio, p.dense))
 
 
 def check_answers(store: Store) -> None:
@@ -71,12 +86,17 @@ def check_answers(store: Store) -> None:
     everything = [p for some in points.values() for p in some]
     sizes = sorted({p.params for p in everything})
     ratios = sorted({p.ratio for p in everything})
-    limits = product([None, 0, *sizes], [None, 0.0, *ratios], [None, *names])
-    for params, ratio, study in limits:
-        best = store.best(study=study, max_trainable_params=params, max_inference_flops=ratio)
-        expected = best_point(points[study] if study else everything, params, ratio)
+    zeros = sorted({-p.dense for p in everything if p.dense})
+    limits = product([None, 0, *sizes], [None, 0.0, *ratios], [None, *zeros], [None, *names])
+    for params, ratio, sparsity, study in limits:
+        best = store.best(
+            study=study, max_trainable_params=params, max_inference_flops=ratio,
+            min_weight_sparsity=sparsity,
+        )  # fmt: skip
+        expected = best_point(points[study] if study else everything, params, ratio, sparsity)
         found = None if best is None else (names.index(best.study), best.trial)
-        assert found == (expected and (expected.study, expected.number)), (params, ratio, study)
+        limits_ = params, ratio, sparsity, study
+        assert found == (expected and (expected.study, expected.number)), limits_
     for name in names:
         expected_front = [p.number for p in pareto_points(points[name])]
         assert [b.trial for b in store.pareto(name)] == expected_front, name

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, insert, update
 
 from sparsearch.results import attempts, front
 from sparsearch.results.tables import Base
-from sparsearch.results.values import Measurement, Outcome
+from sparsearch.results.values import SPARSITY, Measurement, Outcome
 from sparsearch.results.writes import insert_once, unfinished_trial
 from sparsearch.spaces.ranking import Ranking
 
@@ -47,6 +47,7 @@ def finish(connection: Connection, study: str, number: int, outcome: Outcome) ->
         score=values["score"],
         params=outcome.trainable_params,
         ratio=outcome.inference_flops_ratio,
+        sparsity=values["weight_sparsity"],
     )
     connection.execute(_FINISH, values | {"trial": trial.id})
     attempts.end(connection, trial.id, outcome.state, values["message"])
@@ -60,6 +61,7 @@ def finish(connection: Connection, study: str, number: int, outcome: Outcome) ->
 def _finished(outcome: Outcome, metric: str) -> dict[str, Any]:
     """The columns of a trial that its outcome fills."""
     scores = {m.split: m.value for m in outcome.measurements if m.metric == metric}
+    zeros = (m.value for m in outcome.measurements if m.metric == SPARSITY)
     score, structure = _finite(scores.get("validation")), outcome.structure
     return {
         "state": outcome.state,
@@ -74,6 +76,7 @@ def _finished(outcome: Outcome, metric: str) -> dict[str, Any]:
         "trainable_params": outcome.trainable_params,
         "head_params": outcome.head_params,
         "inference_flops_ratio": outcome.inference_flops_ratio,
+        "weight_sparsity": next(zeros, 0.0),
         "seconds": outcome.seconds,
         "peak_bytes": outcome.peak_bytes,
         "finished_at": datetime.now(UTC),

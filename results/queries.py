@@ -15,7 +15,6 @@ from sparsearch.errors import StoreError
 from sparsearch.results import front, lease
 from sparsearch.results.attempts import of_study
 from sparsearch.results.tables import (
-    MeasurementRow,
     RankingRow,
     StructureRow,
     StudyRow,
@@ -24,7 +23,6 @@ from sparsearch.results.tables import (
 )
 from sparsearch.results.values import (
     FINISHED,
-    SPARSITY,
     Attempt,
     Best,
     StudyRecord,
@@ -169,6 +167,7 @@ def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
             trainable_params=t.trainable_params,
             head_params=t.head_params,
             inference_flops_ratio=t.inference_flops_ratio,
+            weight_sparsity=t.weight_sparsity,
             seconds=t.seconds,
             peak_bytes=t.peak_bytes,
             attempts=t.attempts,
@@ -279,15 +278,14 @@ def best(
     found: list[Row[*_Winner]] = []
     # One walk down the index per group, since a share is another number for each backbone.
     for group in session.execute(_groups(only, model, task)):
-        # Fronts know nothing of sparsity.
-        query = _best_first(only, group, on_front=sparsity is None)
+        query = _best_first(only, group)
         if limit is not None:
             most = int(limit * group.backbone_params) if isinstance(limit, Fraction) else limit
             query = query.where(TrialRow.trainable_params <= most)
         if ratio is not None:
             query = query.where(TrialRow.inference_flops_ratio <= ratio)
         if sparsity is not None:
-            query = query.where(TrialRow.id.in_(_at_least_as_sparse(sparsity)))
+            query = query.where(TrialRow.weight_sparsity >= sparsity)
         found += session.execute(query.limit(1))
     if not found:
         return None
@@ -302,9 +300,7 @@ def _groups(only: int | None, model: str | None, task: str | None) -> Select[str
     return query.where(*(column == value for column, value in wanted if value is not None))
 
 
-def _best_first(
-    only: int | None, group: Row[str, str, int], *, on_front: bool
-) -> Select[*_Winner]:
+def _best_first(only: int | None, group: Row[str, str, int]) -> Select[*_Winner]:
     columns = (
         TrialRow.id,
         TrialRow.score,
@@ -312,8 +308,7 @@ def _best_first(
         TrialRow.study_id,
         TrialRow.number,
     )
-    among = TrialRow.on_front if on_front else TrialRow.recommendable
-    query = select(*columns).where(among).order_by(*_BEST_FIRST)
+    query = select(*columns).where(TrialRow.on_front).order_by(*_BEST_FIRST)
     if only is not None:
         return query.where(TrialRow.study_id == only)
     return query.where(
@@ -332,12 +327,6 @@ def _params_limit(limit: int | str | None) -> int | Fraction | None:
 
 def _share_limit(limit: float | str | None) -> float | None:
     return float(parse_share(limit)) if isinstance(limit, str) else limit
-
-
-def _at_least_as_sparse(sparsity: float) -> Select[int]:
-    """Trials that were measured to be so sparse."""
-    measured = select(MeasurementRow.trial_id).where(MeasurementRow.metric == SPARSITY)
-    return measured.where(MeasurementRow.value >= sparsity)
 
 
 def pareto(session: Session, study: str) -> tuple[Best, ...]:
@@ -381,7 +370,6 @@ def find_structure(session: Session, prefix: str) -> Best:
 
 
 def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
-    sparse = (MeasurementRow.trial_id == TrialRow.id) & (MeasurementRow.metric == SPARSITY)
     # Single columns: a mapped trial costs as much as reading its structure.
     query = (
         select(
@@ -399,11 +387,10 @@ def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
             TrialRow.seed,
             StudyRow.model,
             StudyRow.task,
-            func.coalesce(MeasurementRow.value, 0.0).label("weight_sparsity"),
+            TrialRow.weight_sparsity,
         )
         .join_from(TrialRow, StudyRow)
         .join(StructureRow)
-        .outerjoin(MeasurementRow, sparse)
     )
     return [_best(dict(row)) for row in session.execute(query.where(where)).mappings()]
 

@@ -357,8 +357,8 @@ class Store:
     def pareto(self, study: str) -> tuple[Best, ...]:
         """Feasible trials with a structure that no other one beats, by trainable parameters.
 
-        One beats another if it is as good in validation score, trainable parameters and
-        inference FLOPs, and better in one of them. Of equal ones the earliest is kept.
+        One beats another if it is as good in validation score, trainable parameters, inference
+        FLOPs and weight sparsity, and better in one of them. Of equal ones the earliest is kept.
 
         Args:
             study: Name of the study, or a unique prefix of it.

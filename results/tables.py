@@ -137,6 +137,7 @@ class TrialRow(Base):
     trainable_params: Mapped[int | None]
     head_params: Mapped[int | None]
     inference_flops_ratio: Mapped[float | None]
+    weight_sparsity: Mapped[float] = mapped_column(server_default=text("0"))
     seconds: Mapped[float | None]
     peak_bytes: Mapped[int | None]
     started_at: Mapped[datetime | None]
@@ -162,6 +163,7 @@ Index(
     TrialRow.study_id,
     TrialRow.number,
     TrialRow.inference_flops_ratio,
+    TrialRow.weight_sparsity,
     TrialRow.on_front,
     sqlite_where=text("on_front = 1"),
     postgresql_where=text("on_front"),
@@ -173,6 +175,7 @@ Index(
     TrialRow.trainable_params,
     TrialRow.number,
     TrialRow.inference_flops_ratio,
+    TrialRow.weight_sparsity,
     TrialRow.on_front,
     sqlite_where=text("on_front = 1"),
     postgresql_where=text("on_front"),

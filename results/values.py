@@ -182,6 +182,7 @@ class TrialRecord:
     ranking_key: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[float, ...] = ()
+    weight_sparsity: float = 0.0
 
 
 @dataclass(frozen=True)

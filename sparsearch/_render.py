@@ -279,8 +279,10 @@ def _sparse(best: Best) -> list[tuple[str, str]]:
 
 def pareto_table(study: StudyRecord, front: Sequence[Best]) -> RenderableType:
     """Trials that no other one beats, by parameters."""
-    right = ("params", "score", "test", "FLOPs", "seed", "trial")
-    columns = (*right[:4], "strategy", "budget", *right[4:], "structure")
+    sparse = any(b.weight_sparsity for b in front)
+    costs = ("params", "score", "test", "FLOPs", *(["sparsity"] if sparse else []))
+    right = (*costs, "seed", "trial")
+    columns = (*costs, "strategy", "budget", "seed", "trial", "structure")
     table = _table(*columns, title=f"{study.name} ({study.metric})", right=right)
     for b in front:
         table.add_row(
@@ -288,6 +290,7 @@ def pareto_table(study: StudyRecord, front: Sequence[Best]) -> RenderableType:
             score_text(b.score),
             score_text(b.test_score),
             f"{100 * b.inference_flops_ratio:.1f}%",
+            *([f"{100 * b.weight_sparsity:.1f}%"] if sparse else []),
             b.strategy,
             budget_text(b.budget),
             str(b.seed),

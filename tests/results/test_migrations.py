@@ -113,6 +113,11 @@ def _first_revision(url: str) -> list[dict[str, Any]]:
                 for s in structures.values()
             ],
             "trials": trials,
+            "measurements": [  # ids count from 1
+                dict(trial_id=i + 1, metric="weight_sparsity", split="test", value=0.5)
+                for i in range(len(trials))
+                if trials[i]["study_id"] == 2 and i % 3 == 0
+            ],
             "rankings": [
                 dict(key="key", strategy="s3pet", seed=0, steps=1, seconds=1.0, scores=[0.5])
                 | dict(created_at=now)
@@ -139,6 +144,8 @@ def test_first_revision_is_brought_up_to_date(url: str) -> None:
             [t[k] for k in keys] for t in trials
         ]
         assert {r.ranking_key for r in records} == {None}
+        assert {r.weight_sparsity for r in store.trials("study-1")} == {0.0}
+        assert {r.weight_sparsity for r in store.trials("study-2")} == {0.0, 0.5}
         assert store.ranking("key") == Ranking((0.5,), "s3pet", 0, 1, 1.0)
         check_answers(store)
         store.begin_study(sample_study())
