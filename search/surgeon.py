@@ -36,7 +36,7 @@ def cut_prices(model: nn.Module, space: Space, bases: Bases, tokens: int) -> dic
     Args:
         model: The backbone.
         space: Only what compensates in it is priced.
-        bases: What passes through the linears that read heads and neurons, see ``spaces.align.Moments``.
+        bases: What passes through the linears that read heads and neurons, see ``spaces.moments.Moments``.
         tokens: Sequence length at which FLOPs are counted.
 
     Returns:
@@ -67,7 +67,7 @@ def prune_prices(model: nn.Module, space: Space, bases: Bases) -> dict[int, floa
     Args:
         model: The backbone.
         space: Only masks by saliency are priced.
-        bases: Second moments at the masked linears, see ``spaces.align.Sizes``.
+        bases: Second moments at the masked linears, see ``spaces.moments.Sizes``.
 
     Returns:
         Index of the candidate -> rise of the loss per weight pruned, up to a factor that all share.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of
 from sparsearch.spaces.kinds import Kind, Removal, WeightMask
+from sparsearch.spaces.moments import Moments, Passing, Sizes
 from sparsearch.spaces.positions import Position, weight_at
 from sparsearch.spaces.units.base import Basis
 
@@ -105,92 +105,6 @@ def find_bases(model: nn.Module, aligning: Aligning, losses: Iterable[Tensor]) -
         return kind.basis(p, weight_at(p, host, gradients[p.module]))
 
     return {(p.name, kind.name): basis(p, kind) for p, kind in aligning}
-
-
-class Passing(ABC):
-    """Sees what passes through a linear: its input, and its output, by which a loss can be differentiated."""
-
-    def __init__(self, linear: nn.Module) -> None:
-        self.input: Tensor
-        self.output: Tensor
-        self.hook = linear.register_forward_hook(self._catch)
-
-    def _catch(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.input, self.output = args[0].detach(), output
-
-    @abstractmethod
-    def add(self, gradient: Tensor) -> None:
-        """Take a batch: the gradient of its mean loss by the output (..., out)."""
-
-    def rows(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and gradients of a batch's rows of tokens, in float32: (n, in), (n, out)."""
-        x, g = self.input.flatten(0, -2).float(), gradient.flatten(0, -2).float()
-        return x, g * len(gradient)
-
-
-class Sizes(Passing):
-    """Second moments of a linear's inputs, over tokens that have a gradient, and of its outputs' gradients."""
-
-    def __init__(self, linear: nn.Module) -> None:
-        super().__init__(linear)
-        self.tokens, self.inputs, self.gradients = torch.zeros(3).unbind()
-
-    def add(self, gradient: Tensor) -> None:
-        """Take a batch: the gradient of its mean loss by the output (..., out)."""
-        x, g = self.rows(gradient)
-        seen = (g != 0).any(1, keepdim=True)  # padding has none
-        self.tokens = self.tokens + seen.sum()
-        self.inputs = self.inputs + (x.square() * seen).sum(0)
-        self.gradients = self.gradients + g.square().sum(0)
-
-    def basis(self, position: Position) -> tuple[Tensor, Tensor]:
-        """Root mean squares of the gradients of the position's outputs (out), and of the inputs (in)."""
-        own = self.gradients[position.start : position.start + position.out_features]
-        tokens = self.tokens.clamp_min(1)
-        return (own / tokens).sqrt(), (self.inputs / tokens).sqrt()
-
-
-class Moments(Passing):
-    """Moments of a linear's input x, and of the loss's gradient g by its output.
-
-    Tokens count by their |g|^2, so that the regression on the kept features is best where errors matter, and padding,
-    which has no gradient, does not count.
-    """
-
-    def __init__(self, linear: nn.Module) -> None:
-        super().__init__(linear)
-        self.weight, self.squares, self.first, self.second, self.gradient = torch.zeros(5).unbind()
-
-    def add(self, gradient: Tensor) -> None:
-        """Take a batch: the gradient of its mean loss by the output (..., out)."""
-        x, g = self.rows(gradient)
-        size = g.square().sum(1)
-        weighted = x * size[:, None]
-        self.weight = self.weight + size.sum()
-        self.squares = self.squares + size.square().sum()
-        self.first = self.first + weighted.sum(0)
-        self.second = self.second + weighted.T @ x
-        self.gradient = self.gradient + g.T @ g
-
-    def basis(self) -> Basis:
-        """Covariance (in, in) and mean (in) of the input, weighted; second moment (out, out) of the gradient.
-
-        The covariance is shrunk towards its diagonal by OAS (Chen et al. 2010, equation 23) for as many rows as the
-        weights amount to: in the last layer one token per row counts, often fewer than there are features.
-        """
-        tiny = torch.finfo(torch.float32).tiny
-        mean = self.first / self.weight.clamp_min(tiny)
-        covariance = self.second / self.weight.clamp_min(tiny) - torch.outer(mean, mean)
-        variance = covariance.diagonal().clamp_min(0.0)
-        scale = variance.clamp_min(1e-8 * float(variance.mean()) + tiny).rsqrt()
-        correlation = covariance * scale[:, None] * scale  # zero for a feature that never changes
-        squares, trace = correlation.square().sum(), correlation.trace()
-        features, rows = len(mean), self.weight.square() / self.squares.clamp_min(tiny)
-        share = ((1 - 2 / features) * squares + trace**2) / (
-            (rows + 1 - 2 / features) * (squares - trace**2 / features).clamp_min(tiny)
-        )
-        shrunk = torch.lerp(covariance, torch.diag(variance), share.clamp(0, 1))
-        return shrunk, mean, self.gradient
 
 
 def take_bases(model: nn.Module, bases: Bases) -> None:
