@@ -54,7 +54,9 @@ class Clock(Listener):
         self.began: dict[int, float] = {}
         self.ended: dict[int, tuple[float, Outcome]] = {}
 
-    def opened(self, study: str, queued: Sequence[Trial], finished: int) -> None:
+    def opened(
+        self, study: str, queued: Sequence[Trial], finished: int, to_propose: int = 0
+    ) -> None:
         """Workers are ready."""
         self.cpu_before = computed()
         self.opened_at = time.monotonic()
