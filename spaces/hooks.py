@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,33 @@ def _add_together(y: Tensor, x: Tensor, thin: list[Slot], vectors: list[Slot]) -
     units = [slot.unit for slot in thin if isinstance(slot.unit, LowRankUnit)]
     changes = [slot.unit(x, slot.gate) for slot in vectors]
     return add_low_rank(y, x, units, [slot.gate for slot in thin], changes)
+
+
+_CAST = "sparsearch_cast"
+
+
+class _Cast(torch.autograd.Function):
+    """X in another type, as it is known already: whatever runs on x shares one copy, and each has its own gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, known: Tensor) -> Tensor:
+        ctx.dtype = x.dtype
+        return known.view_as(known)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.to(ctx.dtype), None
+
+
+def _cast_once(x: Tensor) -> Tensor:
+    """X as autocast's products take it; queries, keys and values, and units beside them, would each cast it anew."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32:
+        return x
+    version, known = getattr(x, _CAST, (None, None))
+    if known is None or version != x._version:
+        known = x.detach().to(torch.get_autocast_dtype(x.device.type))
+        setattr(x, _CAST, (x._version, known))
+    return _Cast.apply(x, known)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Norm:
@@ -74,14 +101,14 @@ class _Host:
     def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         for slot in self.capturing:
             slot.seen = args[0]
-        if not self.before_units and not self.cutting:
-            return None
         x = args[0]
         for slot in _running(self.before_units):
             x = x + slot.delta(args[0]).to(x.dtype)
         for slot in _running(self.cutting):
             x = slot.unit(x, slot.gate)
-        return (x, *args[1:])
+        if any(isinstance(slot.unit, LowRankUnit) for slot in _running(self.parallel)):
+            x = _cast_once(x)
+        return None if x is args[0] else (x, *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         y = output
@@ -113,7 +140,8 @@ class _Host:
             inside = [s for s in self.parallel if s.changes_weight and s.position.name in masked]
             self.parallel = [slot for slot in self.parallel if slot not in inside]
             yield Masked(module, self.masks, inside)
-        if self.before_units or self.cutting or self.capturing:
+        thin = any(isinstance(slot.unit, LowRankUnit) for slot in self.parallel)
+        if self.before_units or self.cutting or self.capturing or thin:
             yield module.register_forward_pre_hook(self.before)
         if self.parallel or self.captured or self.sequential:
             yield module.register_forward_hook(self.after)
