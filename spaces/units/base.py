@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -100,32 +100,36 @@ def in_type_of(x: Tensor, factor: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """Y (n, m), if there is one, plus X (n, k) times W (m, k) transposed.
+    """Y (n, m), if there is one, plus X (n, k) times W (m, k) transposed, W being factors side by side.
 
-    Of W, rows before ``row`` and columns before ``column`` are frozen: autograd would compute their gradient
-    too, for they are one matrix with those that train.
+    Side by side along dimension 0 or 1. Autograd would keep W until the backward pass, and compute the
+    gradient of all of it: here W is joined anew, and only factors that train have theirs computed.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, y: Tensor | None, row: int, column: int) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.row, ctx.column = row, column
+    def forward(ctx: Any, x: Tensor, y: Tensor | None, dim: int, *factors: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *factors)
+        ctx.dim = dim
+        w = _joined(factors, dim, x.dtype)
         return x @ w.T if y is None else torch.addmm(y, x, w.T)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        of_x = g @ w if ctx.needs_input_grad[0] else None
-        of_w = None
-        if ctx.needs_input_grad[1]:
-            of_w = F.pad(g[:, ctx.row :].T @ x[:, ctx.column :], (ctx.column, 0, ctx.row, 0))
-        return of_x, of_w, g if ctx.needs_input_grad[2] else None, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, *factors = ctx.saved_tensors
+        of_x = g @ _joined(factors, ctx.dim, x.dtype) if ctx.needs_input_grad[0] else None
+        of_factors: list[Tensor | None] = [None] * len(factors)
+        trained = [i for i in range(len(factors)) if ctx.needs_input_grad[3 + i]]
+        if trained:
+            ends = list(accumulate(factor.shape[ctx.dim] for factor in factors))
+            span = slice(trained[0], trained[-1] + 1)
+            start, end = ends[trained[0]] - factors[trained[0]].shape[ctx.dim], ends[trained[-1]]
+            of_w = g[:, start:end].T @ x if ctx.dim == 0 else g.T @ x[:, start:end]
+            of_factors[span] = of_w.split([f.shape[ctx.dim] for f in factors[span]], dim=ctx.dim)
+        return of_x, g if ctx.needs_input_grad[1] else None, None, *of_factors
 
 
-def _frozen(factors: Sequence[Tensor], dim: int) -> int:
-    """How many rows or columns lie before the first factor that trains."""
-    leading = takewhile(lambda factor: not factor.requires_grad, factors)
-    return sum(factor.shape[dim] for factor in leading)
+def _joined(factors: Sequence[Tensor], dim: int, dtype: torch.dtype) -> Tensor:
+    return torch.cat([factor.to(dtype) for factor in factors], dim=dim)
 
 
 def add_low_rank(
@@ -140,13 +144,12 @@ def add_low_rank(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     downs, ups = zip(*(unit.factors() for unit in units), strict=True)
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
-    h = _Product.apply(rows, torch.cat(downs).to(dtype), None, _frozen(downs, 0), 0)  # type: ignore[no-untyped-call]
+    h = _Product.apply(rows, None, 0, *downs)  # type: ignore[no-untyped-call]
     parts = torch.split(h, [down.shape[0] for down in downs], dim=-1)
     inner = [unit.inner(p, gate) for unit, p, gate in zip(units, parts, gates, strict=True)]
-    wide = [up.to(dtype) for up in ups]
     if vectors:  # as one more column, against ones
-        wide.append(sum(vectors[1:], vectors[0]).to(dtype)[:, None])
+        ups = *ups, sum(vectors[1:], vectors[0])[:, None]
         inner.append(rows.new_ones(1).expand(len(rows), 1))
-    joined, up = torch.cat([i.to(dtype) for i in inner], dim=-1), torch.cat(wide, dim=1)
-    sums = _Product.apply(joined, up, y.reshape(-1, y.shape[-1]).to(dtype), 0, _frozen(wide, 1))  # type: ignore[no-untyped-call]
+    flat = y.reshape(-1, y.shape[-1]).to(dtype)
+    sums = _Product.apply(_joined(inner, -1, dtype), flat, 1, *ups)  # type: ignore[no-untyped-call]
     return sums.view_as(y).to(y.dtype)  # type: ignore[no-any-return]
