@@ -17,6 +17,7 @@ lint: $(STAMP) links  ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 setup: $(STAMP)
 

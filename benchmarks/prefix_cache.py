@@ -15,10 +15,13 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 
 from sparsearch.search import train as training
+from sparsearch.search.evaluate import loss_of
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.train import learning_rates, train
 from sparsearch.search.warm_start import new_head
@@ -67,21 +70,17 @@ def main() -> int:
             seed_everything(0)
             attach_units(bench.model, [(p, make_kind("lora", {}), 1, 1) for p in positions])
             seen: list[float] = []
-            original = training.loss_of
 
-            def noted(
-                *values: object, seen: list[float] = seen, original: object = original
-            ) -> torch.Tensor:
-                loss = original(*values)  # type: ignore[operator]
+            def noted(*values: Any, seen: list[float] = seen) -> torch.Tensor:
+                loss = loss_of(*values)
                 seen.append(float(loss))
                 return loss
 
-            training.loss_of = noted
             started = time.perf_counter()
             groups = learning_rates(bench.model, settings.lr, settings.kind_lr)
-            result = train(bench.model, bench.task, settings, groups, seed=0)
+            with mock.patch.object(training, "loss_of", noted):
+                result = train(bench.model, bench.task, settings, groups, seed=0)
             seconds.append(time.perf_counter() - started)
-            training.loss_of = original
             detach(bench.model)
             losses.append(seen)
             scores.append(result.history)

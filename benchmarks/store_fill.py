@@ -107,15 +107,15 @@ def _study_rows(number: int, trials: int) -> dict[str, list[dict[str, Any]]]:
     shared = {"model": model, "task": task, "backbone_params": MODELS[model]}
     study = {"name": study_name(number), "config": "{}", "metric": "accuracy", "created_at": now}
     rows: dict[str, list[dict[str, Any]]] = {"studies": [study | shared]}
-    found = {}
+    found: dict[str, tuple[Structure, Outcome]] = {}
     while len(found) < trials:
         outcome = random_outcome(draw, number)
         assert outcome.structure is not None, "every outcome has one"
-        found[outcome.structure.hash] = outcome
+        found[outcome.structure.hash] = outcome.structure, outcome
     for name in ("structures", "placements", "trials", "measurements"):
         rows[name] = []
-    for trial, (key, outcome) in enumerate(found.items()):
-        structure, params = outcome.structure, outcome.trainable_params
+    for trial, (key, (structure, outcome)) in enumerate(found.items()):
+        params = outcome.trainable_params
         validation, test = outcome.measurements
         rows["structures"].append(
             {"hash": key, "document": structure.to_json(None), "trainable_params": params}

@@ -117,7 +117,7 @@ def report(lines: Sequence[Mapping[str, Any]]) -> bool:
     for (task, contestant), group in groups.items():
 
         def average(key: str, of: Sequence[Mapping[str, Any]] = group) -> float:
-            return statistics.mean(line[key] for line in of)
+            return float(statistics.mean(line[key] for line in of))
 
         full = groups[task, "full"]
         saved = 1 - average("seconds") / average("seconds", full)
