@@ -55,6 +55,8 @@ def _cast_once(x: Tensor) -> Tensor:
     """X as autocast's products take it; queries, keys and values, and units beside them, would each cast it anew."""
     if not torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32:
         return x
+    if x.is_inference():  # has no version by which to know that it is still the same
+        return x
     version, known = getattr(x, _CAST, (None, None))
     if known is None or version != x._version:
         known = x.detach().to(torch.get_autocast_dtype(x.device.type))

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from sparsearch.spaces.attach import attach_units
+from sparsearch.spaces.backbone import positions_of
+from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.units.base import add_low_rank
 from sparsearch.spaces.units.lora import LoraUnit
 from sparsearch.spaces.units.spectral import SpectralUnit
@@ -55,3 +58,16 @@ def test_what_is_frozen_costs_no_gradient():
     sizes = {tuple(map(tuple, e.input_shapes[:2])) for e in seen.events() if e.name == "aten::mm"}
     assert ((12, 35), (35, 3)) in sizes and ((3, 35), (35, 20)) in sizes
     assert ((12, 35), (35, 11)) not in sizes and ((11, 35), (35, 20)) not in sizes
+
+
+def test_inference_mode_gives_what_no_grad_does(build, inputs, randomise):
+    """Inputs are shared by their version, which tensors of inference mode do not have."""
+    model = build("bert")
+    kind = make_kind("lora", {"max_rank": 2})
+    attach_units(model, [(p, kind, 2, 1) for p in positions_of(model) if kind.accepts(p)])
+    randomise(model)
+    found = []
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode, torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(model(**inputs).logits.float())
+    assert torch.equal(*found)
