@@ -6,18 +6,20 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 from sparsearch.errors import LeaseError
 from sparsearch.results.tables import StudyRow
 
-__all__ = ["LEASE_SECONDS", "Owner", "acquire", "clear", "holder", "release", "renew"]
+__all__ = ["LEASE_SECONDS", "Owner", "acquire", "check", "clear", "holder", "release", "renew"]
 
 LEASE_SECONDS = 600.0
 
 _CLOCK_TOLERANCE = 2.0
-"""Seconds by which a process's creation time may differ when it is read twice."""
+"""Seconds by which the time that a process was created may differ when it is read twice."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Owner:
     Attributes:
         host: Name of the machine.
         pid: Process id.
-        started: When the process was created, in seconds since 1970; pids are reused, this is not.
+        started: When the process was created, see ``_started``; pids are reused, this is not.
     """
 
     host: str
@@ -42,7 +44,7 @@ class Owner:
     def current(cls) -> Owner:
         """This process."""
         pid = os.getpid()
-        return cls(socket.gethostname(), pid, psutil.Process(pid).create_time())
+        return cls(socket.gethostname(), pid, _started(pid))
 
     def is_dead(self) -> bool:
         """Whether the process is known to be gone; False for one on another machine."""
@@ -53,14 +55,27 @@ class Owner:
             # A killed driver whose parent does not collect it stays as a zombie.
             if process.status() == psutil.STATUS_ZOMBIE:
                 return True
-            return abs(process.create_time() - self.started) > _CLOCK_TOLERANCE
-        except psutil.NoSuchProcess:
+            return abs(_started(self.pid) - self.started) > _CLOCK_TOLERANCE
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return True
         except psutil.AccessDenied:
             return False
 
 
-def _owner(study: StudyRow) -> Owner | None:
+def _started(pid: int) -> float:
+    """When a process was created: seconds since the machine's start, where /proc tells, else since 1970.
+
+    What follows the wall clock jumps with it, and a live driver would be taken for dead.
+    """
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.parent.parent.joinpath("stat").exists():
+        return psutil.Process(pid).create_time()
+    after_name = stat.read_text().rpartition(")")[2].split()
+    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _owner(study: Any) -> Owner | None:
+    """Who is written on the study's row, or on what was selected of it."""
     if study.owner_host is None or study.owner_pid is None or study.owner_started is None:
         return None
     return Owner(study.owner_host, study.owner_pid, study.owner_started)
@@ -103,11 +118,26 @@ def renew(study: StudyRow, owner: Owner, seconds: float) -> None:
         LeaseError: If it was lost to another driver, or is not held.
     """
     if _owner(study) != owner:
-        raise LeaseError(
-            f"the lease of study {study.name!r} is lost, held by {_owner(study) or 'nobody'}",
-            "type the same command again: the study continues where it was",
-        )
+        raise _lost(study.name, _owner(study))
     study.lease_until = datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def check(name: str, study: Any, owner: Owner) -> None:
+    """Whoever writes to a study's trials holds it, or nobody does.
+
+    Raises:
+        LeaseError: If another driver took it over.
+    """
+    holding = _owner(study)
+    if holding is not None and holding != owner:
+        raise _lost(name, holding)
+
+
+def _lost(name: str, holding: Owner | None) -> LeaseError:
+    return LeaseError(
+        f"the lease of study {name!r} is lost, held by {holding or 'nobody'}",
+        "type the same command again: the study continues where it was",
+    )
 
 
 def release(study: StudyRow, owner: Owner) -> bool:

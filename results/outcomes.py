@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, bindparam, insert, update
 
 from sparsearch.results import attempts, front
+from sparsearch.results.lease import Owner
 from sparsearch.results.tables import Base
 from sparsearch.results.values import SPARSITY, Measurement, Outcome
 from sparsearch.results.writes import insert_once, unfinished_trial
@@ -27,13 +28,16 @@ _KEEP_WEIGHTS = insert(_TABLES["weights"])
 _PLACE = insert(_TABLES["placements"])
 
 
-def finish(connection: Connection, study: str, number: int, outcome: Outcome) -> None:
+def finish(
+    connection: Connection, owner: Owner, study: str, number: int, outcome: Outcome
+) -> None:
     """Store an outcome with all that belongs to it.
 
     Raises:
         StoreError: If the trial is finished already.
+        LeaseError: If another driver took the study over.
     """
-    trial = unfinished_trial(connection, study, number)
+    trial = unfinished_trial(connection, owner, study, number)
     values = _finished(outcome, trial.metric)
     # What a trial refers to comes before it.
     if outcome.structure is not None:

@@ -31,7 +31,8 @@ class Store:
 
     The contract, which ``conformance.StoreConformance`` checks for any backend:
 
-    - One driver at a time works on a study; it holds the study's lease.
+    - One driver at a time works on a study; it holds the study's lease, and one that lost it writes nothing more:
+      ``start``, ``retry``, ``add_late`` and ``finish`` then raise LeaseError.
     - A trial goes from queued to running to one of ``FINISHED``, and a finished one never changes.
     - An outcome is stored whole or not at all.
     - Values go in and come out; none keeps a link to the database.
@@ -194,7 +195,7 @@ class Store:
             StoreError: If there is no such trial, or it is finished.
         """
         with self._database.transaction() as connection:
-            writes.start(connection, study, number, worker, attempt_seconds)
+            writes.start(connection, self._owner, study, number, worker, attempt_seconds)
 
     def retry(self, study: str, number: int, state: Literal["lost", "oom"], message: str) -> None:
         """End the running attempt at a trial, and queue the trial again.
@@ -203,7 +204,7 @@ class Store:
             StoreError: If there is no such trial, or it is finished.
         """
         with self._database.transaction() as connection:
-            writes.retry(connection, study, number, state, message)
+            writes.retry(connection, self._owner, study, number, state, message)
 
     def add_late(self, study: str, number: int, worker: str, outcome: Outcome) -> None:
         """Keep what came of an attempt that had been given up; the trial stays as it is.
@@ -212,7 +213,7 @@ class Store:
             StoreError: If there is no such trial.
         """
         with self._database.transaction() as connection:
-            writes.add_late(connection, study, number, worker, outcome)
+            writes.add_late(connection, self._owner, study, number, worker, outcome)
 
     def add_ranking(self, key: str, ranking: Ranking) -> None:
         """Keep a ranking for other trials; the first under a key stays."""
@@ -228,7 +229,7 @@ class Store:
             StoreError: If there is no such trial, or it is finished; then nothing is stored.
         """
         with self._database.transaction() as connection:
-            outcomes.finish(connection, study, number, outcome)
+            outcomes.finish(connection, self._owner, study, number, outcome)
 
     # Reading
 

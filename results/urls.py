@@ -22,7 +22,7 @@ def without_password(url: str) -> str:
     'postgresql://me:***@host/db?sslmode=require'
     """
     hidden = re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?<=[?&]password=)[^&]*", "***", hidden)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", hidden)
 
 
 def parse_url(url: str | Path) -> URL:

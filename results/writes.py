@@ -41,7 +41,15 @@ _NAMES = {"studies": ["name"], "structures": ["hash"], "rankings": ["key"]}
 # changes by one trial at a time. SQLite has the whole database locked already.
 _trials, _studies = _TABLES["trials"].c, _TABLES["studies"].c
 _TRIAL_TO_WRITE = (
-    select(_trials.id, _trials.state, _trials.study_id, _studies.metric)
+    select(
+        _trials.id,
+        _trials.state,
+        _trials.study_id,
+        _studies.metric,
+        _studies.owner_host,
+        _studies.owner_pid,
+        _studies.owner_started,
+    )
     .select_from(_TABLES["studies"].join(_TABLES["trials"]))
     .where(_studies.name == bindparam("study"), _trials.number == bindparam("trial"))
     .with_for_update()
@@ -139,35 +147,48 @@ def ask_to_stop(session: Session, study: str) -> lease.Owner | None:
 
 
 def start(
-    connection: Connection, study: str, number: int, worker: str, attempt_seconds: float
+    connection: Connection,
+    owner: lease.Owner,
+    study: str,
+    number: int,
+    worker: str,
+    attempt_seconds: float,
 ) -> None:
     """Mark a trial as running, by a further attempt.
 
     Raises:
         StoreError: If it is finished.
+        LeaseError: If another driver took the study over; so from all that writes to trials.
     """
-    trial = unfinished_trial(connection, study, number)
+    trial = unfinished_trial(connection, owner, study, number)
     changes = {"state": "running", "started_at": datetime.now(UTC)}
     connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(changes))
     attempts.begin(connection, trial.id, worker, attempt_seconds)
 
 
-def retry(connection: Connection, study: str, number: int, state: str, message: str) -> None:
+def retry(
+    connection: Connection, owner: lease.Owner, study: str, number: int, state: str, message: str
+) -> None:
     """The attempt at a trial came to nothing; the trial is queued again.
 
     Raises:
         StoreError: If it is finished.
     """
-    trial = unfinished_trial(connection, study, number)
+    trial = unfinished_trial(connection, owner, study, number)
     connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(state="queued"))
     attempts.end(connection, trial.id, state, message)
 
 
 def add_late(
-    connection: Connection, study: str, number: int, worker: str, outcome: Outcome
+    connection: Connection,
+    owner: lease.Owner,
+    study: str,
+    number: int,
+    worker: str,
+    outcome: Outcome,
 ) -> None:
     """Keep what came of an attempt that had been given up, as a further attempt."""
-    attempts.add_late(connection, _trial(connection, study, number).id, worker, outcome)
+    attempts.add_late(connection, _trial(connection, owner, study, number).id, worker, outcome)
 
 
 def insert_once(connection: Connection, table: str, row: dict[str, Any]) -> Any:
@@ -237,13 +258,16 @@ def _locked_study(session: Session, name: str) -> StudyRow:
     return row
 
 
-def unfinished_trial(connection: Connection, study: str, number: int) -> Row[Any, Any, Any, Any]:
+def unfinished_trial(
+    connection: Connection, owner: lease.Owner, study: str, number: int
+) -> Row[Any]:
     """A trial that may still change: id, state, study_id, metric.
 
     Raises:
         StoreError: If there is none, or it is finished.
+        LeaseError: If another driver took the study over.
     """
-    trial = _trial(connection, study, number)
+    trial = _trial(connection, owner, study, number)
     if trial.state in FINISHED:
         raise StoreError(
             f"trial {number} of study {study!r} is finished already ({trial.state})",
@@ -252,9 +276,10 @@ def unfinished_trial(connection: Connection, study: str, number: int) -> Row[Any
     return trial
 
 
-def _trial(connection: Connection, study: str, number: int) -> Row[Any, Any, Any, Any]:
+def _trial(connection: Connection, owner: lease.Owner, study: str, number: int) -> Row[Any]:
     asked = {"study": study, "trial": number}
     trial = connection.execute(_TRIAL_TO_WRITE, asked).one_or_none()
     if trial is None:
         raise queries.no_trial(Session(connection), study, number)
+    lease.check(study, trial, owner)
     return trial

@@ -214,7 +214,7 @@ def _choose(
             made = find_ranking(key)
             if made is None:
                 made = rank_on(bench, trial.strategy, budget, trial.seed, observe)
-                keep_ranking(key, made)
+            keep_ranking(key, made)
             ranking = (key, made)
         search, found = bench.config.search, ranking[1]
         rules = {"s3pet": search.cut, TRANSFER: search.cut, "probe": search.probe.cut}
@@ -313,7 +313,7 @@ def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
     """The settings that make a ranking."""
     rates = {"lr", "kind_lr", "precision", "dropout", "head_first"}
     if strategy in ("slimming", "update-magnitude"):  # train as trials do
-        rates |= {"full_lr", "batch_size", "epochs", "warmup"}
+        rates |= {"full_lr", "batch_size", "epochs", "warmup", "clip", "weight_decay"}
     return [
         config.search.model_dump(mode="json", exclude={"transfer_from"}),
         config.train.model_dump(mode="json", include=rates),
