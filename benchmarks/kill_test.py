@@ -1,8 +1,11 @@
 """Nothing is lost: workers, drivers and a Ray node killed at random moments, and the study ends as if none had been.
 
+    python benchmarks/kill_test.py drivers --seeds 1 --out kill-drivers.json
     python benchmarks/kill_test.py moments --out kill-moments.json
     python benchmarks/kill_test.py node --out kill-node.json
 
+``drivers`` runs a study on two Ray workers 10 times, each in a database of its own, kills its driver with SIGKILL at a
+random moment (starting, searching, training), types the same command again, and compares each study.
 ``moments`` kills a worker or the driver with SIGKILL at 10 random moments of a study on two Ray workers, types the
 same command until it is finished, and compares every trial with those of an uninterrupted run in one process.
 ``node`` starts a Ray cluster of two nodes on this machine, kills every process of the second one in the middle of a
@@ -130,6 +133,28 @@ def kill_at_random(study: Path, db: Path, stream: random.Random, kills: int) -> 
             return killed
 
 
+def kill_drivers(study: Path, folder: Path, stream: random.Random, kills: int) -> list[Path]:
+    """One kill per database, at a moment that is random over the time of an undisturbed run."""
+    began = time.monotonic()
+    assert drive(study, folder / "undisturbed.db").wait() == 0
+    seconds, databases = time.monotonic() - began, [folder / "undisturbed.db"]
+    while len(databases) <= kills:
+        db, moment = folder / f"killed-{len(databases)}.db", stream.uniform(0.0, seconds)
+        with drive(study, db) as driver:
+            with suppress(subprocess.TimeoutExpired):
+                driver.wait(moment)
+            survived = driver.poll() is None
+            driver.kill()
+        if not survived:
+            db.unlink()
+            continue  # it was faster this time
+        states = Counter(a.state for a in attempts(db))
+        print(f"killed a driver after {moment:.0f} of {seconds:.0f} s: {dict(states)}", flush=True)
+        assert drive(study, db).wait() == 0, "the same command did not finish the study"
+        databases.append(db)
+    return databases
+
+
 @contextmanager
 def node(*arguments: str) -> Iterator[psutil.Process]:
     """A Ray node of one core, and its end."""
@@ -187,7 +212,7 @@ def kill_node(study: Path, db: Path) -> list[str]:
 def main() -> int:
     """Kill, compare, write JSON; exit 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["moments", "node"])
+    parser.add_argument("what", choices=["drivers", "moments", "node"])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=6, help="6 trials each")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -200,24 +225,28 @@ def main() -> int:
         whole, broken = folder / "whole.db", folder / "broken.db"
         assert drive(make_study(folder, False, arguments.seeds), whole).wait() == 0
         study = make_study(folder, True, arguments.seeds)
-        if arguments.what == "moments":
-            stream = random.Random(arguments.seed)
+        databases, stream = [broken], random.Random(arguments.seed)
+        if arguments.what == "drivers":
+            databases = kill_drivers(study, folder, stream, arguments.kills)
+            killed = ["driver"] * arguments.kills
+        elif arguments.what == "moments":
             killed = kill_at_random(study, broken, stream, arguments.kills)
         else:
             killed = kill_node(study, broken)
-        one, other = trials(whole), trials(broken)
-        tries = Counter(a.state for a in attempts(broken))
-    equal = one == other
+        one, others = trials(whole), [trials(db) for db in databases]
+        tries = Counter(a.state for db in databases for a in attempts(db))
+    equal = all(one == other for other in others)
     print(f"{len(one)} trials; killed: {dict(Counter(killed))}; attempts: {dict(tries)}")
     print(f"every trial as in the uninterrupted run: {'yes' if equal else 'NO'}")
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            print(f"  {a}\n  {b}")
+    for other in others:
+        for a, b in zip(one, other, strict=False):
+            if a != b:
+                print(f"  {a}\n  {b}")
     if arguments.out:
         facts = {"trials": len(one), "killed": killed, "attempts": dict(tries), "equal": equal}
         facts |= {"seconds": time.monotonic() - began, "environment": asdict(environment())}
         arguments.out.write_text(json.dumps(facts, indent=1))
-    return 0 if equal and len(one) == len(other) else 1
+    return 0 if equal else 1
 
 
 if __name__ == "__main__":

@@ -167,7 +167,8 @@ def race(sampler: str, trials: int, seed: int, noise: float) -> dict[str, Any]:
 def scale(workers: int, trials: int, sampler: str) -> dict[str, Any]:
     """One large study with failures and early stopping: what bounds it."""
     world = SyntheticFront(seconds=300.0)
-    runner = SimulatedRunner(world, [1.0] * workers, Failures(oom=0.01, nan=0.01, slow=0.02))
+    failures = Failures(oom=0.01, nan=0.01, killed=0.02, late=0.01, slow=0.02)
+    runner = SimulatedRunner(world, [1.0] * workers, failures)
     spent: dict[str, float] = {}
     proposals: list[float] = []
 

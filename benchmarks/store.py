@@ -143,7 +143,8 @@ def measure_writes(db: str, count: int) -> dict[str, Any]:
     )
     rows = {}
     database = open_database(db, create=True)
-    store = Store(database, Owner.current())
+    owner = Owner.current()
+    store = Store(database, owner)
     variants = {"one transaction each": 1, "100 a transaction": 100}
     if database.engine.dialect.name == "sqlite":
         variants["one each, synced (FULL)"] = 1
@@ -159,7 +160,7 @@ def measure_writes(db: str, count: int) -> dict[str, Any]:
             started = time.perf_counter()
             with database.transaction() as transaction:
                 for number in range(first, min(count, first + batch)):
-                    outcomes.finish(transaction, study, number, made[number])
+                    outcomes.finish(transaction, owner, study, number, made[number])
             taken.append(time.perf_counter() - started)
         each = 1000 * (time.process_time() - cpu) / count
         rows[name] = row(taken, cpu_ms=each, count=count, per_second=count / sum(taken))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, NullPool, QueuePool, create_engine, event
 
 from sparsearch.errors import MissingStoreError, StoreError
 
@@ -52,13 +52,22 @@ def check_file(path: Path, create: bool) -> None:
 
 def open_engine(path: Path, *, writable: bool, lock_seconds: int) -> Engine:
     """The engine of a file, in WAL mode; a writer waits for another one only so long."""
-    options = {"uri": "true", "mode": "rwc" if writable else "ro"}
-    if not writable and not os.access(path.parent, os.W_OK) and not _wal(path).exists():
-        # A reader in WAL mode writes beside the file; where it cannot, nobody else does either.
-        options["immutable"] = "1"
+    mode = "rwc" if writable else "ro"
+    # A reader in WAL mode writes beside the file. One that may not, opens the file anew for each answer.
+    looks = not writable and not os.access(path.parent, os.W_OK)
+
+    def connect() -> sqlite3.Connection:
+        still = "&immutable=1" if looks and not _wal(path).exists() else ""
+        return sqlite3.connect(
+            f"{path.as_uri()}?mode={mode}{still}",
+            uri=True,
+            timeout=lock_seconds,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
     engine = create_engine(
-        URL.create("sqlite", database=path.as_uri(), query=options),
-        connect_args={"timeout": lock_seconds, "isolation_level": None},
+        "sqlite://", creator=connect, poolclass=NullPool if looks else QueuePool
     )
 
     @event.listens_for(engine, "connect")

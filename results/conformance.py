@@ -350,6 +350,26 @@ class StoreConformance:
         other.release("study")
         store.renew("study")
 
+    def test_who_lost_the_lease_writes_nothing(self, store: Store, other: Store) -> None:
+        """Its trials are another driver's now, finished or not."""
+        store.begin_study(sample_study())
+        other.acquire("study", lease_seconds=-1)
+        other.start("study", 0, "old")
+        store.acquire("study")
+        store.start("study", 0, "new")
+        before = store.trials("study"), store.attempts("study")
+        late: list[Callable[[], None]] = [
+            lambda: other.finish("study", 0, sample_outcome()),
+            lambda: other.start("study", 1, "old"),
+            lambda: other.retry("study", 0, "lost", "gone"),
+            lambda: other.add_late("study", 0, "old", sample_outcome()),
+        ]
+        for write in late:
+            with pytest.raises(LeaseError, match="is lost, held by"):
+                write()
+        assert (store.trials("study"), store.attempts("study")) == before
+        store.finish("study", 0, sample_outcome())
+
     def test_a_live_process_on_this_machine_keeps_its_lease(
         self, store: Store, other: Store
     ) -> None:

@@ -72,6 +72,11 @@ class Store:
         """
         return cls(open_database(url, create=create), owner or Owner.current())
 
+    @property
+    def label(self) -> str:
+        """Which database it is, without a password."""
+        return self._database.label
+
     def close(self) -> None:
         """Close all connections. Leases stay."""
         self._database.engine.dispose()

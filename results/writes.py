@@ -8,7 +8,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Executable, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -258,9 +258,7 @@ def _locked_study(session: Session, name: str) -> StudyRow:
     return row
 
 
-def unfinished_trial(
-    connection: Connection, owner: lease.Owner, study: str, number: int
-) -> Row[Any]:
+def unfinished_trial(connection: Connection, owner: lease.Owner, study: str, number: int) -> Any:
     """A trial that may still change: id, state, study_id, metric.
 
     Raises:
@@ -276,7 +274,7 @@ def unfinished_trial(
     return trial
 
 
-def _trial(connection: Connection, owner: lease.Owner, study: str, number: int) -> Row[Any]:
+def _trial(connection: Connection, owner: lease.Owner, study: str, number: int) -> Any:
     asked = {"study": study, "trial": number}
     trial = connection.execute(_TRIAL_TO_WRITE, asked).one_or_none()
     if trial is None:

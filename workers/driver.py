@@ -55,6 +55,7 @@ class Driver:
         self.listen, self.shared = listen, shared
         self.max_attempts, self.attempt_seconds = max_attempts, attempt_seconds
         self._running: dict[int, Job] = {}
+        self._making: dict[int, Hashable | None] = {}
         self._again: list[Trial] = []
         self._made: set[Hashable] = set()
         self._progressed: set[int] = set()
@@ -96,21 +97,23 @@ class Driver:
 
     def _may_start(self, trial: Trial) -> bool:
         made = self.shared(trial)
-        if made is None or made in self._made:
-            return True
-        return all(self.shared(j.trial) != made for j in self._running.values())
+        return made is None or made in self._made or made not in self._making.values()
 
     def _submit(self, trial: Trial) -> None:
         self._begun[trial.number] += 1
         job = Job(trial, self._begun[trial.number])
         self._running[trial.number] = job
+        self._making[trial.number] = self.shared(trial)
         self.runner.submit(job)
+
+    def _leave(self, number: int) -> None:
+        del self._running[number], self._making[number]
 
     def _handle(self, event: Event) -> None:
         trial = event.job.trial
         if isinstance(event, Ranked):
             self.store.add_ranking(event.key, event.ranking)
-            self._made.add(self.shared(trial))
+            self._made.add(self._making.get(trial.number))
         elif self._running.get(trial.number) != event.job:
             if isinstance(event, Ended):
                 worker = self._workers.get(event.job, "")
@@ -138,7 +141,7 @@ class Driver:
 
     def _end(self, job: Job, outcome: Outcome) -> None:
         if self._stopping is not None and outcome.state == "cancelled":
-            del self._running[job.trial.number]  # releasing the study queues it again
+            self._leave(job.trial.number)  # releasing the study queues it again
         elif outcome.state == "oom":
             self._spoil(job, "oom", outcome.message, outcome)
         else:
@@ -149,7 +152,7 @@ class Driver:
         number = job.trial.number
         self._spoilt[number] += 1
         if self._spoilt[number] < self.max_attempts:
-            del self._running[number]
+            self._leave(number)
             self.store.retry(self.study, number, state, reason)
             self._again.append(job.trial)
             self.listen.retried(job.trial, job.attempt, state, reason)
@@ -160,7 +163,7 @@ class Driver:
         self._finish(job.trial, replace(final, message=message))
 
     def _finish(self, trial: Trial, outcome: Outcome) -> None:
-        del self._running[trial.number]
+        self._leave(trial.number)
         self.store.finish(self.study, trial.number, outcome)
         if outcome.ranking is not None:
             self._made.add(self.shared(trial))

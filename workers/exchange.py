@@ -169,7 +169,9 @@ class Exchange:
 
     async def claim(self, slot: str, key: str) -> bytes | None:
         """What is shared under a key, as soon as it is made; None for the one who is to make it."""
+        self._heard.pop(slot, None)  # who waits for another one is not silent
         await self._until(lambda: key in self._shared or key not in self._makers)
+        self._heard[slot] = time.monotonic()
         if key not in self._shared:
             self._makers[key] = slot
         return self._shared.get(key)

@@ -75,6 +75,7 @@ class Result:
         score: On validation, None where there is none.
         epochs: Validation scores that it gave before it was cancelled; 0 where it ran to its end.
         violation: How far beyond the limits it is, as a share; above 0 where it is not feasible.
+        costs: What it spent by each limit that varies, as far as it was counted.
     """
 
     params: Params
@@ -82,6 +83,7 @@ class Result:
     score: float | None
     epochs: int
     violation: float
+    costs: tuple[float, ...]
 
 
 class OptunaLoop:
@@ -185,7 +187,8 @@ class OptunaLoop:
             score, epochs = ended.history[-1], len(ended.history)
         elif score is not None:
             self._final.add(place, score)
-        self._results.append(Result(params, place, score, epochs, _violation(ended, budget)))
+        costs, violation = self.proposals.costs(place, ended), _violation(ended, budget)
+        self._results.append(Result(params, place, score, epochs, violation, costs))
 
     def _params(self, trial: Trial) -> Params | None:
         budget = None if trial.budget is None else trial.budget.as_dict()
@@ -232,10 +235,7 @@ class OptunaLoop:
                 if len(self._final)
                 else [0.0] * len(gains)
             )
-            values = [
-                [u + g, *self.proposals.costs(r.place)]
-                for u, g, r in zip(usual, gains, results, strict=True)
-            ]
+            values = [[u + g, *r.costs] for u, g, r in zip(usual, gains, results, strict=True)]
         violated = any(r.violation > 0 for r in results)
         generation = NSGAIISampler._get_generation_key()
         finished = [

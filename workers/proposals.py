@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from sparsearch.config import StudyConfig
 from sparsearch.outer_config import Choice, RangeConfig
-from sparsearch.results.values import Setting
+from sparsearch.results.values import Outcome, Setting, TrialRecord
 from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import REFERENCES
 from sparsearch.spaces.budget import Budget, resolve
@@ -106,12 +106,22 @@ class Proposals:
             limits[name] = f"{100 * value:.6g}%" if name in SHARES else int(value)
         return resolve(self.backbone_params, **limits)
 
-    def costs(self, place: Sequence[float]) -> list[float]:
-        """What a place costs by each limit, 0 to 1: a looser limit costs more."""
-        return [
-            1 - u if axis.name.startswith("min_") else u
-            for axis, u in zip(self.axes, place, strict=True)
-        ]
+    def costs(self, place: Sequence[float], ended: Outcome | TrialRecord) -> tuple[float, ...]:
+        """What a trial spent by each limit, 0 to 1 from strictest to loosest; the limit where nothing was counted.
+
+        A structure may leave part of its budget unused: objectives are what it has, not what it was allowed.
+        """
+        counted = {
+            "max_trainable_params": ended.trainable_params,
+            "max_inference_flops": ended.inference_flops_ratio,
+        }
+        feasible = ended.state == "ok"
+        found = []
+        for axis, u in zip(self.axes, place, strict=True):
+            spent = counted.get(axis.name) if feasible else None
+            u = u if not spent else axis.place(float(spent))
+            found.append(1 - u if axis.name.startswith("min_") else u)
+        return tuple(found)
 
     def strategy(self, params: Params) -> str:
         """The strategy of a point."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
 import ray
 from ray import tune
 
@@ -33,8 +32,8 @@ _WAIT_SECONDS = 1.0
 _START_SECONDS = 600.0
 _END_SECONDS = 15.0
 _FALSE_STARTS = 5
-_PREFIX = "sparsearch-"
-_OVER = "over"
+_PREFIX = "sparsearch-ray-"
+_LOCK, _OVER = "driver.lock", "over"
 
 
 class RayRunner:
@@ -61,8 +60,9 @@ class RayRunner:
         self._stack = ExitStack()
         self._jobs: dict[JobKey, Job] = {}
         self._ready: dict[str, Any] = {}
-        self._false_starts = 0
-        self._tune_error = ""
+        self._given_up: set[str] = set()
+        self._were_ready, self._false_starts = False, 0
+        self._mishap = self._tune_error = ""
 
     def __enter__(self) -> Self:
         """Start Ray, Tune and the workers; return when the first one could take a job.
@@ -145,30 +145,44 @@ class RayRunner:
             self.exchange.answer.remote(number, seal(self.find_ranking(ranking)))
         elif kind == "ready":
             self._ready[about[0]] = about[1]
-            self._false_starts = 0
+            self._given_up.discard(about[0])
+            self._were_ready, self._false_starts = True, 0
         elif kind == "broken":
-            raise unseal(about[1])
+            self._broken(*about)
         elif kind == "silent":
             self._kill(about[0])
         elif kind == "died":
             self._died(*about)
 
+    def _broken(self, slot: str, letter: bytes) -> None:
+        """A worker cannot load what it needs: a mistake if none ever could, else a mishap (a GPU still full).
+
+        Tune starts another one in its place.
+        """
+        error = unseal(letter)
+        if not self._were_ready:
+            raise error
+        self._mishap = f"{type(error).__name__}: {error}"
+
     def _kill(self, slot: str) -> None:
-        """Give up a worker that is silent; Tune starts another one in its place."""
+        """Give up a worker that is silent; Tune starts another one in its place, and reports a death we know of."""
         seconds = self.workers.attempt_seconds
+        self._given_up.add(slot)
         self.exchange.lost.remote(slot, f"its worker made no progress for {seconds:g} s")
         if (handle := self._ready.get(slot)) is not None:
             ray.kill(handle)
 
     def _died(self, slot: str, reason: str) -> None:
-        if self._ready.pop(slot, None) is None:
-            self._false_starts += 1
-            if self._false_starts >= _FALSE_STARTS:
-                raise WorkersError(
-                    f"{self._false_starts} Ray workers died one after the other before they could take a "
-                    f"job; the last one: {reason}",
-                    "the model may need more memory than there is: lower workers.max_concurrent",
-                )
+        known = self._ready.pop(slot, None) is not None
+        if known or slot in self._given_up:
+            return
+        self._false_starts += 1
+        if self._false_starts >= _FALSE_STARTS and not self._ready:
+            raise WorkersError(
+                f"{self._false_starts} Ray workers died one after the other before they could take a "
+                f"job; the last one: {self._mishap or reason}",
+                "the model may need more memory than there is: lower workers.max_concurrent",
+            )
 
     def _check_resources(self) -> None:
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -285,17 +299,28 @@ def _beside_the_driver(kind: Any, *args: object) -> Any:
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
     """A folder that goes, and those of processes that could not remove theirs go too."""
-    # Ray has sockets in it, whose paths may have some 100 characters.
-    root = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp")
-    for old in root.glob(f"{_PREFIX}*-*"):
-        owner = old.name.removeprefix(_PREFIX).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            _remove(old)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
+    root = _root()
+    for lock in root.glob(f"{_PREFIX}*/{_LOCK}"):
+        with (
+            contextlib.suppress(OSError),
+            lock.open("r+") as file,
+        ):  # another user's, or a live driver's
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(lock.parent)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
     try:
-        yield folder
+        with (folder / _LOCK).open("w") as file:
+            fcntl.flock(
+                file, fcntl.LOCK_EX
+            )  # the kernel lets it go with the process, however that ends
+            yield folder
     finally:
         _remove(folder)
+
+
+def _root() -> Path:
+    """Ray has sockets in it, whose paths may have some 100 characters."""
+    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp")
 
 
 def _shelf(folder: Path) -> Path:

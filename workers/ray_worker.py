@@ -18,6 +18,7 @@ from sparsearch.workers.exchange import JobKey
 __all__ = ["Plan", "RayWorker", "seal", "unseal"]
 
 _TELL_SECONDS = 0.2
+_REST_SECONDS = 5.0
 
 
 def seal(message: object) -> bytes:
@@ -70,9 +71,10 @@ class RayWorker(tune.Trainable):
             torch.cuda.set_per_process_memory_fraction(workers.gpus_per_trial)
         try:
             bench = open_workbench(self.plan.config, shelf, self._once)
-        except Exception as error:  # noqa: BLE001 - the driver raises it
+        except Exception as error:
             self._call("broken", seal(error))
-            return
+            time.sleep(_REST_SECONDS)  # if the driver goes on, Tune starts another worker here
+            raise
         self._call("ready", ray.get_runtime_context().current_actor)
         while (letter := self._call("take")) is not None:
             self._run(bench, unseal(letter))

@@ -49,6 +49,7 @@ class Failures:
         oom: Out of memory after the first epoch.
         nan: NaN after the first epoch.
         killed: The worker dies at a random moment and comes back after ``restart`` seconds.
+        late: The worker is silent from a random moment on and given up; its result comes when it would have come.
         slow: The attempt runs ``slowness`` times as long.
         restart: Seconds.
         slowness: A factor.
@@ -57,6 +58,7 @@ class Failures:
     oom: float = 0.0
     nan: float = 0.0
     killed: float = 0.0
+    late: float = 0.0
     slow: float = 0.0
     restart: float = 60.0
     slowness: float = 5.0
@@ -126,6 +128,9 @@ class SimulatedRunner:
             self._later(pace, lambda: self._end(job, Outcome("oom", "out of memory (simulated)")))
         elif draw < failures.killed + failures.oom + failures.nan:
             self._later(pace, lambda: self._end(job, Outcome("failed", "NaN (simulated)")))
+        elif draw < failures.killed + failures.oom + failures.nan + failures.late:
+            self._later(stream.random() * pace * total, lambda: self._give_up(job))
+            self._later(total * pace, lambda: self._come_back(job, worker, course.outcome))
         else:
             for epoch, score in enumerate(course.scores, 1):
                 self._later(
@@ -171,6 +176,16 @@ class SimulatedRunner:
             return None
         self._later(self.failures.restart, lambda: self._idle.append(run.worker))
         return Lost(job, "worker killed (simulated)")
+
+    def _give_up(self, job: Job) -> Event | None:
+        run = self._at.pop(job, None)
+        return None if run is None else Lost(job, "no progress (simulated)")
+
+    def _come_back(self, job: Job, worker: int, outcome: Outcome) -> Event | None:
+        if job in self._at:  # cancelled before it was given up
+            return None
+        self._idle.append(worker)
+        return Ended(job, outcome)
 
 
 @dataclass

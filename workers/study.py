@@ -6,8 +6,10 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 from sparsearch.config import StudyConfig
-from sparsearch.errors import ConfigError, MissingStoreError, StoreError
+from sparsearch.errors import ConfigError, LeaseError, MissingStoreError, StoreError
 from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES, TRANSFER
@@ -32,6 +34,10 @@ from sparsearch.workers.trial import FindRanking, shared_ranking
 from sparsearch.workers.workbench import open_workbench, weights_fingerprint
 
 __all__ = ["make_loop", "plan", "run"]
+
+_RENEW_SECONDS = 60.0
+_DRIVEN: set[tuple[str, str]] = set()
+"""Databases and studies that this process drives: a lease tells processes apart, not threads."""
 
 
 def plan(config: StudyConfig, budgets: Sequence[Budget]) -> tuple[Trial, ...]:
@@ -174,20 +180,59 @@ def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSour
     """
     queued = store.queued(spec.name)
     if config.outer is None:
-        return Planned(queued)
+        return Planned(_harmless_first(store, spec.name, queued))
     from sparsearch.workers.optuna_loop import OptunaLoop  # optuna takes a while to import
 
-    budgets = resolve_all(config.budgets, spec.backbone_params)
+    budgets, known = resolve_all(config.budgets, spec.backbone_params), store.trials(spec.name)
+    first = [t.strategy for t in known[len(spec.trials) :]][:1]
+    # Whether there are priors is settled with the first proposal, whatever other studies find later.
+    priors = config.outer.priors and first in ([], [TRANSFER])
     return OptunaLoop(
         config,
         Proposals(config, budgets, spec.backbone_params),
-        [b for b in budgets if config.outer.priors and find(b) is not None],
+        [b for b in budgets if priors and find(b) is not None],
         len(spec.trials),
-        store.trials(spec.name),
+        known,
         queued,
         lambda trial: store.add_trial(spec.name, trial),
         find,
     )
+
+
+def _harmless_first(store: Store, study: str, queued: Sequence[Trial]) -> list[Trial]:
+    """Trials in order, but last those that two drivers did not survive: what kills a driver keeps no other waiting."""
+    ended = Counter(a.trial for a in store.attempts(study) if a.state == "interrupted")
+    return sorted(queued, key=lambda trial: ended[trial.number] > 1)
+
+
+@contextmanager
+def _held(store: Store, study: str) -> Iterator[None]:
+    """Hold the study's lease, renewed also while nothing is heard of any trial."""
+    here = store.label, study
+    if here in _DRIVEN:
+        raise LeaseError(
+            f"study {study!r} is being run by this process already", "wait until it ends"
+        )
+    store.acquire(study)
+    _DRIVEN.add(here)
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(_RENEW_SECONDS):
+            with suppress(
+                StoreError, LeaseError
+            ):  # whoever lost the lease hears of it when it writes
+                store.renew(study)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        _DRIVEN.discard(here)
+        store.release(study)
 
 
 def _drive(
@@ -200,8 +245,7 @@ def _drive(
 ) -> None:
     """Hold the study's lease while its unfinished trials run."""
     store.begin_study(spec)
-    store.acquire(spec.name)
-    try:
+    with _held(store, spec.name):
         queued, known = store.queued(spec.name), store.find_study(spec.name).trials
         proposed = 0 if config.outer is None else config.outer.trials
         to_propose = max(0, len(spec.trials) + proposed - known)
@@ -220,5 +264,3 @@ def _drive(
             config.workers.max_attempts,
             config.workers.attempt_seconds,
         ).run()
-    finally:
-        store.release(spec.name)

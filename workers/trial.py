@@ -286,11 +286,13 @@ def shared_ranking(
 def _aims(
     config: StudyConfig, budgets: Sequence[Budget], strategy: str, budget: Budget
 ) -> list[dict[str, int | float | str]]:
-    """The budgets that a ranking is made for: all of the study's, one, or (a probe, the surgeon) none."""
+    """The budgets that a ranking is made for: all of the study's, one, both, or (a probe, the surgeon) none."""
     if strategy in ("probe", "surgeon"):
         return []
     sampled = strategy == "s3pet" and config.search.budget_schedule == "sampled"
-    return [b.as_dict() for b in (budgets if sampled else (budget,))]
+    judged = config.search.checkpoint == "hard" or config.search.swaps > 0  # at the trial's budget
+    own = () if sampled and not judged else (budget,)
+    return [b.as_dict() for b in (*(budgets if sampled else ()), *own)]
 
 
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:

@@ -155,6 +155,25 @@ def test_trials_of_one_ranking_wait_only_until_it_is_made(store):
     assert store.ranking("key") == ranked
 
 
+def test_a_ranking_that_is_stored_already_holds_nobody_up(store):
+    """Who finds it says so, and the others start beside it."""
+    together = []
+
+    class Busy(Scripted):
+        def wait(self, handle):
+            together.append(len(self.open))
+            super().wait(handle)
+
+    ranked = Ranking((0.5,), "s3pet", 0)
+    found = [
+        lambda job: Ranked(job, "key", ranked),
+        step,
+        lambda job: Ended(job, Outcome("failed")),
+    ]
+    drive(store, Busy({0: [found]}, slots=3), shared=lambda trial: "one ranking")
+    assert together == [1, 2, 1], "the other two run together, though the first one failed"
+
+
 def test_progress_renews_the_attempts_deadline(store):
     deadlines = []
 

@@ -91,6 +91,23 @@ def test_a_worker_without_progress_is_silent_once():
     during(scenario, patience=0.02)
 
 
+def test_who_waits_for_what_another_makes_is_not_silent():
+    async def scenario(exchange):
+        for slot, key in (("a", (0, 1)), ("b", (1, 1))):
+            await exchange.put(key, b"job")
+            await exchange.take(slot)
+        assert await exchange.claim("a", "start") is None
+        waiting = asyncio.create_task(exchange.claim("b", "start"))
+        await asyncio.sleep(0.05)
+        assert await exchange.news(0.01) == [("silent", "a")]
+        await exchange.share("a", "start", b"made")
+        assert await waiting == b"made"
+        await asyncio.sleep(0.05)
+        assert await exchange.news(0.01) == [("silent", "b")]
+
+    during(scenario, patience=0.02)
+
+
 def test_what_is_shared_is_made_once_or_by_the_next_one():
     async def scenario(exchange):
         assert await exchange.claim("a", "start") is None

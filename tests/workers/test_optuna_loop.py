@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from statistics import fmean
 
@@ -9,7 +10,7 @@ import pytest
 
 from sparsearch.config import StudyConfig
 from sparsearch.results.store import Store
-from sparsearch.results.values import Outcome, Trial
+from sparsearch.results.values import FINISHED, Outcome, Trial
 from sparsearch.spaces.budget import Budget
 from sparsearch.workers.listener import Listener
 from sparsearch.workers.simulate import simulate
@@ -189,6 +190,21 @@ def test_failures_are_outcomes_and_many_workers_lose_nothing(store):
     assert {a.state for a in attempts} == {"ok", "failed", "cancelled", "oom", "lost"}
     assert len(attempts) == sum(t.attempts for t in trials) > len(trials) + 10
     assert max(t.attempts for t in trials) <= config.workers.max_attempts
+
+
+def test_thousands_of_trials_end_once_each_whatever_comes_late(store):
+    config = study(sampler="random", trials=2000, seeds=(0, 1, 2))
+    failures = Failures(oom=0.02, nan=0.02, killed=0.05, late=0.05, slow=0.1)
+    runner = SimulatedRunner(SyntheticFront(), [1.0, 0.5, 2.0] * 20, failures)
+    record = simulate(config, store, runner)
+    assert record.finished == record.trials == 3 * 6 + 2000
+    attempts = Counter(a.state for a in store.attempts("front"))
+    assert attempts["late"] > 60 and attempts["lost"] > 150
+    last = {*FINISHED} - {"oom"}  # which is tried again
+    ended = Counter(a.trial for a in store.attempts("front") if a.state in last)
+    assert set(ended.values()) == {1}, "a late result is no second outcome"
+    states = Counter(t.state for t in store.trials("front"))
+    assert states["ok"] > 0.95 * record.trials and attempts["ok"] == states["ok"]
 
 
 def test_workers_are_kept_busy(store):

@@ -6,6 +6,7 @@ import pytest
 
 from sparsearch.errors import ConfigError
 from sparsearch.results.store import Store
+from sparsearch.workers.listener import Listener
 from sparsearch.workers.study import run
 
 RANGE = {"max_trainable_params": {"from": 200, "to": 600, "points": 2}}
@@ -82,6 +83,20 @@ def test_the_first_proposals_transfer_what_another_task_found(front, study, db):
     assert [t.strategy for t in proposed] == ["transfer", "transfer", "s3pet"]
     assert [t.budget["max_trainable_params"] for t in proposed[:2]] == [200, 600]
     assert {t.state for t in proposed} == {"ok"}
+
+
+def test_priors_found_later_change_no_study_that_has_begun(front, study, db):
+    class Once(Listener):
+        def finished(self, trial, outcome):
+            if trial.number == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(front, db, listener=Once())
+    first = {**study["task"], "name": "first", "max_train_rows": 48}
+    run(study | {"name": "first", "task": first, "baselines": []}, db)
+    run(front, db)
+    assert "transfer" not in {t.strategy for t in trials(db)}
 
 
 def test_what_is_wrong_with_an_outer_loop_is_said_together(front, db):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparsearch.config import StudyConfig
+from sparsearch.results.values import Outcome
 from sparsearch.spaces.budget import resolve_all
 from sparsearch.workers.proposals import Proposals
 
@@ -61,5 +62,12 @@ def test_what_lies_outside_is_no_point():
 
 def test_a_stricter_limit_costs_less():
     space = proposals(max_trainable_params=[100, 1000], min_weight_sparsity=["50%", "90%"])
-    strict = space.costs(space.place({"max_trainable_params": 100, "min_weight_sparsity": 0.9}))
-    assert strict == pytest.approx([0, 0])
+    point = space.place({"max_trainable_params": 100, "min_weight_sparsity": 0.9})
+    assert space.costs(point, Outcome("failed")) == pytest.approx([0, 0])
+
+
+def test_what_a_structure_leaves_unused_costs_nothing():
+    space = proposals(max_trainable_params=[100, 10_000])
+    loosest = space.place({"max_trainable_params": 10_000})
+    assert space.costs(loosest, Outcome("ok", trainable_params=1000)) == pytest.approx([0.5])
+    assert space.costs(loosest, Outcome("cancelled")) == pytest.approx([1.0])

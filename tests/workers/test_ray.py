@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,12 +15,13 @@ import yaml
 
 from sparsearch._console import stdout_is_for_results
 from sparsearch.config import StudyConfig
-from sparsearch.errors import BackboneError, ConfigError, LeaseError, Stopped
+from sparsearch.errors import BackboneError, ConfigError, LeaseError, Stopped, WorkersError
 from sparsearch.results import Owner, Store
 from sparsearch.results.values import Trial
 from sparsearch.spaces.budget import Budget
 from sparsearch.workers.listener import Listener
 from sparsearch.workers.places import quieten_ray
+from sparsearch.workers.ray_worker import seal
 from sparsearch.workers.runners import Ended, Job, Progressed, Started
 from sparsearch.workers.study import run
 
@@ -147,6 +149,67 @@ def test_jobs_are_cancelled_and_errors_of_loading_come_back(study, tmp_path):
         RayRunner(broken, lambda key: None, None),
     ):
         pass
+
+
+class Exchange:
+    """Takes the driver's messages and forgets them."""
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=lambda *args: None)
+
+
+@pytest.fixture
+def hearing(study, monkeypatch):
+    """A runner that was told of a ready worker, and what it hears."""
+    from sparsearch.workers import ray_runner
+
+    monkeypatch.setattr(ray_runner.ray, "kill", lambda handle: None)
+    runner = ray_runner.RayRunner(
+        StudyConfig.model_validate(study | {"workers": RAY}), lambda key: None, None
+    )
+    runner.exchange = Exchange()
+
+    def hear(*news):
+        runner._hear(news, lambda event: None)
+
+    hear("ready", "a", object())
+    return runner, hear
+
+
+def test_silent_workers_are_no_false_starts(hearing):
+    runner, hear = hearing
+    for _ in range(6):
+        hear("silent", "a")
+        hear("died", "a", "no progress")  # as the exchange says it
+        hear("died", "a", "its worker process died")  # as Tune does
+        hear("ready", "a", object())
+    assert runner.ready() == 1
+
+
+def test_one_workers_trouble_ends_no_study_that_another_one_runs(hearing):
+    runner, hear = hearing
+    for _ in range(9):
+        hear("broken", "b", seal(RuntimeError("CUDA out of memory")))
+        hear("died", "b", "its worker process died")
+    hear("died", "a", "its worker process died")
+    with pytest.raises(WorkersError, match="before they could take a job; .* CUDA out of memory"):
+        hear("died", "b", "its worker process died")
+
+
+def test_only_what_a_dead_driver_left_is_removed(tmp_path, monkeypatch):
+    from sparsearch.workers import ray_runner
+
+    monkeypatch.setattr(ray_runner.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(ray_runner, "_root", lambda: tmp_path)
+    (tmp_path / "sparsearch-ray-results").mkdir()
+    left = tmp_path / "sparsearch-ray-left"
+    left.mkdir()
+    (left / "driver.lock").touch()
+    with ray_runner._temporary_folder() as live:
+        assert not left.exists()
+        with ray_runner._temporary_folder():
+            assert live.exists(), "its driver lives"
+    assert [p.name for p in tmp_path.iterdir()] == ["sparsearch-ray-results"]
 
 
 DRIVER = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.checkpoint import load_checkpoint, read_checkpoint
 from sparsearch.spaces.merge import count_zeros
 from sparsearch.spaces.weights_file import weights_of
+from sparsearch.workers.listener import Listener
 from sparsearch.workers.retrain import train_structure
 from sparsearch.workers.study import plan, run
 from sparsearch.workers.workbench import open_workbench
@@ -263,6 +266,58 @@ def test_changed_data_is_another_study_and_another_ranking(study, db, tmp_path):
     )
     with pytest.raises(StoreError, match="data_sha256.train"):
         run(study | {"task": task, "baselines": []}, db)
+
+
+def test_a_second_driver_in_the_same_process_is_refused_too(study, db):
+    refused = []
+
+    class Second(Listener):
+        def finished(self, trial, outcome):
+            with pytest.raises(LeaseError, match="by this process already") as caught:
+                run(study, db, ["baselines=[]"])
+            refused.append(caught)
+
+    assert run(study, db, ["baselines=[]"], listener=Second()).finished == len(refused) > 0
+    run(study, db, ["baselines=[]"])
+
+
+def test_the_lease_is_renewed_while_nothing_is_heard(study, db, monkeypatch):
+    monkeypatch.setattr("sparsearch.workers.study._RENEW_SECONDS", 0.01)
+    renewed, during = [], set()
+    renew = Store.renew
+    monkeypatch.setattr(
+        Store,
+        "renew",
+        lambda *a, **k: (renewed.append(threading.current_thread()), renew(*a, **k)),
+    )
+
+    class Watch(Listener):
+        def started(self, trial):
+            before = len(renewed)
+            time.sleep(0.3)
+            during.add(len(renewed) > before)
+
+    run(study, db, ["baselines=[]"], listener=Watch())
+    assert during == {True} and threading.main_thread() not in renewed
+
+
+def test_a_trial_that_kills_its_drivers_comes_last(study, db):
+    class Started(Listener):
+        def __init__(self):
+            self.order = []
+
+        def started(self, trial):
+            self.order.append(trial.number)
+            if len(self.order) == stop_after:
+                raise KeyboardInterrupt
+
+    stop_after = 1
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(study, db, listener=Started())
+    stop_after, listener = 0, Started()
+    count = run(study, db, listener=listener).trials
+    assert listener.order == [*range(1, count), 0]
 
 
 def test_a_lost_lease_stops_the_driver_and_fails_no_trial(study, db, monkeypatch):
