@@ -155,7 +155,7 @@ class BilevelSearch:
             drawn = float(torch.rand((), generator=self.budgets))
             self.budget = self.smallest * (self.largest / self.smallest) ** drawn
         elif config.budget_schedule == "annealed":
-            whole = float(self.gates.cost[self.gates.attached].sum())
+            whole = max(self.smallest, float(self.gates.cost[self.gates.attached].sum()))
             self.budget = whole * (self.smallest / whole) ** min(1.0, 2 * share)
         self.gates.to_save = self._removed(*self.to_save, share)
         self.gates.to_prune = self._removed(*self.to_prune, share)
@@ -206,17 +206,21 @@ class BilevelSearch:
         )
 
     def _score(self) -> float:
-        """Validation score with every candidate at its probability, or cut to a hard structure."""
-        supernet, task = self.supernet, self.task
+        """Validation score with every candidate at its probability, or cut to a hard structure.
+
+        Always under the limits that the search ends at, whatever those of the step.
+        """
+        supernet, task, gates = self.supernet, self.task, self.gates
         if self.config.checkpoint == "hard":
             assert self.hard is not None, "checkpoint hard needs to know the cut"
-            z = self.hard(self.gates.alpha.detach().cpu()).to(self.device)
-            running = supernet.hard(z)
+            z = self.hard(gates.alpha.detach().cpu()).to(self.device)
         else:
+            before = gates.to_save, gates.to_prune
+            gates.to_save, gates.to_prune = self.to_save[1], self.to_prune[1]
             with torch.no_grad():
-                z = self.gates.probabilities(self.smallest).float()
-            running = supernet.attachment.gated(z)
-        with running:
+                z = gates.probabilities(self.smallest).float()
+            gates.to_save, gates.to_prune = before
+        with supernet.alone(z):
             score = evaluate(supernet.model, task, task.validation, supernet.precision)
         supernet.model.train(self.dropout)
         return score

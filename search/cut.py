@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -34,7 +36,8 @@ class Limits:
         self.flops: int | None = None
         if budget.max_inference_flops is not None:
             dense = dense_flops_per_token(space.positions, tokens)
-            self.flops = int((budget.max_inference_flops - 1.0) * dense)
+            share = Fraction(str(budget.max_inference_flops))  # as the user wrote it
+            self.flops = math.floor((share - 1) * dense)
 
     def fits(self, candidates: Sequence[Candidate]) -> bool:
         """Whether the candidates together stay within every cap."""
@@ -101,36 +104,58 @@ def kept(
     assert len(scores) == len(space.candidates), "the ranking belongs to another space"
     limits = Limits(space, budget, tokens)
     removed = _removed(space, scores, limits, rule, budget)
-    candidates = list(space.candidates)
-    cuts = together(space, [candidates[i] for i in removed])
+    cuts = together(space, [space.candidates[i] for i in removed])
     if limits.bytes is not None and sum(c.bytes for c in cuts) > limits.bytes:
         raise _stand_ins_too_large(budget, cuts)
     bands, masks = bands_to_prune(space, scores, budget, rule, cuts)
     if not limits.fits([*cuts, *masks]):
         raise _scores_too_large(budget, masks)
-    if removed:
-        narrowed = narrow(space.positions, cuts)
-        candidates = [recount(c, space.kinds[c.kind], narrowed) for c in candidates]
-    offered = [i for i, c in enumerate(candidates) if not c.removes]
-    if not offered and not removed and not bands:
+    attaches = any(not c.removes for c in space.candidates)
+    if not attaches and not removed and not bands:
         raise InfeasibleError(
             f"budget {budget.text}: this space only removes, and nothing has to go",
             "set max_inference_flops below 100%, or add kinds that attach something",
         )
+    found = _attached(space, scores, limits, rule, [*cuts, *masks])
+    if attaches and not found and not bands:
+        raise infeasible(space, budget, tokens, cuts)
+    return sorted(removed + bands + found)
+
+
+def _attached(
+    space: Space, scores: Sequence[float], limits: Limits, rule: str, given: Sequence[Candidate]
+) -> list[int]:
+    """What is attached beside what is cut and masked, in the order of the ranking."""
+    candidates = list(space.candidates)
+    if any(c.which for c in given):
+        narrowed = narrow(space.positions, given, trained=True)
+        candidates = [recount(c, space.kinds[c.kind], narrowed) for c in candidates]
+    offered = [i for i, c in enumerate(candidates) if not c.removes]
     if not offered:
-        return sorted(removed + bands)
+        return []
     low = min(scores[i] for i in offered)
     value = [scores[i] - low for i in offered]
     if rule == "knapsack" and limits.params is not None:
-        room = limits.params - sum(c.params for c in masks)
+        room = limits.params - sum(c.params for c in given)
         value = _knapsack(value, [candidates[i].params for i in offered], room)
     elif rule == "density":
         value = [v / max(1, candidates[i].params) for v, i in zip(value, offered, strict=True)]
     order = [offered[k] for k in sorted(range(len(value)), key=lambda k: -value[k])]
-    found = [order[k] for k in limits.fill([candidates[i] for i in order], [*cuts, *masks])]
-    if not found and not bands:
-        raise infeasible(space, budget)
-    return sorted(removed + bands + found)
+    return [order[k] for k in limits.fill([candidates[i] for i in order], given)]
+
+
+def _flops_added(
+    space: Space, scores: Sequence[float], budget: Budget, rule: str, tokens: int
+) -> int:
+    """FLOPs per token of what a ranking attaches where they have no limit; 0 for what can be merged."""
+    if not any(c.inference_flops(tokens) > 0 for c in space.candidates):
+        return 0
+    found = _attached(space, scores, _without_flops(space, budget, tokens), rule, ())
+    return sum(space.candidates[i].inference_flops(tokens) for i in found)
+
+
+def _without_flops(space: Space, budget: Budget, tokens: int) -> Limits:
+    return Limits(space, replace(budget, max_inference_flops=None), tokens)
 
 
 def _removed(
@@ -139,7 +164,8 @@ def _removed(
     """What is cut to meet a limit on FLOPs: the highest scores, never the last head or 64 neurons of a layer.
 
     With ``density``, those whose loss (the highest score minus theirs) is smallest per FLOP saved.
-    What turns out not to be needed stays.
+    Cuts also make room for what is attached and cannot be merged, as far as they can. What turns out
+    not to be needed stays.
     """
     if limits.flops is None or limits.flops >= 0:
         return []
@@ -148,8 +174,9 @@ def _removed(
     price = {i: (high - scores[i]) / (-f if rule == "density" else 1) for i, f in flops.items()}
     left: dict[str, int] = {}
     found, total = [], 0
+    target = limits.flops - _flops_added(space, scores, budget, rule, limits.tokens)
     for i in sorted(flops, key=lambda i: price[i]):
-        if total <= limits.flops:
+        if total <= target:
             break
         c = space.candidates[i]
         kind, position = space.kinds[c.kind], space.position(c.position)
@@ -162,7 +189,7 @@ def _removed(
     if total > limits.flops:
         raise _not_that_few(space, budget, limits.tokens, total)
     for i in reversed(found[:-1]):
-        if total - flops[i] <= limits.flops:
+        if total - flops[i] <= target:
             found.remove(i)
             total -= flops[i]
     return sorted(found)
@@ -191,8 +218,15 @@ def _knapsack(value: Sequence[float], cost: Sequence[int], capacity: int) -> lis
     return [v + above if i in chosen else v for i, v in enumerate(value)]
 
 
-def infeasible(space: Space, budget: Budget) -> InfeasibleError:
-    """The error of a budget that no candidate of the space fits."""
+def infeasible(
+    space: Space, budget: Budget, tokens: int = 128, cuts: Sequence[Candidate] = ()
+) -> InfeasibleError:
+    """The error of a budget under which nothing can be attached beside what is cut."""
+    free = _without_flops(space, budget, tokens)
+    fitting = [c for c in space.candidates if not c.removes and free.fits([*cuts, c])]
+    limits = Limits(space, budget, tokens)
+    if fitting and not any(limits.fits([*cuts, c]) for c in fitting):
+        return _no_flops_left(space, budget, tokens, cuts, fitting)
     least = smallest(space)
     have = f" = {budget.max_trainable_params:,} parameters" if budget.max_trainable_params else ""
     share = 100 * least.params / space.backbone_params
@@ -201,6 +235,26 @@ def infeasible(space: Space, budget: Budget) -> InfeasibleError:
         f"{least.position} with {least.params:,} parameters ({share:.4g}% of the backbone, {least.bytes:,} bytes)",
         f"allow at least {least.params} parameters, or add smaller kinds to the space",
         least_params=least.params,
+    )
+
+
+def _no_flops_left(
+    space: Space,
+    budget: Budget,
+    tokens: int,
+    cuts: Sequence[Candidate],
+    fitting: Sequence[Candidate],
+) -> InfeasibleError:
+    """The error of a limit on FLOPs under which nothing can be attached that the other limits allow."""
+    dense = dense_flops_per_token(space.positions, tokens)
+    left = dense + sum(c.inference_flops(tokens) for c in cuts)
+    least = min(fitting, key=lambda c: c.inference_flops(tokens))
+    needed = (left + least.inference_flops(tokens)) / dense
+    return InfeasibleError(
+        f"budget {budget.text}: {left / dense:.4%} of the FLOPs are left after all cuts, and the least that can be "
+        f"attached, {least.kind} at {least.position}, makes them {needed:.4%}",
+        "allow more FLOPs, or add kinds that merge into the backbone (lora, bitfit) to the space",
+        least_flops=needed,
     )
 
 

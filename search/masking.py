@@ -22,6 +22,7 @@ from sparsearch.spaces.space import (
     narrow,
     overlaps,
     recount,
+    together,
 )
 
 __all__ = [
@@ -99,7 +100,8 @@ def bands_to_prune(
             counts[name] -= 1
             total = less
     chosen = [i for name, count in counts.items() for i in space.bands[name][:count]]
-    return chosen, [mask(name, count) for name, count in counts.items() if count]
+    masks = together(space, [space.candidates[i] for i in chosen])
+    return chosen, [recount(c, space.kinds[c.kind], narrowed) for c in masks]
 
 
 def _not_that_sparse(space: Space, budget: Budget, total: int) -> InfeasibleError:
@@ -138,7 +140,10 @@ def without_scores(space: Space) -> Space:
         else kind
         for name, kind in space.kinds.items()
     }
-    recounted = (recount(c, kinds[c.kind], space.positions) for c in space.candidates)
+    recounted = (
+        make_candidate(kinds[c.kind], space.position(c.position), c.size, c.which)
+        for c in space.candidates
+    )
     return replace(space, candidates=tuple(recounted), kinds=kinds)
 
 

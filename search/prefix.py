@@ -61,13 +61,17 @@ class Upper(nn.Module):
 
 
 def first_layer(model: nn.Module) -> int:
-    """The lowest layer in which something trains; the last one where only the head does. 0: all may."""
+    """The lowest layer in which something changes in training; the last one where only the head does. 0: all may."""
     found, attachment = layers_of(model), attachment_of(model)
     if found is None or attachment is None:
         return 0
     lowest = len(found[2]) - 1
     for slot in attachment.slots:
         position = slot.position
+        # A head that is cut is as frozen as the rest; masks change even where nothing of them is learnt.
+        changes = slot.kind.stage(position) == "mask"
+        if not changes and not any(p.requires_grad for p in slot.unit.parameters()):
+            continue
         if position.layer is not None:
             lowest = min(lowest, position.layer)
         elif position.name.startswith("embeddings"):
@@ -88,8 +92,7 @@ def store_inputs(model: nn.Module, layer: int, split: Split, precision: str) -> 
 
     device = next(model.parameters()).device
     starts = torch.zeros(len(split), dtype=torch.long)
-    pieces: list[Tensor] = []
-    total = 0
+    stored, total = torch.empty(0), 0
     handle = found[2][layer].register_forward_pre_hook(catch, with_kwargs=True)
     try:
         for batch in batches(split, _BATCH, device):
@@ -99,12 +102,15 @@ def store_inputs(model: nn.Module, layer: int, split: Split, precision: str) -> 
                 hidden = caught.pop()
             lengths = split.lengths[batch["rows"]]
             inside = torch.arange(hidden.shape[1])[None, :] < lengths[:, None]
-            pieces.append(hidden[inside.to(device)])
+            if total == 0:
+                stored = hidden.new_empty(int(split.lengths.sum()), hidden.shape[2])
             starts[batch["rows"]] = total + lengths.cumsum(0) - lengths
-            total += int(lengths.sum())
+            end = total + int(lengths.sum())
+            stored[total:end] = hidden[inside.to(device)]
+            total = end
     finally:
         handle.remove()
-    return replace(split, stored=StoredInputs(torch.cat(pieces), starts))
+    return replace(split, stored=StoredInputs(stored, starts))
 
 
 def enter_above(

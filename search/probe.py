@@ -28,7 +28,9 @@ def probe(
     ``step``: the same times the kind's learning rate. ``l2``: sum g^2, what a gradient step would
     gain (GoRA, PAGE). ``fisher``: mean over rows of g^2 (FISH mask; its diagonal). ``weight``:
     sum |g w| after a few training steps, since w = 0 says nothing at the identity (SNIP, Taylor).
-    What may be cut is scored by minus the mean |dL/dz| of its gate, whatever the score (Michel et al. 2019).
+    What may be cut or masked is scored by minus |dL/dz| of its gate: of the loss of a batch of 32 rows, mean over the
+    batches. Michel et al. (2019) take single rows, as ``fisher`` does here; within a batch rows of opposite signs
+    cancel out. ``weight`` takes it after its training steps, the others at the identity.
 
     Args:
         supernet: With a warm head and untrained units; ``weight`` trains the units.

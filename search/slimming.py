@@ -8,7 +8,8 @@ under an l1 penalty. The reference's coefficients share the weights' rate, at wh
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from sparsearch.search.tasks import Task, batches
 from sparsearch.search.train import FiniteWatch, Observer, linear_schedule, silent
 from sparsearch.spaces.space import Space
 
-__all__ = ["learn_coefficients", "shares"]
+__all__ = ["learn_coefficients", "shares", "steps_to_draw"]
 
 
 def learn_coefficients(
@@ -34,13 +35,13 @@ def learn_coefficients(
     seed: int,
     observe: Observer = silent,
 ) -> tuple[tuple[float, ...], int]:
-    """Train a copy of the model with a coefficient for everything that can be cut, for at most ``search.steps`` steps.
+    """Train a copy of the model with a coefficient for everything that can be cut, until the ticket is drawn.
 
     Args:
         model: With a head; as it was when this returns.
         space: Of heads and neurons only.
         task: Its training split is used.
-        search: Steps, penalty, allocation, early stop.
+        search: When the ticket is drawn at the latest, penalty, allocation, early stop.
         train: Rates, batch size, precision.
         settled: Told the scores now and then; whether the ticket is the same as before.
         seed: Of the batches.
@@ -69,15 +70,14 @@ def learn_coefficients(
         weight_decay=0.0,
         fused=True,
     )
+    steps = steps_to_draw(search, train, task)
     per_epoch = -(-len(task.train) // train.batch_size)
-    schedule = linear_schedule(
-        optimizer, max(search.steps, train.epochs * per_epoch), train.warmup
-    )
+    schedule = linear_schedule(optimizer, max(steps, train.epochs * per_epoch), train.warmup)
     generator = torch.Generator().manual_seed(derive(seed, "slimming"))
     watch = FiniteWatch("search", "lower train.full_lr or search.coefficient_lr")
     whole.train(train.dropout)
     step = 0
-    while step < search.steps:
+    while step < steps:
         for batch in batches(task.train, train.batch_size, device, generator):
             loss = supernet.loss(batch, 1 - c) + search.l1 * c.abs().sum()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -87,25 +87,35 @@ def learn_coefficients(
             optimizer.zero_grad()
             step += 1
             watch.see(step, loss)
-            observe("search", step, search.steps)
+            observe("search", step, steps)
             look = search.early_stop and step % search.stop_every == 0
-            if step == search.steps or (look and settled(shares(space, c, search.allocation))):
+            if step == steps or (look and settled(shares(space, c, search.allocation))):
                 watch.look(step)
                 return shares(space, c, search.allocation), step
     return shares(space, c, search.allocation), step
 
 
-def shares(space: Space, coefficients: Tensor, allocation: str) -> tuple[float, ...]:
+def steps_to_draw(search: SearchConfig, train: TrainConfig, task: Task) -> int:
+    """Steps until the ticket is drawn: ``search.steps``, or the share ``search.draw`` of an epoch, rounded up."""
+    if search.draw is None:
+        return search.steps
+    return math.ceil(search.draw * math.ceil(len(task.train) / train.batch_size))
+
+
+def shares(
+    space: Space, coefficients: Tensor, allocation: str | Mapping[str, str]
+) -> tuple[float, ...]:
     """Scores from coefficients: the share of equals that is not smaller; ties go to the earlier one.
 
     Cutting by it takes the same share of the heads as of the neurons, ``global`` over the layers or
-    ``layerwise``, the same in each.
+    ``layerwise``, the same in each. A mapping says which for each kind; one that it leaves out is ``global``.
     """
     values = coefficients.detach().cpu()
     scores = torch.zeros(len(values), dtype=torch.float64)
     groups: dict[object, list[int]] = {}
     for i, c in enumerate(space.candidates):
-        groups.setdefault(c.kind if allocation == "global" else c.position, []).append(i)
+        how = allocation if isinstance(allocation, str) else allocation.get(c.kind, "global")
+        groups.setdefault(c.kind if how == "global" else c.position, []).append(i)
     for group in groups.values():
         order = torch.argsort(values[group], stable=True)
         places = torch.empty(len(group), dtype=torch.float64)

@@ -36,7 +36,7 @@ class CutWatch:
 
     Args:
         space: What is cut.
-        budgets: Targets; those that nothing fits are left out by the caller.
+        budgets: Targets; one that nothing fits is an InfeasibleError at the first look.
         rule: Of the cut.
         threshold: Largest normalised distance, as ``furthest`` measures it, at which the remembered
             cuts count as equal.

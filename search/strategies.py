@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from sparsearch.search.gates import Gates
 from sparsearch.search.masking import even, mask_prices, weights_to_remove
 from sparsearch.search.probe import probe
 from sparsearch.search.seeds import derive, seed_everything
-from sparsearch.search.slimming import learn_coefficients, shares
+from sparsearch.search.slimming import learn_coefficients, shares, steps_to_draw
 from sparsearch.search.stopping import CutWatch
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.surgeon import cut_prices, prune_prices
@@ -32,7 +32,7 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import Kind, make_kind
 from sparsearch.spaces.positions import Position, matching
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.space import BYTES_PER_PARAM, Candidate, Space, make_candidate, overlaps
+from sparsearch.spaces.space import Candidate, Space, make_candidate, overlaps, together
 
 __all__ = ["RANKERS", "REFERENCES", "TRANSFER", "UNIFORM", "Problem", "rank", "uniform"]
 
@@ -145,8 +145,13 @@ def start_alpha(space: Space, scores: Tensor, tokens: int) -> Tensor:
 
 
 def log_density(scores: Tensor, cost: Tensor) -> Tensor:
-    """Logarithm of score per parameter, mean 0 and standard deviation 1: a probe as a start of alpha."""
+    """Logarithm of score per parameter, mean 0 and standard deviation 1: a probe as a start of alpha.
+
+    Zeros where nothing tells candidates apart: all scores are zero, or there is one alone.
+    """
     density = scores.double() / cost
+    if len(density) < 2 or not density.max() > 0:
+        return torch.zeros(len(density))
     logs = torch.log(density.clamp_min(density.max() * 1e-6))
     return ((logs - logs.mean()) / logs.std().clamp_min(1e-6)).float()
 
@@ -192,12 +197,17 @@ def rank_probe(problem: Problem, budget: Budget, seed: int, observe: Observer) -
 
 
 def _parameters(space: Space, budget: Budget) -> float:
-    """The budget as a number of parameters, the one that gates are held to."""
+    """The budget as a number of parameters, the one that gates are held to.
+
+    Bytes, of which some are frozen, as the parameters that have the same share of the space.
+    """
     caps = [float(space.trainable_params)]
     if budget.max_trainable_params is not None:
         caps.append(float(budget.max_trainable_params))
     if budget.max_bytes is not None:
-        caps.append(budget.max_bytes / BYTES_PER_PARAM)
+        attached = together(space, [c for c in space.candidates if not c.which])
+        whole = max(1, sum(c.bytes for c in attached))
+        caps.append(budget.max_bytes * space.trainable_params / whole)
     return max(1.0, min(caps))
 
 
@@ -259,27 +269,31 @@ def rank_surgeon(problem: Problem, budget: Budget, seed: int, observe: Observer)
 def rank_update_magnitude(
     problem: Problem, budget: Budget, seed: int, observe: Observer
 ) -> Ranking:
-    """DSEE's: all that attaches is trained for ``search.steps`` steps, in whole epochs, then what moved least is cut.
+    """DSEE's: all that attaches is trained, in whole epochs, until the ticket is drawn: what moved least is cut.
 
-    The share of heads is that of neurons, over all layers or (``allocation``) in each. What is attached comes evenly.
+    The share of heads is that of neurons, over all layers or (``allocation``) in each. What is attached or masked
+    comes evenly; nothing is masked while the rest trains.
     """
     started, space, task = time.monotonic(), problem.space, problem.task
-    supernet = open_supernet(problem, seed, warm=False)
+    unmasked = replace(space, candidates=tuple(c for c in space.candidates if not c.masks))
+    supernet = open_supernet(replace(problem, space=unmasked), seed, warm=False)
     try:
+        steps = steps_to_draw(problem.search, problem.train, task)
         batches = -(-len(task.train) // problem.train.batch_size)
-        epochs = max(1, -(-problem.search.steps // batches))
+        epochs = max(1, -(-steps // batches))
         config = problem.train.model_copy(update={"epochs": epochs})
         groups = learning_rates(problem.model, config.lr, config.kind_lr)
         train(
             problem.model, task, config, groups, derive(seed, "update magnitude"),
             lambda phase, done, total, score=None: observe("search", done, total),
         )  # fmt: skip
-        magnitudes = update_magnitudes(problem.model, space)
+        magnitudes = update_magnitudes(problem.model, unmasked)
     finally:
         supernet.close()
-    places = shares(space, magnitudes, problem.search.allocation)
-    cuts = set(space.removals)
-    scores = [places[i] if i in cuts else s for i, s in enumerate(even(space))]
+    places = shares(unmasked, magnitudes, problem.search.allocation)
+    scores = list(even(space))
+    for i, j in zip(space.removals, unmasked.removals, strict=True):
+        scores[i] = places[j]
     seconds = time.monotonic() - started
     return Ranking(tuple(scores), "update-magnitude", seed, epochs * batches, seconds)
 
@@ -325,17 +339,22 @@ def uniform(
 
     Raises:
         InfeasibleError: If no position fits, naming the smallest unit of the pattern; or if the budget asks for
-            sparsity, of which these patterns have none.
+            sparsity or cuts, of which these patterns have none.
     """
     if weights_to_remove(space, budget):
         raise InfeasibleError(
             f"budget {budget.text}: {strategy} sets no weights to zero",
             "compare with `even` and `magnitude`",
         )
+    limits = Limits(space, budget, tokens)
+    if limits.flops is not None and limits.flops < 0:
+        raise InfeasibleError(
+            f"budget {budget.text}: {strategy} cuts nothing, so that all FLOPs of the backbone stay",
+            "compare with `even` and `random`",
+        )
     name, patterns = UNIFORM[strategy]
     kind = space.kinds.get(name) or make_kind(name, {})
     positions = [p for p in matching(space.positions, patterns) if kind.accepts(p)]
-    limits = Limits(space, budget, tokens)
     largest: tuple[Candidate, ...] = ()
     for level in _levels(kind, positions):
         if not limits.fits(level):
@@ -344,7 +363,7 @@ def uniform(
     if not largest:
         units = tuple(make_candidate(kind, p, 1) for p in positions)
         raise infeasible(
-            Space(units, {name: kind}, space.positions, space.backbone_params), budget
+            Space(units, {name: kind}, space.positions, space.backbone_params), budget, tokens
         )
     return largest, kind
 

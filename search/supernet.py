@@ -47,8 +47,8 @@ class Supernet:
         return loss_of(logits, batch["labels"], self.task_type)
 
     @contextmanager
-    def hard(self, z: Tensor) -> Iterator[None]:
-        """Run the structure whose gates are 1, and nothing else, inside the context."""
+    def alone(self, z: Tensor) -> Iterator[None]:
+        """Run what has a gate above 0, and nothing else, inside the context, whatever is idle outside of it."""
         attachment = self.attachment
         before = [slot.idle for slot in attachment.slots]
         attachment.skip((z == 0).tolist())

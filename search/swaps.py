@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 from torch import Tensor
 
+from sparsearch.errors import InfeasibleError
 from sparsearch.search.cut import kept
 from sparsearch.search.evaluate import loss_of, predict
 from sparsearch.search.supernet import Supernet
@@ -35,7 +38,8 @@ def swap(
 ) -> Tensor:
     """Exchange the scores of the weakest kept and the strongest left candidates while that lowers the loss.
 
-    A candidate that was tried is not tried again, whatever came of it.
+    The two compete under one limit: both are attached, cut, or masked; these groups take turns. A candidate that
+    was tried is not tried again, whatever came of it.
 
     Args:
         supernet: With its module weights as the search left them.
@@ -44,7 +48,7 @@ def swap(
         alpha: (candidates,) scores on the CPU.
         budget: At which the structure is cut.
         rule: Of the cut.
-        attempts: Exchanges tried; each costs one pass over the validation split.
+        attempts: Exchanges tried that change the cut; each costs one pass over the validation split.
 
     Returns:
         Scores whose cut has no higher validation loss than that of ``alpha``.
@@ -52,26 +56,43 @@ def swap(
     scores = alpha.clone()
     z = hard_gates(space, scores, budget, rule, task.max_length)
     best, tried = _loss(supernet, task, z), set[int]()
-    for _ in range(attempts):
-        order = [i for i in torch.argsort(scores).tolist() if i not in tried]
+    groups = deque(_rivals(space))
+    while attempts and groups:
+        group = groups.popleft()
+        order = [i for i in torch.argsort(scores).tolist() if i in group and i not in tried]
         inside = [i for i in order if z[i] > 0]
         outside = [i for i in reversed(order) if z[i] == 0]
         if not inside or not outside:
-            break
+            continue
+        groups.append(group)
         weakest, strongest = inside[0], outside[0]
+        tried.add(strongest)
         changed = scores.clone()
         changed[[weakest, strongest]] = scores[[strongest, weakest]]
-        proposal = hard_gates(space, changed, budget, rule, task.max_length)
+        try:
+            proposal = hard_gates(space, changed, budget, rule, task.max_length)
+        except InfeasibleError:  # scores or stand-ins of these exceed the budget
+            continue
+        if torch.equal(proposal, z):
+            continue
+        attempts -= 1
         loss = _loss(supernet, task, proposal)
         if loss < best:
             scores, z, best = changed, proposal, loss
             tried.add(weakest)
-        tried.add(strongest)
     return scores
+
+
+def _rivals(space: Space) -> list[set[int]]:
+    """Candidates that compete under one limit: those that are attached, cut, masked."""
+    groups: dict[tuple[bool, bool], set[int]] = {}
+    for i, c in enumerate(space.candidates):
+        groups.setdefault((bool(c.which), c.masks), set()).add(i)
+    return list(groups.values())
 
 
 def _loss(supernet: Supernet, task: Task, z: Tensor) -> float:
     device = next(supernet.model.parameters()).device
-    with supernet.hard(z.to(device)):
+    with supernet.alone(z.to(device)):
         logits = predict(supernet.model, task.validation, supernet.precision)
     return float(loss_of(logits, task.validation.labels, task.type))

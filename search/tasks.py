@@ -219,7 +219,8 @@ def load_task(
         most_tokens: Longest input that the backbone takes, None without limit.
 
     Raises:
-        DataError: If a split is empty, a column is missing, or a label is outside the classes.
+        DataError: If a split is empty, a column is missing, a label is outside the classes, or the training split
+            is too small to be halved or has rows of one class only.
     """
     rows = load_rows(config.data, folder)
     for split, data in rows.items():
@@ -239,11 +240,29 @@ def load_task(
     # A tokenizer without a limit of its own says a huge number.
     limit = min(config.max_length, tokenizer.model_max_length, most_tokens or config.max_length)
     splits = {s: _tokenise(config, s, d, tokenizer, limit, classes) for s, d in rows.items()}
+    _check_enough(config, splits["train"])
     names = getattr(rows["train"].features[config.label], "names", None)
     if config.labels is None and names is not None:
         classes = tuple(names)
     return Task(
         config.title, config.type, config.metric, tuple(map(str, classes)), limit, **splits
+    )
+
+
+def _check_enough(config: TaskConfig, train: Split) -> None:
+    """What is left to train on: a search halves it, and one class teaches nothing."""
+    if len(train) < 2:
+        problem = "one row, which a search cannot halve"
+    elif config.type == "classification" and len(set(train.labels.tolist())) < 2:
+        problem = f"{len(train)} rows, all of one class"
+    else:
+        return
+    cut = config.max_train_rows == len(train)
+    raise DataError(
+        f"split 'train' of task {config.title!r} is left with {problem}",
+        "raise task.max_train_rows, or shuffle the rows of the file: the first ones are taken"
+        if cut
+        else "add rows to the training split, or name another one: task.data.splits.train",
     )
 
 

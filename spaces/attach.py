@@ -6,14 +6,15 @@ submodule of the model, so that any trainer's ``model.parameters()`` sees it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparsearch.errors import StructureError
+from sparsearch.errors import ConfigError, StructureError
 from sparsearch.spaces._masked import leave_out_cuts
 from sparsearch.spaces.attachment import Attachment, attachment_of
 from sparsearch.spaces.backbone import (
@@ -22,10 +23,11 @@ from sparsearch.spaces.backbone import (
     base_of,
     head_parameters,
     identify,
+    know_pooler,
     positions_of,
 )
 from sparsearch.spaces.hooks import hook
-from sparsearch.spaces.kinds import Kind
+from sparsearch.spaces.kinds import Kind, Removal
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.slots import Slot
 from sparsearch.spaces.space import Candidate, make_candidate, narrow, recount
@@ -83,15 +85,15 @@ def attach(model: M, structure: Structure | str | Path) -> M:
 
     Args:
         model: A model with the structure's backbone, with any head.
-        structure: A structure, or a folder written by ``export --to spec``, whose trained
-            weights are loaded too.
+        structure: A structure (or its file), or a folder written by ``export --to spec``, whose
+            trained weights are loaded too.
 
     Returns:
         The same model.
 
     Raises:
-        StructureError: If the backbone is another one, a position is unknown, or costs differ.
-            The model is then untouched.
+        StructureError: If the backbone is another one, a position is unknown, costs differ, or the
+            folder's weights are missing or damaged. The model is then untouched.
 
     Example:
         >>> model = attach(model, "exported/")                       # doctest: +SKIP
@@ -100,9 +102,9 @@ def attach(model: M, structure: Structure | str | Path) -> M:
     if not isinstance(structure, Structure):
         folder = Path(structure)
         structure = Structure.load(folder)
-        if (folder / "modules.safetensors").is_file():
-            weights = load_file(folder / "modules.safetensors")
+        weights = _stored_weights(folder, structure)
     units = check_structure(model, structure)
+    know_pooler(model, structure.backbone.params)
     attachment = attach_units(model, units)
     for candidate, slot in zip(structure.candidates, attachment.slots, strict=True):
         if isinstance(slot.unit, RemovalUnit):
@@ -115,6 +117,21 @@ def attach(model: M, structure: Structure | str | Path) -> M:
         detach(model)
         raise
     return model
+
+
+def _stored_weights(folder: Path, structure: Structure) -> Mapping[str, Tensor]:
+    """The trained weights beside a structure, if it has any."""
+    file, hint = folder / "modules.safetensors", "export the structure anew, with --to spec"
+    if not file.is_file():
+        if folder.is_dir() and structure.bytes:
+            raise StructureError(
+                f"{str(folder)!r} has no {file.name} with the trained weights", hint
+            )
+        return {}
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise StructureError(f"cannot read {str(file)!r}: {error}", hint) from error
 
 
 def check_structure(
@@ -131,36 +148,68 @@ def check_structure(
             "load the backbone that the structure names, with its original weights",
         )
     positions = positions_of(model)
-    units = []
-    for candidate in structure.candidates:
-        kind, position = structure.kind(candidate.kind), find(positions, candidate.position)
-        if not kind.accepts(position):
-            raise StructureError(f"{kind.name} cannot be attached at {position.name}")
-        _check_cut(kind, position, candidate)
-        units.append((position, kind, candidate.size, 1))
-    narrowed = narrow(positions, structure.candidates)
-    for (position, kind, size, _), candidate in zip(units, structure.candidates, strict=True):
-        if candidate != recount(
-            make_candidate(kind, position, size, candidate.which), kind, narrowed
-        ):
-            raise StructureError(
-                f"{kind.name} of size {size} at {position.name} does not cost what the structure says"
-            )
-    return units
+    kinds = {kind.name: kind for kind in structure.kinds}
+    problems = structure.problems()
+    for c in structure.candidates:
+        if c.kind in kinds:
+            problems += _misplaced(c, kinds[c.kind], positions)
+    if not problems:
+        problems = _mispriced(structure, positions)
+    if problems:
+        raise StructureError("the structure cannot be attached: " + "; ".join(problems))
+    return [(find(positions, c.position), kinds[c.kind], c.size, 1) for c in structure.candidates]
 
 
-def _check_cut(kind: Kind, position: Position, candidate: Candidate) -> None:
-    """What is cut must exist, each part be cut once, and something be left."""
+def _misplaced(candidate: Candidate, kind: Kind, positions: Sequence[Position]) -> Iterator[str]:
+    """Why a candidate cannot be at its position in its size."""
+    name = f"{kind.name} at {candidate.position}"
+    try:
+        position = find(positions, candidate.position)
+        largest = kind.largest(position) if kind.accepts(position) else 0
+    except StructureError as error:
+        yield f"{name}: {error.message} ({error.hint})"
+    except ConfigError as error:
+        yield from error.problems
+    else:
+        if not largest:
+            yield f"{kind.name} cannot be attached at {position.name}"
+        elif kind.removes or candidate.which:
+            yield from _wrong_cut(candidate, kind, position)
+        elif candidate.size > largest:
+            yield f"{name} has size {candidate.size}, of at most {largest}"
+
+
+def _wrong_cut(candidate: Candidate, kind: Kind, position: Position) -> Iterator[str]:
+    """What is cut must exist, each part be cut once, and enough be left."""
     sizes, which = kind.sizes(position) if kind.removes else (), candidate.which
-    if not kind.removes and not which:
-        return
+    least = kind.least(position) if isinstance(kind, Removal) else 0
     if not which or len(set(which)) < len(which) or not set(range(len(sizes))).issuperset(which):
-        raise StructureError(
+        yield (
             f"{kind.name} at {position.name}: {list(which)} cannot be cut; its {len(sizes)} parts are "
             "numbered from 0, each is cut at most once"
         )
-    if sum(sizes[i] for i in which) != candidate.size or len(which) == len(sizes):
-        raise StructureError(f"{candidate.size} {kind.name} cannot be cut at {position.name}")
+    elif sum(sizes[i] for i in which) != candidate.size:
+        yield f"{candidate.size} {kind.name} cannot be cut at {position.name}: its parts add up to other sizes"
+    elif position.units - candidate.size < least:
+        yield (
+            f"{candidate.size} {kind.name} cannot be cut at {position.name}: of {position.units}, {least} stay"
+        )
+
+
+def _mispriced(structure: Structure, positions: Sequence[Position]) -> list[str]:
+    """Candidates that do not cost what the structure says."""
+    now, before = (narrow(positions, structure.candidates, trained=t) for t in (True, False))
+    problems = []
+    for c in structure.candidates:
+        kind = structure.kind(c.kind)
+        whole = make_candidate(kind, find(positions, c.position), c.size, c.which)
+        earlier = make_candidate(kind, find(before, c.position), c.size, c.which)
+        # Earlier files count neither what stands in for a cut as read, nor what has no gradient as stored.
+        if c not in (recount(whole, kind, now), earlier):
+            problems.append(
+                f"{c.kind} of size {c.size} at {c.position} does not cost what the structure says"
+            )
+    return problems
 
 
 def detach(model: M) -> M:

@@ -21,10 +21,12 @@ __all__ = [
     "BackboneId",
     "base_of",
     "count_params",
+    "count_with_pooler",
     "dense_flops_per_token",
     "head_parameters",
-    "layers_of",
     "identify",
+    "know_pooler",
+    "layers_of",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -202,7 +204,7 @@ def _check_complete(model: nn.Module, path: str, report: dict[str, Any]) -> None
     """All but the head must be in the file; a pooler that it lacks counts as part of the head."""
     head = {name for name, _ in head_parameters(model)}
     mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
-    poolers = {name for name in report["missing_keys"] if ".pooler." in name}
+    poolers = {name for name in report["missing_keys"] if _is_pooler(name)}
     setattr(model, _NEW_POOLER, frozenset(poolers))
     broken = sorted((mismatched | set(report["missing_keys"])) - head - poolers)
     if broken:
@@ -318,6 +320,26 @@ def head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def count_params(model: nn.Module) -> int:
     """Parameters of the backbone."""
     return sum(p.numel() for _, p in backbone_parameters(model))
+
+
+def count_with_pooler(model: nn.Module) -> int:
+    """The same with a pooler that the checkpoint lacked, as ``skeleton``, which sees no checkpoint, counts them."""
+    named = base_of(model).named_parameters()
+    return sum(p.numel() for name, p in named if not name.startswith(f"{ATTACHED}."))
+
+
+def know_pooler(model: nn.Module, params: int) -> None:
+    """Take a model's pooler for a new one where the checkpoint, of so many parameters, had none.
+
+    ``load_model`` sees what a checkpoint lacks; of a model from elsewhere only the numbers tell.
+    """
+    pooler = {n: p for n, p in model.named_parameters() if _is_pooler(n)}
+    if pooler and count_params(model) - sum(p.numel() for p in pooler.values()) == params:
+        setattr(model, _NEW_POOLER, frozenset(pooler))
+
+
+def _is_pooler(name: str) -> bool:
+    return ".pooler." in name
 
 
 def identify(model: nn.Module, path: str = "", revision: str | None = None) -> BackboneId:

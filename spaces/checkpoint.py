@@ -264,10 +264,13 @@ def _empty(folder: Path, device: str = "cpu") -> PreTrainedModel:
 
     try:
         config = load_config(str(folder))
-    except BackboneError as error:
-        raise StructureError(f"the checkpoint's config cannot be used: {error.message}") from error
-    with torch.device(device), no_init_weights():
-        model = AutoModelForSequenceClassification.from_config(config)
+        with torch.device(device), no_init_weights():
+            model = AutoModelForSequenceClassification.from_config(config)
+    except Exception as error:  # there is no end to what transformers raises on a malformed one
+        reason = error.message if isinstance(error, BackboneError) else repr(error)
+        raise StructureError(
+            f"the checkpoint's config cannot be used: {reason}", _EXPORT
+        ) from error
     model.tie_weights()
     return model
 

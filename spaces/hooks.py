@@ -81,6 +81,7 @@ class _Norm:
                 gain = gain + slot.unit.change(slot.gate)
             else:
                 bias = bias + slot.unit(x, slot.gate)
+        gain, bias = gain.to(norm.weight.dtype), bias.to(norm.bias.dtype)
         return nn.functional.layer_norm(x, norm.normalized_shape, gain, bias, norm.eps)
 
     def remove(self) -> None:
@@ -101,7 +102,7 @@ class _Host:
         self.sequential: list[Slot] = []
 
     def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        for slot in self.capturing:
+        for slot in _running(self.capturing):
             slot.seen = args[0]
         x = args[0]
         for slot in _running(self.before_units):

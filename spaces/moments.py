@@ -14,22 +14,28 @@ __all__ = ["Moments", "Passing", "Sizes"]
 
 
 class Passing(ABC):
-    """Sees what passes through a linear: its input, and its output, by which a loss can be differentiated."""
+    """Sees what passes through a linear: its input, and its output, by which a loss can be differentiated.
+
+    Of several calls in one forward the first counts: DeBERTa-v2 projects its relative positions after its tokens.
+    """
 
     def __init__(self, linear: nn.Module) -> None:
         self.input: Tensor
         self.output: Tensor
+        self.waiting = True
         self.hook = linear.register_forward_hook(self._catch)
 
     def _catch(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.input, self.output = args[0].detach(), output
+        if self.waiting:
+            self.input, self.output, self.waiting = args[0].detach(), output, False
 
     @abstractmethod
     def add(self, gradient: Tensor) -> None:
         """Take a batch: the gradient of its mean loss by the output (..., out)."""
 
     def rows(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and gradients of a batch's rows of tokens, in float32: (n, in), (n, out)."""
+        """Inputs and gradients of a batch's rows of tokens, in float32: (n, in), (n, out); then waits for the next."""
+        self.waiting = True
         x, g = self.input.flatten(0, -2).float(), gradient.flatten(0, -2).float()
         return x, g * len(gradient)
 

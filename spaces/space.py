@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sparsearch.errors import ConfigError
-from sparsearch.spaces.backbone import count_params, positions_of
+from sparsearch.spaces.backbone import count_with_pooler, positions_of
+from sparsearch.spaces.conflicts import conflicts
 from sparsearch.spaces.kinds import KINDS, Kind, make_kind
 from sparsearch.spaces.positions import Position, find, matching
 
@@ -50,7 +51,7 @@ class Candidate:
         params: Trainable parameters.
         flops_per_token: FLOPs per token as attached.
         merged_flops_per_token: FLOPs per token that remain at inference after merging; negative for what is cut.
-        frozen_bytes: Bytes of what is stored with it but not trained.
+        frozen_bytes: Bytes of what is stored with it but not trained, also of what has no gradient beside a cut.
         flops_per_pair: The same per token and token of the sequence.
         which: Numbers of the heads or of the blocks of neurons that are cut; empty for what is attached.
         pruned_weights: Weights of the backbone that it sets to zero; FLOPs count them all the same. Where heads or
@@ -77,6 +78,11 @@ class Candidate:
     def removes(self) -> bool:
         """Whether it takes something away from the backbone, so that the dense model is the one without it."""
         return bool(self.which) or self.masks
+
+    @property
+    def compensates(self) -> bool:
+        """Whether something stored stands in for what it cuts."""
+        return bool(self.which) and self.frozen_bytes > 0
 
     def inference_flops(self, tokens: int) -> int:
         """FLOPs per token after merging, in sequences of so many tokens."""
@@ -107,10 +113,17 @@ def make_candidate(
     )
 
 
-def narrow(positions: Sequence[Position], candidates: Iterable[Candidate]) -> tuple[Position, ...]:
+def narrow(
+    positions: Sequence[Position], candidates: Iterable[Candidate], *, trained: bool = False
+) -> tuple[Position, ...]:
     """The positions of a backbone from which some candidates have been cut.
 
     Linears that feed a head or a neuron lose outputs, and the one that reads it inputs.
+
+    Args:
+        positions: Those of the whole backbone.
+        candidates: Those that cut, among any others.
+        trained: While units train under the cut: where something stands in for what is cut, they read it too.
     """
     narrower: Counter[tuple[str, int]] = Counter()
     shorter: Counter[str] = Counter()
@@ -119,7 +132,8 @@ def narrow(positions: Sequence[Position], candidates: Iterable[Candidate]) -> tu
             cut = find(positions, candidate.position)
             for feed in cut.feeds:
                 narrower[feed.module, feed.start] += candidate.size * feed.rows // cut.units
-            shorter[cut.module] += candidate.size * cut.in_features // cut.units
+            if not (trained and candidate.compensates):
+                shorter[cut.module] += candidate.size * cut.in_features // cut.units
     return tuple(
         replace(
             p,
@@ -151,7 +165,7 @@ def overlaps(space: Space) -> Iterator[tuple[int, int, float, float]]:
     for name in dict.fromkeys(space.candidates[j].position for j in space.removals):
         cut = [j for j in at[name] if space.candidates[j].which]
         first = space.candidates[cut[0]]
-        narrowed = narrow(space.positions, [first])
+        narrowed = narrow(space.positions, [first], trained=True)
         for old, new in zip(space.positions, narrowed, strict=True):
             for i in at.get(old.name, ()) if old != new else ():
                 c = space.candidates[i]
@@ -163,17 +177,22 @@ def overlaps(space: Space) -> Iterator[tuple[int, int, float, float]]:
 
 
 def recount(candidate: Candidate, kind: Kind, narrowed: Sequence[Position]) -> Candidate:
-    """A candidate's costs on a backbone from which something was cut; what is cut costs what it did."""
+    """A whole candidate's costs on a backbone from which something was cut; what is cut costs what it did.
+
+    It is stored whole: what no longer trains of it becomes frozen bytes.
+    """
     if candidate.which:
         return candidate
-    return make_candidate(kind, find(narrowed, candidate.position), candidate.size)
+    left = make_candidate(kind, find(narrowed, candidate.position), candidate.size)
+    return replace(left, frozen_bytes=candidate.bytes - BYTES_PER_PARAM * left.params)
 
 
 @dataclass(frozen=True)
 class Space:
     """Everything that may be chosen for one backbone.
 
-    Equal candidates (the rank units of one LoRA) stand next to each other.
+    Equal candidates (the rank units of one LoRA) stand next to each other. Relative budgets are shares of
+    ``backbone_params``.
     """
 
     candidates: tuple[Candidate, ...]
@@ -213,9 +232,10 @@ class Space:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for spaces whose rankings mean the same: SHA-256 of the candidates in order."""
+        """Equal for spaces whose rankings mean the same: SHA-256 of the candidates in order, and of their kinds."""
         listed = [[c.position, c.kind, c.size, c.params, c.which] for c in self.candidates]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        options = {c.kind: vars(self.kinds[c.kind]) for c in self.candidates}
+        return hashlib.sha256(json.dumps([listed, options], sort_keys=True).encode()).hexdigest()
 
     def position(self, name: str) -> Position:
         """The position of that name; an unknown one is an error that lists the nearest."""
@@ -263,7 +283,8 @@ def build_space(
         kinds: Kind -> its options, and ``on``, the patterns of positions to use.
 
     Raises:
-        ConfigError: If a kind, an option or a preset is unknown, or a pattern matches nothing.
+        ConfigError: If a kind, an option or a preset is unknown, a pattern matches nothing, or kinds
+            cannot be chosen together.
         BackboneError: If the family is unknown.
 
     Example:
@@ -279,6 +300,7 @@ def build_space(
     positions = positions_of(model)
     candidates: list[Candidate] = []
     built: dict[str, Kind] = {}
+    places: dict[Kind, Sequence[Position]] = {}
     problems: list[str] = []
     unknown = [name for name in chosen if name not in KINDS]
     for name in [*(kind for kind in KINDS if kind in chosen), *unknown]:
@@ -291,6 +313,7 @@ def build_space(
             continue
         built[name] = kind
         found = [p for p in matching(positions, patterns or kind.default_on) if kind.accepts(p)]
+        places[kind] = found
         for pattern in patterns or ():
             if preset is None and not any(map(kind.accepts, matching(positions, [pattern]))):
                 problems.append(
@@ -302,8 +325,9 @@ def build_space(
             for p in found
             for i, size in enumerate(kind.sizes(p))
         ]
+    problems += conflicts(places)
     if not problems and not candidates:
         problems.append("the space is empty: no kind finds a position in this model")
     if problems:
         raise ConfigError(problems)
-    return Space(tuple(candidates), built, positions, count_params(model))
+    return Space(tuple(candidates), built, positions, count_with_pooler(model))

@@ -93,6 +93,19 @@ class Structure:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def problems(self) -> list[str]:
+        """What is wrong with the candidates, whatever the backbone."""
+        known, seen, found = {k.name for k in self.kinds}, set(), []
+        for c in self.candidates:
+            if (c.position, c.kind) in seen:
+                found.append(f"{c.kind} at {c.position} is there twice")
+            if c.kind not in known:
+                found.append(f"{c.kind} at {c.position} is of a kind that `kinds` lacks")
+            if c.size < 1:
+                found.append(f"{c.kind} at {c.position} has size {c.size}, below 1")
+            seen.add((c.position, c.kind))
+        return found
+
     def kind(self, name: str) -> Kind:
         """The kind of that name, with the structure's options."""
         return next(k for k in self.kinds if k.name == name)
@@ -127,8 +140,8 @@ class Structure:
         """Read a structure file's text.
 
         Raises:
-            StructureError: If it is no structure, was written by a newer version, or its costs
-                do not add up.
+            StructureError: If it is no structure, was written by a newer version, its candidates
+                cannot be, or its costs do not add up.
         """
         try:
             raw = json.loads(text)
@@ -152,6 +165,11 @@ class Structure:
             kinds,
             Provenance(**document.provenance.model_dump()),
         )
+        if problems := structure.problems():
+            raise StructureError(
+                "not a structure file: " + "; ".join(problems),
+                "write one with `sparsearch export`",
+            )
         if document.costs.model_dump() != structure._costs():
             raise StructureError("the structure's costs are not the sum of its candidates' costs")
         return structure
@@ -186,7 +204,7 @@ def make_structure(
     What is cut makes the rest cheaper: a low-rank unit loses its rows on a head that is gone.
     """
     merged = together(space, chosen)
-    narrowed = narrow(space.positions, merged)
+    narrowed = narrow(space.positions, merged, trained=True)
     merged = [recount(c, space.kinds[c.kind], narrowed) for c in merged]
     order = {p.name: i for i, p in enumerate(space.positions)}
     kind_order = {name: i for i, name in enumerate(space.kinds)}

@@ -42,10 +42,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load what ``weights_of`` gave. A head of another shape (another task) is left as it is.
 
     Raises:
-        StructureError: If an attached module's tensor is missing, unknown, or has another shape.
+        StructureError: If an attached module's tensor is missing, unknown, or has another shape, or a tensor of
+            the head is one of the backbone.
     """
     wanted = dict(_named_tensors(model))
-    unknown = sorted(n for n in weights if n not in wanted and not n.startswith(HEAD))
+    parameters = dict(model.named_parameters())
+    unknown = sorted(
+        n
+        for n in weights
+        if n not in wanted and (not n.startswith(HEAD) or n.removeprefix(HEAD) in parameters)
+    )
     missing = sorted(n for n in wanted if n not in weights and not n.startswith(HEAD))
     shapes = sorted(
         n
@@ -58,7 +64,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             f"unknown {unknown[:3]}, missing {missing[:3]}, other shape {shapes[:3]}"
         )
     attachment = attachment_of(model)
-    parameters = dict(model.named_parameters())
     head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
     fits = all(n in parameters and parameters[n].shape == t.shape for n, t in head.items())
     with torch.no_grad():

@@ -86,6 +86,7 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[Number, Field(gt=0, le=10)]
+Allocation = Literal["layerwise", "global"]
 
 
 class _Section(BaseModel):
@@ -295,7 +296,10 @@ class SearchConfig(_Section):
         probe: The gradient probe, as a strategy and as a start of alpha.
         l1: Weight of the slimming coefficients' penalty (EarlyBERT).
         coefficient_lr: Their learning rate.
-        allocation: Whether slimming cuts the same share in each layer, or lets the layers compete.
+        draw: When slimming and ``update-magnitude`` draw their ticket, as a share of an epoch (EarlyBERT: 0.2), in
+            place of ``steps``.
+        allocation: Whether they cut the same share in each layer, or let the layers compete; or which of the
+            two for each kind, {heads: layerwise, neurons: global}.
         transfer_from: What the strategy ``transfer`` takes its ranking from: a study of the same database, or
             the key of a ranking in it; if not given, the ranking whose structure is best on another task.
     """
@@ -328,8 +332,18 @@ class SearchConfig(_Section):
     probe: ProbeConfig = ProbeConfig()
     l1: Annotated[Number, Field(ge=0)] = 1e-4
     coefficient_lr: Rate = 1e-2
-    allocation: Literal["layerwise", "global"] = "global"
+    draw: Annotated[Number, Field(gt=0)] | None = None
+    allocation: Allocation | dict[str, Allocation] = "global"
     transfer_from: str | None = None
+
+    @model_validator(mode="after")
+    def _allocates_what_is_cut(self) -> SearchConfig:
+        kinds = {"heads", "neurons"}
+        if not isinstance(self.allocation, str) and (other := set(self.allocation) - kinds):
+            raise ValueError(
+                f"allocation is for {' and '.join(sorted(kinds))}, not for {', '.join(sorted(other))}"
+            )
+        return self
 
 
 KIND_LR = {

@@ -62,6 +62,10 @@ KeepRanking = Callable[[str, Ranking], None]
 """Told of a ranking as soon as it is made, and of its key."""
 
 
+_MOST_STORED = 10**9
+"""Bytes of weights; no row of SQLite or PostgreSQL holds more."""
+
+
 def _forget(key: str, ranking: Ranking) -> None:
     """The outcome brings the ranking too."""
 
@@ -141,14 +145,23 @@ def _run(
     result = _train(bench, model, trial, observe)
     tokens = bench.task.max_length
     dense = dense_flops_per_token(bench.space.positions, tokens)
+    weights: bytes | None = pack_weights(model, bench.task.classes, whole=config.backbone)
+    message = ""
+    if weights is not None and len(weights) > _MOST_STORED:
+        message = (
+            f"{len(weights) / 1e9:.1f} GB of weights were not stored, a database takes 1 GB; "
+            "export the structure (--to spec) and train it: sparsearch train"
+        )
+        weights = None
     return Outcome(
         "ok",
+        message,
         measurements=_measure(bench, model, result) + _sparsity(bench, structure, model),
         structure=structure,
         trainable_params=count_params(model) if config.backbone else structure.trainable_params,
         head_params=_head_params(model),
         inference_flops_ratio=1.0 + structure.inference_flops(tokens) / dense,
-        weights=pack_weights(model, bench.task.classes, whole=config.backbone),
+        weights=weights,
         ranking=ranking,
     )
 
@@ -312,13 +325,13 @@ def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> s
 
 
 def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
-    """The settings that make a ranking."""
+    """The settings that make a ranking; one at its default is left out, so that a later version's new ones change no key."""
     rates = {"lr", "kind_lr", "precision", "dropout", "head_first"}
     if strategy in ("slimming", "update-magnitude"):  # train as trials do
         rates |= {"full_lr", "batch_size", "epochs", "warmup", "clip", "weight_decay"}
     return [
-        config.search.model_dump(mode="json", exclude={"transfer_from"}),
-        config.train.model_dump(mode="json", include=rates),
+        config.search.model_dump(mode="json", exclude={"transfer_from"}, exclude_defaults=True),
+        config.train.model_dump(mode="json", include=rates, exclude_defaults=True),
     ]
 
 

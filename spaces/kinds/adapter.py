@@ -43,6 +43,10 @@ class Adapter(Kind):
         """One candidate of the chosen width."""
         return (self.bottleneck,)
 
+    def largest(self, position: Position) -> int:
+        """Uniform structures have any width up to the block's."""
+        return max(self.bottleneck, position.out_features)
+
     def params(self, position: Position, size: int) -> int:
         """Two matrices and two biases."""
         d = position.out_features

@@ -55,6 +55,10 @@ class Kind:
         """Sizes of the candidates offered at this position; equal sizes add up (rank units)."""
         return (1,)
 
+    def largest(self, position: Position) -> int:
+        """Size of the largest unit there: all candidates together, unless uniform structures may go beyond."""
+        return sum(self.sizes(position))
+
     def params(self, position: Position, size: int) -> int:
         """Trainable parameters of a unit of this size."""
         raise NotImplementedError

@@ -41,6 +41,10 @@ class Lora(Kind):
         """One rank-1 candidate per rank; a rank above the matrix's own buys nothing."""
         return (1,) * min(self.max_rank, position.in_features, position.out_features)
 
+    def largest(self, position: Position) -> int:
+        """Uniform structures have the same rank everywhere, above ``max_rank`` too."""
+        return max(position.in_features, position.out_features)
+
     def params(self, position: Position, size: int) -> int:
         """Rank x (in + out)."""
         return size * (position.in_features + position.out_features)

@@ -41,7 +41,7 @@ KINDS: Mapping[str, type[Kind]] = {
 
 
 def make_kind(name: str, options: Mapping[str, object]) -> Kind:
-    """A kind with its options.
+    """A kind with its options; a whole number stands for a float, so that ``alpha: 16`` is ``alpha: 16.0``.
 
     Raises:
         ConfigError: If the kind or an option is unknown, or an option has the wrong type, is too small
@@ -78,4 +78,8 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
                 problems.append(f"kind {name}: {key} must be at least {least}, not {value!r}")
     if problems:
         raise ConfigError(problems)
-    return KINDS[name](**options)
+    normal = {
+        key: float(value) if isinstance(fields[key].default, float) else value  # type: ignore[arg-type]
+        for key, value in options.items()
+    }
+    return KINDS[name](**normal)

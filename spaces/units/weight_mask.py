@@ -55,7 +55,7 @@ class WeightMaskUnit(Unit):
         out_features, in_features = weight.shape
         self.kind, self.size, self.pruned = kind, size, pruned
         self.scale = _mean(weight.abs())
-        self.settled, self.factor = True, None
+        self.settled = True
         for name in "ABRC":
             self.register_parameter(name, None)
         if kind.rank:
@@ -67,6 +67,7 @@ class WeightMaskUnit(Unit):
         everything = torch.ones(out_features, in_features, dtype=torch.bool)
         self.register_buffer("mask", everything, persistent=False)
         self.register_buffer("packed", pack(everything))
+        self.register_buffer("factor", None, persistent=False)
         self.register_buffer("order", None, persistent=False)
         self.register_buffer("gone", None, persistent=False)
         self.register_load_state_dict_post_hook(_unpack_loaded)  # type: ignore[no-untyped-call]
@@ -87,8 +88,12 @@ class WeightMaskUnit(Unit):
 
     def loaded(self) -> None:
         """The stored mask is the final one."""
-        self.mask = unpack(self.packed, self.mask.shape)
+        self.unpack_stored()
         self.settled = True
+
+    def unpack_stored(self) -> None:
+        """The mask is the stored one."""
+        self.mask = unpack(self.packed, self.mask.shape)
 
     @torch.no_grad()
     def scores(self, weight: Tensor) -> Tensor:
@@ -170,6 +175,6 @@ def _mean(sizes: Tensor) -> float:
 
 
 def _unpack_loaded(unit: nn.Module, _: object) -> None:
-    """After ``load_state_dict``."""
+    """After ``load_state_dict``, which also brings back the state of a training that goes on."""
     assert isinstance(unit, WeightMaskUnit), "the hook of a mask"
-    unit.loaded()
+    unit.unpack_stored()

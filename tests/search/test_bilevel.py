@@ -19,6 +19,7 @@ from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.align import aligning_at
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
+from tests.conftest import FAMILIES
 
 TRAIN = TrainConfig(precision="fp32", batch_size=8)
 PLAIN = TrainConfig(precision="fp32", batch_size=8, head_first=False)
@@ -27,9 +28,11 @@ PLAIN = TrainConfig(precision="fp32", batch_size=8, head_first=False)
 BUDGETS = (Budget(max_trainable_params=300), Budget(max_trainable_params=900))
 
 
-def make_task(rows: int = 32) -> Task:
+def make_task(rows: int = 32, end: int | None = None) -> Task:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 60, (rows, 8), generator=generator)
+    if end is not None:
+        ids[:, -1] = end
     split = Split(
         {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
         torch.full((rows,), 8),
@@ -38,17 +41,18 @@ def make_task(rows: int = 32) -> Task:
     return Task("toy", "classification", "accuracy", ("a", "b"), 8, split, split, split)
 
 
-def make_problem(build, **search) -> Problem:
-    model = build("bert", labels=2)
+def make_problem(build, family="bert", **search) -> Problem:
+    model = build(family, labels=2)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = search.pop("dropout", module.p)
     space = build_space(model, kinds={"lora": {"max_rank": 2}, "bitfit": {}, "lnfit": {}})
-    starts = WarmStarts(model, make_task(), "fp32")
+    task = make_task(end=model.config.eos_token_id if family == "t5" else None)
+    starts = WarmStarts(model, task, "fp32")
     return Problem(
         model,
         space,
-        make_task(),
+        task,
         SearchConfig(**{"steps": 4, "batch_size": 8} | search),
         TRAIN,
         BUDGETS,
@@ -108,16 +112,18 @@ def test_warm_up_opens_what_is_attached_and_cuts_nothing(build):
     supernet.close()
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_equal_seeds_give_equal_rankings_and_others_differ(build, order):
+@pytest.mark.parametrize(
+    ("family", "order"), [*((family, "first") for family in FAMILIES), ("bert", "second")]
+)
+def test_equal_seeds_give_equal_rankings_and_others_differ(build, family, order):
     def ranked(seed):
         torch.manual_seed(seed + 100)  # the caller's generator must not matter
-        return rank(
-            "s3pet", make_problem(build, order=order), Budget(max_trainable_params=300), seed
-        )
+        problem = make_problem(build, family, order=order, steps=2)
+        return rank("s3pet", problem, Budget(max_trainable_params=300), seed).scores
 
-    assert ranked(0).scores == ranked(0).scores
-    assert ranked(0).scores != ranked(1).scores
+    first = ranked(0)
+    assert first == ranked(0)
+    assert first != ranked(1)
 
 
 def make_search(build, order: str, dropout: float = 0.0) -> BilevelSearch:

@@ -3,13 +3,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+from fractions import Fraction
 
 import pytest
 
 from sparsearch.errors import InfeasibleError, SparsearchError
 from sparsearch.search.cut import Limits, cut, kept
 from sparsearch.search.strategies import UNIFORM, uniform
-from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.backbone import dense_flops_per_token
+from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import build_space
 
@@ -152,3 +154,50 @@ def test_knapsack_is_exact(space):
         found = kept(few, scores, budget, "knapsack")
         assert sum(few.candidates[i].params for i in found) <= budget.max_trainable_params
         assert sum(scores[i] for i in found) == pytest.approx(best)
+
+
+def test_a_flops_cap_is_exact_and_never_lax(space):
+    dense = dense_flops_per_token(space.positions, 128)
+    for percent in range(1, 120):
+        cap = Limits(space, resolve(1, max_inference_flops=f"{percent}%")).flops
+        assert cap <= (Fraction(percent, 100) - 1) * dense < cap + 1
+
+
+@pytest.mark.parametrize("rule", ["greedy", "density", "knapsack"])
+@pytest.mark.parametrize("share", [0.9, 0.75])
+def test_cuts_make_room_for_what_cannot_be_merged(build, rule, share):
+    """The ranking attaches what it would without a limit on FLOPs, and the cuts pay for it."""
+    kinds = {"lnfit": {}, "adapter": {"bottleneck": 8}, "heads": {}, "neurons": {"block": 16}}
+    space = build_space(build("bert", intermediate_size=160), kinds=kinds)
+    for seed in range(10):
+        stream = random.Random(seed)
+        scores = [stream.random() for _ in space.candidates]
+        budget = Budget(max_trainable_params=1500, max_inference_flops=share)
+        indices = kept(space, scores, budget, rule)
+        assert Limits(space, budget).fits([space.candidates[i] for i in indices])
+        free = kept(space, scores, Budget(max_trainable_params=1500), rule)
+        assert any(space.candidates[i].kind == "adapter" for i in free)
+        assert free == [i for i in indices if not space.candidates[i].which]
+
+
+def test_too_few_flops_for_what_cannot_be_merged_are_named(build):
+    space = build_space(build("bert"), kinds={"adapter": {"bottleneck": 8}, "heads": {}})
+    scores, params = [0.0] * len(space.candidates), 10**6
+    with pytest.raises(InfeasibleError, match="the least that can be attached, adapter") as caught:
+        kept(space, scores, Budget(params, max_inference_flops=1.0, text="100% FLOPs"))
+    assert "allow more FLOPs" in caught.value.hint and caught.value.least_flops > 1
+    kept(space, scores, Budget(params, max_inference_flops=caught.value.least_flops + 1e-9))
+    with pytest.raises(InfeasibleError, match="too small for any candidate") as caught:
+        kept(space, scores, Budget(10, max_inference_flops=0.9, text="10 params"))
+    assert "parameters" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("strategy", "share", "message"),
+    [("lora", 0.9, "lora cuts nothing"), ("adapter", 1.0, "least that can be attached, adapter")],
+)
+def test_a_uniform_pattern_that_has_no_flops_left_says_so(space, strategy, share, message):
+    budget = Budget(max_trainable_params=10**6, max_inference_flops=share, text="FLOPs")
+    with pytest.raises(InfeasibleError, match=message) as caught:
+        uniform(strategy, space, budget)
+    assert "parameters" not in str(caught.value)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from sparsearch.config import TrainConfig
-from sparsearch.search.evaluate import evaluate
+from sparsearch.search.evaluate import evaluate, predict
 from sparsearch.search.prefix import Upper, enter_above, first_layer, store_inputs
 from sparsearch.search.tasks import Split, Task, batches
 from sparsearch.search.train import learning_rates, train
 from sparsearch.spaces.attach import attach_units, detach
+from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import positions_of
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.positions import find
@@ -29,13 +30,21 @@ def make_task(rows=40) -> Task:
     return Task("toy", "classification", "accuracy", ("a", "b"), 9, split, split, split)
 
 
-def attached_at(build, family, pattern, kind="lora"):
+def attached_at(build, family, pattern, kind="lora", options=None):
     torch.manual_seed(0)
     model = build(family)
     model.config.pad_token_id = 1
     positions = positions_of(model)
-    attach_units(model, [(find(positions, pattern), make_kind(kind, {}), 1, 1)])
+    attach_units(model, [(find(positions, pattern), make_kind(kind, options or {}), 1, 1)])
     return model
+
+
+def hooks_of(model):
+    """How many hooks each module has, by name."""
+    return {
+        name: (len(module._forward_pre_hooks), len(module._forward_hooks))
+        for name, module in model.named_modules()
+    }
 
 
 @pytest.mark.parametrize("family", SINGLE)
@@ -44,14 +53,34 @@ def test_training_above_a_stored_prefix_equals_training_through_it(build, family
     for limit in (0, 2**30):
         model = attached_at(build, family, "layers.1.attn.o")
         config = TrainConfig(epochs=3, batch_size=8, precision="fp32", cache_bytes=limit)
-        names = [n for n, _ in model.named_modules()]
+        hooks = hooks_of(model)
         result = train(model, task, config, learning_rates(model, 1e-2, {}), seed=3)
-        assert [n for n, _ in model.named_modules()] == names
-        assert not any(layer._forward_pre_hooks for layer in model.modules() if layer is model)
+        assert hooks_of(model) == hooks
         histories.append(result.history)
         weights.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
     assert histories[0] == histories[1]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_a_head_that_is_cut_below_is_part_of_what_is_stored(build, family):
+    task, results = make_task(), []
+    for limit in (0, 2**30):
+        torch.manual_seed(0)
+        model = build(family)
+        model.config.pad_token_id = 1
+        positions = positions_of(model)
+        heads = find(positions, "layers.0.attn.heads")
+        lora = (find(positions, "layers.1.attn.o"), make_kind("lora", {}), 1, 1)
+        attached = attach_units(model, [(heads, make_kind("heads", {}), 1, heads.units), lora])
+        whole = predict(model, task.train)
+        attached.slots[0].unit.cut([1])
+        assert not torch.allclose(predict(model, task.train), whole, atol=1e-4)
+        assert first_layer(model) == 1
+        config = TrainConfig(epochs=2, batch_size=8, precision="fp32", cache_bytes=limit)
+        train(model, task, config, learning_rates(model, 1e-2, {}), seed=3)
+        results.append(predict(model, task.train))
+    assert torch.allclose(*results, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", SINGLE)
@@ -76,6 +105,9 @@ def test_where_the_lowest_trained_thing_is_decides(build):
         ("embeddings.norm", "bitfit", 0),
     ]:
         assert first_layer(attached_at(build, "bert", name, kind)) == expected
+    scoreless = {"rank": 0, "structured": False}  # masks change in training all the same
+    masked = attached_at(build, "bert", "layers.0.attn.q", "weight_mask", scoreless)
+    assert not list(attachment_of(masked).units.parameters()) and first_layer(masked) == 0
     model = build("bert")
     attach_units(model, [])
     assert first_layer(model) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.errors import ConfigError
@@ -73,6 +74,26 @@ def test_ties_go_to_the_earlier_one(build):
     space = build_space(build("bert"), kinds={"heads": {}})
     scores = shares(space, torch.ones(8), "global")
     assert scores == tuple(1 - i / 8 for i in range(8))
+
+
+def test_each_kind_may_have_its_own_allocation(build):
+    space = build_space(build("bert"), kinds=KINDS)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(len(space.candidates), generator=generator)
+    mixed = shares(space, values, {"heads": "layerwise"})
+    for kind, allocation in (("heads", "layerwise"), ("neurons", "global")):
+        at = [i for i, c in enumerate(space.candidates) if c.kind == kind]
+        alike = shares(space, values, allocation)
+        assert [mixed[i] for i in at] == [alike[i] for i in at]
+    assert mixed not in (shares(space, values, "global"), shares(space, values, "layerwise"))
+    with pytest.raises(ValidationError, match="allocation is for heads and neurons, not for lora"):
+        SearchConfig(allocation={"heads": "layerwise", "lora": "global"})
+
+
+@pytest.mark.parametrize(("draw", "expected"), [(0.2, 1), (0.5, 2), (1.3, 6)])
+def test_the_ticket_is_drawn_at_a_share_of_an_epoch(build, draw, expected):
+    """Of 32 rows in batches of 8."""
+    assert learn(build("bert", labels=2), draw=draw, steps=3)[1] == expected
 
 
 def test_other_kinds_are_refused(build):

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from sparsearch.errors import InfeasibleError
 from sparsearch.search.stopping import CutWatch, distance
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
@@ -47,3 +48,10 @@ def test_a_change_at_one_budget_alone_keeps_it_awake(build):
     changed[1], changed[-1] = changed[-1], changed[1]
     assert not any(watch.settled(s) for s in (scores, changed, scores))
     assert watch.furthest() > 0
+
+
+def test_a_budget_that_nothing_fits_is_said_at_the_first_look(build):
+    space, _ = watch_of(build)
+    watch = CutWatch(space, [Budget(max_trainable_params=1)], "greedy", 0.0, 3)
+    with pytest.raises(InfeasibleError, match="too small for any candidate"):
+        watch.settled([0.0] * len(space.candidates))

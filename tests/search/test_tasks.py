@@ -154,8 +154,29 @@ def test_degenerate_classes_are_refused(write, tokenizer, tmp_path, changes, mes
 
 
 def test_classes_come_from_all_training_rows(write, tokenizer, tmp_path):
-    task = load_task(write(max_train_rows=1), tmp_path, tokenizer)
-    assert task.classes == ("0", "1") and len(task.train) == 1
+    rows = [*ROWS, {"text": "so", "label": 2}]
+    task = load_task(write(rows, max_train_rows=2), tmp_path, tokenizer)
+    assert task.classes == ("0", "1", "2") and len(task.train) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "advice"),
+    [
+        ({"max_train_rows": 1}, "left with one row", "raise task.max_train_rows"),
+        (
+            {"train": [ROWS[0]] * 3 + [ROWS[1]], "max_train_rows": 3},
+            "left with 3 rows, all of one class",
+            "shuffle the rows",
+        ),
+        ({"train": ROWS[:1] * 2, "labels": [0, 1]}, "2 rows, all of one class", "add rows"),
+    ],
+)
+def test_too_few_rows_or_classes_to_train_on_are_refused(
+    write, tokenizer, tmp_path, changes, message, advice
+):
+    with pytest.raises(DataError, match=message) as caught:
+        load_task(write(**changes), tmp_path, tokenizer)
+    assert advice in caught.value.hint
 
 
 def test_inputs_are_no_longer_than_the_model_takes(write, tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import build_space, narrow, recount
 from sparsearch.spaces.structure import make_structure
-from tests.search.test_bilevel import make_task
+from tests.search.test_bilevel import make_problem, make_task
 
 KINDS = {"lora": {"max_rank": 2}, "bitfit": {}, "heads": {}, "neurons": {"block": 16}}
 TOKENS = 8
@@ -112,7 +113,7 @@ def test_what_stands_in_for_a_cut_counts_as_bytes(build):
     ranking = Ranking(random_scores(space), "random", 0)
     whole = cut(space, ranking, Budget(None, None, 0.82), "greedy", TOKENS)
     whole = make_structure(space, whole, identify(model), "classification")
-    stored = sum(c.frozen_bytes for c in whole.candidates)
+    stored = sum(c.frozen_bytes for c in whole.candidates if c.which)
     assert stored > 0
     budget = Budget(None, stored + 400, 0.82)
     chosen = cut(space, ranking, budget, "greedy", TOKENS)
@@ -180,7 +181,16 @@ def test_the_probe_scores_cuts_by_the_gradient_of_their_gates(build, score):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"start": "probe", "skip_below": 0.01}, {"order": "second"}, {"swaps": 2}]
+    "options",
+    [
+        {},
+        {"start": "probe", "skip_below": 0.01},
+        {"order": "second"},
+        {"swaps": 2},
+        {"swaps": 2, "budget_schedule": "sampled"},
+        {"budget_schedule": "annealed"},
+        {"checkpoint": "best", "valid_every": 2},
+    ],
 )
 def test_a_search_under_two_budgets_ranks_and_leaves_the_backbone_as_it_was(build, options):
     model = build("bert", labels=2)
@@ -197,6 +207,36 @@ def test_a_search_under_two_budgets_ranks_and_leaves_the_backbone_as_it_was(buil
     moved = [ranking.scores[i] for i in space.removals]
     assert len(set(moved)) > 1
     assert cut(space, ranking, budget, "greedy", TOKENS)
+
+
+def test_a_search_that_only_removes_may_anneal(build):
+    problem = make_problem(build, steps=3, budget_schedule="annealed")
+    space = build_space(problem.model, kinds={"heads": {}, "neurons": {"block": 16}})
+    ranking = rank("s3pet", replace(problem, space=space), Budget(max_inference_flops=0.9), 0)
+    assert len(set(ranking.scores)) > 1
+
+
+def test_the_best_checkpoint_is_judged_under_the_limits_at_the_end(build, monkeypatch):
+    problem = make_problem(build, steps=5, checkpoint="best", valid_every=1, skip_below=0.5)
+    space = build_space(problem.model, kinds=KINDS)
+    budget = Budget(max_trainable_params=300, max_inference_flops=0.7)
+    judged, alone = [], Supernet.alone
+
+    def look(self, z):
+        judged.append(z)
+        return alone(self, z)
+
+    def score(model, *args):
+        assert not any(slot.idle for slot in attachment_of(model).slots)
+        return 0.0
+
+    monkeypatch.setattr(Supernet, "alone", look)
+    monkeypatch.setattr("sparsearch.search.bilevel.evaluate", score)
+    rank("s3pet", replace(problem, space=space), budget, seed=0)
+    saving = make_gates(space, SearchConfig(), TOKENS, torch.device("cpu")).saving
+    to_save = 0.3 * dense_flops_per_token(space.positions, TOKENS)
+    assert len(judged) == 5
+    assert [float((saving * z).sum()) for z in judged] == pytest.approx([to_save] * 5, rel=1e-4)
 
 
 def test_masks_are_searched_like_what_is_cut(build, inputs):

@@ -78,3 +78,25 @@ def test_a_ranking_cuts_as_many_heads_as_neurons_and_leaves_the_model_alone(buil
     assert all(torch.equal(t, before[n]) for n, t in model.base_model.state_dict().items())
     chosen = cut(space, ranking, budget, "greedy", 8)
     assert {c.kind for c in chosen} >= {"lora", "heads", "neurons"}
+
+
+def test_masks_are_idle_while_the_rest_trains_and_the_ticket_is_drawn_in_whole_epochs(build):
+    found = []
+    for kinds in (KINDS, KINDS | {"weight_mask": {"bands": 10}}):
+        model, task = build("bert", labels=2), make_task()
+        space, starts = build_space(model, kinds=kinds), WarmStarts(model, task, "fp32")
+        problem = Problem(
+            model,
+            space,
+            task,
+            SearchConfig(steps=3, draw=1.25),
+            TRAIN,
+            (),
+            lambda s=starts: s.get(0, ()),
+        )
+        ranking = rank("update-magnitude", problem, Budget(max_trainable_params=400), seed=0)
+        assert ranking.steps == 8, "5 steps are drawn, of 4 in an epoch"
+        found.append([ranking.scores[i] for i in space.removals])
+        bands = {ranking.scores[i] for group in space.bands.values() for i in group}
+        assert len(bands) == (9 if space.bands else 0), "evenly"
+    assert found[0] == found[1]

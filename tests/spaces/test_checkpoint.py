@@ -261,9 +261,18 @@ def test_a_folder_that_is_no_checkpoint_is_refused(written, tmp_path):
         with pytest.raises(StructureError, match="cannot read a checkpoint") as caught:
             load_checkpoint(folder)
         assert "--to checkpoint" in caught.value.hint
+    good = json.loads((written / "config.json").read_text())
     (written / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(StructureError, match="'mamba' is not supported"):
         load_checkpoint(written)
+    for text in (
+        "null",
+        json.dumps(good | {"hidden_act": "?"}),
+        json.dumps(good | {"hidden_size": 33}),
+    ):
+        (written / "config.json").write_text(text)
+        with pytest.raises(StructureError, match="the checkpoint's config cannot be used"):
+            load_checkpoint(written)
     (written / "config.json").unlink()
     with pytest.raises(StructureError, match="config cannot be used"):
         load_checkpoint(written)

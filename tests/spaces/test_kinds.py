@@ -193,6 +193,35 @@ def test_a_deep_copy_has_its_own_hooks(build, kind, inputs, randomise):
     assert not torch.equal(logits(twin, inputs), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("names", [["lnfit"], ["bitfit"], ["lnfit", "bitfit"]], ids=str)
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_norms_of_models_in_half_precision_are_changed(
+    build, family, inputs, randomise, dtype, names
+):
+    whole, half = build(family), build(family).to(dtype)
+    for model in (whole, half):
+        kinds = [make_kind(name, {}) for name in names]
+        norms = [p for p in positions_of(model) if p.role == "norm"]
+        attach_units(model, [(p, k, 1, 1) for p in norms for k in kinds], train_head=False)
+        randomise(model)
+    before, expected = logits(build(family), inputs), logits(whole, inputs)
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            found = logits(half, inputs)
+        assert found.dtype == dtype
+        error = (found.float() - expected).abs().max()
+        assert error < (expected - before).abs().max() / 2
+
+
+def test_an_idle_unit_holds_no_input(build, inputs):
+    model, kind = build("bert"), make_kind("adapter", {"parallel": True})
+    attachment = attach_units(model, units_of(model, kind))
+    attachment.skip([True] * len(attachment.slots))
+    logits(model, inputs)
+    assert all(slot.seen is None for slot in attachment.slots)
+
+
 def test_fused_projection_changes_only_its_part(build, inputs):
     model = build("gpt2")
     position = next(p for p in positions_of(model) if p.name == "layers.0.attn.k")
@@ -231,3 +260,8 @@ def test_registry_names_and_config_agree():
 def test_bad_options_are_named(name, options, message):
     with pytest.raises(ConfigError, match=message):
         make_kind(name, options)
+
+
+def test_a_whole_number_is_a_float():
+    whole, fraction = (make_kind("lora", {"alpha": alpha}) for alpha in (16, 16.0))
+    assert repr(whole) == repr(fraction) == "Lora(max_rank=4, alpha=16.0)"

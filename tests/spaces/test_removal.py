@@ -14,11 +14,18 @@ from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, dense_flops_per_token, identify, positions_of
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.positions import find
-from sparsearch.spaces.space import build_space, narrow
+from sparsearch.spaces.space import build_space, narrow, overlaps
 from sparsearch.spaces.structure import Structure, make_structure
-from sparsearch.spaces.weights_file import weights_of
+from sparsearch.spaces.weights_file import HEAD, weights_of
+from tests.spaces.test_slim import WIDTH
 
 KINDS = {"heads": {}, "neurons": {"block": 24}, "lora": {"max_rank": 2}, "bitfit": {}}
+
+
+@pytest.fixture
+def wide(build):
+    """Builds a model whose feed-forwards have neurons to lose."""
+    return lambda family: build(family, **{WIDTH.get(family, "intermediate_size"): 112})
 
 
 def logits(model, inputs):
@@ -60,8 +67,8 @@ def cuts(model):
             )
 
 
-def test_a_cut_by_gates_and_by_a_structure_is_zero_in_front_of_the_reader(build, family, inputs):
-    model = build(family)
+def test_a_cut_by_gates_and_by_a_structure_is_zero_in_front_of_the_reader(wide, family, inputs):
+    model = wide(family)
     dense, wanted = logits(model, inputs), list(cuts(model))
     expected = masked_logits(model, inputs, [(p, features) for p, _, _, features in wanted])
     assert not torch.allclose(expected, dense)
@@ -111,8 +118,8 @@ def test_projections_of_relative_positions_run_once_not_on_every_token(build):
     assert saved == -dense_flops_per_token(space.positions, 16)
 
 
-def test_what_is_cut_makes_the_rest_cheaper(build, family):
-    model = build(family)
+def test_what_is_cut_makes_the_rest_cheaper(wide, family):
+    model = wide(family)
     space = build_space(model, kinds=KINDS)
     prefix = "decoder." if family == "t5" else ""
     names = {f"{prefix}layers.1.{n}" for n in ("attn.q", "attn.o", "attn.v", "ffn.down", "ffn.up")}
@@ -136,6 +143,55 @@ def test_what_is_cut_makes_the_rest_cheaper(build, family):
     assert attachment_of(model) is not None
 
 
+@pytest.mark.parametrize("compensate", ["none", "linear"])
+def test_costs_beside_a_cut_are_what_trains_and_what_is_stored(
+    wide, family, inputs, randomise, compensate
+):
+    model = wide(family)
+    kinds = {
+        "spectral": {"block": 4, "max_blocks": 2},
+        "lora": {"max_rank": 2},
+        "bitfit": {"on": ["*.q", "*.k", "*.v", "*.up"]},
+        "heads": {"compensate": compensate},
+        "neurons": {"block": 16, "compensate": compensate},
+    }
+    space = build_space(model, kinds=kinds)
+    where = "encoder.layers.0" if family == "t5" else "layers.0"
+    chosen = [
+        i
+        for i, c in enumerate(space.candidates)
+        if c.position.startswith(where)
+        and (c.which in ((), (1,)) if c.kind != "neurons" else c.which[0] < 2)
+        and not (c.kind == "bitfit" and c.position.endswith(".k"))  # softmax does not see it
+    ]
+    candidates = [space.candidates[i] for i in chosen]
+    structure = make_structure(space, candidates, identify(model), "classification")
+    losses = (model(**inputs).logits.square().mean() for _ in range(3))
+    align(attach(model, structure), losses)
+    randomise(model)
+    model(**inputs).logits.square().sum().backward()
+    units = attachment_of(model).units
+    seen = sum(int((p.grad != 0).sum()) for p in units.parameters())
+    assert seen == structure.trainable_params
+    stored = {n: t for n, t in weights_of(model).items() if not n.startswith(HEAD)}
+    assert sum(t.nbytes for t in stored.values()) == structure.bytes
+    lost = sum(params for i, j, params, _ in overlaps(space) if {i, j} <= set(chosen))
+    assert sum(c.params for c in candidates) - lost == pytest.approx(seen)
+
+
+def test_files_from_before_stand_ins_were_read_still_attach(wide):
+    model = wide("bert")
+    kinds = {"lora": {"on": ["*.ffn.down"]}, "neurons": {"compensate": "linear", "block": 16}}
+    space = build_space(model, kinds=kinds)
+    chosen = [c for c in space.candidates if c.kind == "lora" or c.which == (0,)]
+    structure = make_structure(space, chosen, identify(model), "classification")
+    lora, cut = structure.candidates[1], structure.candidates[0]
+    assert (lora.kind, cut.kind) == ("lora", "neurons")
+    less = {"params": lora.params - 4 * 16, "flops_per_token": lora.flops_per_token - 8 * 16}
+    earlier = dataclasses.replace(lora, **less)
+    attach(model, dataclasses.replace(structure, candidates=(cut, earlier)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -143,7 +199,7 @@ def test_what_is_cut_makes_the_rest_cheaper(build, family):
         ({"which": (1, 1), "size": 2}, "cannot be cut"),
         ({"which": ()}, "cannot be cut"),
         ({"size": 2}, "2 heads cannot be cut"),
-        ({"which": (0, 1, 2, 3), "size": 4}, "4 heads cannot be cut"),
+        ({"which": (0, 1, 2, 3), "size": 4}, "4 heads cannot be cut at .*: of 4, 1 stay"),
         ({"flops_per_pair": 0}, "does not cost"),
     ],
 )
@@ -157,6 +213,17 @@ def test_a_cut_that_cannot_be_is_refused_and_nothing_is_attached(build, change, 
     with pytest.raises(StructureError, match=message):
         attach(model, bad)
     assert attachment_of(model) is None
+
+
+def test_neurons_that_always_stay_cannot_be_cut(wide, build):
+    kinds = {"neurons": {"block": 24}}
+    for model, count in ((wide("bert"), 3), (build("bert"), 1)):
+        space = build_space(model, kinds=kinds)
+        chosen = space.candidates[:count]
+        structure = make_structure(space, chosen, identify(model), "classification")
+        with pytest.raises(StructureError, match=f"{24 * count} neurons .*, 64 stay"):
+            attach(model, structure)
+        assert attachment_of(model) is None
 
 
 def test_what_is_attached_cannot_name_parts_to_cut(build):
@@ -180,9 +247,9 @@ def test_positions_narrow_only_where_something_is_cut(build, family):
 
 
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
-def test_a_unit_that_others_predict_is_cut_without_a_trace(build, inputs, kind):
+def test_a_unit_that_others_predict_is_cut_without_a_trace(wide, inputs, kind):
     """The second unit says twice what the first one says, plus a constant: nothing is lost."""
-    model = build("bert").double()
+    model = wide("bert").double()
     space = build_space(
         model, kinds={kind: {"compensate": "linear"} | ({"block": 8} if kind == "neurons" else {})}
     )

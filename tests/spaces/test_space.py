@@ -6,7 +6,8 @@ from transformers import T5Config, T5Model
 
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.budget import resolve
-from sparsearch.spaces.space import build_space
+from sparsearch.spaces.space import build_space, preset_names
+from tests.spaces.test_slim import WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +37,12 @@ def test_s3pet_m_by_kind(t5_large):
     }
 
 
-@pytest.mark.parametrize("preset", ["s3pet-m", "s3pet-l"])
+@pytest.mark.parametrize("preset", preset_names())
 def test_presets_fit_every_family(build, family, preset):
-    space = build_space(build(family), preset=preset)
-    assert all(c.params > 0 for c in space.candidates)
+    wide = {WIDTH.get(family, "intermediate_size"): 128}  # neurons that may be cut
+    space = build_space(build(family, **wide), preset=preset)
+    assert all(c.params > 0 or c.which for c in space.candidates)
+    assert {c.kind for c in space.candidates} == space.kinds.keys()
 
 
 def test_rank_units_stand_together(build):
@@ -63,6 +66,46 @@ def test_all_problems_of_a_space_are_reported_together(build):
             build("bert"), kinds={"lora": {"rank": 1}, "foo": {}, "bitfit": {"on": ["*.attn.x"]}}
         )
     assert len(caught.value.problems) == 3
+
+
+STAND_INS = {"neurons": {"block": 16, "compensate": "linear"}}
+PATTERN = {"pattern": "2:4", "on": ["*.ffn.down"]}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"ia3": {}} | STAND_INS, "stands in for layers.0.ffn.neurons does not merge with ia3"),
+        ({"weight_mask": {}, "heads": {"compensate": "linear"}}, "with weight_mask at .*attn.o"),
+        ({"weight_mask": PATTERN, "neurons": {"block": 6}}, "6 inputs .* set block to a multiple"),
+        ({"weight_mask": {"pattern": "4:16"}, "heads": {}}, "parts of 8 .* pattern 4:16; leave"),
+    ],
+)
+def test_kinds_that_cannot_be_chosen_together_are_refused(build, kinds, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_space(build("bert", intermediate_size=96), kinds=kinds)
+    assert len(caught.value.problems) == 1, "not one for each layer"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "width"),
+    [
+        ({"ia3": {"on": ["*.attn.[kv]"]}} | STAND_INS, 96),
+        ({"ia3": {}} | STAND_INS, 64),  # so few neurons all stay
+        ({"ia3": {}, "weight_mask": {}, "neurons": {"block": 1}}, 96),
+        ({"weight_mask": PATTERN, "neurons": {"block": 8}, "heads": {}}, 96),
+    ],
+)
+def test_kinds_that_never_meet_are_not(build, kinds, width):
+    assert build_space(build("bert", intermediate_size=width), kinds=kinds).candidates
+
+
+def test_a_fingerprint_knows_the_options_of_kinds(build):
+    def fingerprint(alpha, **kinds):
+        kinds = {"lora": {"alpha": alpha}, "bitfit": {}} | kinds
+        return build_space(build("bert"), kinds=kinds).fingerprint
+
+    assert fingerprint(16) == fingerprint(16.0) != fingerprint(8)
 
 
 def test_unknown_preset_lists_the_known(build):

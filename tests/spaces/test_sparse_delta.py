@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import attach, attach_units, detach
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import identify, positions_of
+from sparsearch.spaces.decomposition import truncated_svd
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.kinds.sparse_delta import SUPPORTS
 from sparsearch.spaces.positions import Position, find, weight_at
@@ -115,6 +117,16 @@ def test_random_places_hang_on_the_name_alone():
     torch.set_rng_state(state)
 
 
+def test_a_decomposition_seeds_no_other_stream(monkeypatch):
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds every device"))
+    matrix, state = random_matrix(40, 24), torch.get_rng_state()
+    for given in (matrix, matrix.T):
+        left, values, right = truncated_svd(given, 5)
+        assert torch.allclose(values, torch.linalg.svdvals(given)[:5], rtol=1e-3)
+        assert torch.allclose(left.T @ given @ right.T, torch.diag(values), atol=1e-3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 PRINT = """
 import torch
 from sparsearch.spaces.kinds.sparse_delta import SUPPORTS
@@ -193,7 +205,7 @@ class Largest(TorchDispatchMode):
         for tensor in out if isinstance(out, tuple | list) else [out]:
             if isinstance(tensor, torch.Tensor):
                 self.entries = max(self.entries, tensor.untyped_storage().nbytes() // 4)
-        if function is torch.ops.aten.mul.Tensor and out.dim() > 1:
+        if function in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor) and out.dim() > 1:
             self.work += out.numel()
         elif function is torch.ops.aten.scatter_add_.default:
             self.work += args[3].numel()
@@ -221,12 +233,48 @@ def test_no_dense_matrix_is_ever_allocated(tmp_path):
     assert tokens * entries * 4 <= max(taken) < wide * wide * 4 / 16
 
 
-def test_flops_are_the_multiplications_and_additions_that_run():
+def test_many_tokens_hold_few_products(tmp_path):
+    """Neither a matrix (tokens, N) nor a dense one, whether kept for the backward pass or passing."""
+    wide, tokens, entries = 768, 2048, 1024
+    unit = SparseDeltaUnit(wide, (16, 48, 192, 768), 1.0)
+    unit.align(*find_support(torch.empty(wide, wide), entries, "random", "here"))
+    x, z = torch.randn(tokens, wide, requires_grad=True), torch.ones(4, requires_grad=True)
+    gradient, kept = torch.randn(tokens, wide), []
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+            kept.append(tensor.nbytes)
+        return tensor
+
+    def once():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            change = unit(x, z)
+        return torch.autograd.grad(change, [x, z, unit.values], gradient)
+
+    once()
+    assert sum(kept) < 8 * 4 * entries
+    with profile(profile_memory=True) as record:
+        found = once()
+    record.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    steps = [(e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]"]
+    held = list(accumulate(size for _, size in sorted(steps)))
+    change_and_gradient = 2 * tokens * wide * 4
+    assert max(held) - change_and_gradient < min(wide * wide * 4, tokens * entries * 4 / 4)
+    weight = unit.dense(torch.zeros(wide, wide), None).detach().requires_grad_()
+    expected = torch.autograd.grad(F.linear(x, weight), [x, weight], gradient)
+    assert torch.allclose(found[0], expected[0], atol=1e-4)
+    places = expected[1][unit.rows.long(), unit.cols.long()]
+    assert torch.allclose(found[2], places, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("lead", [(3, 5), (50, 60)], ids=["at once", "in parts"])
+def test_flops_are_the_multiplications_and_additions_that_run(lead):
     unit = make_unit(32, 48, (16, 48))
     kind = make_kind("sparse_delta", {})
     with Largest() as seen, torch.no_grad():
-        unit(torch.randn(3, 5, 48, dtype=torch.float64), None)
-    assert seen.work == 2 * 64 * 15
+        unit(torch.randn(*lead, 48, dtype=torch.float64), None)
+    assert seen.work == 2 * 64 * lead[0] * lead[1]
     assert kind.flops_per_token(position_of(48, 32), 64) == 2 * 64
 
 
@@ -357,6 +405,6 @@ def test_a_size_beyond_the_matrix_is_refused(build):
     (whole,) = structure.candidates
     twice = replace(whole, size=2048, params=2048, flops_per_token=4096, frozen_bytes=8 * 2048)
     assert whole.size == 1024
-    with pytest.raises(StructureError, match="does not cost"):
+    with pytest.raises(StructureError, match="has size 2048, of at most 1024"):
         attach(model, replace(structure, candidates=(twice,)))
     assert attachment_of(model) is None

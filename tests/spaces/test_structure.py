@@ -12,9 +12,11 @@ import sparsearch.spaces.structure as structure_module
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import attach, detach
 from sparsearch.spaces.attachment import attachment_of
-from sparsearch.spaces.backbone import identify
-from sparsearch.spaces.space import build_space
+from sparsearch.spaces.backbone import identify, positions_of
+from sparsearch.spaces.positions import find
+from sparsearch.spaces.space import build_space, make_candidate
 from sparsearch.spaces.structure import Structure, json_schema, make_structure
+from sparsearch.spaces.weights_file import load_weights, weights_of
 
 
 @pytest.fixture
@@ -76,6 +78,9 @@ def test_hash_names_the_content_and_not_its_origin(structure):
         (lambda d: d["kinds"].update(lora={"rank": 2}), "no option 'rank'"),
         (lambda d: d.pop("backbone"), "backbone"),
         (lambda d: d["candidates"][0].update(params="many"), "integer"),
+        (lambda d: d["candidates"].append(d["candidates"][0]), "bitfit at .* is there twice"),
+        (lambda d: d["kinds"].pop("adapter"), "adapter at layers.0.ffn is of a kind that"),
+        (lambda d: d["candidates"][2].update(size=0), "lora at .* has size 0, below 1"),
     ],
 )
 def test_malformed_files_are_refused(structure, change, message):
@@ -116,6 +121,59 @@ def test_attach_refuses_costs_that_are_not_true(structure, model):
     with pytest.raises(StructureError, match="does not cost"):
         attach(model, dataclasses.replace(structure, candidates=(wrong,)))
     assert attachment_of(model) is None
+
+
+def test_attach_lists_all_that_cannot_be_and_attaches_nothing(structure, model):
+    norm, adapter, lora = structure.candidates
+    wrong = (
+        norm,
+        norm,
+        dataclasses.replace(norm, size=2, position="layers.1.attn.norm"),
+        dataclasses.replace(adapter, kind="ia3"),
+        dataclasses.replace(adapter, position="layers.0.attn.q"),
+        dataclasses.replace(lora, size=65),
+        dataclasses.replace(lora, position="layers.1.attn.qq"),
+    )
+    with pytest.raises(StructureError) as caught:
+        attach(model, dataclasses.replace(structure, candidates=wrong))
+    for problem in (
+        "bitfit at layers.0.attn.norm is there twice",
+        "bitfit at layers.1.attn.norm has size 2, of at most 1",
+        "ia3 at layers.0.ffn is of a kind that `kinds` lacks",
+        "adapter cannot be attached at layers.0.attn.q",
+        "lora at layers.1.attn.q has size 65, of at most 32",
+        "no position 'layers.1.attn.qq'",
+    ):
+        assert problem in caught.value.message
+    assert attachment_of(model) is None
+
+
+def test_uniform_structures_have_ranks_beyond_a_space(structure, model):
+    lora = structure.candidates[2]
+    high = make_candidate(structure.kind("lora"), find(positions_of(model), lora.position), 32)
+    attach(model, dataclasses.replace(structure, candidates=(high,)))
+    assert attachment_of(model).slots[0].unit.A.shape == (32, 32)
+
+
+def test_a_head_cannot_carry_weights_of_the_backbone(structure, model):
+    attach(model, structure)
+    name = "bert.embeddings.word_embeddings.weight"
+    before = model.get_parameter(name).clone()
+    weights = weights_of(model) | {f"head:{name}": torch.zeros_like(before)}
+    with pytest.raises(StructureError, match=f"unknown .'head:{name}'"):
+        load_weights(model, weights)
+    assert torch.equal(model.get_parameter(name), before)
+
+
+def test_weights_that_are_missing_or_damaged_are_named(structure, model, tmp_path):
+    (tmp_path / "structure.json").write_text(structure.to_json())
+    with pytest.raises(StructureError, match="has no modules.safetensors"):
+        attach(model, tmp_path)
+    (tmp_path / "modules.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(StructureError, match="cannot read .*modules.safetensors"):
+        attach(model, tmp_path)
+    assert attachment_of(model) is None
+    attach(model, tmp_path / "structure.json")
 
 
 def test_attaching_twice_is_refused(structure, model):

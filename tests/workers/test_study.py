@@ -444,6 +444,15 @@ def test_a_ticket_starts_from_what_stands_in_for_the_rest(study, db):
     assert all(0.6 < t.inference_flops_ratio <= 0.8 for t in records(db))
 
 
+def test_weights_that_no_database_holds_are_left_out_and_the_outcome_kept(study, db, monkeypatch):
+    monkeypatch.setattr(trial_module, "_MOST_STORED", 1000)
+    run(study, db, ["baselines=[]"])
+    with Store.open(db, create=False) as store:
+        for t in store.trials("tiny"):
+            assert t.state == "ok" and "weights were not stored" in t.message
+            assert store.weights("tiny", t.number) is None
+
+
 def test_dsee_trains_what_is_left_and_its_checkpoint_needs_no_stand_in(study, db, tmp_path):
     dsee = {k: v for k, v in study.items() if k not in ("space", "search", "budgets")} | {
         "space": {"preset": "dsee"},
