@@ -202,9 +202,9 @@ class StoreConformance:
         for part in (
             "search.steps: 300 -> 400",
             "seeds.1: 1 -> 2",
-            "seeds.2: (absent) -> 3",
-            "gone: true -> (absent)",
-            'new: (absent) -> {"a": 1}',
+            "seeds.2: (not set) -> 3",
+            "gone: true -> (not set)",
+            'new: (not set) -> {"a": 1}',
         ):
             assert part in caught.value.message
         assert "lr" not in caught.value.message
@@ -212,6 +212,23 @@ class StoreConformance:
         many = json.dumps({f"k{i}": i for i in range(7)} | old)
         with pytest.raises(StoreError, match="and 2 more"):
             store.begin_study(sample_study(config=many))
+
+    def test_more_seeds_continue_a_study(self, store: Store) -> None:
+        """Their trials join the queue; other seeds, or fewer, are another config."""
+        one, more = sample_study(trials=2), sample_study(trials=4, config='{"seeds": [0, 1]}')
+        store.begin_study(one)
+        store.finish("study", 0, sample_outcome())
+        store.begin_study(more)
+        assert [t.state for t in store.trials("study")] == ["ok", "queued", "queued", "queued"]
+        store.begin_study(more)
+        for other in (one, replace(more, config='{"seeds": [0, 1], "name": 2}')):
+            with pytest.raises(StoreError, match="another config"):
+                store.begin_study(other)
+        changed = replace(more.trials[0], seed=7), *more.trials[1:]
+        five = sample_study(trials=5, config='{"seeds": [7, 1]}')
+        with pytest.raises(StoreError, match="seeds"):
+            store.begin_study(replace(five, trials=(*changed, five.trials[4])))
+        assert len(store.trials("study")) == 4
 
     def test_life_of_a_trial(self, store: Store) -> None:
         """Everything of an outcome comes back; the scores are those of the study's metric."""
@@ -332,7 +349,7 @@ class StoreConformance:
         """It learns who holds the study; the same process may acquire again."""
         store.begin_study(sample_study())
         other.acquire("study")
-        with pytest.raises(LeaseError, match="another-machine:4711 until 2"):
+        with pytest.raises(LeaseError, match="another-machine:4711, whose lease ends at 2"):
             store.acquire("study")
         other.acquire("study")
         other.renew("study")

@@ -4,6 +4,10 @@ One trial beats another of its study where it has no lower score, no more parame
 no fewer zeros, and comes before it in the order of ``best`` (score, then parameters, then number): it then fits
 whatever the other one fits, and is preferred. The front is what nothing beats. Decision 17 has the proof
 that this is enough, also with several writers at once.
+
+What is stored compares exactly, since ``best`` may be asked for any sparsity. ``pareto`` takes shares to
+hundredths of a percent, lest a beaten trial be listed for one weight more of 10 million that it prunes: so a
+stored front may hold trials that ``pareto`` does not list, and lacks none that it does.
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ from sparsearch.results.tables import Base
 if TYPE_CHECKING:
     from sparsearch.results.values import Best
 
-__all__ = ["enter", "pareto"]
+__all__ = ["SHARE_DECIMALS", "enter", "pareto"]
+
+SHARE_DECIMALS = 4
+"""Shares of FLOPs and of weights that differ by less count as equal on a Pareto front."""
 
 _TRIALS = Base.metadata.tables["trials"]
 _trials = _TRIALS.c
@@ -77,20 +84,26 @@ def pareto(front: Iterable[Best]) -> Iterator[Best]:
     stairs: dict[float, tuple[list[float], list[float]]] = {}
     for best in sorted(
         front,
-        key=lambda b: (
-            b.trainable_params, b.inference_flops_ratio, -b.weight_sparsity, -b.score, b.trial
-        ),
-    ):  # fmt: skip
-        ratio, score = best.inference_flops_ratio, best.score
-        as_sparse = (s for level, s in stairs.items() if level >= best.weight_sparsity)
+        key=lambda b: (b.trainable_params, _ratio_of(b), -_sparsity_of(b), -b.score, b.trial),
+    ):
+        ratio, sparsity, score = _ratio_of(best), _sparsity_of(best), best.score
+        as_sparse = (s for level, s in stairs.items() if level >= sparsity)
         if any(_height(*found, ratio) >= score for found in as_sparse):
             continue
         yield best
-        ratios, scores = stairs.setdefault(best.weight_sparsity, ([], []))
+        ratios, scores = stairs.setdefault(sparsity, ([], []))
         i = bisect_right(ratios, ratio)
         end = bisect_right(scores, score, i)
         ratios[i:end] = [ratio]
         scores[i:end] = [score]
+
+
+def _ratio_of(best: Best) -> float:
+    return round(best.inference_flops_ratio, SHARE_DECIMALS)
+
+
+def _sparsity_of(best: Best) -> float:
+    return round(best.weight_sparsity, SHARE_DECIMALS)
 
 
 def _height(ratios: Sequence[float], scores: Sequence[float], ratio: float) -> float:

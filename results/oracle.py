@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
+from sparsearch.results.front import SHARE_DECIMALS
 from sparsearch.results.store import Store
 from sparsearch.results.values import TrialRecord
 
@@ -69,8 +70,14 @@ def best_point(
 
 
 def pareto_points(points: Iterable[Point]) -> list[Point]:
-    """Those of one study that no other one beats, by parameters; the earliest of equal ones."""
-    points = list(points)
+    """Those of one study that no other one beats, by parameters; the earliest of equal ones.
+
+    Shares that differ by less than a hundredth of a percent are equal.
+    """
+    points = [
+        replace(p, ratio=round(p.ratio, SHARE_DECIMALS), dense=round(p.dense, SHARE_DECIMALS))
+        for p in points
+    ]
     front = []
     for p in points:
         better = (q for q in points if q.no_worse(p))

@@ -41,6 +41,8 @@ _REFUSED = {
 }
 """Kinds that PEFT lacks, and why."""
 
+_NAMED = 4
+
 
 @dataclass
 class AdaptedModule:
@@ -114,7 +116,7 @@ def plan_adapter(
         prefix: Of the base model inside the model ("bert.").
 
     Raises:
-        ExportError: If PEFT cannot express it; the message names every candidate that it cannot.
+        ExportError: If PEFT cannot express it; the message counts what it cannot, by kind and reason.
     """
     _refuse(structure, positions)
     modules: dict[str, AdaptedModule] = {}
@@ -177,24 +179,32 @@ def _norm_notes(norms: Sequence[AdaptedModule]) -> tuple[str, ...]:
 
 
 def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
-    """Raise for everything that PEFT cannot express, naming all of it."""
+    """Raise for everything that PEFT cannot express: each kind once, with its reason and where it is."""
     kinds = {c.kind for c in structure.candidates}
-    refused = []
+    refused: dict[tuple[str, str], list[str]] = {}
     for candidate in structure.candidates:
-        what = f"{candidate.kind} at {candidate.position}"
         position = find(positions, candidate.position)
         if candidate.kind in _REFUSED:
-            refused.append(f"{what} ({_REFUSED[candidate.kind]})")
+            reason = _REFUSED[candidate.kind]
         elif candidate.kind == "ia3" and kinds != {"ia3"}:
-            refused.append(f"{what} (PEFT saves no mix of IA3 with others)")
+            reason = "PEFT saves no mix of IA3 with others"
         elif position.role == "norm" and candidate.kind == "bitfit" and not position.has_bias:
-            refused.append(f"{what} (this norm has no bias)")
+            reason = "this norm has no bias"
+        else:
+            continue
+        refused.setdefault((candidate.kind, reason), []).append(candidate.position)
     if refused:
+        lines = (f"  - {len(at)} {k} ({why}): {_some(at)}" for (k, why), at in refused.items())
         raise ExportError(
-            "PEFT cannot express: " + "; ".join(refused),
-            "export --to spec holds everything; for PEFT search with lora, bitfit and lnfit, bitfit only on "
-            "norms that have a bias",
+            "PEFT cannot express:\n" + "\n".join(lines),
+            "export --to spec holds everything, --to checkpoint is a merged model; for PEFT search with lora, "
+            "bitfit and lnfit, bitfit only on norms that have a bias",
         )
+
+
+def _some(positions: Sequence[str]) -> str:
+    more = len(positions) - _NAMED
+    return ", ".join(positions[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _join(

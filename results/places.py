@@ -6,10 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparsearch.spaces.kinds.weight_mask import WeightMask
+
 if TYPE_CHECKING:
     from sparsearch.spaces.space import Candidate
+    from sparsearch.spaces.structure import Structure
 
-__all__ = ["Place", "candidate_name", "place_of"]
+__all__ = ["Place", "candidate_name", "place_of", "pruned_share"]
 
 _LAYERED = re.compile(r"^(?P<stack>.*?)layers\.(?P<layer>\d+)\.(?P<column>.+)$")
 _SIZE_LETTER = {"lora": "r", "low_rank_adapter": "w", "adapter": "w"}
@@ -50,8 +53,19 @@ def place_of(position: str) -> Place:
     return Place("", before or "final", column, None)
 
 
-def candidate_name(candidate: Candidate) -> str:
-    """Kind and size: ``lora r2``, ``adapter w24``, ``7 heads cut``; a kind without a size by its name."""
+def pruned_share(candidate: Candidate, structure: Structure) -> float | None:
+    """Share of its matrix that a mask sets to zero; None for what is no mask."""
+    if not candidate.masks:
+        return None
+    kind = structure.kind(candidate.kind)
+    assert isinstance(kind, WeightMask)
+    return candidate.size / kind.parts
+
+
+def candidate_name(candidate: Candidate, pruned: float | None = None) -> str:
+    """Kind and size: ``lora r2``, ``7 heads cut``, of a mask ``55% pruned``; a kind without a size by its name."""
+    if pruned is not None:
+        return f"{100 * pruned:.3g}% pruned"
     if candidate.which:
         return f"{candidate.size} {candidate.kind} cut"
     letter = _SIZE_LETTER.get(candidate.kind)

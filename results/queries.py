@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Row, Select, and_, case, func, select, true
 from sqlalchemy.orm import Session
 
-from sparsearch.errors import StoreError
+from sparsearch.errors import ConfigError, StoreError
 from sparsearch.results import front, lease
 from sparsearch.results.attempts import of_study
 from sparsearch.results.tables import (
@@ -272,8 +272,8 @@ def best(
 ) -> Best | None:
     """The best trial within the limits, see ``Store.best``."""
     limit = _params_limit(max_trainable_params)
-    ratio = _share_limit(max_inference_flops)
-    sparsity = _share_limit(min_weight_sparsity)
+    ratio = _share_limit("max_inference_flops", max_inference_flops)
+    sparsity = _share_limit("min_weight_sparsity", min_weight_sparsity)
     only = _study_row(session, study).id if study is not None else None
     found: list[Row[*_Winner]] = []
     # One walk down the index per group, since a share is another number for each backbone.
@@ -322,11 +322,23 @@ def _params_limit(limit: int | str | None) -> int | Fraction | None:
     """A command line gives whole numbers as text too."""
     if not isinstance(limit, str):
         return limit
-    return int(limit) if limit.strip().isdecimal() else parse_share(limit)
+    return int(limit) if limit.strip().isdecimal() else _share("max_trainable_params", limit)
 
 
-def _share_limit(limit: float | str | None) -> float | None:
-    return float(parse_share(limit)) if isinstance(limit, str) else limit
+def _share_limit(name: str, limit: float | str | None) -> float | None:
+    return float(_share(name, limit)) if isinstance(limit, str) else limit
+
+
+def _share(name: str, limit: str) -> Fraction:
+    """The share that a limit names; one that cannot be read is told by its name."""
+    try:
+        return parse_share(limit)
+    except ConfigError as error:
+        whole = name == "max_trainable_params"
+        allowed = "neither a whole number nor a percentage" if whole else "no percentage"
+        forgotten = limit.strip().replace(".", "", 1).isdecimal()
+        example = f"{limit.strip()}%" if forgotten else "0.01%" if whole else "75%"
+        raise ConfigError([f"{name}: {limit!r} is {allowed}"], f"write {example}") from error
 
 
 def pareto(session: Session, study: str) -> tuple[Best, ...]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsearch.errors import ExportError
-from sparsearch.results.places import Place, candidate_name, place_of
+from sparsearch.results.places import Place, candidate_name, place_of, pruned_share
 from sparsearch.results.summary import StudySummary, budget_name, spread, summarise
 from sparsearch.results.values import Best, StudyRecord, TrialRecord
 from sparsearch.spaces.space import Candidate
+from sparsearch.spaces.structure import Structure
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -44,24 +45,32 @@ _COLORS = ("#3b6fb6", "#d1673a", "#3f9268", "#8a5fb0", "#b9952c", "#c04f78", "#4
 
 @dataclass(frozen=True)
 class _Map:
-    """Rows, columns, and what stands in each cell; also the empty cells of the backbone."""
+    """Rows, columns, and what stands in each cell; also the empty cells of the backbone.
+
+    ``pruned`` is the share of a cell's matrix that a mask sets to zero.
+    """
 
     rows: tuple[tuple[str, str], ...]
     columns: tuple[str, ...]
     cells: dict[tuple[str, str, str], tuple[Candidate, ...]]
+    pruned: dict[tuple[str, str, str], float]
 
 
-def _map_of(candidates: Sequence[Candidate], positions: Sequence[str]) -> _Map:
+def _map_of(structure: Structure, positions: Sequence[str]) -> _Map:
     cells: dict[tuple[str, str, str], tuple[Candidate, ...]] = {}
+    pruned: dict[tuple[str, str, str], float] = {}
+    candidates = structure.candidates
     places = [place_of(name) for name in (*positions, *(c.position for c in candidates))]
     for place in places:
         cells.setdefault((place.stack, place.row, place.column), ())
     for c in candidates:
         place = place_of(c.position)
         cells[place.stack, place.row, place.column] += (c,)
+        if (share := pruned_share(c, structure)) is not None:
+            pruned[place.stack, place.row, place.column] = share
     known = {column: i for i, column in enumerate(_COLUMNS)}
     columns = sorted({p.column for p in places}, key=lambda c: (known.get(c, len(known)), c))
-    return _Map(tuple(_rows(places)), tuple(columns), cells)
+    return _Map(tuple(_rows(places)), tuple(columns), cells, pruned)
 
 
 def _rows(places: Sequence[Place]) -> Iterable[tuple[str, str]]:
@@ -78,7 +87,7 @@ def _rows(places: Sequence[Place]) -> Iterable[tuple[str, str]]:
 
 
 def structure_figure(best: Best, positions: Sequence[str] = ()) -> Figure:
-    """The heat map of a structure: layers x positions, coloured by trainable parameters.
+    """The heat map of a structure: layers x positions, coloured by trainable parameters, under a mask by its density.
 
     Args:
         best: The structure and its trial.
@@ -87,7 +96,7 @@ def structure_figure(best: Best, positions: Sequence[str] = ()) -> Figure:
     """
     from plotly.subplots import make_subplots
 
-    grid = _map_of(best.structure.candidates, positions)
+    grid = _map_of(best.structure, positions)
     stacks = list(dict.fromkeys(stack for stack, _ in grid.rows)) or [""]
     heights = [max(1, sum(s == stack for s, _ in grid.rows)) for stack in stacks]
     figure = make_subplots(
@@ -97,7 +106,9 @@ def structure_figure(best: Best, positions: Sequence[str] = ()) -> Figure:
         row_heights=heights,
         vertical_spacing=0.5 / (sum(heights) + 1),
     )
-    sums = [sum(c.params for c in cell) for cell in grid.cells.values()]
+    sums = [
+        sum(c.params for c in cell) for at, cell in grid.cells.items() if at not in grid.pruned
+    ]
     for number, stack in enumerate(stacks, start=1):
         for trace in _traces(grid, stack):
             figure.add_trace(trace, row=number, col=1)
@@ -108,41 +119,53 @@ def structure_figure(best: Best, positions: Sequence[str] = ()) -> Figure:
     figure.update_xaxes(showticklabels=True, side="top", row=1, col=1)
     _dress(figure, *_structure_title(best))
     size = {"height": 190 + 46 * sum(heights), "width": 260 + 94 * max(5, len(grid.columns))}
-    figure.update_layout(**size, coloraxis=_color_axis(sums), margin={"t": 150, "b": 40})
+    axes = {"coloraxis": _color_axis(sums), "coloraxis2": _pruned_axis(beside=any(sums))}
+    figure.update_layout(**size, **axes, margin={"t": 150, "b": 40})
     return figure
 
 
 def _traces(grid: _Map, stack: str) -> Iterable[Any]:
-    """The backbone's empty cells, and the chosen ones over them."""
+    """The backbone's empty cells, the chosen ones over them, and those under a mask."""
     from plotly.graph_objects import Heatmap
 
     rows = [row for s, row in grid.rows if s == stack]
-    cells = [[grid.cells.get((stack, row, column)) for column in grid.columns] for row in rows]
+    keys = [[(stack, row, column) for column in grid.columns] for row in rows]
     shared = {"x": list(grid.columns), "y": rows, "xgap": 3, "ygap": 3}
     yield Heatmap(
         **shared,
-        z=[[None if cell is None else 0 for cell in line] for line in cells],
+        z=[[0 if key in grid.cells else None for key in line] for line in keys],
         colorscale=[[0, _EMPTY], [1, _EMPTY]],
         showscale=False,
         hovertemplate="%{y}, %{x}: nothing chosen<extra></extra>",
     )
-    sums = [[sum(c.params for c in cell or ()) for cell in line] for line in cells]
-    yield Heatmap(
-        **shared,
-        z=[[math.log10(total) if total else None for total in line] for line in sums],
-        text=[[_cell_text(cell or ()) for cell in line] for line in cells],
-        customdata=[[f"{total:,} parameters" for total in line] for line in sums],
-        texttemplate="%{text}",
-        textfont={"size": 12},
-        coloraxis="coloraxis",
-        hovertemplate="%{y}, %{x}<br>%{text}<br>%{customdata}<extra></extra>",
-    )
+    sums = {key: sum(c.params for c in cell) for key, cell in grid.cells.items()}
+    # What is cut has no parameters: the lightest colour.
+    params = {
+        key: math.log10(max(1, sums[key]))
+        for key, cell in grid.cells.items()
+        if cell and key not in grid.pruned
+    }
+    for values, axis in ((params, "coloraxis"), (grid.pruned, "coloraxis2")):
+        if not values:
+            continue
+        yield Heatmap(
+            **shared,
+            z=[[values.get(key) for key in line] for line in keys],
+            text=[[_cell_text(grid, key) for key in line] for line in keys],
+            customdata=[[f"{sums.get(key, 0):,} parameters" for key in line] for line in keys],
+            texttemplate="%{text}",
+            textfont={"size": 12},
+            coloraxis=axis,
+            hovertemplate="%{y}, %{x}<br>%{text}<br>%{customdata}<extra></extra>",
+        )
 
 
-def _cell_text(candidates: Sequence[Candidate]) -> str:
+def _cell_text(grid: _Map, key: tuple[str, str, str]) -> str:
     """What stands in a cell; the longest name needs two lines."""
-    names = [candidate_name(c).replace("_adapter", "_<br>adapter") for c in candidates]
-    return "<br>".join(names)
+    names = [
+        candidate_name(c, grid.pruned[key] if c.masks else None) for c in grid.cells.get(key, ())
+    ]
+    return "<br>".join(name.replace("_adapter", "_<br>adapter") for name in names)
 
 
 def _color_axis(sums: Sequence[int]) -> dict[str, Any]:
@@ -162,6 +185,17 @@ def _color_axis(sums: Sequence[int]) -> dict[str, Any]:
             "thickness": 14,
             "outlinewidth": 0,
         },
+    }
+
+
+def _pruned_axis(beside: bool) -> dict[str, Any]:
+    """Share of a matrix that its mask sets to zero, beside the scale of parameters where there is one."""
+    bar = {"title": {"text": "pruned", "side": "right"}, "tickformat": ".0%", "thickness": 14}
+    return {
+        "cmin": 0,
+        "cmax": 1,
+        "colorscale": [[0, "#fdf0e6"], [0.5, "#f0a870"], [1, "#a8481c"]],
+        "colorbar": {**bar, "outlinewidth": 0, "x": 1.14 if beside else 1.02},
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+from sparsearch.errors import LeaseError
 from sparsearch.results import outcomes, queries, writes
 from sparsearch.results.database import Database, open_database
 from sparsearch.results.lease import LEASE_SECONDS, Owner
@@ -109,8 +110,11 @@ class Store:
             LeaseError: If another live driver holds the study; it says which, and until when.
             StoreError: If there is no such study.
         """
-        with self._database.writing() as session:
-            writes.acquire(session, study, self._owner, lease_seconds)
+        try:
+            with self._database.writing() as session:
+                writes.acquire(session, study, self._owner, lease_seconds)
+        except LeaseError as error:
+            raise LeaseError(error.message, f"{error.hint} --db {self.label}") from error
 
     def renew(
         self,
@@ -333,6 +337,9 @@ class Store:
         Of equal scores the one with fewer trainable parameters wins, then the earlier trial.
         References without a structure (``head``, ``full``) are never the best.
 
+        Scores of different tasks or metrics do not compare: where a database holds several, name the
+        study or the task, else the highest number wins, whatever it measures.
+
         Args:
             study: Name of a study, or a unique prefix of it.
             model: The backbone, as the user wrote it.
@@ -364,7 +371,8 @@ class Store:
         """Feasible trials with a structure that no other one beats, by trainable parameters.
 
         One beats another if it is as good in validation score, trainable parameters, inference
-        FLOPs and weight sparsity, and better in one of them. Of equal ones the earliest is kept.
+        FLOPs and weight sparsity (both to hundredths of a percent), and better in one of them. Of equal
+        ones the earliest is kept.
 
         Args:
             study: Name of the study, or a unique prefix of it.

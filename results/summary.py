@@ -152,11 +152,12 @@ def summarise(study: StudyRecord, trials: Sequence[TrialRecord]) -> StudySummary
         key = json.dumps(trial.budget, sort_keys=True)
         if trial.budget is not None and (planned is None or key in planned):
             groups.setdefault(key, []).append(trial)
+    heads = [t for t in trials if t.budget is None and t.strategy == "head" and has_score(t)]
     return StudySummary(
         study=study.name,
         metric=study.metric,
         searched=searched,
-        budgets=tuple(_budget(group, searched) for group in groups.values()),
+        budgets=tuple(_budget(group, searched, heads) for group in groups.values()),
         references=_strategies(t for t in trials if t.budget is None),
         unsuccessful=tuple(
             t for t in trials if t.state in FINISHED and t.state not in ("ok", "cancelled")
@@ -181,7 +182,9 @@ def _front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
     return tuple(front)
 
 
-def _budget(trials: Sequence[TrialRecord], searched: str) -> BudgetSummary:
+def _budget(
+    trials: Sequence[TrialRecord], searched: str, heads: Sequence[TrialRecord]
+) -> BudgetSummary:
     """Summary of the trials of one budget."""
     budget = trials[0].budget or {}
     strategies = _strategies(trials)
@@ -194,6 +197,7 @@ def _budget(trials: Sequence[TrialRecord], searched: str) -> BudgetSummary:
     planned = any(t.strategy == searched for t in trials)
     rivals = compare(trials, searched, [row.strategy for row in strategies])
     verdict = _verdict(strategies, rivals, searched, budget_name(budget)) if planned else ""
+    verdict += _head_alone(trials, heads, searched) if planned else ""
     return BudgetSummary(budget, strategies, best, rivals, verdict)
 
 
@@ -243,6 +247,22 @@ def _verdict(
         f"{searched} {mine} beats {other.strategy} {theirs}, the best other strategy, "
         f"at {budget} by {a.mean - b.mean:.{digits}f} ({evidence}){_doubt(paired)}"
     )
+
+
+def _head_alone(trials: Sequence[TrialRecord], heads: Sequence[TrialRecord], searched: str) -> str:
+    """That the head alone does as well, with no parameter of the budget; empty where it does not."""
+    ours = [t.score for t in trials if t.strategy == searched and t.score is not None]
+    alone = [t.score for t in heads if t.score is not None]
+    if not ours or not alone:
+        return ""
+    mean = statistics.fmean(alone)
+    paired = next(iter(compare([*trials, *heads], searched, ["head"])), None)
+    said = f"; training the head alone ({mean:.4f}, 0 parameters) is as good"
+    if mean >= statistics.fmean(ours):
+        return said
+    if paired is not None and paired.low is not None and paired.low <= 0:
+        return f"{said} for all that these seeds show"
+    return ""
 
 
 def _digits(a: float, b: float) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Executable, bindparam, insert, select, update
+from sqlalchemy import Connection, Executable, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -63,15 +63,20 @@ _QUEUE = insert(_TABLES["trials"])
 
 
 def begin_study(connection: Connection, spec: StudySpec) -> None:
-    """Create a study, or check that the one of that name has an equal config.
+    """Create a study, or check that the one of that name has an equal config; one with more seeds goes on with them.
 
     Raises:
         StoreError: If its config differs.
     """
     if _insert_study(connection, spec):
         return
-    query = select(StudyRow.config).where(StudyRow.name == spec.name)
-    config = connection.execute(query).scalar_one()
+    query = select(StudyRow.id, StudyRow.config).where(StudyRow.name == spec.name)
+    study_id, config = connection.execute(query).one()
+    if config != spec.config and _has_more_seeds(connection, study_id, config, spec):
+        changed = update(StudyRow).where(StudyRow.id == study_id).values(config=spec.config)
+        connection.execute(changed)
+        _queue(connection, study_id, spec, spec.trials[_count(connection, study_id) :])
+        return
     if differences := _differences(json.loads(config), json.loads(spec.config)):
         more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise StoreError(
@@ -79,6 +84,26 @@ def begin_study(connection: Connection, spec: StudySpec) -> None:
             f"{', '.join(differences[:_SHOWN])}{more}",
             "choose another name, or restore the config to continue the study",
         )
+
+
+def _has_more_seeds(connection: Connection, study_id: int, config: str, spec: StudySpec) -> bool:
+    """Whether a study differs by its seeds alone, and all its trials are the first ones of the new plan."""
+    old, new = json.loads(config), json.loads(spec.config)
+    if {**old, "seeds": None} != {**new, "seeds": None}:
+        return False
+    query = (
+        select(_trials.strategy, _trials.seed, _trials.budget)
+        .where(_trials.study_id == study_id)
+        .order_by(_trials.number)
+    )
+    stored = [tuple(row) for row in connection.execute(query)]
+    planned = [(t.strategy, t.seed, t.budget and t.budget.as_dict()) for t in spec.trials]
+    return len(stored) < len(planned) and stored == planned[: len(stored)]
+
+
+def _count(connection: Connection, study_id: int) -> int:
+    query = select(func.count()).where(_trials.study_id == study_id)
+    return int(connection.execute(query).scalar_one())
 
 
 def add_trial(connection: Connection, study: str, trial: Trial) -> None:
@@ -212,9 +237,17 @@ def _insert_study(connection: Connection, spec: StudySpec) -> bool:
     study = {"name": spec.name, "config": spec.config, "metric": spec.metric}
     created = {"created_at": datetime.now(UTC)}
     study_id = insert_once(connection, "studies", study | shared | created)
-    if study_id is not None and spec.trials:
-        connection.execute(insert(TrialRow), [_queued(study_id, t) | shared for t in spec.trials])
+    if study_id is not None:
+        _queue(connection, study_id, spec, spec.trials)
     return study_id is not None
+
+
+def _queue(
+    connection: Connection, study_id: int, spec: StudySpec, trials: Sequence[Trial]
+) -> None:
+    shared = {name: getattr(spec, name) for name in _SHARED}
+    if trials:
+        connection.execute(insert(TrialRow), [_queued(study_id, t) | shared for t in trials])
 
 
 def _queued(study_id: int, trial: Trial) -> dict[str, Any]:
@@ -245,7 +278,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
         return found
     if old == new:
         return []
-    shown = ["(absent)" if value is _ABSENT else json.dumps(value) for value in (old, new)]
+    shown = ["(not set)" if value is _ABSENT else json.dumps(value) for value in (old, new)]
     return [f"{path}: {shown[0]} -> {shown[1]}"]
 
 

@@ -227,6 +227,13 @@ def infeasible(
     limits = Limits(space, budget, tokens)
     if fitting and not any(limits.fits([*cuts, c]) for c in fitting):
         return _no_flops_left(space, budget, tokens, cuts, fitting)
+    if budget.max_bytes is not None:
+        stored = min(c.bytes for c in space.candidates if not c.removes)
+        if stored > budget.max_bytes:
+            return InfeasibleError(
+                f"budget {budget.text} = {budget.max_bytes:,} bytes: the smallest candidate takes {stored:,}",
+                f"allow at least {stored} bytes, or add smaller kinds to the space",
+            )
     least = smallest(space)
     have = f" = {budget.max_trainable_params:,} parameters" if budget.max_trainable_params else ""
     share = 100 * least.params / space.backbone_params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -66,6 +67,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     attachment = attachment_of(model)
     head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
     fits = all(n in parameters and parameters[n].shape == t.shape for n, t in head.items())
+    if not fits:
+        warnings.warn(
+            "the stored head does not fit this model's and was left out: train the head, or build the model "
+            "with the classes that it was trained for",
+            stacklevel=3,
+        )
     with torch.no_grad():
         for name, parameter in wanted.items():
             if not name.startswith(HEAD):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +20,11 @@ from sparsearch._options import (
     next_command,
     reading,
 )
-from sparsearch.errors import BackboneError, InfeasibleError, SparsearchError
+from sparsearch.errors import BackboneError, ConfigError, InfeasibleError, SparsearchError
 
 if TYPE_CHECKING:
     from sparsearch.results.store import Store
+    from sparsearch.results.values import Best
     from sparsearch.spaces.structure import Structure
 
 __all__ = ["best", "pareto", "show", "space", "studies", "trials"]
@@ -112,7 +114,10 @@ def best(
     db: Db = DEFAULT_DB,
     as_json: Json = False,
 ) -> None:
-    """Show the structure with the best validation score within limits."""
+    """Show the structure with the best validation score within limits.
+
+    Where several tasks or metrics have one, the best of each is listed; --json then wants --task or --study.
+    """
     wanted = {
         "study": study,
         "model": model,
@@ -123,24 +128,53 @@ def best(
     }
     asked = {key: value for key, value in wanted.items() if value is not None}
     with reading(db) as store:
-        found = store.best(**asked)
-        if found is None:
+        found = _best_of_each_task(store, asked)
+        if not found:
             raise _nothing_found(store, asked)
+    first, *others = found
+    if as_json and others:
+        tasks = ", ".join(f"{b.task} ({b.metric}, study {b.study})" for b in found)
+        problem = f"scores of different tasks or metrics do not compare; there are: {tasks}"
+        raise ConfigError([problem], "name one with --task or --study")
     if as_json:
-        print_json(found.as_dict())
+        print_json(first.as_dict())
         return
+    words = ("best", "--study", first.study) if others else ("show", first.structure.hash[:8])
     console = output()
-    console.print(_render.best_table(found))
-    following = next_command(db, "show", found.structure.hash[:8])
-    console.print(f"\nnext: {following}", soft_wrap=True)
+    console.print(_render.best_of_tasks_table(found) if others else _render.best_table(first))
+    console.print(f"\nnext: {next_command(db, *words)}", soft_wrap=True)
+
+
+def _best_of_each_task(store: Store, asked: dict[str, str]) -> list[Best]:
+    """The best of each task and metric: their scores do not compare."""
+    studies: dict[tuple[str, str], list[str]] = {}
+    for s in store.studies():
+        if all(getattr(s, key) == asked.get(key, getattr(s, key)) for key in ("model", "task")):
+            studies.setdefault((s.task, s.metric), []).append(s.name)
+    if "study" in asked or len(studies) < 2:
+        found = [store.best(**asked)]
+    else:
+        limits = {k: v for k, v in asked.items() if k not in ("model", "task")}
+        found = []
+        for names in studies.values():
+            bests = (store.best(**limits, study=name) for name in names)
+            some = [b for b in bests if b is not None]
+            found.append(min(some, key=lambda b: (-b.score, b.trainable_params), default=None))
+    return [b for b in found if b is not None]
 
 
 def _nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
-    """Say which filter to loosen: one without which there is an answer."""
+    """Say which name is unknown, or which filter to loosen: one without which there is an answer."""
     words = {key: f"--{key.replace('_', '-')}" for key in asked}
     limits = ", ".join(f"{words[key]} {value}" for key, value in asked.items())
     within = f" within {limits}" if limits else " yet"
     message = f"no successful trial has a structure{within}"
+    for key in ("model", "task"):
+        known = sorted({str(getattr(s, key)) for s in store.studies()})
+        if known and asked.get(key, known[0]) not in known:
+            return InfeasibleError(
+                message, f"there is no such {key}; there are: {', '.join(known)}"
+            )
     for key in reversed(asked):
         other = store.best(**{k: v for k, v in asked.items() if k != key})
         if other is None:
@@ -149,20 +183,30 @@ def _nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
             f"without {words[key]} the best is {other.score:.4f} with {other.trainable_params:,} "
             f"trainable parameters at {100 * other.inference_flops_ratio:.1f}% of the dense FLOPs "
             f"(study {other.study}, model {other.model}, task {other.task})"
+            f"{_reached(store.pareto(other.study), key)}"
         )
-        if key == "max_trainable_params":
-            least = store.pareto(other.study)[0].trainable_params
-            hint += f"; the smallest in that study has {least:,}"
         return InfeasibleError(message, hint)
     if asked and store.best() is not None:
         return InfeasibleError(message, "leave out two or more of these")
     return InfeasibleError(message, "`sparsearch studies` and `sparsearch trials STUDY` tell why")
 
 
+def _reached(front: Sequence[Best], limit: str) -> str:
+    """How far a study got towards a limit."""
+    if limit == "max_trainable_params":
+        return f"; the smallest in that study has {min(b.trainable_params for b in front):,}"
+    if limit == "max_inference_flops":
+        return f"; the fewest in that study are {min(b.inference_flops_ratio for b in front):.2%}"
+    if limit == "min_weight_sparsity":
+        most = max(b.weight_sparsity for b in front)
+        return f"; the sparsest in that study has {most:.2%} of its weights zero or gone"
+    return ""
+
+
 def pareto(
     study: StudyName, plot: Plot = None, db: Db = DEFAULT_DB, as_json: Json = False
 ) -> None:
-    """List the trials that no other one beats in score, parameters and FLOPs."""
+    """List the structures that no other one beats in score, parameters, FLOPs and sparsity."""
     with reading(db) as store:
         record = store.find_study(study)
         front = store.pareto(record.name)

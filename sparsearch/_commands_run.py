@@ -28,6 +28,8 @@ from sparsearch._options import (
 from sparsearch.errors import LeaseError, Stopped, StoreError, StructureError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from sparsearch.results.store import Store
     from sparsearch.results.summary import StudySummary
     from sparsearch.results.values import StudyRecord, TrialRecord
@@ -76,7 +78,8 @@ def stop(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None:
     from sparsearch.results.store import Store
 
     with reading(db) as store:
-        name = store.find_study(study).name
+        record = store.find_study(study)
+    name = record.name
     with Store.open(db, create=True) as store:
         owner = store.ask_to_stop(name)
         if owner is not None:
@@ -84,6 +87,8 @@ def stop(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None:
             _wait_until_free(store, name, owner)
     if as_json:
         print_json({"study": name, "stopped": owner})
+    elif owner is None and record.finished == record.trials:
+        output().print(f"nobody runs study {name}: all of its {record.trials} trials are finished")
     elif owner is None:
         output().print(f"nobody runs study {name}; `sparsearch run` continues it")
     else:
@@ -235,14 +240,11 @@ def train(
         document |= {"test_score": done.test_score, "epoch": done.epoch, "seconds": done.seconds}
         print_json({**document, "out": None if done.out is None else str(done.out)})
         return
-    rows = [
-        ("structure", done.structure.hash),
-        ("trainable params", f"{done.structure.trainable_params:,}"),
-        (
-            f"{done.metric} validation",
-            f"{_render.score_text(done.score)} (best of epoch {done.epoch})",
-        ),
-        (f"{done.metric} test", _render.score_text(done.test_score)),
+    valid, test = map(_render.score_text, (done.score, done.test_score))
+    rows: list[tuple[str, RenderableType]] = [
+        _render.hash_fact(done.structure.hash),
+        ("parameters", f"{done.structure.trainable_params:,}"),
+        (done.metric, f"{valid} validation (best of epoch {done.epoch}), {test} test"),
         ("seconds", f"{done.seconds:.1f}"),
         ("written to", str(done.out) if done.out is not None else "nowhere; --out DIR keeps it"),
     ]
@@ -261,5 +263,11 @@ def _structure_from(source: str, db: str) -> Structure:
             f"there is no file or folder {source!r}",
             "give a folder written by `sparsearch export --to spec`, or a structure's hash",
         )
-    with reading(db) as store:
-        return store.find_structure(source).structure
+    try:
+        with reading(db) as store:
+            return store.find_structure(source).structure
+    except StoreError as error:
+        raise StructureError(
+            f"{source!r} is neither a file or folder nor found as a hash: {error.message}",
+            error.hint,
+        ) from error

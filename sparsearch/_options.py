@@ -68,9 +68,22 @@ StructureHash = Annotated[
         help="Hash of a structure, or a unique prefix of it.",
     ),
 ]
+
+
+def _html(path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter(f"pictures are HTML files: write {path.stem or 'out'}.html")
+    return path
+
+
 Plot = Annotated[
     Path | None,
-    typer.Option("--plot", metavar="OUT.html", help="Also write a picture, as one HTML file."),
+    typer.Option(
+        "--plot",
+        metavar="OUT.html",
+        callback=_html,
+        help="Also write a picture, as one HTML file.",
+    ),
 ]
 
 

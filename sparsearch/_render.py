@@ -1,13 +1,13 @@
-"""Tables: what the commands show where no JSON is asked for. Readable at 100 columns."""
+"""Tables: what the commands show where no JSON is asked for. Readable at 80 columns."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STATE_STYLES",
+    "best_of_tasks_table",
     "best_table",
     "budget_text",
     "facts",
     "feasibility_table",
+    "hash_fact",
     "pareto_table",
     "score_text",
     "space_table",
@@ -45,8 +47,7 @@ STATE_STYLES = {
     "failed": "red",
 }
 
-_HASH = 12
-_SHORT_HASH = 8
+_HASH = 8
 _NOTHING = "-"
 
 
@@ -56,8 +57,53 @@ def _table(*columns: str, title: str = "", right: Iterable[str] = ()) -> Table:
     table.title_style = "bold"
     numbers = set(right)
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        number = column in numbers
+        justify: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=number)
     return table
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitting:
+    """A table whose cells stay on one line, budgets aside; it leaves columns out where there is no room.
+
+    Attributes:
+        title: Above the table.
+        columns: Names, from left to right.
+        right: Those with numbers.
+        spare: Those to leave out, the least important first.
+        rows: A cell for each column.
+    """
+
+    title: str
+    columns: Sequence[str]
+    right: Sequence[str]
+    spare: Sequence[str]
+    rows: Sequence[Sequence[str | Text]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        endless = options.update(max_width=10_000)
+        for count in range(len(self.spare) + 1):
+            table = self._without(self.spare[:count])
+            if table.__rich_measure__(console, endless).minimum <= options.max_width:
+                break
+        yield table
+
+    def _without(self, left_out: Sequence[str]) -> Table:
+        table = Table(
+            box=box.SIMPLE_HEAD, title=self.title, title_justify="left", title_style="bold",
+            pad_edge=False, collapse_padding=True, show_edge=False,
+        )  # fmt: skip
+        if left_out:
+            table.caption = f"no room here for {', '.join(left_out)}; --json has all"
+            table.caption_justify = "left"
+        kept = [i for i, column in enumerate(self.columns) if column not in left_out]
+        for column in (self.columns[i] for i in kept):
+            justify: Literal["left", "right"] = "right" if column in self.right else "left"
+            table.add_column(column, justify=justify, no_wrap=column != "budget")
+        for row in self.rows:
+            table.add_row(*(row[i] for i in kept))
+        return table
 
 
 def facts(rows: Iterable[tuple[str, RenderableType]]) -> Table:
@@ -70,19 +116,28 @@ def facts(rows: Iterable[tuple[str, RenderableType]]) -> Table:
     return grid
 
 
+def hash_fact(name: str) -> tuple[str, RenderableType]:
+    """A structure's name, whole: on a very narrow screen a prefix, which commands take as well."""
+    return "structure", Text(name, no_wrap=True, overflow="crop")
+
+
 def score_text(score: float | None) -> str:
     """A score with four decimals."""
     return _NOTHING if score is None else f"{score:.4f}"
 
 
+def budget_words(budget: Mapping[str, Any] | None) -> str:
+    """A budget in the user's words."""
+    text, params = ((budget or {}).get(key) for key in ("text", "max_trainable_params"))
+    if text:
+        return str(text)
+    return _NOTHING if params is None else f"{params:,} params"
+
+
 def budget_text(budget: Mapping[str, Any] | None) -> str:
-    """A budget in the user's words, with the number it stands for."""
-    if budget is None:
-        return _NOTHING
-    text, params = str(budget.get("text", "")), budget.get("max_trainable_params")
-    if params is None or f"{params:,} params" in text:
-        return text or _NOTHING
-    return f"{text} ({params:,})" if text else f"{params:,} params"
+    """The same, with the number that a share of the parameters stands for."""
+    words, params = budget_words(budget), (budget or {}).get("max_trainable_params")
+    return words if params is None or f"{params:,} params" in words else f"{words} ({params:,})"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -199,31 +254,34 @@ def trials_table(
     """All trials of a study, why some did not succeed, and which attempts came to nothing."""
     right = ("#", "seed", "score", "test", "params", "seconds")
     columns = ("#", "strategy", "budget", "seed", "state", *right[2:], "structure")
-    table = _table(*columns, title=f"{study.name} ({study.metric})", right=right)
-    for t in trials:
-        table.add_row(
+    rows = [
+        (
             str(t.number),
             t.strategy,
-            budget_text(t.budget),
+            budget_words(t.budget),
             str(t.seed),
             Text(t.state, STATE_STYLES.get(t.state, "")),
             score_text(t.score),
             score_text(t.test_score),
             _count(t.trainable_params),
             _seconds(t.seconds),
-            t.structure[:_SHORT_HASH] if t.structure else _NOTHING,
+            t.structure[:_HASH] if t.structure else _NOTHING,
         )
+        for t in trials
+    ]
+    title = f"{study.name} ({study.metric})"
+    table = _Fitting(title, columns, right, ("seconds", "test", "seed"), rows)
     told = [t for t in trials if t.message and t.state != "cancelled"]
     return Group(table, _messages(told), _in_vain(attempts))
 
 
 def _in_vain(attempts: Sequence[Attempt]) -> RenderableType:
-    """Attempts that were lost, ran out of memory, or came too late, one line each."""
+    """Attempts that were lost or interrupted, ran out of memory, or came too late, one line each."""
     return Text(
         "\n".join(
             f"trial {a.trial}, attempt {a.number} on {a.worker or 'no worker'} {a.state}: {a.message}"
             for a in attempts
-            if a.state in ("lost", "oom", "late")
+            if a.state in ("lost", "interrupted", "oom", "late")
         )
     )
 
@@ -254,17 +312,17 @@ def best_table(best: Best) -> RenderableType:
     share = 100 * best.trainable_params / best.structure.backbone.params
     return facts(
         [
-            ("structure", best.structure.hash),
+            hash_fact(best.structure.hash),
             ("study, trial", f"{best.study}, {best.trial}"),
             ("strategy", f"{best.strategy}, seed {best.seed}"),
             ("model", best.model),
             ("task", best.task),
             (best.metric, scores),
             ("budget", budget_text(best.budget)),
-            ("trainable params", f"{best.trainable_params:,} ({share:.3g}% of the backbone)"),
+            ("parameters", f"{best.trainable_params:,} ({share:.3g}% of the backbone)"),
             ("stored", _stored(best.structure)),
-            ("head params", f"{best.head_params:,} (not counted in the budget)"),
-            ("inference FLOPs", ratio),
+            ("head", f"{best.head_params:,} (not counted in the budget)"),
+            ("FLOPs", ratio),
             *_sparse(best),
         ]
     )
@@ -274,35 +332,59 @@ def _sparse(best: Best) -> list[tuple[str, str]]:
     """How sparse the weights are, if they are."""
     share, masked = 100 * best.weight_sparsity, best.structure.pruned_weights
     text = f"{share:.2f}% of the linears' weights zero or gone, {masked:,} of them masked"
-    return [("weight sparsity", text)] if share or masked else []
+    return [("sparsity", text)] if share or masked else []
 
 
 def pareto_table(study: StudyRecord, front: Sequence[Best]) -> RenderableType:
-    """Trials that no other one beats, by parameters."""
+    """Structures that no other one beats, by parameters."""
     sparse = any(b.weight_sparsity for b in front)
     costs = ("params", "score", "test", "FLOPs", *(["sparsity"] if sparse else []))
     right = (*costs, "seed", "trial")
     columns = (*costs, "strategy", "budget", "seed", "trial", "structure")
-    table = _table(*columns, title=f"{study.name} ({study.metric})", right=right)
-    for b in front:
-        table.add_row(
+    rows = [
+        (
             _count(b.trainable_params),
             score_text(b.score),
             score_text(b.test_score),
             f"{100 * b.inference_flops_ratio:.1f}%",
             *([f"{100 * b.weight_sparsity:.1f}%"] if sparse else []),
             b.strategy,
-            budget_text(b.budget),
+            budget_words(b.budget),
             str(b.seed),
             str(b.trial),
             b.structure.hash[:_HASH],
         )
-    return table
+        for b in front
+    ]
+    title = f"{study.name} ({study.metric})"
+    return _Fitting(title, columns, right, ("seed", "budget", "test"), rows)
+
+
+def best_of_tasks_table(found: Sequence[Best]) -> RenderableType:
+    """The best of each task."""
+    right = ("score", "test", "params", "trial")
+    columns = ("task", "metric", *right[:3], "strategy", "study", "trial", "structure")
+    rows = [
+        (
+            b.task,
+            b.metric,
+            score_text(b.score),
+            score_text(b.test_score),
+            _count(b.trainable_params),
+            b.strategy,
+            b.study,
+            str(b.trial),
+            b.structure.hash[:_HASH],
+        )
+        for b in found
+    ]
+    title = "the best of each task: scores of different tasks or metrics do not compare"
+    return _Fitting(title, columns, right, ("strategy", "trial", "test"), rows)
 
 
 def structure_table(best: Best) -> RenderableType:
     """A structure's candidates, grouped by layer."""
-    from sparsearch.results.places import candidate_name, place_of
+    from sparsearch.results.places import candidate_name, place_of, pruned_share
 
     layers: dict[str, dict[str, list[Any]]] = {}
     for c in best.structure.candidates:
@@ -312,7 +394,7 @@ def structure_table(best: Best) -> RenderableType:
     table = _table("layer", "position", "what", "params", right=("params",))
     for layer, columns in layers.items():
         for number, (column, chosen) in enumerate(columns.items()):
-            names = " + ".join(map(candidate_name, chosen))
+            names = " + ".join(candidate_name(c, pruned_share(c, best.structure)) for c in chosen)
             total = _count(sum(c.params for c in chosen))
             table.add_row("" if number else layer, column, names, total)
         table.add_section()
@@ -389,6 +471,6 @@ def _best_line(budget: str, best: TrialRecord | None) -> Text:
     return Text.assemble(
         (f"{budget}: ", "bold"),
         f"best on validation is {best.strategy} seed {best.seed}, structure ",
-        ((best.structure or "")[:_SHORT_HASH], "bold"),
+        ((best.structure or "")[:_HASH], "bold"),
         f", score {score_text(best.score)}, test {score_text(best.test_score)}",
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import itertools
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -54,7 +55,7 @@ KIND_NAMES = (
 )
 """Every kind; a test compares it with the registry, which this leaf module may not import."""
 
-Strategy = Literal[
+_Strategy = Literal[
     "s3pet",
     "probe",
     "random",
@@ -73,6 +74,19 @@ Strategy = Literal[
     "head",
     "full",
 ]
+
+
+def _known_strategy(value: Any) -> Any:
+    """A misspelt strategy gets the nearest name; one that is like none gets them all."""
+    names = get_args(_Strategy)
+    if not isinstance(value, str) or value in names:
+        return value
+    near = difflib.get_close_matches(value, names, n=1)
+    advice = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+    raise ValueError(f"{value!r} is no strategy; {advice}")
+
+
+Strategy = Annotated[_Strategy, BeforeValidator(_known_strategy)]
 
 
 def _number(value: Any) -> Any:
@@ -453,6 +467,16 @@ class WorkersConfig(_Section):
         return self
 
 
+def _study_name(value: str) -> str:
+    """It stands in file names and commands."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", value) is None:
+        raise ValueError(
+            f"{value!r} is no name of a study: write 1 to 100 letters (a to z), digits, '_', '.' or '-', "
+            "beginning with a letter or a digit"
+        )
+    return value
+
+
 class StudyConfig(_Section):
     """A study: which model, task, space and budgets, and what they are compared with.
 
@@ -466,7 +490,7 @@ class StudyConfig(_Section):
         4000
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+    name: Annotated[str, AfterValidator(_study_name)]
     model: ModelConfig
     task: TaskConfig
     space: SpaceConfig
@@ -548,7 +572,8 @@ class StudyConfig(_Section):
                 changed[name] = section.model_validate(raw[name])
             except ValidationError as error:
                 problems += [
-                    f"{'.'.join([name, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()
+                    f"{'.'.join([name, *map(str, e['loc'])])}: {e['msg'].removeprefix('Value error, ')}"
+                    for e in error.errors()
                 ]
         if problems:
             raise ConfigError(problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -16,6 +17,20 @@ from sparsearch.config import BudgetConfig, StudyConfig, spread_budgets
 from sparsearch.errors import ConfigError
 
 __all__ = ["read_study", "sections_of"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which only true and false are booleans, as in YAML 1.2: ``on`` is a key of a kind."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
 
 
 def read_study(
@@ -31,7 +46,7 @@ def read_study(
     else:
         path = Path(source)
         try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+            raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError([f"cannot read {str(path)!r}: {reason}"]) from error
@@ -67,7 +82,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
                 [f"--set {override!r}: {'.'.join(parts[: depth + 1])} does not exist"]
             )
     try:
-        value, last = yaml.safe_load(text), parts[-1]
+        value, last = yaml.load(text, _Loader), parts[-1]
     except yaml.YAMLError as error:
         raise ConfigError([f"--set {override!r}: {text!r} is not valid YAML"]) from error
     if isinstance(place, list) and last.isdigit() and int(last) <= len(place):

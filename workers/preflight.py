@@ -10,7 +10,7 @@ from typing import Any
 from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.cut import Limits, kept, smallest
-from sparsearch.spaces.backbone import locate, skeleton
+from sparsearch.spaces.backbone import load_config, locate, most_tokens, skeleton
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.space import Candidate, Space
 from sparsearch.study_file import read_study, sections_of
@@ -87,9 +87,9 @@ def check_study(
     if "model" in sections and "space" in sections:
         try:
             model = sections["model"]
-            space = space_of(
-                skeleton(locate(model.path, folder), model.revision), sections["space"]
-            )
+            path = locate(model.path, folder)
+            space = space_of(skeleton(path, model.revision), sections["space"])
+            tokens = min(tokens, most_tokens(load_config(path, model.revision)) or tokens)
         except ConfigError as error:
             problems += [p if p.startswith("space") else f"space: {p}" for p in error.problems]
         except SparsearchError as error:

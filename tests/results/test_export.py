@@ -79,7 +79,7 @@ def test_peft_refuses_what_is_cut_by_name(trained, tmp_path):
     best, weights, _, _ = trained("bert", {"heads": {}, "lora": {}})
     with pytest.raises(
         ExportError,
-        match=r"heads at layers\.0\.attn\.heads \(PEFT cuts nothing out of a backbone\)",
+        match=r"\d heads \(PEFT cuts nothing out of a backbone\): layers\.0\.attn\.heads",
     ):
         export(best, weights, "peft", tmp_path / "adapter")
 
@@ -98,7 +98,10 @@ def test_what_peft_cannot_express_is_refused_by_name(trained, kinds, tmp_path):
     with pytest.raises(ExportError) as caught:
         export(best, weights, "peft", tmp_path / "adapter")
     refused = [c for c in best.structure.candidates if c.kind != "lora"]
-    assert all(f"{c.kind} at {c.position}" in str(caught.value) for c in refused)
+    assert f"- {len(refused)} {refused[0].kind} (" in caught.value.message
+    assert refused[0].position in caught.value.message
+    assert f"and {len(refused) - 4} more" in caught.value.message or len(refused) <= 4
+    assert "--to checkpoint" in caught.value.hint
     assert not (tmp_path / "adapter").exists()
 
 

@@ -12,7 +12,7 @@ from sparsearch.errors import ConfigError
 from sparsearch.results import Owner, Store
 from sparsearch.results.conformance import sample_outcome, sample_study
 from sparsearch.results.database import open_database
-from sparsearch.results.oracle import recommendable
+from sparsearch.results.oracle import check_answers, recommendable
 
 _FRONT = "SELECT number FROM trials JOIN studies ON studies.id = study_id WHERE on_front AND name = :study"
 
@@ -93,6 +93,21 @@ def test_best_walks_down_the_front_and_reads_no_rows(
         (step,) = connection.exec_driver_sql(explain, parameters).all()
     assert f"USING COVERING INDEX {index} " in step[3]
     store.close()
+
+
+def test_rounding_of_shares_beats_nothing(tmp_path: Path) -> None:
+    """Half of 1,536 weights and half of 107 differ by less than anybody wants."""
+    with Store.open(tmp_path / "x.db", create=True) as store:
+        store.begin_study(sample_study("a", 4))
+        for number, (score, sparsity, ratio) in enumerate(
+            ((0.9, 0.5000013, 1.0), (0.95, 0.5000012, 1.0), (0.94, 0.5, 0.99999), (0.8, 0.6, 1.0))
+        ):
+            outcome = sample_outcome(score, sparsity=sparsity, ratio=ratio, layer=number)
+            store.finish("a", number, outcome)
+        assert [b.trial for b in store.pareto("a")] == [3, 1]
+        exact = store.best(min_weight_sparsity=0.5000013)
+        assert exact is not None and exact.trial == 0, "limits are exact"
+        check_answers(store)
 
 
 def test_front_holds_nothing_that_is_beaten(store: Store) -> None:

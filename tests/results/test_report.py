@@ -12,7 +12,7 @@ from sparsearch._render import settings_text
 from sparsearch.errors import ExportError
 from sparsearch.results import Best, StudyRecord, TrialRecord
 from sparsearch.results.conformance import sample_structure
-from sparsearch.results.places import candidate_name, place_of
+from sparsearch.results.places import candidate_name, place_of, pruned_share
 from sparsearch.results.report import (
     pareto_figure,
     structure_figure,
@@ -151,6 +151,30 @@ def test_verdict_says_what_the_rival_costs(rival: str, ending: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("ours", "head", "said"),
+    [
+        (
+            [0.80, 0.80],
+            [0.80, 0.80],
+            "; training the head alone (0.8000, 0 parameters) is as good",
+        ),
+        ([0.80, 0.80], [0.90], "; training the head alone (0.9000, 0 parameters) is as good"),
+        ([0.80, 0.90], [0.82, 0.84], "is as good for all that these seeds show"),
+        ([0.80, 0.90], [0.70, 0.80], ""),
+        ([0.80], [0.70], ""),
+    ],
+)
+def test_verdict_tells_of_a_head_that_is_as_good(
+    ours: list[float], head: list[float], said: str
+) -> None:
+    trials = [trial(n, "s3pet", n, score) for n, score in enumerate(ours)]
+    trials += [replace(reference(n, "head", score), seed=n) for n, score in enumerate(head)]
+    (budget,) = summarise(STUDY, trials).budgets
+    assert budget.verdict.endswith(said)
+    assert ("head alone" in budget.verdict) == bool(said)
+
+
 def test_verdict_without_a_seed_in_common() -> None:
     (budget,) = summarise(STUDY, [trial(0, "s3pet", 0, 0.9), trial(1, "random", 1, 0.8)]).budgets
     assert budget.comparisons == ()
@@ -199,6 +223,8 @@ def test_candidate_name() -> None:
     assert candidate_name(candidate("x", "lora", 2)) == "lora r2"
     assert candidate_name(candidate("x", "bitfit")) == "bitfit"
     assert candidate_name(candidate("x", "prefix", 8)) == "prefix 8"
+    mask = replace(candidate("x", "weight_mask", 11), pruned_weights=11)
+    assert candidate_name(mask, pruned_share(mask, best(mask).structure)) == "55% pruned"
 
 
 # Pictures
@@ -219,6 +245,22 @@ def test_map_of_a_structure_shows_kinds_sizes_and_empty_cells() -> None:
     assert full.z[1][0] is None
     assert empty.z[1][0] == 0
     assert empty.z[0][0] is None
+
+
+def test_masks_are_coloured_by_what_they_prune() -> None:
+    mask = replace(candidate("layers.0.attn.q", "weight_mask", 11, 768), pruned_weights=11)
+    heads = replace(candidate("layers.1.attn.heads", "heads", 7, 0), which=tuple(range(7)))
+    chosen = (candidate("layers.0.attn.q", "lora", 2), mask, heads)
+    _, full, masked = structure_figure(best(*chosen)).data
+    assert (full.coloraxis, masked.coloraxis) == ("coloraxis", "coloraxis2")
+    assert (masked.z[0][0], full.z[0][0]) == (0.55, None)
+    assert masked.text[0][0] == "lora r2<br>55% pruned"
+    assert (full.z[1][1], full.text[1][1]) == (0.0, "7 heads cut"), "what is cut is drawn"
+
+
+def test_a_map_of_masks_alone_has_no_scale_of_parameters() -> None:
+    mask = replace(candidate("layers.0.attn.q", "weight_mask", 11, 768), pruned_weights=11)
+    assert [t.coloraxis for t in structure_figure(best(mask)).data] == [None, "coloraxis2"]
 
 
 def test_map_without_the_backbone_spans_what_is_used() -> None:

@@ -189,3 +189,13 @@ def test_fingerprint_sees_one_changed_weight(model):
     with torch.no_grad():
         model.base_model.encoder.layer[1].output.dense.weight[0, 0] += 1e-3
     assert identify(model).weight_fingerprint != before
+
+
+def test_a_head_of_another_task_is_left_out_with_a_warning(build, structure):
+    first, second = build("bert", labels=5), build("bert", labels=3)
+    weights = weights_of(attach(first, structure))
+    attach(second, structure)
+    before = second.classifier.weight.detach().clone()
+    with pytest.warns(UserWarning, match="the stored head does not fit"):
+        load_weights(second, weights)
+    assert torch.equal(second.classifier.weight, before)

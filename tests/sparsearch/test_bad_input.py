@@ -101,7 +101,12 @@ def test_a_pattern_that_does_not_divide(call, tmp_path):
         ({"model.sha256": "0" * 64}, "has SHA-256"),
         ({"space": {"preset": "s3pet-x"}}, "unknown preset 's3pet-x'"),
         ({"space": {"kinds": {"lora": {"on": ["*.attn.w"]}}}}, "matches no position"),
-        ({"name": "../evil"}, "name"),
+        ({"name": "../evil"}, "name: '../evil' is no name of a study: write 1 to 100 letters"),
+        (
+            {"search.strategy": "surgeom"},
+            "strategy: 'surgeom' is no strategy; did you mean 'surgeon'?",
+        ),
+        ({"baselines": ["qqq"]}, "baselines.0: 'qqq' is no strategy; there are: s3pet, probe"),
         ({"seeds": [1, 1]}, "names something twice"),
         ({"task.metric": "pearson"}, "pearson is for regression"),
         ({"train.kind_lr": {"lore": 0.1}}, "kind_lr names ['lore']"),

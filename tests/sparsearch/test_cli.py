@@ -221,6 +221,17 @@ def test_trials_tell_of_attempts_in_vain(tmp_path: Path) -> None:
     assert "trial 0, attempt 1 on node:17 lost: its worker process died" in shown
 
 
+def test_trials_tell_of_interrupted_attempts(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'stopped.db'}"
+    with Store.open(url, create=True) as store:
+        store.begin_study(sample_study())
+        store.acquire("study")
+        store.start("study", 0, "node:17")
+        store.release("study")
+    shown = call("trials", "study", "--db", url).out
+    assert "trial 0, attempt 1 on node:17 interrupted: its driver ended" in shown
+
+
 def test_stop_frees_a_study_that_nobody_runs_and_asks_who_runs_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +246,12 @@ def test_stop_frees_a_study_that_nobody_runs_and_asks_who_runs_one(
         assert done.code == 1 and "elsewhere:7 still holds" in done.err
         assert store.stop_asked("study")
     assert call("stop", "other", "--db", url).code == 1
+
+
+def test_stop_knows_a_finished_study(db: str) -> None:
+    done = call("stop", "trec-toy", "--db", db)
+    assert done.code == 0 and "all of its 12 trials are finished" in done.out
+    assert "continues" not in done.out
 
 
 def test_trials_take_a_prefix(db: str) -> None:
@@ -278,8 +295,11 @@ def test_best(db: str, words: tuple[str, ...], score: float) -> None:
         (("--max-trainable-params", "9"), "the smallest in that study has"),
         (("--max-inference-flops", "50%"), "without --max-inference-flops"),
         (("--min-weight-sparsity", "50%"), "without --min-weight-sparsity"),
-        (("--task", "sst2"), "without --task"),
-        (("--task", "sst2", "--max-trainable-params", "9"), "two or more"),
+        (("--max-inference-flops", "50%"), "the fewest in that study are 100.00%"),
+        (("--min-weight-sparsity", "50%"), "the sparsest in that study has 0.00%"),
+        (("--task", "sst2"), "no such task; there are: trec"),
+        (("--model", "nope", "--max-trainable-params", "9"), "no such model; there are: toy"),
+        (("--max-inference-flops", "1%", "--max-trainable-params", "9"), "two or more"),
     ],
 )
 def test_best_that_finds_nothing_exits_3(db: str, words: tuple[str, ...], advice: str) -> None:
@@ -292,6 +312,85 @@ def test_limit_that_cannot_be_read_exits_2(db: str) -> None:
     done = call("best", "--max-trainable-params", "few", "--db", db)
     assert done.code == 2
     assert "'few'" in done.err and "study cannot run" not in done.err
+
+
+@pytest.mark.parametrize("option", ["--max-inference-flops", "--min-weight-sparsity"])
+def test_a_forgotten_percent_sign(db: str, option: str) -> None:
+    done = call("best", option, "75", "--db", db)
+    assert done.code == 2
+    assert option[2:].replace("-", "_") in done.err and "write 75%" in done.err
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> str:
+    """Two tasks, of which one has two metrics, and one study of a task without any trial."""
+    url = f"sqlite:///{tmp_path / 'several.db'}"
+    with Store.open(url, create=True) as store:
+        for name, task, metric, score in (
+            ("a", "trec", "accuracy", 0.9),
+            ("b", "trec", "accuracy", 0.8),
+            ("c", "trec", "f1", 0.95),
+            ("d", "rte", "accuracy", 0.99),
+            ("e", "none", "accuracy", None),
+        ):
+            store.begin_study(replace(sample_study(name, 1, task=task), metric=metric))
+            if score is not None:
+                outcome = sample_outcome(score, 200 if name == "d" else 50)
+                measured = [
+                    replace(m, metric=metric)
+                    for m in outcome.measurements
+                    if m.metric == "accuracy"
+                ]
+                store.finish(name, 0, replace(outcome, measurements=tuple(measured)))
+    return url
+
+
+def test_scores_of_several_tasks_do_not_compete(several: str) -> None:
+    done = call("best", "--db", several)
+    rows = [line.split()[:3] for line in done.out.splitlines() if " s3pet " in line]
+    assert rows == [
+        ["trec", "accuracy", "0.9000"],
+        ["trec", "f1", "0.9500"],
+        ["rte", "accuracy", "0.9900"],
+    ]
+    done = call("best", "--db", several, "--json")
+    assert (done.code, done.out) == (2, "")
+    assert "trec (f1, study c)" in done.err and "--task or --study" in done.err
+    assert answer("best", "--study", "b", "--db", several)["score"] == 0.8
+    assert answer("best", "--task", "rte", "--db", several)["study"] == "d"
+    assert call("best", "--task", "trec", "--db", several, "--json").code == 2
+    assert call("best", "--max-trainable-params", "9", "--db", several).code == 3
+
+
+def test_one_task_within_the_limits_is_shown_whole(several: str) -> None:
+    with Store.open(several, create=True) as store:
+        store.begin_study(sample_study("small", 1, task="sst2"))
+        store.finish("small", 0, sample_outcome(0.5, 20))
+    assert answer("best", "--max-trainable-params", "20", "--db", several)["study"] == "small"
+
+
+def test_tables_keep_cells_on_one_line_at_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    url = f"sqlite:///{tmp_path / 'wide.db'}"
+    budget = Budget(113_566, max_inference_flops=0.75, text="0.5%, 75% FLOPs")
+    outcome = sample_outcome(0.9, 113_504, ratio=0.75, sparsity=0.2442)
+    full = replace(sample_outcome(0.96, structure=False), trainable_params=22_713_216)
+    pairs = [
+        (Trial(0, "full", None, 0), full),
+        (Trial(1, "update-magnitude", budget, 0), replace(outcome, seconds=12_345.6)),
+        (Trial(2, "s3pet", budget, 1), Outcome("infeasible", "too small")),
+    ]
+    fill(url, "wide", pairs)
+    name = answer("best", "--db", url)["structure"]
+    for words in (("trials", "wide"), ("pareto", "wide")):
+        done = call(*words, "--db", url)
+        assert max(map(len, done.out.splitlines())) <= 80
+        (row,) = (line for line in done.out.splitlines() if "update-magnitude" in line)
+        assert {"0.9000", "113,504", name[:8]} <= set(row.split())
+        assert "113,566" not in row and "no room here for se" in done.out
+    assert name in call("best", "--db", url).out.split()
 
 
 def test_pareto(db: str) -> None:
@@ -328,6 +427,16 @@ def test_plots_are_files_beside_the_json(db: str) -> None:
         assert Path("out.html").stat().st_size > 1_000_000
         done = call(*words, "--plot", "missing/out.html", "--db", db)
         assert done.code == 1 and "missing/out.html" in done.err
+
+
+@pytest.mark.parametrize("words", [("pareto", "trec"), ("show", "abcd")])
+@pytest.mark.parametrize(
+    ("given", "advice"), [("x.png", "x.html"), ("x", "x.html"), (".", "out.html")]
+)
+def test_a_picture_is_html(db: str, words: tuple[str, ...], given: str, advice: str) -> None:
+    done = call(*words, "--plot", given, "--db", db)
+    assert done.code == 2 and f"write {advice}" in done.err
+    assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize(
@@ -558,5 +667,7 @@ def test_train_takes_a_folder_or_a_hash(db: str, monkeypatch: pytest.MonkeyPatch
     name = answer("best", "--db", db)["structure"]
     assert answer("train", name[:8], *words)["structure"] == name
     assert "0.9000" in call("train", "spec", *words).out
+    neither = call("train", "nope", *words)
+    assert neither.code == 1 and "'nope' is neither a file or folder nor found" in neither.err
     missing = call("train", "spec/nothing", *words)
     assert missing.code == 1 and "no file or folder" in missing.err

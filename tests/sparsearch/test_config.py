@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from sparsearch.config import KIND_LR, BudgetConfig, StudyConfig, TrainConfig, spread_budgets
+from sparsearch.study_file import read_study
 
 
 def test_naming_one_rate_keeps_the_others():
@@ -41,3 +45,14 @@ def test_a_study_is_frozen(study):
     config = StudyConfig.model_validate(study)
     with pytest.raises(ValidationError):
         config.name = "other"
+
+
+def test_only_true_and_false_are_booleans(tmp_path):
+    """The guide's own space says ``on`` without quotes, which YAML 1.1 takes for true."""
+    text = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "bottleneck: 8" in b]
+    (tmp_path / "study.yaml").write_text(f"{block}train: {{dropout: true}}\n")
+    raw, _ = read_study(tmp_path / "study.yaml", ["space.kinds.ia3={on: [no, 'off']}"])
+    assert raw["space"]["kinds"]["bitfit"] == {"on": ["*norm"]}
+    assert raw["space"]["kinds"]["ia3"] == {"on": ["no", "off"]}
+    assert raw["train"]["dropout"] is True

@@ -124,6 +124,15 @@ def test_a_default_written_out_is_the_same_study(study, db):
     assert again == first
 
 
+def test_more_seeds_are_more_trials_of_the_same_study(study, db):
+    first = run(study, db, ["baselines=[]"])
+    before = records(db)
+    again = run(study, db, ["baselines=[]", "seeds=[0, 1]"])
+    assert (first.finished, again.finished) == (len(before), 2 * len(before))
+    assert records(db)[: len(before)] == before
+    assert {t.seed for t in records(db)} == {0, 1}
+
+
 def test_a_second_driver_is_refused_by_name(study, db):
     run(study, db, ["baselines=[]"])
     with Store.open(db, create=True, owner=Owner("elsewhere", 7, 0.0)) as store:
