@@ -40,7 +40,7 @@ COMPENSATING = {
     "neurons": {"block": 16, "compensate": "linear"},
 }
 SAVING, LOSS = 0.35, 0.01
-WARM_STEPS = 32  # batches of the rows that the warm start samples
+WARM_STEPS = 16  # batches of the rows that the warm start samples
 
 
 def run_cell(
@@ -63,7 +63,12 @@ def run_cell(
         "space": {"kinds": COMPENSATING} if compensates else {"preset": "earlybert"},
         "budgets": {"max_inference_flops": [arguments.flops]},
         "search": search,
-        "train": {"epochs": arguments.epochs, "full_lr": arguments.lr, "backbone": True},
+        "train": {
+            "epochs": arguments.epochs,
+            "full_lr": arguments.lr,
+            "backbone": True,
+            "start_rows": 32 * WARM_STEPS,
+        },
     }
     sections, problems = sections_of(*read_study(study, ()))
     assert not problems, problems

@@ -22,14 +22,13 @@ from sparsearch.spaces.backbone import head_parameters
 
 __all__ = ["batch_gradients", "sample_losses", "sample_rows", "warm_head"]
 
-_ROWS = 1024
 _BATCH = 32
 _HEAD_EPOCHS = 6
 _HEAD_LR = 2e-2
 _CACHE_BYTES = 2**30
 
 
-def sample_rows(task: Task, seed: int, rows: int = _ROWS) -> Split:
+def sample_rows(task: Task, seed: int, rows: int) -> Split:
     """Some rows of the training split, equal for equal seeds."""
     generator = torch.Generator().manual_seed(derive(seed, "sample"))
     return subset(task.train, torch.randperm(len(task.train), generator=generator)[:rows])

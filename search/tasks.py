@@ -200,11 +200,19 @@ def _load_error(config: DataConfig, folder: Path, split: str, error: Exception) 
     file = (config.data_files or {}).get(split)
     if file is not None and not (folder / file).read_bytes().strip():
         return DataError(f"split {split!r} is empty: {file} holds no rows")
-    return DataError(
-        f"task.data: cannot load split {split!r} of {config.path!r}: {text}",
-        "name the splits that exist: task.data.splits: {train: ..., validation: ..., test: ...}; "
-        "a slice like train[90%:] works too",
-    )
+    what = repr(config.path if file is None else str(folder / file))
+    if "split" in text:
+        hint = (
+            "name the splits that exist: task.data.splits: {train: ..., validation: ..., test: ...}; "
+            "a slice like train[90%:] works too"
+        )
+    elif file is not None:
+        hint = f"correct that file: it must be {config.path}" + (
+            ", one object a line" if config.path == "json" else ""
+        )
+    else:
+        hint = "load it once with the network (HF_HUB_OFFLINE unset), or give files: task.data.data_files"
+    return DataError(f"task.data: cannot load split {split!r} of {what}: {text}", hint)
 
 
 def load_task(

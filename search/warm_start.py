@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sparsearch.config import SAMPLE_ROWS
 from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task
@@ -85,22 +86,22 @@ class WarmStarts:
         self.model, self.task, self.precision, self.once = model, task, precision, once
         self._known: dict[object, WarmStart] = {}
 
-    def get(self, seed: int, aligning: Aligning) -> WarmStart:
-        """The start of a seed, with bases for these kinds at these positions."""
-        key = (seed, tuple(aligning))
+    def get(self, seed: int, aligning: Aligning, rows: int = SAMPLE_ROWS) -> WarmStart:
+        """The start of a seed, with bases for these kinds at these positions, from so many training rows."""
+        key = (seed, rows, tuple(aligning))
         if key not in self._known:
-            name = f"{seed} {[(p.name, repr(kind)) for p, kind in aligning]}"
-            found = self.once(name, lambda: self._make(seed, aligning))
+            name = f"{seed} {rows} {[(p.name, repr(kind)) for p, kind in aligning]}"
+            found = self.once(name, lambda: self._make(seed, aligning, rows))
             for old in list(self._known)[: 1 - _KEPT]:
                 del self._known[old]
             self._known[key] = found
         return self._known[key]
 
-    def _make(self, seed: int, aligning: Aligning) -> WarmStart:
-        rows = sample_rows(self.task, seed)
+    def _make(self, seed: int, aligning: Aligning, rows: int) -> WarmStart:
+        sample = sample_rows(self.task, seed, rows)
         new_head(self.model, seed, "warm head")
-        warm_head(self.model, self.task, rows, seed, self.precision)
-        losses = sample_losses(self.model, self.task, rows, self.precision)
+        warm_head(self.model, self.task, sample, seed, self.precision)
+        losses = sample_losses(self.model, self.task, sample, self.precision)
         bases = find_bases(self.model, aligning, losses)
         head = {n: p.detach().clone() for n, p in head_parameters(self.model)}
         return WarmStart(head, bases)

@@ -360,6 +360,8 @@ class SearchConfig(_Section):
         return self
 
 
+SAMPLE_ROWS = 1024
+
 KIND_LR = {
     "lora": 3e-3,
     "spectral": 3e-2,
@@ -386,6 +388,8 @@ class TrainConfig(_Section):
         warmup: Share of the steps with a rising learning rate; afterwards it falls linearly to 0.
         precision: ``auto`` takes bf16 autocast where the processor computes it natively.
         head_first: Whether the head learns alone, over the frozen backbone, before the rest joins.
+        start_rows: Training rows of which a seed's warm start is made: its head, the directions that units take
+            from the gradient, the moments by which cuts are priced.
         dropout: Whether the backbone's own dropout is on.
         backbone: Whether the backbone trains too, for structures that only cut: what is left of it is
             fine-tuned from its pretrained weights, as EarlyBERT does.
@@ -405,6 +409,7 @@ class TrainConfig(_Section):
     clip: Annotated[Number, Field(gt=0)] = 2.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     head_first: bool = False
+    start_rows: Positive = SAMPLE_ROWS
     dropout: bool = False
     backbone: bool = False
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30

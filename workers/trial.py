@@ -176,7 +176,8 @@ def _what_is_left(bench: Workbench, structure: Structure, seed: int) -> PreTrain
                 "leave train.backbone out, or search a space of heads and neurons",
             )
     aligning = aligning_at(structure.kinds, bench.space.positions)
-    bases = bench.starts.get(seed, aligning).bases if aligning else {}
+    rows = bench.config.train.start_rows
+    bases = bench.starts.get(seed, aligning, rows).bases if aligning else {}
     smaller = attach(copy.deepcopy(bench.model), structure)
     take_bases(smaller, bases)
     return slim(smaller, structure).requires_grad_(True)
@@ -184,8 +185,9 @@ def _what_is_left(bench: Workbench, structure: Structure, seed: int) -> PreTrain
 
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
     """The head alone, or everything (on a copy: it changes the backbone)."""
-    warm = functools.partial(bench.starts.get, trial.seed, ())
-    start_head(bench.model, warm, bench.config.train, trial.seed, trial.number)
+    config = bench.config.train
+    warm = functools.partial(bench.starts.get, trial.seed, (), config.start_rows)
+    start_head(bench.model, warm, config, trial.seed, trial.number)
     full = trial.strategy == "full"
     model = copy.deepcopy(bench.model) if full else bench.model
     before = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -270,7 +272,7 @@ def rank_on(
     aligning = aligning_at(space.kinds.values(), space.positions)
     problem = Problem(
         bench.model, space, bench.task, config.search, config.train, _budgets(bench),
-        functools.partial(bench.starts.get, seed, aligning),
+        functools.partial(bench.starts.get, seed, aligning, config.train.start_rows),
     )  # fmt: skip
     return replace(
         rank(strategy, problem, budget, derived, observe),
@@ -325,8 +327,8 @@ def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> s
 
 
 def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
-    """The settings that make a ranking; one at its default is left out, so that a later version's new ones change no key."""
-    rates = {"lr", "kind_lr", "precision", "dropout", "head_first"}
+    """The settings that make a ranking; those at their defaults are left out: a later version's new ones change no key."""
+    rates = {"lr", "kind_lr", "precision", "dropout", "head_first", "start_rows"}
     if strategy in ("slimming", "update-magnitude"):  # train as trials do
         rates |= {"full_lr", "batch_size", "epochs", "warmup", "clip", "weight_decay"}
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,6 +86,8 @@ def load_backbone(
     shelf: Shelf | None = None,
 ) -> tuple[PreTrainedModel, BackboneId, Task]:
     """Tokenise the task (once per shelf), then load the backbone with a head of the task's width."""
+    # A slim model has many widths, and batches many lengths: oneDNN would forget their kernels and compile them anew.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     path, remembered = located(config, folder)
     tokenizer = load_tokenizer(path, config.revision)
 
@@ -158,8 +161,10 @@ def attach_anew(
     The head is the warm one only with ``head_first``.
     """
     aligning = aligning_at(structure.kinds, positions_of(model))
-    bases = starts.get(seed, aligning).bases if aligning else {}
-    start_head(model, lambda: starts.get(seed, aligning), config, seed, *purpose)
+    bases = starts.get(seed, aligning, config.start_rows).bases if aligning else {}
+    start_head(
+        model, lambda: starts.get(seed, aligning, config.start_rows), config, seed, *purpose
+    )
     seed_everything(seed, *purpose, "modules")
     attach(model, structure)
     take_bases(model, bases)

@@ -50,7 +50,9 @@ def test_a_study_is_frozen(study):
 def test_only_true_and_false_are_booleans(tmp_path):
     """The guide's own space says ``on`` without quotes, which YAML 1.1 takes for true."""
     text = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
-    (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "bottleneck: 8" in b]
+    (block,) = [
+        b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "bottleneck: 8" in b
+    ]
     (tmp_path / "study.yaml").write_text(f"{block}train: {{dropout: true}}\n")
     raw, _ = read_study(tmp_path / "study.yaml", ["space.kinds.ia3={on: [no, 'off']}"])
     assert raw["space"]["kinds"]["bitfit"] == {"on": ["*norm"]}
