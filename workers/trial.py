@@ -327,7 +327,7 @@ def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> s
 
 
 def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
-    """The settings that make a ranking; those at their defaults are left out: a later version's new ones change no key."""
+    """The settings that make a ranking; those at their defaults are left out, so that new ones change no key."""
     rates = {"lr", "kind_lr", "precision", "dropout", "head_first", "start_rows"}
     if strategy in ("slimming", "update-magnitude"):  # train as trials do
         rates |= {"full_lr", "batch_size", "epochs", "warmup", "clip", "weight_decay"}
