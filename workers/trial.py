@@ -300,14 +300,30 @@ def shared_ranking(
 
 def _aims(
     config: StudyConfig, budgets: Sequence[Budget], strategy: str, budget: Budget
-) -> list[dict[str, int | float | str]]:
-    """The budgets that a ranking is made for: all of the study's, one, both, or (a probe, the surgeon) none."""
+) -> list[dict[str, int | float]]:
+    """The limits that a ranking is made for: the trial's, the ends of the study's range, both, or (a probe) none.
+
+    A search that draws budgets sees the ends of their range alone, so that its ranking serves all between them,
+    in other studies too; only one that may stop early looks at the cuts of each.
+    """
+    search = config.search
     if strategy in ("probe", "surgeon"):
         return []
-    sampled = strategy == "s3pet" and config.search.budget_schedule == "sampled"
-    judged = config.search.checkpoint == "hard" or config.search.swaps > 0  # at the trial's budget
-    own = () if sampled and not judged else (budget,)
-    return [b.as_dict() for b in (*(budgets if sampled else ()), *own)]
+    own = [_limits(budget)]
+    if strategy != "s3pet" or search.budget_schedule != "sampled":
+        return own
+    served = [_limits(b) for b in budgets]
+    if not search.early_stop:
+        names = dict.fromkeys(name for limits in served for name in limits)
+        values = {name: [b[name] for b in served if name in b] for name in names}
+        served = [{n: end(v) for n, v in values.items()} for end in (min, max)]
+    judged = search.checkpoint == "hard" or search.swaps > 0  # at the trial's budget
+    return served + (own if judged else [])
+
+
+def _limits(budget: Budget) -> dict[str, int | float]:
+    """What a budget allows, however it was written."""
+    return {k: v for k, v in budget.as_dict().items() if not isinstance(v, str)}
 
 
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:

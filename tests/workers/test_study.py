@@ -209,6 +209,22 @@ def test_a_stored_ranking_is_reused(study, db, monkeypatch):
     assert found == [("ok", t.structure) for t in records(db)]
 
 
+def test_one_search_serves_budgets_between_its_ends_in_other_studies_too(study, db, monkeypatch):
+    sampled = {**study["search"], "budget_schedule": "sampled"}
+    first = study | {"budgets": {"max_trainable_params": [200, 600]}, "search": sampled}
+    run(first | {"baselines": []}, db)
+    made = []
+    rank_on = trial_module.rank_on
+    monkeypatch.setattr(
+        trial_module, "rank_on", lambda *a, **k: made.append(a) or rank_on(*a, **k)
+    )
+    more = {"budgets": {"max_trainable_params": [200, 400, 600]}, "name": "more", "baselines": []}
+    run(first | more, db)
+    assert made == [], "the ranking was there"
+    run(first | more | {"name": "stops", "search": sampled | {"early_stop": True}}, db)
+    assert len(made) == 1
+
+
 def test_an_option_that_no_cost_tells_of_is_another_ranking(study):
     keys = set()
     for alpha in (8.0, 16.0):
