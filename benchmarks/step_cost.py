@@ -12,6 +12,7 @@ blocks back.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -101,8 +102,14 @@ def search_step(arguments: argparse.Namespace, space_name: str) -> Iterator[Step
         SearchConfig(order="first", batch_size=arguments.batch, skip_below=arguments.skip_below),
         TrainConfig(precision=arguments.precision), 0.001 * space.backbone_params, 0,
     )  # fmt: skip
+    number = itertools.count(1)
+
+    def step() -> None:
+        search._schedule(next(number))  # looks for what is to be skipped
+        search.step()
+
     with frozen_cast_once(model, arguments.precision):
-        yield search.step
+        yield step
 
 
 def opened(arguments: argparse.Namespace, what: str) -> object:

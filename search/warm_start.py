@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sparsearch.config import SAMPLE_ROWS
 from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task
+from sparsearch.search_config import SAMPLE_ROWS
 from sparsearch.spaces.align import Aligning, Bases, find_bases
 from sparsearch.spaces.backbone import head_parameters
 

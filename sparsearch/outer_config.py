@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from sparsearch._fields import Section
 
 __all__ = ["Choice", "OuterConfig", "RangeConfig", "points_of"]
 
@@ -17,11 +19,7 @@ FIXED = ("search.transfer_from", "train.precision", "train.backbone")
 """Settings that trials of one study share."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class RangeConfig(_Section):
+class RangeConfig(Section):
     """Values from one end to the other; only whole ones where both ends are whole.
 
     Attributes:
@@ -50,7 +48,7 @@ Tuned: TypeAlias = Annotated[
 ]
 
 
-class OuterConfig(_Section):
+class OuterConfig(Section):
     """The outer loop: after the planned trials it proposes others, between the study's budgets.
 
     Attributes:

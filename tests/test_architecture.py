@@ -13,7 +13,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("spaces", "search", "results", "workers")
-LEAVES = {"errors", "config", "outer_config", "study_file"}
+LEAVES = {
+    "_fields",
+    "budget_config",
+    "config",
+    "errors",
+    "outer_config",
+    "search_config",
+    "study_file",
+}
 MAY_IMPORT = {
     "spaces": LEAVES | {"spaces"},
     "search": LEAVES | {"search", "spaces"},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsearch.config import KIND_NAMES
+from sparsearch._fields import KIND_NAMES
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.attach import attach_units, detach
 from sparsearch.spaces.attachment import attachment_of

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from sparsearch.config import KIND_LR, BudgetConfig, StudyConfig, TrainConfig, spread_budgets
+from sparsearch.config import BudgetConfig, StudyConfig, TrainConfig, spread_budgets
+from sparsearch.search_config import KIND_LR
 from sparsearch.study_file import read_study
 
 

@@ -1,0 +1,44 @@
+"""Fields that sections of a study file share."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+__all__ = ["KIND_NAMES", "Number", "Positive", "Rate", "Section"]
+
+KIND_NAMES = (
+    "lora",
+    "spectral",
+    "bitfit",
+    "lnfit",
+    "low_rank_adapter",
+    "adapter",
+    "ia3",
+    "sparse_delta",
+    "heads",
+    "neurons",
+    "weight_mask",
+)
+"""Every kind; a test compares it with the registry, which this leaf module may not import."""
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-4 (no point) as text; a person means the number."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[Number, Field(gt=0, le=10)]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
