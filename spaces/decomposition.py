@@ -14,18 +14,17 @@ _ITERATIONS = 4
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Leading singular vectors and values in float32: left (out, k), values (k), right (k, in).
 
-    By a randomised decomposition (Halko et al. 2011) that draws from a stream of its own, on any device the
-    same one: the same matrix always gives the same vectors.
+    By a randomised decomposition (Halko et al. 2011) whose draws are always the same, and disturb no other's: the
+    same matrix always gives the same vectors.
     """
-    wide = matrix.shape[0] < matrix.shape[1]
-    tall = matrix.float().T if wide else matrix.float()
-    spare = min(rank + _SPARE, *matrix.shape)
-    stream = torch.Generator().manual_seed(0)
-    start = torch.randn(tall.shape[1], spare, generator=stream).to(tall.device)
-    basis = torch.linalg.qr(tall @ start).Q
-    for _ in range(_ITERATIONS):
-        basis = torch.linalg.qr(tall.T @ basis).Q
-        basis = torch.linalg.qr(tall @ basis).Q
-    inner, values, right = torch.linalg.svd(basis.T @ tall, full_matrices=False)
-    left, right = (right.T, (basis @ inner).T) if wide else (basis @ inner, right)
-    return left[:, :rank], values[:rank], right[:rank]
+    spare, on = min(rank + _SPARE, *matrix.shape), matrix.device
+    stream = (
+        torch.cuda.default_generators[on.index] if on.type == "cuda" else torch.default_generator
+    )
+    before = stream.get_state()
+    stream.manual_seed(0)
+    try:
+        left, values, right = torch.svd_lowrank(matrix.float(), q=spare, niter=_ITERATIONS)
+    finally:
+        stream.set_state(before)
+    return left[:, :rank], values[:rank], right[:, :rank].T
