@@ -64,5 +64,5 @@ def test_the_report_prints_and_draws(report, capsys, tmp_path):
     ]
     report.report_on(lines, "ours", tmp_path / "plot.html")
     printed = capsys.readouterr().out
-    assert "| 0.1% | `x` | +0.0 | +0.0 to +0.0 | 4 |" in printed
+    assert "| 0.1% | `x` | a, b | +0.0 | +0.0 to +0.0 | 4 |" in printed
     assert "plotly" in (tmp_path / "plot.html").read_text()[:5000].lower()
