@@ -133,7 +133,9 @@ def kill_at_random(study: Path, db: Path, stream: random.Random, kills: int) -> 
             return killed
 
 
-def kill_drivers(study: Path, folder: Path, stream: random.Random, kills: int) -> list[Path]:
+def kill_drivers(
+    study: Path, folder: Path, stream: random.Random, kills: int, whole: Path
+) -> list[Path]:
     """One kill per database, at a moment that is random over the time of an undisturbed run."""
     began = time.monotonic()
     assert drive(study, folder / "undisturbed.db").wait() == 0
@@ -151,6 +153,7 @@ def kill_drivers(study: Path, folder: Path, stream: random.Random, kills: int) -
         states = Counter(a.state for a in attempts(db))
         print(f"killed a driver after {moment:.0f} of {seconds:.0f} s: {dict(states)}", flush=True)
         assert drive(study, db).wait() == 0, "the same command did not finish the study"
+        print(f"  then as the uninterrupted run: {trials(db) == trials(whole)}", flush=True)
         databases.append(db)
     return databases
 
@@ -227,7 +230,7 @@ def main() -> int:
         study = make_study(folder, True, arguments.seeds)
         databases, stream = [broken], random.Random(arguments.seed)
         if arguments.what == "drivers":
-            databases = kill_drivers(study, folder, stream, arguments.kills)
+            databases = kill_drivers(study, folder, stream, arguments.kills, whole)
             killed = ["driver"] * arguments.kills
         elif arguments.what == "moments":
             killed = kill_at_random(study, broken, stream, arguments.kills)
