@@ -103,9 +103,7 @@ def acquire(study: StudyRow, owner: Owner, seconds: float) -> None:
     other = holder(study)
     if other is not None and other != owner and study.lease_until is not None:
         until = study.lease_until.isoformat(timespec="seconds")
-        elsewhere = (
-            other.host != socket.gethostname()
-        )  # here it holds the study as long as it lives
+        elsewhere = other.host != socket.gethostname()  # here it has no end but the process's
         raise LeaseError(
             f"study {study.name!r} is being run by {other}"
             + (f", whose lease ends at {until} unless it is renewed" if elsewhere else ""),

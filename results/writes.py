@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Executable, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Executable, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -72,10 +72,10 @@ def begin_study(connection: Connection, spec: StudySpec) -> None:
         return
     query = select(StudyRow.id, StudyRow.config).where(StudyRow.name == spec.name)
     study_id, config = connection.execute(query).one()
-    if config != spec.config and _has_more_seeds(connection, study_id, config, spec):
+    if config != spec.config and (further := _further(connection, study_id, config, spec)):
         changed = update(StudyRow).where(StudyRow.id == study_id).values(config=spec.config)
         connection.execute(changed)
-        _queue(connection, study_id, spec, spec.trials[_count(connection, study_id) :])
+        _queue(connection, study_id, spec, further)
         return
     if differences := _differences(json.loads(config), json.loads(spec.config)):
         more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
@@ -86,11 +86,13 @@ def begin_study(connection: Connection, spec: StudySpec) -> None:
         )
 
 
-def _has_more_seeds(connection: Connection, study_id: int, config: str, spec: StudySpec) -> bool:
-    """Whether a study differs by its seeds alone, and all its trials are the first ones of the new plan."""
+def _further(
+    connection: Connection, study_id: int, config: str, spec: StudySpec
+) -> tuple[Trial, ...]:
+    """The trials of more seeds: none unless seeds alone differ, and what is stored begins the plan."""
     old, new = json.loads(config), json.loads(spec.config)
     if {**old, "seeds": None} != {**new, "seeds": None}:
-        return False
+        return ()
     query = (
         select(_trials.strategy, _trials.seed, _trials.budget)
         .where(_trials.study_id == study_id)
@@ -98,12 +100,7 @@ def _has_more_seeds(connection: Connection, study_id: int, config: str, spec: St
     )
     stored = [tuple(row) for row in connection.execute(query)]
     planned = [(t.strategy, t.seed, t.budget and t.budget.as_dict()) for t in spec.trials]
-    return len(stored) < len(planned) and stored == planned[: len(stored)]
-
-
-def _count(connection: Connection, study_id: int) -> int:
-    query = select(func.count()).where(_trials.study_id == study_id)
-    return int(connection.execute(query).scalar_one())
+    return spec.trials[len(stored) :] if stored == planned[: len(stored)] else ()
 
 
 def add_trial(connection: Connection, study: str, trial: Trial) -> None:

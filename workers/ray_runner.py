@@ -301,18 +301,15 @@ def _temporary_folder() -> Iterator[Path]:
     """A folder that goes, and those of processes that could not remove theirs go too."""
     root = _root()
     for lock in root.glob(f"{_PREFIX}*/{_LOCK}"):
-        with (
-            contextlib.suppress(OSError),
-            lock.open("r+") as file,
-        ):  # another user's, or a live driver's
+        # Another user's cannot be opened, a live driver's not locked.
+        with contextlib.suppress(OSError), lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(lock.parent)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
     try:
         with (folder / _LOCK).open("w") as file:
-            fcntl.flock(
-                file, fcntl.LOCK_EX
-            )  # the kernel lets it go with the process, however that ends
+            # The kernel lets it go with the process, however that ends.
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield folder
     finally:
         _remove(folder)

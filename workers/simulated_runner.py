@@ -129,8 +129,9 @@ class SimulatedRunner:
         elif draw < failures.killed + failures.oom + failures.nan:
             self._later(pace, lambda: self._end(job, Outcome("failed", "NaN (simulated)")))
         elif draw < failures.killed + failures.oom + failures.nan + failures.late:
-            self._later(stream.random() * pace * total, lambda: self._give_up(job))
-            self._later(total * pace, lambda: self._come_back(job, worker, course.outcome))
+            silent = stream.random() * pace * total
+            left = pace * total - silent
+            self._later(silent, lambda: self._give_up(job, left, course.outcome))
         else:
             for epoch, score in enumerate(course.scores, 1):
                 self._later(
@@ -177,13 +178,14 @@ class SimulatedRunner:
         self._later(self.failures.restart, lambda: self._idle.append(run.worker))
         return Lost(job, "worker killed (simulated)")
 
-    def _give_up(self, job: Job) -> Event | None:
+    def _give_up(self, job: Job, left: float, outcome: Outcome) -> Event | None:
         run = self._at.pop(job, None)
-        return None if run is None else Lost(job, "no progress (simulated)")
-
-    def _come_back(self, job: Job, worker: int, outcome: Outcome) -> Event | None:
-        if job in self._at:  # cancelled before it was given up
+        if run is None:
             return None
+        self._later(left, lambda: self._come_back(job, run.worker, outcome))
+        return Lost(job, "no progress (simulated)")
+
+    def _come_back(self, job: Job, worker: int, outcome: Outcome) -> Event:
         self._idle.append(worker)
         return Ended(job, outcome)
 

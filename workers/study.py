@@ -219,9 +219,7 @@ def _held(store: Store, study: str) -> Iterator[None]:
 
     def renew() -> None:
         while not over.wait(_RENEW_SECONDS):
-            with suppress(
-                StoreError, LeaseError
-            ):  # whoever lost the lease hears of it when it writes
+            with suppress(StoreError):  # whoever lost the lease hears of it when it writes
                 store.renew(study)
 
     thread = threading.Thread(target=renew, daemon=True)

@@ -18,7 +18,7 @@ _AT_ONCE = 2**17
 """Products that are held at a time: half a megabyte of them."""
 
 
-class _Product(torch.autograd.Function):
+class _SparseProduct(torch.autograd.Function):
     """X (tokens, in) times the values (N) at rows and cols (N): (tokens, out).
 
     Some tokens at a time; the backward pass takes the inputs anew instead of keeping (tokens, N) of them.
@@ -94,7 +94,7 @@ class SparseDeltaUnit(Unit):
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """X (..., in) -> (..., out)."""
-        change: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+        change: Tensor = _SparseProduct.apply(  # type: ignore[no-untyped-call]
             x.reshape(-1, x.shape[-1]), self._scaled(gate), self.rows, self.cols, self.out_features
         )
         return change.view(*x.shape[:-1], self.out_features)

@@ -91,6 +91,18 @@ def test_a_cancelled_job_ends_at_once_with_what_it_had():
     runner.wait(lambda event: pytest.fail(f"nothing happens after the end: {event}"))
 
 
+def test_a_late_result_comes_from_its_own_worker_and_of_no_cancelled_job():
+    runner = SimulatedRunner(SyntheticFront(seconds=100, epochs=2), failures=Failures(late=1.0))
+    given_up, cancelled = map(Job, trials(2))
+    assert [type(e) for _, e in drain(runner, [given_up])] == [Started, Lost, Ended]
+    assert (runner.now(), runner.free()) == (200, 1)
+    runner.submit(cancelled)
+    runner.cancel(cancelled)
+    ends = [e for _, e in drain(runner, []) if isinstance(e, Ended)]
+    assert [e.outcome.state for e in ends] == ["cancelled"]
+    assert runner.free() == 1, "the worker is there once"
+
+
 def test_the_guides_outer_loop_runs(tmp_path):
     text = (ROOT / "docs" / "guide.md").read_text()
     code = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "class Twice" in b)
