@@ -65,6 +65,7 @@ def run_cell(
         "search": search,
         "train": {
             "epochs": arguments.epochs,
+            "batch_size": arguments.batch_size,
             "full_lr": arguments.lr,
             "backbone": True,
             "start_rows": 32 * WARM_STEPS,
@@ -92,13 +93,14 @@ def run_cell(
         "search_steps": steps,
         # In steps of the dense model: a step costs what the model that it trains computes.
         "dense_steps": steps
-        + warm
-        + arguments.epochs * math.ceil(len(bench.task.train) / 32) * ratio,
+        + warm * 32 / arguments.batch_size
+        + arguments.epochs * math.ceil(len(bench.task.train) / arguments.batch_size) * ratio,
         "params": outcome.trainable_params,
         "flops_ratio": ratio,
         "epochs": arguments.epochs,
         "rows": len(bench.task.train),
         "lr": arguments.lr,
+        "batch_size": arguments.batch_size,
         "threads": torch.get_num_threads(),
         "environment": asdict(environment()),
     }
@@ -151,6 +153,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", type=int, help="of the training split, the first ones; else all")
     parser.add_argument("--epochs", type=int, default=3, help="for everybody")
+    parser.add_argument("--batch-size", type=int, default=32, help="for everybody")
     parser.add_argument("--lr", type=float, default=2e-4, help="of all weights, for everybody")
     parser.add_argument("--flops", default="50%")
     parser.add_argument("--threads", type=int, default=2)

@@ -74,12 +74,14 @@ def open_engine(path: Path, *, writable: bool, lock_seconds: int) -> Engine:
     def configure(connection: Any, record: object) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys = ON")
+        # 64 MB instead of 2: among a million structures, the inner pages of every index stay at hand.
+        cursor.execute("PRAGMA cache_size = -65536")
         if writable:
             _enter_wal(cursor, lock_seconds)
             # A power cut may undo the last outcomes, whole; those trials then run again.
             cursor.execute("PRAGMA synchronous = NORMAL")
-            # 16 MB: a checkpoint syncs, and pages that several outcomes change are copied once.
-            cursor.execute("PRAGMA wal_autocheckpoint = 4000")
+            # 64 MB: a checkpoint syncs, and pages that several outcomes change are copied once.
+            cursor.execute("PRAGMA wal_autocheckpoint = 16000")
         cursor.close()
 
     return engine

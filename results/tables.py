@@ -78,6 +78,10 @@ class Base(DeclarativeBase):
     }
 
 
+_CLUSTERED = {"sqlite_with_rowid": False}
+"""Small rows under a key of several columns: SQLite keeps them in its order, without an index beside the table."""
+
+
 class StudyRow(Base):
     """A study, and which driver holds it."""
 
@@ -197,6 +201,7 @@ class AttemptRow(Base):
     started_at: Mapped[datetime]
     deadline: Mapped[datetime]
     ended_at: Mapped[datetime | None]
+    __table_args__ = _CLUSTERED
 
 
 class StructureRow(Base):
@@ -221,6 +226,7 @@ class PlacementRow(Base):
     kind: Mapped[str] = mapped_column(String(200), primary_key=True)
     size: Mapped[int]
     params: Mapped[int]
+    __table_args__ = _CLUSTERED
 
 
 class MeasurementRow(Base):
@@ -232,6 +238,7 @@ class MeasurementRow(Base):
     metric: Mapped[str] = mapped_column(String(200), primary_key=True)
     split: Mapped[str] = mapped_column(String(20), primary_key=True)
     value: Mapped[float | None]
+    __table_args__ = _CLUSTERED
 
 
 class WeightsRow(Base):

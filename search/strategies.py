@@ -384,13 +384,11 @@ def _levels(kind: Kind, positions: Sequence[Position]) -> Iterator[tuple[Candida
             make_candidate(kind, p, 1) for layer in from_top[count - 1 :: -1] for p in layer
         )
     for size in range(1, _largest_size(kind, positions) + 1):
-        yield tuple(make_candidate(kind, p, size) for p in positions)
+        yield tuple(make_candidate(kind, p, min(size, kind.largest(p))) for p in positions)
 
 
 def _largest_size(kind: Kind, positions: Sequence[Position]) -> int:
-    """Rank or bottleneck beyond which more buys nothing; 1 for a kind without a size."""
-    if kind.name == "spectral":
-        return max(len(kind.sizes(p)) for p in positions)
-    if kind.name not in ("lora", "adapter"):
-        return 1
-    return max(min(p.in_features, p.out_features) for p in positions)
+    """Size beyond which more buys nothing anywhere."""
+    if kind.name in ("lora", "adapter"):
+        return max(min(p.in_features, p.out_features) for p in positions)
+    return max(kind.largest(p) for p in positions)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -107,21 +106,27 @@ def eliminate(
     w = weight.double()
     gw = gradient.double() @ w
     inverse = torch.linalg.inv(ridged(covariance))
-    ends = list(accumulate(widths))
-    groups = [torch.arange(e - n, e, device=w.device) for e, n in zip(ends, widths, strict=True)]
-    left, price = list(range(len(groups))), -math.inf
-    at_once = math.ceil(len(groups) * _AT_ONCE)
+    left, price = list(range(len(widths))), -math.inf
+    at_once = math.ceil(len(widths) * _AT_ONCE)
     while left:
-        costs = _costs(w, gw, inverse, [groups[i] for i in left])
+        groups = _neighbours([widths[i] for i in left], w.device)
+        costs = _costs(w, gw, inverse, groups)
         cheapest = sorted(range(len(left)), key=lambda k: costs[k])[:at_once]
         for k in cheapest:
             price = max(price, costs[k])
             yield left[k], price
-        gone = torch.cat([groups[left[k]] for k in cheapest])
-        slope = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
-        w, gw = w - w[:, gone] @ slope, gw - gw[:, gone] @ slope
-        inverse = inverse - inverse[:, gone] @ slope
+        gone = torch.cat([groups[k] for k in cheapest])
+        stays = torch.ones(len(inverse), dtype=torch.bool, device=w.device)
+        stays[gone] = False
+        slope = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stays])
+        w, gw = w[:, stays] - w[:, gone] @ slope, gw[:, stays] - gw[:, gone] @ slope
+        inverse = inverse[stays][:, stays] - inverse[stays][:, gone] @ slope
         left = [i for k, i in enumerate(left) if k not in cheapest]
+
+
+def _neighbours(widths: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Features of groups that stand side by side."""
+    return list(torch.split(torch.arange(sum(widths), device=device), list(widths)))
 
 
 def _costs(w: Tensor, gw: Tensor, inverse: Tensor, groups: Sequence[Tensor]) -> list[float]:

@@ -78,6 +78,16 @@ def test_revisions_make_the_tables(url: str) -> None:
     database.engine.dispose()
 
 
+def _clustered(url: str) -> set[str]:
+    """The tables that SQLite keeps in the order of their key."""
+    with create_engine(parse_url(url)).connect() as connection:
+        sql = connection.exec_driver_sql(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'table'"
+        )
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+        return {name for name, statement in sql if "WITHOUT ROWID" in statement}
+
+
 def _first_revision(url: str) -> list[dict[str, Any]]:
     """Make a database as the first version did, and return its trials."""
     engine = create_engine(parse_url(url))
@@ -151,6 +161,8 @@ def test_first_revision_is_brought_up_to_date(url: str) -> None:
         store.begin_study(sample_study())
         store.finish("study", 0, sample_outcome(2.0))
         check_answers(store)
+    if url.startswith("sqlite"):
+        assert _clustered(url) == {"placements", "measurements", "attempts"}
 
 
 def test_older_database_is_upgraded_by_a_writer_only(

@@ -137,6 +137,15 @@ def test_uniform_covers_cross_attention(build):
     assert any(".cross.q" in c.position for c in chosen)
 
 
+def test_uniform_gives_narrow_positions_no_more_than_they_have(build):
+    kinds = {"spectral": {"block": 8, "max_blocks": 4}}
+    space = build_space(build("llama"), kinds=kinds)  # keys and values: 16 of 32 features
+    chosen, kind = uniform("spectral", space, Budget(max_trainable_params=10**6))
+    sizes = {c.position.rpartition(".")[2]: c.size for c in chosen}
+    assert (sizes["q"], sizes["k"], sizes["v"]) == (4, 2, 2)
+    assert all(c.size <= kind.largest(space.position(c.position)) for c in chosen)
+
+
 def test_knapsack_is_exact(space):
     """Against all subsets of a few candidates."""
     stream = random.Random(3)
