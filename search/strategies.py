@@ -68,11 +68,15 @@ class Problem:
 
 
 def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
-    """Bi-level search with a shifted global sigmoid (S3PET); scores are the gates' alpha."""
+    """Bi-level search with a shifted global sigmoid (S3PET); scores are the gates' alpha.
+
+    A cut that something stands in for keeps the alpha that its price gave it, where the search starts at prices: gates
+    close without a stand-in, so that their gradient tells of another cut.
+    """
     started, search, space = time.monotonic(), problem.search, problem.space
     task = problem.task
     supernet = open_supernet(problem, seed, search.start == "probe")
-    device = next(problem.model.parameters()).device
+    device, held = next(problem.model.parameters()).device, None
     gates = make_gates(space, search, task.max_length, device)
     served = (budget,) if search.budget_schedule != "sampled" else problem.budgets
     targets = [_parameters(space, b) for b in served]
@@ -86,11 +90,12 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
             start = probed(problem, supernet, seed)
             with torch.no_grad():
                 gates.alpha.copy_(start_alpha(space, start, task.max_length))
+            held = torch.tensor([c.compensates for c in space.candidates], device=device)
         bilevel = BilevelSearch(
             supernet, gates, task, search, problem.train, min(targets), seed,
             max(targets), (min(to_save), max(to_save)), (min(to_prune), max(to_prune)),
             lambda alpha: watch.settled(alpha.tolist()),
-            lambda alpha: hard_gates(space, alpha, budget, search.cut, task.max_length),
+            lambda alpha: hard_gates(space, alpha, budget, search.cut, task.max_length), held,
         )  # fmt: skip
         alpha = bilevel.run(observe)
         if search.swaps:

@@ -84,10 +84,14 @@ def swap(
 
 
 def _rivals(space: Space) -> list[set[int]]:
-    """Candidates that compete under one limit: those that are attached, cut, masked."""
+    """Candidates that compete under one limit: those that are attached, cut, masked.
+
+    Cuts that something stands in for are left out: gates close without it.
+    """
     groups: dict[tuple[bool, bool], set[int]] = {}
     for i, c in enumerate(space.candidates):
-        groups.setdefault((bool(c.which), c.masks), set()).add(i)
+        if not c.compensates:
+            groups.setdefault((bool(c.which), c.masks), set()).add(i)
     return list(groups.values())
 
 

@@ -84,6 +84,31 @@ def test_a_ranking_cuts_under_both_budgets_and_leaves_the_model_alone(build):
     assert len({ranking.scores[i] for i in space.removals}) > len(space.removals) // 2
 
 
+@pytest.mark.parametrize("swaps", [0, 4])
+def test_a_search_from_prices_moves_modules_and_leaves_cuts_where_the_surgeon_has_them(
+    build, swaps
+):
+    """Its gates close without what stands in for a cut, so that they cannot judge one."""
+    model, task = build("bert", labels=2), make_task()
+    space = build_space(model, kinds={"lora": {"max_rank": 2}} | LINEAR)
+    starts = WarmStarts(model, task, "fp32")
+    aligning = aligning_at(space.kinds.values(), space.positions)
+
+    def scores(strategy: str, steps: int) -> list[float]:
+        search = SearchConfig(start="probe", steps=steps, alpha_lr=0.5, swaps=swaps)
+        problem = Problem(
+            model, space, task, search, TRAIN, (BUDGET,), lambda: starts.get(0, aligning)
+        )
+        return list(rank(strategy, problem, BUDGET, seed=0).scores)
+
+    start, found, prices = scores("s3pet", 0), scores("s3pet", 6), scores("surgeon", 0)
+    cuts = list(space.removals)
+    assert [found[i] for i in cuts] == [start[i] for i in cuts]
+    assert sorted(cuts, key=found.__getitem__) == sorted(cuts, key=prices.__getitem__)
+    attached = [i for i in range(len(found)) if i not in cuts]
+    assert all(found[i] != start[i] for i in attached)
+
+
 def test_what_does_not_compensate_is_refused(build):
     model, task = build("bert", labels=2), make_task()
     kinds = {"heads": {}, "neurons": {"compensate": "linear"}}
