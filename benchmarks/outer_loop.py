@@ -229,7 +229,15 @@ def proposal_times(sampler: str) -> list[dict[str, Any]]:
     for told, running in ((100, 0), (1000, 0), (1000, 1000), (10_000, 1000)):
         proposals = Proposals(config, budgets, backbone_params)
         loop = OptunaLoop(
-            config, proposals, [], 0, [], list(by_chance(world, running, 2)), print, lambda _: None
+            config,
+            proposals,
+            [],
+            0,
+            [],
+            list(by_chance(world, running, 2)),
+            (),
+            print,
+            lambda _: None,
         )
         for trial in by_chance(world, told, 1):
             loop.tell(trial, world.course(trial).outcome)

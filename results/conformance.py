@@ -588,6 +588,20 @@ class StoreConformance:
         with pytest.raises(StoreError, match="no study"):
             store.find_study("")
 
+    def test_a_structure_of_several_tasks_belongs_to_a_study(self, store: Store) -> None:
+        """Uniform structures are the same on every task; their scores and weights are not."""
+        for name, task, score in (("first", "trec", 0.9), ("second", "rte", 0.6)):
+            store.begin_study(replace(sample_study(name, 2), task=task))
+            store.finish(name, 0, sample_outcome(score, 40))
+        name = sample_structure(40).hash
+        with pytest.raises(StoreError, match=r"several tasks: first \(trec\), second \(rte\)"):
+            store.find_structure(name)
+        assert store.find_structure(name, "second").score == 0.6
+        assert store.find_structure(name, study="fir").study == "first"
+        store.finish("second", 1, sample_outcome(0.7, 41))
+        with pytest.raises(StoreError, match="no successful trial"):
+            store.find_structure(sample_structure(41).hash, "first")
+
     def test_structure_prefixes(self, store: Store) -> None:
         """At least four characters; two structures that fit are both named."""
         hashes: dict[str, list[int]] = {}
@@ -607,6 +621,7 @@ class StoreConformance:
         for wrong in (first[:3], "no hash", "%%%%", first + "0"):
             with pytest.raises(StoreError, match="names no structure"):
                 store.find_structure(wrong)
+        assert store.load_structure(second[:12]) == sample_structure(pair[1])
         absent = "0000" if not prefix.startswith("0000") else "1111"
         with pytest.raises(StoreError, match="no successful trial"):
             store.find_structure(absent + "0" * 20)

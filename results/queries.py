@@ -319,10 +319,10 @@ def _best_first(only: int | None, group: Row[str, str, int]) -> Select[*_Winner]
 
 
 def _params_limit(limit: int | str | None) -> int | Fraction | None:
-    """A command line gives whole numbers as text too."""
-    if not isinstance(limit, str):
-        return limit
-    return int(limit) if limit.strip().isdecimal() else _share("max_trainable_params", limit)
+    """A command line gives whole numbers as text too; none is larger than a database counts."""
+    if isinstance(limit, str) and not limit.strip().isdecimal():
+        return _share("max_trainable_params", limit)
+    return None if limit is None else min(int(limit), 2**63 - 1)
 
 
 def _share_limit(name: str, limit: float | str | None) -> float | None:
@@ -331,14 +331,21 @@ def _share_limit(name: str, limit: float | str | None) -> float | None:
 
 def _share(name: str, limit: str) -> Fraction:
     """The share that a limit names; one that cannot be read is told by its name."""
+    whole = name == "max_trainable_params"
     try:
-        return parse_share(limit)
+        share = parse_share(limit)
     except ConfigError as error:
-        whole = name == "max_trainable_params"
         allowed = "neither a whole number nor a percentage" if whole else "no percentage"
-        forgotten = limit.strip().replace(".", "", 1).isdecimal()
-        example = f"{limit.strip()}%" if forgotten else "0.01%" if whole else "75%"
+        example = "0.01%" if whole else "75%"
+        if (
+            limit.strip().replace(".", "", 1).isdecimal()
+        ):  # its sign was forgotten, or a share meant
+            meant = 1 if whole or float(limit) > 1 else 100
+            example = f"{meant * float(limit):g}%"
         raise ConfigError([f"{name}: {limit!r} is {allowed}"], f"write {example}") from error
+    if share > 1 and name != "max_inference_flops":  # units that do not merge add FLOPs
+        raise ConfigError([f"{name}: {limit!r} is more than the whole"], "write at most 100%")
+    return share
 
 
 def pareto(session: Session, study: str) -> tuple[Best, ...]:
@@ -348,8 +355,35 @@ def pareto(session: Session, study: str) -> tuple[Best, ...]:
     return tuple(front.pareto(members))
 
 
-def find_structure(session: Session, prefix: str) -> Best:
-    """The best trial of the structure whose hash starts with a prefix."""
+def find_structure(session: Session, prefix: str, study: str | None = None) -> Best:
+    """The best trial of the structure whose hash starts with a prefix, see ``Store.find_structure``."""
+    among = [] if study is None else [TrialRow.study_id == _study_row(session, study).id]
+    found = _hash_of(session, prefix, among)
+    trials = and_(TrialRow.recommendable, TrialRow.structure_hash == found, *among)
+    rows = session.execute(
+        select(StudyRow.task, StudyRow.metric, StudyRow.name)
+        .where(StudyRow.id.in_(select(TrialRow.study_id).where(trials)))
+        .order_by(StudyRow.id)
+    ).all()
+    if len({(row.task, row.metric) for row in rows}) > 1:  # their scores do not compare
+        names = ", ".join(f"{row.name} ({row.task})" for row in rows[:_SHOWN])
+        raise StoreError(
+            f"structure {found[:12]} was trained on several tasks: {names}",
+            f"say which: --study {rows[0].name}",
+        )
+    best = select(TrialRow.id).where(trials).order_by(*_BEST_FIRST).limit(1)
+    return _load(session, TrialRow.id == session.scalars(best).one())[0]
+
+
+def load_structure(session: Session, prefix: str) -> Structure:
+    """The structure whose hash starts with a prefix, whatever it was trained on."""
+    found = _hash_of(session, prefix, [])
+    query = select(StructureRow.document).where(StructureRow.hash == found)
+    return Structure.from_json(session.scalars(query).one())
+
+
+def _hash_of(session: Session, prefix: str, among: Sequence[ColumnElement[bool]]) -> str:
+    """The whole hash of a structure of some successful trials."""
     wanted = prefix.strip().lower()
     if _HASH_PREFIX.fullmatch(wanted) is None:
         raise StoreError(
@@ -360,7 +394,7 @@ def find_structure(session: Session, prefix: str) -> Best:
     fits = TrialRow.structure_hash.between(wanted, f"{wanted}g")
     hashes = session.scalars(
         select(TrialRow.structure_hash)
-        .where(TrialRow.recommendable, fits)
+        .where(TrialRow.recommendable, fits, *among)
         .distinct()
         .limit(_SHOWN + 1)
     ).all()
@@ -376,9 +410,7 @@ def find_structure(session: Session, prefix: str) -> Best:
             f"{wanted!r} fits more than one structure: {', '.join(candidates[:_SHOWN])}{more}",
             "type more of the hash",
         )
-    query = select(TrialRow.id).where(TrialRow.recommendable, TrialRow.structure_hash == hashes[0])
-    found = session.scalars(query.order_by(*_BEST_FIRST).limit(1)).one()
-    return _load(session, TrialRow.id == found)[0]
+    return str(hashes[0])
 
 
 def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:

@@ -20,6 +20,7 @@ from sparsearch.results.values import (
     TrialRecord,
 )
 from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.structure import Structure
 
 __all__ = ["DEFAULT_URL", "Store", "open_store"]
 
@@ -383,14 +384,28 @@ class Store:
         with self._database.reading() as session:
             return queries.pareto(session, study)
 
-    def find_structure(self, prefix: str) -> Best:
+    def find_structure(self, prefix: str, study: str | None = None) -> Best:
         """The best trial whose structure's hash starts with a prefix of 4 characters or more.
+
+        Args:
+            prefix: Of the hash.
+            study: Name of a study, or a unique prefix of it: only its trials count.
+
+        Raises:
+            StoreError: If the prefix is too short, fits none, or fits more than one structure; or if the structure
+                was trained on several tasks, whose scores do not compare, and no study is given.
+        """
+        with self._database.reading() as session:
+            return queries.find_structure(session, prefix, study)
+
+    def load_structure(self, prefix: str) -> Structure:
+        """The structure whose hash starts with a prefix of 4 characters or more, whatever it was trained on.
 
         Raises:
             StoreError: If the prefix is too short, fits none, or fits more than one structure.
         """
         with self._database.reading() as session:
-            return queries.find_structure(session, prefix)
+            return queries.load_structure(session, prefix)
 
 
 def open_store(url: str | Path = DEFAULT_URL) -> Store:

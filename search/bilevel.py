@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.config import SearchConfig, TrainConfig
+from sparsearch.errors import InfeasibleError
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate
 from sparsearch.search.gates import Gates, IdleUnits
@@ -215,7 +216,12 @@ class BilevelSearch:
         supernet, task, gates = self.supernet, self.task, self.gates
         if self.config.checkpoint == "hard":
             assert self.hard is not None, "checkpoint hard needs to know the cut"
-            z = self.hard(gates.alpha.detach().cpu()).to(self.device)
+            try:
+                z = self.hard(gates.alpha.detach().cpu()).to(self.device)
+            except (
+                InfeasibleError
+            ):  # scores of masks spread too thin for the budget, at this point of the way
+                return -math.inf
         else:
             before = gates.to_save, gates.to_prune
             gates.to_save, gates.to_prune = self.to_save[1], self.to_prune[1]
@@ -247,16 +253,18 @@ class BilevelSearch:
         self.gates.alpha.grad = None
 
     def _step_weights(self, gradients: tuple[Tensor, ...]) -> None:
-        self._clip(gradients)
+        self._clip(gradients)  # again, where a second-order step has: that changes nothing
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _clip(self, gradients: tuple[Tensor, ...]) -> None:
-        """Scale gradients in place to the largest norm allowed."""
+    def _clip(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        """Scale gradients in place to the largest norm allowed; returns the factor, a scalar."""
         norm = nn.utils.get_total_norm(gradients)
-        torch._foreach_mul_(gradients, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
+        factor = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, factor)
+        return factor
 
     def _first_order_step(self) -> Tensor:
         """Gates against the current weights, then weights against new samples of the gates."""
@@ -276,10 +284,10 @@ class BilevelSearch:
         return loss
 
     def _second_order_step(self) -> Tensor:
-        """Gates against the weights after one virtual step w' = w - P g, whose dependence on alpha counts.
+        """Gates against the weights after one virtual step w' = w - c P g, whose dependence on alpha counts.
 
-        With Adam's preconditioner P (learning rates included) held fixed, d L_val(w') / d alpha
-        = partial - d/d alpha <g(w, alpha), P v> with v the gradient of L_val at w'. The last
+        With Adam's preconditioner P (learning rates included) and the factor c of clipping held fixed,
+        d L_val(w') / d alpha = partial - c d/d alpha <g(w, alpha), P v> with v the gradient of L_val at w'. The last
         term is a central difference of the alpha gradient of the training loss along P v (DARTS,
         eq. 8, which assumes P = 1; the published S3PET code steps with AdamW but differentiates
         plain SGD). Noise, batch and dropout are the same at both points.
@@ -289,7 +297,7 @@ class BilevelSearch:
             fixed = self._sample(noise)
         loss = self.supernet.loss(batch, fixed)
         gradients = self._gradients(loss, self.weights)
-        self._clip(gradients)
+        factor = self._clip(gradients)
         saved = [w.detach().clone() for w in self.weights]
         scale = self._preconditioner(gradients)
         self._move([-s * g for s, g in zip(scale, gradients, strict=True)])
@@ -302,7 +310,7 @@ class BilevelSearch:
         epsilon = _DIFFERENCE / (nn.utils.get_total_norm(direction) + 1e-6)
         curvature = self._difference(batch, noise, saved, direction, epsilon)
         self._restore(saved)
-        self._step_alpha(gradient - curvature)
+        self._step_alpha(gradient - factor * curvature)
         self._step_weights(gradients)
         return loss
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.config import SearchConfig, TrainConfig
-from sparsearch.errors import ConfigError
 from sparsearch.search.seeds import derive
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Task, batches
@@ -51,13 +50,8 @@ def learn_coefficients(
         Scores, highest for what is cut first, and the steps taken.
 
     Raises:
-        ConfigError: If the space holds something else than heads and neurons.
         TrainingDiverged: If a loss is NaN or infinite.
     """
-    if len(space.removals) < len(space.candidates):
-        raise ConfigError(
-            ["the slimming strategy ranks heads and neurons; the space has other kinds"]
-        )
     whole = copy.deepcopy(model)
     supernet = Supernet(whole, space, task.type, train.precision)
     device = next(whole.parameters()).device

@@ -34,7 +34,7 @@ from sparsearch.spaces.positions import Position, matching
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Candidate, Space, make_candidate, overlaps, together
 
-__all__ = ["RANKERS", "REFERENCES", "TRANSFER", "UNIFORM", "Problem", "rank", "uniform"]
+__all__ = ["RANKERS", "REFERENCES", "TRANSFER", "UNIFORM", "Problem", "rank", "unfit", "uniform"]
 
 REFERENCES = ("head", "full")
 """Strategies without a budget: the task head alone, and full fine-tuning."""
@@ -258,12 +258,6 @@ def rank_surgeon(problem: Problem, budget: Budget, seed: int, observe: Observer)
     What is attached comes evenly.
     """
     started, space, model = time.monotonic(), problem.space, problem.model
-    operated = {c.kind for c in space.candidates if c.which or c.masks}
-    if not all(space.kinds[name].aligns for name in operated):
-        raise ConfigError(
-            ["the surgeon strategy needs what is cut or pruned to be weighed on data"],
-            "heads: {compensate: linear}, neurons: {compensate: linear}, weight_mask: {importance: saliency}",
-        )
     bases = problem.start().bases
     prices = cut_prices(model, space, bases, problem.task.max_length)
     prices |= prune_prices(model, space, bases)
@@ -329,8 +323,27 @@ UNIFORM: Mapping[str, tuple[str, tuple[str, ...]]] = {
 def rank(
     strategy: str, problem: Problem, budget: Budget, seed: int, observe: Observer = silent
 ) -> Ranking:
-    """The ranking of a strategy in ``RANKERS``."""
+    """The ranking of a strategy in ``RANKERS``.
+
+    Raises:
+        ConfigError: If the strategy cannot rank the space.
+    """
+    if problems := unfit(strategy, problem.space):
+        raise ConfigError(problems)
     return RANKERS[strategy](problem, budget, seed, observe)
+
+
+def unfit(strategy: str, space: Space) -> list[str]:
+    """Why a strategy cannot rank a space; empty if it can."""
+    if strategy == "slimming" and len(space.removals) < len(space.candidates):
+        return ["the slimming strategy ranks heads and neurons; the space has other kinds"]
+    operated = {c.kind for c in space.candidates if c.which or c.masks}
+    if strategy == "surgeon" and not all(space.kinds[name].aligns for name in operated):
+        return [
+            "the surgeon strategy needs what is cut or pruned to be weighed on data: set heads: "
+            "{compensate: linear}, neurons: {compensate: linear}, weight_mask: {importance: saliency}"
+        ]
+    return []
 
 
 def uniform(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparsearch.config import DataConfig, TaskConfig
 from sparsearch.errors import DataError
+from sparsearch.spaces.backbone import longest_input
 
 __all__ = [
     "SPLITS",
@@ -245,8 +246,7 @@ def load_task(
         classes = _classes(config, rows["train"])
     if config.max_train_rows is not None:
         rows["train"] = rows["train"].select(range(min(config.max_train_rows, len(rows["train"]))))
-    # A tokenizer without a limit of its own says a huge number.
-    limit = min(config.max_length, tokenizer.model_max_length, most_tokens or config.max_length)
+    limit = longest_input(config.max_length, tokenizer, most_tokens)
     splits = {s: _tokenise(config, s, d, tokenizer, limit, classes) for s, d in rows.items()}
     _check_enough(config, splits["train"])
     names = getattr(rows["train"].features[config.label], "names", None)

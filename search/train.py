@@ -20,7 +20,15 @@ from sparsearch.search.tasks import Task, batches
 from sparsearch.search.vocabulary import only_rows_read
 from sparsearch.spaces.attachment import attachment_of
 
-__all__ = ["Observer", "TrainResult", "learning_rates", "linear_schedule", "silent", "train"]
+__all__ = [
+    "Observer",
+    "TrainResult",
+    "learning_rates",
+    "linear_schedule",
+    "rates_of",
+    "silent",
+    "train",
+]
 
 _CHECK_EVERY = 20
 
@@ -86,6 +94,13 @@ def learning_rates(
         {"params": parameters, "lr": kind_lr.get(kind, lr)}
         for kind, parameters in [*groups.items(), ("head", rest)]
     ]
+
+
+def rates_of(model: nn.Module, config: TrainConfig, *, whole: bool) -> list[dict[str, Any]]:
+    """Optimiser groups at the rates of a study: one for a whole model, else one per kind of attached module."""
+    if whole:
+        return learning_rates(model, config.full_lr, {})
+    return learning_rates(model, config.lr, config.kind_lr)
 
 
 def _attached(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

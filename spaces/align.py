@@ -69,8 +69,13 @@ def find_bases(model: nn.Module, aligning: Aligning, losses: Iterable[Tensor]) -
         return {}
     base = base_of(model)
     hosts = {p.module: base.get_submodule(p.module) for p, _ in aligning}
-    moments = {p.module: Moments(hosts[p.module]) for p, k in aligning if isinstance(k, Removal)}
-    sizes = {p.module: Sizes(hosts[p.module]) for p, k in aligning if isinstance(k, WeightMask)}
+    # Several positions may share a module (fused projections), which is seen once.
+    cut, masked = (
+        dict.fromkeys(p.module for p, k in aligning if isinstance(k, kind))
+        for kind in (Removal, WeightMask)
+    )
+    moments = {name: Moments(hosts[name]) for name in cut}
+    sizes = {name: Sizes(hosts[name]) for name in masked}
     passing: list[Passing] = [*moments.values(), *sizes.values()]
     weights = [host.get_parameter("weight") for host in hosts.values()]
     before = [weight.requires_grad for weight in weights]

@@ -25,6 +25,7 @@ from sparsearch.spaces.backbone import (
     identify,
     know_pooler,
     positions_of,
+    same_weights,
 )
 from sparsearch.spaces.hooks import hook
 from sparsearch.spaces.kinds import Kind, Removal
@@ -140,12 +141,16 @@ def check_structure(
     """All checks before any change."""
     found = identify(model)
     expected = structure.backbone
-    if found.family != expected.family or found.weight_fingerprint != expected.weight_fingerprint:
+    if found.family != expected.family or not same_weights(model, expected.weight_fingerprint):
+        dtype = next(model.parameters()).dtype
+        rounded = (
+            "" if dtype.itemsize >= 4 else f"; if they were rounded to {dtype}, cast after attach"
+        )
         raise StructureError(
             f"the structure belongs to another backbone: {expected.family} from {expected.path!r} "
             f"(fingerprint {expected.weight_fingerprint[:12]}), the model is {found.family} "
             f"(fingerprint {found.weight_fingerprint[:12]})",
-            "load the backbone that the structure names, with its original weights",
+            f"load the backbone that the structure names, with its original weights{rounded}",
         )
     positions = positions_of(model)
     kinds = {kind.name: kind for kind in structure.kinds}

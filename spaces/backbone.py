@@ -14,7 +14,7 @@ from sparsearch.errors import BackboneError
 from sparsearch.spaces.positions import FAMILIES, Position, scan
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 __all__ = [
@@ -31,14 +31,17 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate",
+    "longest_input",
     "most_tokens",
     "positions_of",
+    "same_weights",
     "skeleton",
 ]
 
 ATTACHED = "sparsearch"
 """Name under which attached modules live on a model; they are no part of the backbone."""
 
+_FORM = "2-"
 _SAMPLE = 4096
 _NEW_POOLER = "sparsearch_new_pooler"
 _VOLATILE = frozenset(
@@ -72,8 +75,7 @@ class BackboneId:
         revision: Hub revision, if any.
         family: ``config.model_type``.
         config_hash: SHA-256 of the architecture's settings (label names and the like left out).
-        weight_fingerprint: SHA-256 over names, shapes and a sample of the weights at all
-            positions.
+        weight_fingerprint: SHA-256 over names, shapes and sums of the weights at all positions, see ``same_weights``.
         params: Parameters of the backbone.
     """
 
@@ -97,7 +99,10 @@ def locate(path: str, relative_to: Path | None = None) -> str:
     """
     if path.startswith("pkg:"):
         package, _, inside = path.removeprefix("pkg:").partition("/")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # no name of a package, or its parent is missing
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise BackboneError(
                 f"model.path {path!r}: the package {package!r} is not installed",
@@ -256,6 +261,11 @@ def most_tokens(config: Any) -> int | None:
     return positions
 
 
+def longest_input(wanted: int, tokenizer: Any, most: int | None) -> int:
+    """Tokens at which rows are cut: as wanted, or fewer where the tokenizer or the model (``most_tokens``) ends."""
+    return min(wanted, int(tokenizer.model_max_length), most or wanted)
+
+
 def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> PreTrainedModel:
     """The model's architecture on the meta device: shapes and names, no weights, no memory."""
     import torch
@@ -357,25 +367,52 @@ def identify(model: nn.Module, path: str = "", revision: str | None = None) -> B
     )
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """SHA-256 over canonical names, shapes and up to 4,096 spread entries of each weight.
+def same_weights(model: nn.Module, fingerprint: str) -> bool:
+    """Whether the weights at a model's positions have a fingerprint, of today's form or of the first one."""
+    ours = _fingerprint(model) if fingerprint.startswith(_FORM) else _first_fingerprint(model)
+    return ours == fingerprint
 
-    Only weights at positions count, so the same backbone has one fingerprint under any head.
+
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 over canonical names, shapes, and exact sums over each row and each column of the weights' bits.
+
+    Any entry that changes, changes two sums. Only weights at positions count, so the same backbone has one fingerprint
+    under any head; and as numbers in float32, so that it has one in any precision that holds them all.
     """
-    modules = dict(base_of(model).named_modules())
+    import torch
+
     digest = hashlib.sha256()
-    for position in positions_of(model):
-        if position.role not in ("linear", "norm"):
-            continue
-        module = modules[position.module]
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_meta:
-                return ""
-            flat = parameter.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // _SAMPLE)].float().cpu().contiguous()
-            digest.update(f"{position.name}.{name}{tuple(parameter.shape)}".encode())
-            digest.update(sample.numpy().tobytes())
+    for name, weight in _weights_at_positions(model):
+        if weight.is_meta:
+            return ""
+        digest.update(name.encode())
+        bits = weight.detach().float().contiguous().view(torch.int32)
+        sums = [bits] if bits.dim() < 2 else [bits.sum(d, dtype=torch.int64) for d in (0, 1)]
+        for found in sums:
+            digest.update(found.cpu().numpy().tobytes())
+    return (_FORM + digest.hexdigest())[:64]
+
+
+def _first_fingerprint(model: nn.Module) -> str:
+    """That of older files and databases: a sample of up to 4,096 entries of each weight, often in few columns."""
+    digest = hashlib.sha256()
+    for name, weight in _weights_at_positions(model):
+        if weight.is_meta:
+            return ""
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLE)].float().cpu().contiguous()
+        digest.update(name.encode())
+        digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _weights_at_positions(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights of linears and norms, named by position and shape."""
+    modules = dict(base_of(model).named_modules())
+    for position in positions_of(model):
+        if position.role in ("linear", "norm"):
+            for name, weight in modules[position.module].named_parameters(recurse=False):
+                yield f"{position.name}.{name}{tuple(weight.shape)}", weight
 
 
 def dense_flops_per_token(positions: tuple[Position, ...], tokens: int) -> int:

@@ -28,6 +28,7 @@ from sparsearch.spaces.backbone import (
     identify,
     load_config,
     positions_of,
+    same_weights,
 )
 from sparsearch.spaces.merge import weight_sparsity
 from sparsearch.spaces.positions import Position, find
@@ -228,8 +229,9 @@ def verify_checkpoint(model: nn.Module, checkpoint: Checkpoint | str | Path) -> 
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
-    expected, found = checkpoint.weight_fingerprint, identify(model).weight_fingerprint
-    if found != expected:
+    expected = checkpoint.weight_fingerprint
+    if not same_weights(model, expected):
+        found = identify(model).weight_fingerprint
         raise StructureError(
             f"the weights are not those of the checkpoint: it has fingerprint {expected[:12]}, "
             f"the model {found[:12]}",

@@ -312,7 +312,8 @@ def build_space(
             problems.extend(error.problems)
             continue
         built[name] = kind
-        found = [p for p in matching(positions, patterns or kind.default_on) if kind.accepts(p)]
+        on = kind.default_on if patterns is None else patterns
+        found = [p for p in matching(positions, on) if kind.accepts(p)]
         places[kind] = found
         for pattern in patterns or ():
             if preset is None and not any(map(kind.accepts, matching(positions, [pattern]))):

@@ -14,6 +14,7 @@ from sparsearch._options import (
     DEFAULT_DB,
     Db,
     Json,
+    OfStudy,
     Plot,
     StructureHash,
     StudyName,
@@ -65,7 +66,8 @@ def space(
         "by_kind": found.by_kind,
     }
     chosen = {"model": model, "revision": revision, "preset": preset, "kinds": kind or None}
-    print_json({**chosen, **numbers, "positions": len(found.positions)})
+    names = [position.name for position in found.positions]
+    print_json({**chosen, **numbers, "positions": len(names), "position_names": names})
 
 
 def studies(db: Db = DEFAULT_DB, as_json: Json = False) -> None:
@@ -93,9 +95,7 @@ def trials(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None
 
 
 def best(
-    study: Annotated[
-        str | None, typer.Option("--study", help="Name of a study, or a unique prefix.")
-    ] = None,
+    study: OfStudy = None,
     model: Annotated[
         str | None, typer.Option("--model", help="The backbone, as the study file names it.")
     ] = None,
@@ -139,7 +139,8 @@ def best(
     if as_json:
         print_json(first.as_dict())
         return
-    words = ("best", "--study", first.study) if others else ("show", first.structure.hash[:8])
+    of = ("--study", first.study)
+    words = ("best", *of) if others else ("show", first.structure.hash[:8], *of)
     console = output()
     console.print(_render.best_of_tasks_table(found) if others else _render.best_table(first))
     console.print(f"\nnext: {next_command(db, *words)}", soft_wrap=True)
@@ -225,11 +226,15 @@ def pareto(
 
 
 def show(
-    structure: StructureHash, plot: Plot = None, db: Db = DEFAULT_DB, as_json: Json = False
+    structure: StructureHash,
+    study: OfStudy = None,
+    plot: Plot = None,
+    db: Db = DEFAULT_DB,
+    as_json: Json = False,
 ) -> None:
     """Show what a structure attaches where; the picture is a heat map, layers x positions."""
     with reading(db) as store:
-        found = store.find_structure(structure)
+        found = store.find_structure(structure, study)
     if plot is not None:
         from sparsearch.results.report import write_structure_plot
 

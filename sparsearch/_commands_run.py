@@ -17,6 +17,7 @@ from sparsearch._options import (
     DEFAULT_DB,
     Db,
     Json,
+    OfStudy,
     Overrides,
     RayAddress,
     StructureHash,
@@ -145,11 +146,12 @@ def _next_commands(record: StudyRecord, summary: StudySummary, db: str) -> list[
     within = ["--max-trainable-params", text if text.endswith("%") else str(limit)]
     name = (budget.best.structure or "")[:8]
     whole = json.loads(record.config).get("train", {}).get("backbone", False)
+    of = ["--study", summary.study]
     commands = [
-        ["best", "--study", summary.study, *(within if limit is not None else [])],
-        ["show", name, "--plot", f"{name}.html"],
+        ["best", *of, *(within if limit is not None else [])],
+        ["show", name, *of, "--plot", f"{name}.html"],
         ["pareto", summary.study, "--plot", f"{summary.study}.html"],
-        ["export", name, "--to", "checkpoint" if whole else "spec", "--out", name],
+        ["export", name, *of, "--to", "checkpoint" if whole else "spec", "--out", name],
     ]
     return [next_command(db, *words) for words in commands]
 
@@ -175,6 +177,7 @@ def export(
         list[ServingFormat] | None,
         typer.Option("--also", help="A serving file beside a checkpoint; repeatable."),
     ] = None,
+    study: OfStudy = None,
     db: Db = DEFAULT_DB,
     as_json: Json = False,
 ) -> None:
@@ -182,7 +185,7 @@ def export(
     if also and to != "checkpoint":
         raise typer.BadParameter("--also goes with --to checkpoint")
     with reading(db) as store:
-        best = store.find_structure(structure)
+        best = store.find_structure(structure, study)
         weights = store.weights(best.study, best.trial)
     if weights is None:
         raise StoreError(
@@ -243,7 +246,7 @@ def train(
     valid, test = map(_render.score_text, (done.score, done.test_score))
     rows: list[tuple[str, RenderableType]] = [
         _render.hash_fact(done.structure.hash),
-        ("parameters", f"{done.structure.trainable_params:,}"),
+        ("parameters", f"{done.trainable_params:,}"),
         (done.metric, f"{valid} validation (best of epoch {done.epoch}), {test} test"),
         ("seconds", f"{done.seconds:.1f}"),
         ("written to", str(done.out) if done.out is not None else "nowhere; --out DIR keeps it"),
@@ -265,7 +268,7 @@ def _structure_from(source: str, db: str) -> Structure:
         )
     try:
         with reading(db) as store:
-            return store.find_structure(source).structure
+            return store.load_structure(source)
     except StoreError as error:
         raise StructureError(
             f"{source!r} is neither a file or folder nor found as a hash: {error.message}",

@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_DB",
     "Db",
     "Json",
+    "OfStudy",
     "Overrides",
     "Plot",
     "RayAddress",
@@ -59,6 +60,9 @@ RayAddress = Annotated[
 ]
 StudyName = Annotated[
     str, typer.Argument(metavar="STUDY", help="Name of a study, or a unique prefix of it.")
+]
+OfStudy = Annotated[
+    str | None, typer.Option("--study", help="Name of a study, or a unique prefix of it.")
 ]
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file.")]
 StructureHash = Annotated[

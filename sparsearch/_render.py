@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -206,7 +207,13 @@ def space_table(model: str, chosen: str, space: Space) -> RenderableType:
         )
     table.add_section()
     table.add_row("all", _count(len(space.candidates)), _count(space.trainable_params), "", "")
-    return Group(head, table, Text(f"everything together is {share:.3g}% of the backbone"))
+    names = dict.fromkeys(re.sub(r"layers\.\d+", "layers.*", p.name) for p in space.positions)
+    return Group(
+        head,
+        table,
+        Text(f"everything together is {share:.3g}% of the backbone"),
+        Text(f"positions, as `on:` takes them: {', '.join(names)}"),
+    )
 
 
 def study_dict(record: StudyRecord) -> dict[str, Any]:

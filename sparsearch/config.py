@@ -114,9 +114,11 @@ class SpaceConfig(Section):
         for kind, options in (self.kinds or {}).items():
             on = options.get("on")
             if on is not None and not (
-                isinstance(on, list) and all(isinstance(p, str) for p in on)
+                isinstance(on, list) and on and all(isinstance(p, str) for p in on)
             ):
-                raise ValueError(f"kinds.{kind}.on must be a list of patterns")
+                raise ValueError(
+                    f"kinds.{kind}.on must be a list of patterns, or be left out: not {on!r}"
+                )
         return self
 
 
@@ -207,7 +209,7 @@ class StudyConfig(Section):
     train: TrainConfig = TrainConfig()
     outer: OuterConfig | None = None
     baselines: list[Strategy] = Field(default=["random", "lora-qv", "probe", "head", "full"])
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
     workers: WorkersConfig = WorkersConfig()
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)

@@ -68,11 +68,11 @@ def _override(raw: dict[str, Any], override: str) -> None:
     parts = key.split(".")
     if not equals or not all(parts):
         raise ConfigError([f"--set {override!r} is not of the form key.path=value"])
-    if parts[0] == "budgets" and len(parts) > 1 and parts[1].isdigit():
+    if parts[0] == "budgets" and len(parts) > 1 and parts[1].isdecimal():
         raw["budgets"] = spread_budgets(raw.get("budgets", []))
     place: Any = raw
     for depth, part in enumerate(parts[:-1]):
-        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+        if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
             place = place[int(part)]
         elif isinstance(place, dict):
             place[part] = place.get(part) or {}
@@ -85,7 +85,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         value, last = yaml.load(text, _Loader), parts[-1]
     except yaml.YAMLError as error:
         raise ConfigError([f"--set {override!r}: {text!r} is not valid YAML"]) from error
-    if isinstance(place, list) and last.isdigit() and int(last) <= len(place):
+    if isinstance(place, list) and last.isdecimal() and int(last) <= len(place):
         place[int(last) : int(last) + 1] = [value]
     elif isinstance(place, dict):
         place[last] = value

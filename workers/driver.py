@@ -79,7 +79,8 @@ class Driver:
                 if trial is None:
                     break
                 self._submit(trial)
-            if not self._running or self._gave_up_waiting():
+            waits = self._running or (self._stopping is None and self.runner.free() <= 0)
+            if not waits or self._gave_up_waiting():
                 break
             self.runner.wait(self._handle)
             self._keep_alive()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -37,6 +37,7 @@ from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import TRANSFER
 from sparsearch.spaces.budget import Budget
 from sparsearch.workers.bands import Band, nearest
+from sparsearch.workers.outer_loop import take
 from sparsearch.workers.proposals import Params, Proposals
 from sparsearch.workers.transfer import FindSource, with_source
 
@@ -96,6 +97,7 @@ class OptunaLoop:
         planned: How many trials are planned; proposals are numbered from here.
         known: All trials as stored, in order.
         queued: Those of them that are still to run.
+        feared: Numbers of those that come after everything else, proposals too.
         remember: Stores a proposal.
         find: What may be transferred.
     """
@@ -108,6 +110,7 @@ class OptunaLoop:
         planned: int,
         known: Sequence[TrialRecord],
         queued: Sequence[Trial],
+        feared: Collection[int],
         remember: Callable[[Trial], None],
         find: FindSource,
     ) -> None:
@@ -115,7 +118,9 @@ class OptunaLoop:
         self.config, self.outer, self.proposals = config, config.outer, proposals
         self._planned, self._next = planned, len(known)
         self._end = planned + self.outer.trials
-        self._queued, self._remember, self._find = list(queued), remember, find
+        self._queued = [t for t in queued if t.number not in feared]
+        self._feared = [t for t in queued if t.number in feared]
+        self._remember, self._find = remember, find
         self._priors = list(priors)
         self._distributions = _distributions(proposals)
         self._evenly = self.outer.sampler in ("tpe", "gp")
@@ -131,9 +136,7 @@ class OptunaLoop:
 
         While some wait for a ranking that is being made, one is proposed ahead per seed of the study.
         """
-        trial = next((t for t in self._queued if may_start(t)), None)
-        if trial is not None:
-            self._queued.remove(trial)
+        trial = take(self._queued, may_start)
         while trial is None and self._next < self._end:
             ahead = sum(t.number >= self._planned for t in self._queued)
             if ahead >= len(self.config.seeds):
@@ -144,6 +147,8 @@ class OptunaLoop:
                 trial = proposal
             else:
                 self._queued.append(proposal)
+        if trial is None and not self._queued:
+            trial = take(self._feared, may_start)
         if trial is not None and (params := self._params(trial)) is not None:
             self._running[trial.number] = params
         return trial

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sparsearch.results.values import Outcome, Trial
 
-__all__ = ["OuterLoop", "Planned"]
+__all__ = ["OuterLoop", "Planned", "take"]
 
 
 class OuterLoop(Protocol):
@@ -23,6 +23,14 @@ class OuterLoop(Protocol):
         """How a trial ended."""
 
 
+def take(queued: list[Trial], may_start: Callable[[Trial], bool]) -> Trial | None:
+    """Take the first that may start out of a queue; None if there is none."""
+    trial = next((t for t in queued if may_start(t)), None)
+    if trial is not None:
+        queued.remove(trial)
+    return trial
+
+
 class Planned:
     """Trials known from the start, in order, all of them to the end."""
 
@@ -31,10 +39,7 @@ class Planned:
 
     def ask(self, may_start: Callable[[Trial], bool]) -> Trial | None:
         """The first that may start."""
-        trial = next((t for t in self._queued if may_start(t)), None)
-        if trial is not None:
-            self._queued.remove(trial)
-        return trial
+        return take(self._queued, may_start)
 
     def goes_on(self, trial: Trial, done: int, total: int, score: float) -> bool:
         """Always."""

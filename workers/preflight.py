@@ -10,7 +10,15 @@ from typing import Any
 from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.cut import Limits, kept, smallest
-from sparsearch.spaces.backbone import load_config, locate, most_tokens, skeleton
+from sparsearch.search.strategies import UNIFORM, unfit
+from sparsearch.spaces.backbone import (
+    load_config,
+    load_tokenizer,
+    locate,
+    longest_input,
+    most_tokens,
+    skeleton,
+)
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.space import Candidate, Space
 from sparsearch.study_file import read_study, sections_of
@@ -89,11 +97,14 @@ def check_study(
             model = sections["model"]
             path = locate(model.path, folder)
             space = space_of(skeleton(path, model.revision), sections["space"])
-            tokens = min(tokens, most_tokens(load_config(path, model.revision)) or tokens)
+            most = most_tokens(load_config(path, model.revision))
+            tokens = longest_input(tokens, load_tokenizer(path, model.revision), most)
         except ConfigError as error:
             problems += [p if p.startswith("space") else f"space: {p}" for p in error.problems]
         except SparsearchError as error:
             problems.append(error.message)
+    if space is not None and "study" in sections:
+        problems += _misfits(sections["study"], space)
     budgets: tuple[Budget, ...] = ()
     too_small: list[InfeasibleError] = []
     if space is not None and "budgets" in sections:
@@ -128,6 +139,31 @@ def _data_problems(sections: Mapping[str, Any], folder: Path) -> list[str]:
         for split, file in (files or {}).items()
         if not (folder / file).is_file()
     ]
+
+
+def _misfits(config: StudyConfig, space: Space) -> list[str]:
+    """What strategies and training cannot do with the space and the budgets."""
+    tuned = config.outer.tune.get("search.strategy") if config.outer is not None else None
+    proposed = [str(s) for s in tuned] if isinstance(tuned, list) else []
+    strategies = dict.fromkeys([config.search.strategy, *config.baselines, *proposed])
+    problems = [problem for s in strategies for problem in unfit(s, space)]
+    if not config.train.backbone:
+        return problems
+    others = sorted({c.kind for c in space.candidates if not c.which})
+    if others:
+        problems.append(
+            "train.backbone fine-tunes what cut heads and neurons leave of the backbone; the space also has "
+            f"{', '.join(others)}: leave train.backbone out, or these kinds"
+        )
+    if attaching := [s for s in strategies if s in UNIFORM]:
+        problems.append(f"train.backbone goes with cuts alone: leave {', '.join(attaching)} out")
+    limits = {name for b in config.budgets for name, v in b.model_dump().items() if v is not None}
+    if above := sorted(limits - {"max_inference_flops"}):
+        problems.append(
+            f"budgets: with train.backbone all that is left trains, which {', '.join(above)} cannot limit: set "
+            "max_inference_flops alone"
+        )
+    return problems
 
 
 def _most(space: Space, budget: Budget, tokens: int) -> list[int]:

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
-from sparsearch.errors import ConfigError, StructureError
+from sparsearch.errors import ConfigError, ExportError, StructureError
 from sparsearch.results.export import check_target, write_spec
 from sparsearch.search.device import choose_device
 from sparsearch.search.evaluate import evaluate
 from sparsearch.search.seeds import derive
-from sparsearch.search.train import Observer, learning_rates, silent, train
+from sparsearch.search.train import Observer, rates_of, silent, train
 from sparsearch.search.warm_start import WarmStarts
+from sparsearch.spaces.backbone import count_params
 from sparsearch.spaces.structure import Structure
 from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.trial import pack_weights
-from sparsearch.workers.workbench import attach_anew, load_backbone
+from sparsearch.workers.workbench import attach_anew, cut_out, load_backbone
 
 __all__ = ["Retrained", "train_structure"]
 
@@ -30,6 +31,7 @@ class Retrained:
 
     Attributes:
         structure: What was trained.
+        trainable_params: Parameters that were, the head apart.
         metric: Name of the metric.
         score: Validation score of the best epoch.
         test_score: Test score of that checkpoint.
@@ -39,6 +41,7 @@ class Retrained:
     """
 
     structure: Structure
+    trainable_params: int
     metric: str
     score: float
     test_score: float
@@ -57,15 +60,16 @@ def train_structure(
     """Train a structure from scratch on a study's task, with its training settings and first seed.
 
     Args:
-        structure: Attached anew; stored weights are not used.
+        structure: Attached anew, or, with ``train.backbone``, cut out; stored weights are not used.
         study: The study file that names model, task and training.
         overrides: ``key.path=value`` settings.
-        out: Folder for the trained ``spec``.
+        out: Folder for the trained ``spec``; a ``spec`` holds no backbone that was trained too.
         observe: Told of every step.
 
     Raises:
         ConfigError: If the study is wrong.
-        StructureError: If the study's model is not the structure's backbone.
+        StructureError: If the study's model is not the structure's backbone, or its backbone cannot train with it.
+        ExportError: If ``out`` cannot be written.
     """
     started = time.monotonic()
     sections, problems = sections_of(*read_study(study, overrides))
@@ -76,6 +80,11 @@ def train_structure(
         raise StructureError(
             f"the structure was searched for {structure.task_type}, the study's task is {config.task.type}"
         )
+    if out is not None and config.train.backbone:
+        raise ExportError(
+            "train.backbone trains what is left of the backbone too; a spec holds attached modules",
+            "leave --out away, or run the study and export its best: --to checkpoint",
+        )
     if out is not None:
         check_target(Path(out))
     if config.workers.threads is not None:
@@ -84,8 +93,12 @@ def train_structure(
     model, _, task = load_backbone(config.model, config.task, config.folder, device)
     seed = config.seeds[0]
     starts = WarmStarts(model, task, config.train.precision)
-    attach_anew(model, structure, starts, config.train, seed, structure.hash)
-    groups = learning_rates(model, config.train.lr, config.train.kind_lr)
+    whole = config.train.backbone
+    if whole:
+        model = cut_out(model, structure, starts, config.train, seed, structure.hash)
+    else:
+        attach_anew(model, structure, starts, config.train, seed, structure.hash)
+    groups = rates_of(model, config.train, whole=whole)
     result = train(
         model, task, config.train, groups, derive(seed, structure.hash, "train"), observe
     )
@@ -94,6 +107,7 @@ def train_structure(
         write_spec(structure, pack_weights(model, task.classes), out)
     return Retrained(
         structure,
+        count_params(model) if whole else structure.trainable_params,
         task.metric,
         result.score,
         test,

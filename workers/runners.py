@@ -143,11 +143,21 @@ class InProcessRunner:
         return time.monotonic()
 
     def wait(self, handle: Handler) -> None:
-        """Run a job from its start to its end."""
-        job = self._taken[0]
+        """Run a job from its start to its end.
+
+        What the driver or its listener raises underway ends the job, but is not its outcome.
+        """
+        job, raised = self._taken[0], list[Exception]()
+
+        def tell(event: Event) -> None:
+            try:
+                handle(event)
+            except Exception as error:
+                raised.append(error)
+                raise Cancelled("its driver failed") from error
 
         def observe(phase: str, done: int, total: int, score: float | None = None) -> None:
-            handle(Progressed(job, phase, done, total, score))
+            tell(Progressed(job, phase, done, total, score))
             if job in self._cancelled:
                 raise Cancelled("stopped early")
 
@@ -157,8 +167,10 @@ class InProcessRunner:
             job.trial,
             self.find_ranking,
             observe,
-            lambda key, ranking: handle(Ranked(job, key, ranking)),
+            lambda key, ranking: tell(Ranked(job, key, ranking)),
         )
         self._taken.popleft()
         self._cancelled.discard(job)
+        if raised:
+            raise raised[0]
         handle(Ended(job, outcome))

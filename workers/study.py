@@ -29,7 +29,7 @@ from sparsearch.workers.places import quieten_ray
 from sparsearch.workers.preflight import check_study
 from sparsearch.workers.proposals import Proposals
 from sparsearch.workers.runners import InProcessRunner, Runner
-from sparsearch.workers.transfer import FindSource, finder, with_sources
+from sparsearch.workers.transfer import FindSource, finder, with_source, with_sources
 from sparsearch.workers.trial import FindRanking, shared_ranking
 from sparsearch.workers.workbench import open_workbench, weights_fingerprint
 
@@ -38,6 +38,7 @@ __all__ = ["make_loop", "plan", "run"]
 _RENEW_SECONDS = 60.0
 _DRIVEN: set[tuple[str, str]] = set()
 """Databases and studies that this process drives: a lease tells processes apart, not threads."""
+_DRIVING = threading.Lock()
 
 
 def plan(config: StudyConfig, budgets: Sequence[Budget]) -> tuple[Trial, ...]:
@@ -110,10 +111,10 @@ def run(
     with ExitStack() as stack:
         runner: Runner | None = None
         if not _knows(db, config.name):
-            spec = replace(spec, trials=_sourced(spec.trials, db, find))
+            spec = replace(spec, trials=_sourced(spec.trials, config, checked.budgets, db, find))
             runner = opened()
         store = stack.enter_context(Store.open(db, create=True))
-        _drive(store, spec, config, listen, lambda: runner or opened(), find(store))
+        _drive(store, spec, config, listen, lambda: runner or opened(), find(store), weights)
         return store.find_study(config.name)
 
 
@@ -140,17 +141,26 @@ def _knows(db: str, study: str) -> bool:
 
 
 def _sourced(
-    trials: Sequence[Trial], db: str, find: Callable[[Store | None], FindSource]
+    trials: Sequence[Trial],
+    config: StudyConfig,
+    budgets: Sequence[Budget],
+    db: str,
+    find: Callable[[Store | None], FindSource],
 ) -> tuple[Trial, ...]:
-    """Trials that know what they transfer; looked up before anything is written."""
-    if not any(t.strategy == TRANSFER for t in trials):
+    """Trials that know what they transfer; looked up before anything is written, for later proposals too."""
+    tuned = config.outer.tune.get("search.strategy") if config.outer is not None else None
+    proposed = budgets if isinstance(tuned, list) and TRANSFER in tuned else ()
+    if not proposed and not any(t.strategy == TRANSFER for t in trials):
         return tuple(trials)
-    try:
-        store = Store.open(db, create=False)
-    except MissingStoreError:
-        return with_sources(trials, find(None))
-    with store:
-        return with_sources(trials, find(store))
+    with ExitStack() as stack:
+        try:
+            store = stack.enter_context(Store.open(db, create=False))
+        except MissingStoreError:
+            store = None
+        source = find(store)
+        for budget in proposed:
+            with_source(Trial(0, TRANSFER, budget, 0), source)
+        return with_sources(trials, source)
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:
@@ -178,9 +188,9 @@ def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSour
         config: With or without ``outer``.
         find: What may be transferred.
     """
-    queued = store.queued(spec.name)
+    queued, feared = store.queued(spec.name), _killers(store, spec.name)
     if config.outer is None:
-        return Planned(_harmless_first(store, spec.name, queued))
+        return Planned(sorted(queued, key=lambda trial: trial.number in feared))
     from sparsearch.workers.optuna_loop import OptunaLoop  # optuna takes a while to import
 
     budgets, known = resolve_all(config.budgets, spec.backbone_params), store.trials(spec.name)
@@ -194,27 +204,29 @@ def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSour
         len(spec.trials),
         known,
         queued,
+        feared,
         lambda trial: store.add_trial(spec.name, trial),
         find,
     )
 
 
-def _harmless_first(store: Store, study: str, queued: Sequence[Trial]) -> list[Trial]:
-    """Trials in order, but last those that two drivers did not survive: what kills a driver keeps no other waiting."""
+def _killers(store: Store, study: str) -> set[int]:
+    """Numbers of trials that two drivers did not survive: they come last, so that they keep no other waiting."""
     ended = Counter(a.trial for a in store.attempts(study) if a.state == "interrupted")
-    return sorted(queued, key=lambda trial: ended[trial.number] > 1)
+    return {number for number, times in ended.items() if times > 1}
 
 
 @contextmanager
 def _held(store: Store, study: str) -> Iterator[None]:
     """Hold the study's lease, renewed also while nothing is heard of any trial."""
     here = store.label, study
-    if here in _DRIVEN:
-        raise LeaseError(
-            f"study {study!r} is being run by this process already", "wait until it ends"
-        )
-    store.acquire(study)
-    _DRIVEN.add(here)
+    with _DRIVING:
+        if here in _DRIVEN:
+            raise LeaseError(
+                f"study {study!r} is being run by this process already", "wait until it ends"
+            )
+        store.acquire(study)
+        _DRIVEN.add(here)
     over = threading.Event()
 
     def renew() -> None:
@@ -233,6 +245,26 @@ def _held(store: Store, study: str) -> Iterator[None]:
         store.release(study)
 
 
+def _check_weights(store: Store, study: str, weights: Callable[[], str]) -> None:
+    """A study that has begun goes on with the backbone that it began with.
+
+    Raises:
+        StoreError: If the model's weights are others now.
+    """
+    scored = (t.structure for t in store.trials(study) if t.score is not None)
+    found = next(filter(None, scored), None)
+    if found is None:
+        return
+    backbone = store.load_structure(found).backbone
+    known, now = backbone.weight_fingerprint, weights()
+    if known[:2] == now[:2] and known != now:  # those of the first form cannot be compared
+        raise StoreError(
+            f"study {study!r} began with other weights of {backbone.path!r} "
+            f"(fingerprint {known[:12]}, now {now[:12]})",
+            "restore them to continue the study, or choose another name",
+        )
+
+
 def _drive(
     store: Store,
     spec: StudySpec,
@@ -240,6 +272,7 @@ def _drive(
     listen: Listener,
     runner: Callable[[], Runner],
     find: FindSource,
+    weights: Callable[[], str],
 ) -> None:
     """Hold the study's lease while its unfinished trials run."""
     store.begin_study(spec)
@@ -250,6 +283,7 @@ def _drive(
         listen.opened(spec.name, queued, known - len(queued), to_propose)
         if not queued and not to_propose:
             return
+        _check_weights(store, spec.name, weights)
         budgets = resolve_all(config.budgets, spec.backbone_params)
         loop = make_loop(store, spec, config, find)
         Driver(

@@ -21,7 +21,6 @@ from sparsearch.errors import (
     InfeasibleError,
     SparsearchError,
     StoreError,
-    StructureError,
 )
 from sparsearch.results.values import SPARSITY, FinishedState, Measurement, Outcome, Trial
 from sparsearch.search.cut import cut
@@ -30,20 +29,18 @@ from sparsearch.search.evaluate import evaluate
 from sparsearch.search.masking import without_scores
 from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import RANKERS, REFERENCES, TRANSFER, Problem, rank, uniform
-from sparsearch.search.train import Observer, TrainResult, learning_rates, silent, train
-from sparsearch.search.warm_start import new_head
-from sparsearch.spaces.align import aligning_at, take_bases
-from sparsearch.spaces.attach import attach, detach
+from sparsearch.search.train import Observer, TrainResult, rates_of, silent, train
+from sparsearch.spaces.align import aligning_at
+from sparsearch.spaces.attach import detach
 from sparsearch.spaces.backbone import count_params, dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.merge import count_zeros
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.slim import slim
 from sparsearch.spaces.space import Space, linear_weights, narrow
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.spaces.weights_file import weights_of
 from sparsearch.workers.environment import environment
-from sparsearch.workers.workbench import Workbench, attach_anew, start_head
+from sparsearch.workers.workbench import Workbench, attach_anew, cut_out, start_head
 
 __all__ = [
     "FindRanking",
@@ -138,8 +135,7 @@ def _run(
     structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe, keep_ranking)
     config, model = bench.config.train, bench.model
     if config.backbone:
-        model = _what_is_left(bench, structure, trial.seed)
-        new_head(model, trial.seed, trial.number, "head")
+        model = cut_out(bench.model, structure, bench.starts, config, trial.seed, trial.number)
     else:
         attach_anew(model, structure, bench.starts, config, trial.seed, trial.number)
     result = _train(bench, model, trial, observe)
@@ -150,7 +146,7 @@ def _run(
     if weights is not None and len(weights) > _MOST_STORED:
         message = (
             f"{len(weights) / 1e9:.1f} GB of weights were not stored, a database takes 1 GB; "
-            "export the structure (--to spec) and train it: sparsearch train"
+            f"train the structure anew: sparsearch train {structure.hash[:12]} STUDY.yaml"
         )
         weights = None
     return Outcome(
@@ -164,23 +160,6 @@ def _run(
         weights=weights,
         ranking=ranking,
     )
-
-
-def _what_is_left(bench: Workbench, structure: Structure, seed: int) -> PreTrainedModel:
-    """A copy of the backbone without what a structure cuts, all of it trainable."""
-    for c in structure.candidates:
-        if not c.which:
-            raise StructureError(
-                "train.backbone fine-tunes what is left of a backbone; this structure also attaches "
-                f"{c.kind} at {c.position}",
-                "leave train.backbone out, or search a space of heads and neurons",
-            )
-    aligning = aligning_at(structure.kinds, bench.space.positions)
-    rows = bench.config.train.start_rows
-    bases = bench.starts.get(seed, aligning, rows).bases if aligning else {}
-    smaller = attach(copy.deepcopy(bench.model), structure)
-    take_bases(smaller, bases)
-    return slim(smaller, structure).requires_grad_(True)
 
 
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
@@ -357,10 +336,7 @@ def _train(
     bench: Workbench, model: PreTrainedModel, trial: Trial, observe: Observer
 ) -> TrainResult:
     config, seed = bench.config.train, derive(trial.seed, trial.number, "train")
-    if trial.strategy == "full" or config.backbone:
-        groups = learning_rates(model, config.full_lr, {})
-    else:
-        groups = learning_rates(model, config.lr, config.kind_lr)
+    groups = rates_of(model, config, whole=trial.strategy == "full" or config.backbone)
     return train(model, bench.task, config, groups, seed, observe)
 
 

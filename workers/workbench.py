@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sparsearch.config import ModelConfig, SpaceConfig, StudyConfig, TaskConfig, TrainConfig
+from sparsearch.errors import StructureError
 from sparsearch.results.values import Setting
 from sparsearch.search.device import choose_device, uses_bf16
 from sparsearch.search.seeds import seed_everything
@@ -28,6 +30,7 @@ from sparsearch.spaces.backbone import (
     most_tokens,
     positions_of,
 )
+from sparsearch.spaces.slim import slim
 from sparsearch.spaces.space import Space, build_space
 from sparsearch.spaces.structure import Structure
 from sparsearch.workers.shelf import Shelf
@@ -35,6 +38,7 @@ from sparsearch.workers.shelf import Shelf
 __all__ = [
     "Workbench",
     "attach_anew",
+    "cut_out",
     "load_backbone",
     "open_workbench",
     "start_head",
@@ -168,3 +172,32 @@ def attach_anew(
     seed_everything(seed, *purpose, "modules")
     attach(model, structure)
     take_bases(model, bases)
+
+
+def cut_out(
+    model: PreTrainedModel,
+    structure: Structure,
+    starts: WarmStarts,
+    config: TrainConfig,
+    seed: int,
+    *purpose: object,
+) -> PreTrainedModel:
+    """A copy of a backbone without what a structure cuts, all of it trainable, with a new head.
+
+    Raises:
+        StructureError: If the structure attaches something too.
+    """
+    for c in structure.candidates:
+        if not c.which:
+            raise StructureError(
+                "train.backbone fine-tunes what is left of a backbone; this structure also attaches "
+                f"{c.kind} at {c.position}",
+                "leave train.backbone out, or search a space of heads and neurons",
+            )
+    aligning = aligning_at(structure.kinds, positions_of(model))
+    bases = starts.get(seed, aligning, config.start_rows).bases if aligning else {}
+    smaller = attach(copy.deepcopy(model), structure)
+    take_bases(smaller, bases)
+    left = slim(smaller, structure).requires_grad_(True)
+    new_head(left, seed, *purpose, "head")
+    return left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 
 from sparsearch.errors import ConfigError
@@ -70,6 +71,8 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
             if value not in choices[key]:
                 known = ", ".join(choices[key])
                 problems.append(f"kind {name}: {key} must be one of {known}, not {value!r}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"kind {name}: {key} must be finite, not {value!r}")
         elif not isinstance(default, bool | str):
             least = fields[key].metadata.get("least")
             if least is None and not value > 0:  # type: ignore[operator]

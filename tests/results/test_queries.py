@@ -66,6 +66,27 @@ def test_limits_that_cannot_be_read(tmp_path: Path) -> None:
         for limits in ({"max_trainable_params": "few"}, {"max_inference_flops": "half"}):
             with pytest.raises(ConfigError, match="percentage"):
                 empty.best(**limits)
+        for limits in ({"max_trainable_params": "200%"}, {"min_weight_sparsity": "150%"}):
+            with pytest.raises(ConfigError, match="more than the whole"):
+                empty.best(**limits)
+        assert empty.best(max_trainable_params=str(10**30)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "advice"),
+    [
+        ("max_inference_flops", "0.75", "75%"),
+        ("max_inference_flops", "75", "75%"),
+        ("min_weight_sparsity", "0.5", "50%"),
+        ("max_trainable_params", "0.01", "0.01%"),
+    ],
+)
+def test_a_forgotten_sign_gets_the_share_that_was_meant(
+    tmp_path: Path, name: str, limit: str, advice: str
+) -> None:
+    with Store.open(tmp_path / "x.db", create=True) as empty, pytest.raises(ConfigError) as caught:
+        empty.best(**{name: limit})
+    assert caught.value.hint == f"write {advice}"
 
 
 @pytest.mark.parametrize(

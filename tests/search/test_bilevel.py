@@ -126,8 +126,8 @@ def test_equal_seeds_give_equal_rankings_and_others_differ(build, family, order)
     assert first != ranked(1)
 
 
-def make_search(build, order: str, dropout: float = 0.0) -> BilevelSearch:
-    problem = make_problem(build, order=order, dropout=dropout)
+def make_search(build, order: str, dropout: float = 0.0, **search) -> BilevelSearch:
+    problem = make_problem(build, order=order, dropout=dropout, **search)
     torch.manual_seed(0)
     gates = Gates(torch.tensor([c.params for c in problem.space.candidates]))
     supernet = Supernet(problem.model, problem.space, "classification", "fp32")
@@ -185,6 +185,24 @@ def test_the_preconditioner_is_adamws(build):
     search.optimizer.step()
     for w, b, g, s in zip(search.weights, before, gradients, scales, strict=True):
         assert torch.allclose(w.detach() - b, -s * g, atol=1e-6)
+
+
+def test_clipping_does_not_change_the_first_hypergradient(build, monkeypatch):
+    """From a fresh state AdamW steps by lr * sign(g), however g is scaled: so does the virtual step."""
+    found, norms = [], []
+    for clip in (1e6, 0.05):
+        search = make_search(build, "second", clip=clip)
+        search.supernet.model.eval()
+        monkeypatch.setattr(search, "_step_alpha", lambda g: found.append(g.clone()))
+        monkeypatch.setattr(
+            search,
+            "_step_weights",
+            lambda g: norms.append(float(torch.nn.utils.get_total_norm(g))),
+        )
+        search.step()
+    assert norms[1] == pytest.approx(0.05, rel=1e-3) and norms[0] > 0.1
+    whole, clipped = found
+    assert float((clipped - whole).norm() / whole.norm()) < 0.02
 
 
 def test_a_second_order_step_holds_one_backbone(build, monkeypatch):

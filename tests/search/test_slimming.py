@@ -10,6 +10,8 @@ from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.errors import ConfigError
 from sparsearch.search.cut import kept
 from sparsearch.search.slimming import learn_coefficients, shares
+from sparsearch.search.strategies import Problem, rank
+from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
@@ -99,5 +101,10 @@ def test_the_ticket_is_drawn_at_a_share_of_an_epoch(build, draw, expected):
 def test_other_kinds_are_refused(build):
     model = build("bert", labels=2)
     space = build_space(model, kinds={"heads": {}, "lora": {}})
+    budget = Budget(max_inference_flops=0.8)
+    starts = WarmStarts(model, make_task(), "fp32")
+    problem = Problem(
+        model, space, make_task(), SearchConfig(), TRAIN, (budget,), lambda: starts.get(0, ())
+    )
     with pytest.raises(ConfigError, match="ranks heads and neurons"):
-        learn_coefficients(model, space, make_task(), SearchConfig(), TRAIN, lambda s: False, 0)
+        rank("slimming", problem, budget, seed=0)

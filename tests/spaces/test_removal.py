@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -20,6 +21,7 @@ from sparsearch.spaces.weights_file import HEAD, weights_of
 from tests.spaces.test_slim import WIDTH
 
 KINDS = {"heads": {}, "neurons": {"block": 24}, "lora": {"max_rank": 2}, "bitfit": {}}
+CUTS = {"heads": {"compensate": "linear"}, "neurons": {"block": 16, "compensate": "linear"}}
 
 
 @pytest.fixture
@@ -280,6 +282,22 @@ def test_a_unit_that_others_predict_is_cut_without_a_trace(wide, inputs, kind):
     assert (
         sum(t.numel() * 2 for n, t in stored.items() if n.endswith("stand_in")) == structure.bytes
     )
+
+
+@pytest.mark.parametrize("kinds", [{"weight_mask": {"importance": "saliency"}}, CUTS])
+def test_finding_bases_leaves_no_trace(build, family, inputs, kinds):
+    """Fused projections are one module for three positions, and are seen once."""
+    model = build(family)
+    space = build_space(model, kinds=kinds)
+
+    def hooks():
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    before = hooks()
+    losses = (model(**inputs).logits.square().mean() for _ in range(2))
+    find_bases(model, aligning_at(space.kinds.values(), space.positions), losses)
+    assert hooks() == before
+    copy.deepcopy(model)
 
 
 def test_padding_and_what_is_cut_do_not_disturb_the_regression(build):

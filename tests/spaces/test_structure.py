@@ -12,7 +12,12 @@ import sparsearch.spaces.structure as structure_module
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import attach, detach
 from sparsearch.spaces.attachment import attachment_of
-from sparsearch.spaces.backbone import identify, positions_of
+from sparsearch.spaces.backbone import (
+    _first_fingerprint,
+    identify,
+    positions_of,
+    same_weights,
+)
 from sparsearch.spaces.positions import find
 from sparsearch.spaces.space import build_space, make_candidate
 from sparsearch.spaces.structure import Structure, json_schema, make_structure
@@ -189,6 +194,36 @@ def test_fingerprint_sees_one_changed_weight(model):
     with torch.no_grad():
         model.base_model.encoder.layer[1].output.dense.weight[0, 0] += 1e-3
     assert identify(model).weight_fingerprint != before
+
+
+def test_fingerprint_sees_every_entry_of_a_wide_matrix_and_is_the_same_in_half_precision(build):
+    model = build("bert", hidden_size=64, intermediate_size=128).bfloat16().float()
+    weight = model.base_model.encoder.layer[0].intermediate.dense.weight
+    before = identify(model).weight_fingerprint
+    with torch.no_grad():
+        for place in ((3, 17), (127, 63), (64, 1)):
+            kept = weight[place].clone()
+            weight[place] += 0.25
+            assert identify(model).weight_fingerprint != before
+            weight[place] = kept
+        weight[[5, 6]] = weight[[6, 5]]
+        assert identify(model).weight_fingerprint != before
+        weight[[5, 6]] = weight[[6, 5]]
+    assert identify(model).weight_fingerprint == before
+    assert identify(model.bfloat16()).weight_fingerprint == before
+
+
+def test_structures_with_the_first_form_of_fingerprints_attach(structure, model):
+    old = "d19" + "0" * 61
+    first = _first_fingerprint(model)
+    assert same_weights(model, first) and not same_weights(model, old)
+    backbone = dataclasses.replace(structure.backbone, weight_fingerprint=first)
+    attach(model, dataclasses.replace(structure, backbone=backbone))
+    detach(model)
+    rounded = model.bfloat16()
+    with pytest.raises(StructureError) as caught:
+        attach(rounded, structure)
+    assert "rounded to torch.bfloat16, cast after attach" in caught.value.hint
 
 
 def test_a_head_of_another_task_is_left_out_with_a_warning(build, structure):

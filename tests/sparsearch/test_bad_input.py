@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,12 +113,77 @@ def test_a_pattern_that_does_not_divide(call, tmp_path):
         ({"seeds": [1, 1]}, "names something twice"),
         ({"task.metric": "pearson"}, "pearson is for regression"),
         ({"train.kind_lr": {"lore": 0.1}}, "kind_lr names ['lore']"),
+        ({"model.path": "pkg:.."}, "is not installed"),
+        ({"model.path": "pkg:a..b/model"}, "is not installed"),
+        ({"seeds": [10**20]}, "seeds.0"),
+        ({"space": {"kinds": {"lora": {"on": []}}}}, "kinds.lora.on must be a list of patterns"),
+        ({"space": {"kinds": {"lora": {"alpha": math.inf}}}}, "alpha must be finite, not inf"),
     ],
 )
 def test_wrong_settings(call, changes, message, tmp_path):
     code, text = call(changes)
     assert code == 2 and message in text
     assert not (tmp_path / "out.db").exists()
+
+
+CUTS = {"heads": {}, "neurons": {"block": 16}}
+FLOPS = {"max_inference_flops": ["80%"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train.backbone": True},
+            "train.backbone fine-tunes what cut heads and neurons leave of the backbone; the space also has ",
+        ),
+        (
+            {
+                "space": {"kinds": CUTS},
+                "budgets": FLOPS,
+                "train.backbone": True,
+                "baselines": ["lora"],
+            },
+            "train.backbone goes with cuts alone: leave lora out",
+        ),
+        (
+            {
+                "space": {"kinds": CUTS},
+                "budgets": FLOPS | {"max_trainable_params": [500]},
+                "train.backbone": True,
+                "baselines": [],
+            },
+            "which max_trainable_params cannot limit",
+        ),
+        ({"search.strategy": "slimming"}, "slimming strategy ranks heads and neurons"),
+        (
+            {"space": {"kinds": CUTS}, "budgets": FLOPS, "baselines": ["surgeon"]},
+            "surgeon strategy needs what is cut or pruned to be weighed on data",
+        ),
+    ],
+)
+def test_what_strategies_and_training_cannot_do(call, changes, message, tmp_path):
+    code, text = call(changes)
+    assert code == 2 and message in text
+    assert not (tmp_path / "out.db").exists()
+
+
+def test_flops_are_counted_at_the_length_that_trials_run_at(call, tiny_folder, tmp_path):
+    """The tokenizer may end before the model does."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 8}))
+    heads = {"space": {"kinds": {"heads": {}}}, "search.strategy": "random", "baselines": []}
+    long = {"model.path": str(folder), "task.max_length": 30, **heads}
+
+    def least(changes):
+        code, text = call(changes | {"budgets": {"max_inference_flops": ["1%"]}})
+        assert code == 3
+        return re.search(r"least it can reach is ([\d.]+)%", text).group(1)
+
+    short = least(long | {"task.max_length": 8})
+    assert least(long) == short != least(long | {"model.path": str(tiny_folder)})
 
 
 def test_empty_split_and_stray_label(call, study, tmp_path):

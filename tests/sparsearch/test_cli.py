@@ -468,6 +468,8 @@ def test_space(tmp_path: Path) -> None:
     assert found["backbone_params"] > 0
     assert answer("space", "toy")["preset"] == "s3pet-m"
     assert "low_rank_adapter" in call("space", "toy").out
+    assert "layers.*.attn.q" in call("space", "toy").out
+    assert {"layers.0.attn.q", "layers.1.ffn.neurons"} <= set(found["position_names"])
     done = call("space", "toy", "--kind", "lorra")
     assert done.code == 2 and "lorra" in done.err
 
@@ -644,6 +646,7 @@ def test_train_takes_a_folder_or_a_hash(db: str, monkeypatch: pytest.MonkeyPatch
     @dataclass(frozen=True)
     class Retrained:
         structure: Structure
+        trainable_params: int = 7
         metric: str = "accuracy"
         score: float = 0.9
         test_score: float = float("nan")

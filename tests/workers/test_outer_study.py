@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsearch.errors import ConfigError
+from sparsearch.errors import ConfigError, StoreError
 from sparsearch.results.store import Store
 from sparsearch.workers.listener import Listener
 from sparsearch.workers.study import run
@@ -44,6 +44,31 @@ def test_baselines_run_as_planned_and_proposals_beside_them(front, db, monkeypat
         run(front, db)
     more = run(front, db, ["outer.trials=4"])
     assert more.finished == 8 and trials(db)[:7] == before
+
+
+def test_a_trial_that_kills_its_drivers_comes_after_all_proposals(front, db):
+    class Started(Listener):
+        def __init__(self, survives):
+            self.order, self.survives = [], survives
+
+        def started(self, trial):
+            self.order.append(trial.number)
+            if not self.survives:
+                raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(front, db, listener=Started(survives=False))
+    listener = Started(survives=True)
+    run(front, db, listener=listener)
+    assert listener.order == [1, 2, 3, 4, 5, 6, 0]
+
+
+def test_proposals_may_transfer_only_where_something_is_known(front, db, tmp_path):
+    tune = {"search.strategy": ["random", "transfer"]}
+    with pytest.raises(StoreError, match="strategy transfer: the database holds no s3pet ranking"):
+        run(front | {"search": {"strategy": "random"}, "outer": {"trials": 3, "tune": tune}}, db)
+    assert not (tmp_path / "study.db").exists()
 
 
 def test_one_ranking_serves_proposed_budgets(front, db, monkeypatch):

@@ -14,6 +14,7 @@ from sparsearch.results.values import Trial
 from sparsearch.spaces.budget import Budget
 from sparsearch.workers.driver import Driver
 from sparsearch.workers.listener import Listener
+from sparsearch.workers.outer_loop import Planned
 from sparsearch.workers.runners import Ended, Job, Lost, Progressed, Started
 from sparsearch.workers.simulated_runner import Failures, SimulatedRunner, SyntheticFront
 
@@ -101,6 +102,17 @@ def test_a_late_result_comes_from_its_own_worker_and_of_no_cancelled_job():
     ends = [e for _, e in drain(runner, []) if isinstance(e, Ended)]
     assert [e.outcome.state for e in ends] == ["cancelled"]
     assert runner.free() == 1, "the worker is there once"
+
+
+def test_a_study_waits_for_workers_that_come_back(tmp_path):
+    with Store.open(tmp_path / "study.db", create=True) as store:
+        store.begin_study(sample_study(trials=6))
+        store.acquire("study")
+        runner = SimulatedRunner(SyntheticFront(low=50), failures=Failures(killed=0.4))
+        loop = Planned(store.queued("study"))
+        Driver(store, "study", runner, loop, Listener(), lambda trial: None, 9).run()
+        assert {t.state for t in store.trials("study")} == {"ok"}
+        assert any(a.state == "lost" for a in store.attempts("study"))
 
 
 def test_the_guides_outer_loop_runs(tmp_path):

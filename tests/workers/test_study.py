@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 import sparsearch.workers.trial as trial_module
 from sparsearch.config import StudyConfig
-from sparsearch.errors import ExportError, InfeasibleError, LeaseError, StoreError
+from sparsearch.errors import ExportError, InfeasibleError, LeaseError, StoreError, StructureError
 from sparsearch.results.export import export
 from sparsearch.results.lease import Owner
 from sparsearch.results.store import Store
@@ -263,8 +265,6 @@ def test_regression_runs_end_to_end(study, db, tmp_path):
 
 
 def test_training_an_exported_structure_picks_it_up(study, db, tmp_path):
-    import yaml
-
     run(study | {"baselines": []}, db)
     with Store.open(db, create=False) as store:
         best = store.best()
@@ -343,6 +343,60 @@ def test_a_trial_that_kills_its_drivers_comes_last(study, db):
     stop_after, listener = 0, Started()
     count = run(study, db, listener=listener).trials
     assert listener.order == [*range(1, count), 0]
+
+
+def test_what_a_listener_raises_is_no_outcome(study, db):
+    class Broken(Listener):
+        def progressed(self, trial, phase, done, total, score=None):
+            raise RuntimeError("the dashboard is down")
+
+    with pytest.raises(RuntimeError, match="dashboard"):
+        run(study, db, listener=Broken())
+    assert {t.state for t in records(db)} == {"queued"}
+    run(study, db)
+    assert {t.state for t in records(db)} == {"ok"}
+
+
+def test_of_two_threads_one_drives(study, db):
+    ready, refused = threading.Barrier(2), []
+
+    def drive():
+        ready.wait()
+        try:
+            run(study, db)
+        except LeaseError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=drive) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {t.state for t in records(db)} == {"ok"}
+    with Store.open(db, create=False) as store:
+        assert all(a.number == 1 for a in store.attempts("tiny")), "no trial ran twice"
+
+
+def test_a_study_goes_on_with_the_weights_it_began_with(study, db, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    own = study | {"model": {"path": str(folder)}}
+
+    class Once(Listener):
+        def finished(self, trial, outcome):
+            if outcome.structure is not None:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(own, db, listener=Once())
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    changed = {n: t + 0.01 for n, t in weights.items()}
+    safetensors.torch.save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StoreError, match="began with other weights"):
+        run(own, db)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    run(own, db)
+    assert {t.state for t in records(db)} == {"ok"}
 
 
 def test_a_lost_lease_stops_the_driver_and_fails_no_trial(study, db, monkeypatch):
@@ -501,12 +555,38 @@ def test_dsee_trains_what_is_left_and_its_checkpoint_needs_no_stand_in(study, db
     assert not [n for n in names if "stand_in" in n]
 
 
-def test_fine_tuning_what_is_left_refuses_a_structure_that_attaches(study, db):
-    run(study | {"train": study["train"] | {"backbone": True}, "baselines": []}, db)
-    assert all(
-        t.state == "failed" and "train.backbone fine-tunes what is left" in t.message
-        for t in records(db)
+def test_a_ticket_retrains_whole_and_goes_into_no_spec(study, db, tmp_path):
+    early = {k: v for k, v in study.items() if k != "budgets"} | {
+        "space": {"kinds": {"heads": {}, "neurons": {"block": 16}}},
+        "budgets": {"max_inference_flops": ["80%"]},
+        "search": {"strategy": "random"},
+        "train": study["train"] | {"backbone": True},
+        "baselines": [],
+    }
+    run(early, db)
+    with Store.open(db, create=False) as store:
+        best = store.best()
+        stored = store.weights("tiny", best.trial)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(early))
+    result = train_structure(best.structure, path)
+    assert result.trainable_params == best.trainable_params > 30_000
+    held = safetensors.torch.load(stored)
+    assert result.trainable_params == sum(
+        v.numel() for n, v in held.items() if n.startswith("backbone:")
     )
+    with pytest.raises(ExportError, match="--to checkpoint|a spec holds attached modules"):
+        train_structure(best.structure, path, out=tmp_path / "spec")
+
+
+def test_fine_tuning_what_is_left_refuses_a_structure_that_attaches(study, db, tmp_path):
+    run(study | {"baselines": []}, db)
+    with Store.open(db, create=False) as store:
+        best = store.best()
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    with pytest.raises(StructureError, match="train.backbone fine-tunes what is left"):
+        train_structure(best.structure, path, ["train.backbone=true"])
 
 
 PST = {
