@@ -1,8 +1,8 @@
 """The judge: does the search beat what a user would do without it, at the same budget?
 
 Tasks x budgets x contestants x seeds. Every contestant gets the same tuning effort: three multiples of
-the rates of its kinds, and up to two more beyond an edge that is best; the best on validation for the first seed is
-kept for the other seeds. The test split
+the rates of its kinds, and up to two more beyond an edge that is best; the best by mean validation over the
+first seeds (``--tune-seeds``) is kept for all. The test split
 is measured at the end of each run and never chooses anything. One JSON line per run; a second call goes on
 where the first stopped.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -107,6 +108,7 @@ CONTESTANTS = {
     "ours-early-stop": Contestant("s3pet", OURS | {"steps": 200, "early_stop": True}, shared=True),
     "ours-zero-start": Contestant("s3pet", OURS | {"start": "zero"}, shared=True),
     "ours-one-temperature": Contestant("s3pet", OURS | {"final_temperature": None}, shared=True),
+    "ours-slow-alpha": Contestant("s3pet", OURS | {"alpha_lr": 0.03}, shared=True),
     "ours-no-skipping": Contestant("s3pet", OURS | {"skip_below": 0.0}, shared=True),
     "ours-warm-up": Contestant("s3pet", OURS | {"warmup": 0.2}, shared=True),
     "ours-hard-concrete": Contestant("s3pet", OURS | {"relaxation": "hard-concrete"}, shared=True),
@@ -152,6 +154,7 @@ class Judge:
     def __init__(self, task: str, arguments: argparse.Namespace) -> None:
         folder = Path(arguments.data).resolve() / task
         self.task, self.out, self.multiples = task, Path(arguments.out), arguments.multiples
+        self.tune_seeds: int = arguments.tune_seeds
         self.study = {
             "name": f"quality-{task}",
             "model": {"path": MODEL},
@@ -263,12 +266,12 @@ class Judge:
         append(self.rankings_file, {"key": name, "ranking": asdict(ranking)})
 
     def tune(self, budget: str, contestant: str, seeds: Sequence[int]) -> float:
-        """The multiple that is best on validation for the first seed; beyond an edge that is best, others are tried."""
+        """The multiple that is best by mean validation over seeds; beyond an edge that is best, others are tried."""
 
         def score(multiple: float) -> float:
-            cell = Cell(self.task, budget, contestant, seeds[0], 0, multiple)
-            found: float | None = self.run(cell)["validation"]
-            return found or -math.inf
+            cells = [Cell(self.task, budget, contestant, seed, 0, multiple) for seed in seeds]
+            found = [self.run(cell)["validation"] for cell in cells]
+            return -math.inf if None in found else statistics.fmean(found)
 
         best: float = max(self.multiples, key=score)
         if len(self.multiples) > 1:
@@ -285,7 +288,7 @@ class Judge:
         for name in names:
             contestant = CONTESTANTS[name]
             for budget in [""] if contestant.strategy in REFERENCES else budgets:
-                multiple = self.tune(budget, name, seeds)
+                multiple = self.tune(budget, name, seeds[: self.tune_seeds])
                 for seed in seeds:
                     for draw in range(contestant.draws):
                         line = self.run(Cell(self.task, budget, name, seed, draw, multiple))
@@ -394,6 +397,7 @@ def main() -> int:
     run.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     run.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=DEFAULT)
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--tune-seeds", type=int, default=3, help="rates are chosen on so many")
     run.add_argument("--multiples", nargs="+", type=float, default=list(MULTIPLES))
     run.add_argument(
         "--rows", type=int, default=2000, help="of the training split, the first ones"

@@ -38,18 +38,17 @@ Table = dict[tuple[str, str, str], dict[int, Score]]
 def tabulate(lines: Iterable[dict[str, Any]]) -> Table:
     """The runs at each contestant's tuned rate."""
     cells = [(line["cell"], line) for line in lines if line["state"] == "ok"]
-    tuned: dict[tuple[str, str, str], tuple[float, float]] = {}
-    first = min((cell["seed"] for cell, _ in cells), default=0)
+    tried: dict[tuple[str, str, str], dict[float, dict[int, float]]] = {}
     for cell, line in cells:
-        if cell["seed"] == first and cell["draw"] == 0:
+        if cell["draw"] == 0:
             name = (cell["task"], cell["budget"], cell["contestant"])
-            known = tuned.get(name, (-1.0, 1.0))
-            if line["validation"] > known[0]:  # the first of equals, as the judge itself chose
-                tuned[name] = (line["validation"], cell["multiple"])
+            seeds_of = tried.setdefault(name, {}).setdefault(cell["multiple"], {})
+            seeds_of[cell["seed"]] = line["validation"]
+    tuned = {name: _best_multiple(multiples) for name, multiples in tried.items()}
     groups: dict[tuple[str, str, str], dict[int, list[dict[str, Any]]]] = {}
     for cell, line in cells:
         name = (cell["task"], cell["budget"], cell["contestant"])
-        if name in tuned and cell["multiple"] == tuned[name][1]:
+        if cell["multiple"] == tuned.get(name):
             groups.setdefault(name, {}).setdefault(cell["seed"], []).append(line)
     keys = ("validation", "test", "params", "seconds", "search_seconds", "search_steps")
     return {
@@ -59,6 +58,12 @@ def tabulate(lines: Iterable[dict[str, Any]]) -> Table:
         }
         for name, seeds in groups.items()
     }
+
+
+def _best_multiple(validation: dict[float, dict[int, float]]) -> float:
+    """The multiple of the highest mean over the seeds at which all were tried; the first of equals, as in the judge."""
+    common = set.intersection(*map(set, validation.values()))
+    return max(validation, key=lambda m: statistics.fmean(validation[m][s] for s in common))
 
 
 def interval(
