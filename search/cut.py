@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -107,9 +108,7 @@ def kept(
     cuts = together(space, [space.candidates[i] for i in removed])
     if limits.bytes is not None and sum(c.bytes for c in cuts) > limits.bytes:
         raise _stand_ins_too_large(budget, cuts)
-    bands, masks = bands_to_prune(space, scores, budget, rule, cuts)
-    if not limits.fits([*cuts, *masks]):
-        raise _scores_too_large(budget, masks)
+    bands, masks = _masked(space, scores, limits, rule, budget, cuts)
     attaches = any(not c.removes for c in space.candidates)
     if not attaches and not removed and not bands:
         raise InfeasibleError(
@@ -120,6 +119,29 @@ def kept(
     if attaches and not found and not bands:
         raise infeasible(space, budget, tokens, cuts)
     return sorted(removed + bands + found)
+
+
+def _masked(
+    space: Space,
+    scores: Sequence[float],
+    limits: Limits,
+    rule: str,
+    budget: Budget,
+    cuts: Sequence[Candidate],
+) -> tuple[list[int], list[Candidate]]:
+    """What is masked, see ``bands_to_prune``.
+
+    Where bands lie in so many matrices that the matrices' scores exceed the budget, whole matrices go, those of the
+    highest scores first; where even these are too many, those whose scores cost least.
+    """
+    means = {n: statistics.fmean(scores[i] for i in group) for n, group in space.bands.items()}
+    by_matrix = [means[c.position] if c.masks else 0.0 for c in space.candidates]
+    cheapest = [-float(c.params) for c in space.candidates]
+    for order, by in ((scores, rule), (by_matrix, rule), (cheapest, "greedy")):
+        bands, masks = bands_to_prune(space, order, budget, by, cuts)
+        if limits.fits([*cuts, *masks]):
+            return bands, masks
+    raise _scores_too_large(budget, masks)
 
 
 def _attached(

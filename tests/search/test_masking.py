@@ -137,6 +137,26 @@ def test_a_masked_matrix_pays_for_its_scores_once(build):
     assert 64 <= attached <= 100
 
 
+def test_where_masks_are_spread_too_thin_fewer_matrices_carry_them(build):
+    """What the cheapest order allows, every ranking allows: a search does not end with nothing."""
+    space = build_space(
+        build("bert"), kinds={"bitfit": {}, "weight_mask": {"bands": 4, "rank": 1}}
+    )
+    tight, loose = (Budget(n, None, None, 0.2) for n in (800, 10**6))
+    kept(space, [-float(c.params) for c in space.candidates], tight, "greedy", TOKENS)
+    spread = set()
+    for seed in range(20):
+        scores = random_scores(space, seed)
+        chosen = [space.candidates[i] for i in kept(space, scores, tight, "greedy", TOKENS)]
+        assert count_trainable(chosen) <= 800
+        assert sum(c.pruned_weights for c in chosen) >= 0.2 * linear_weights(space.positions)
+        free = kept(space, scores, loose, "greedy", TOKENS)
+        spread.add(len({space.candidates[i].position for i in free if space.candidates[i].masks}))
+    assert max(spread) > 6, (
+        "without the limit on parameters more matrices are masked than it pays for"
+    )
+
+
 def test_scores_that_exceed_the_parameters_are_infeasible(build):
     space = build_space(build("bert"), kinds=MASKS)
     with pytest.raises(
