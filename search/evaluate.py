@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from sklearn import metrics
 from torch import Tensor, nn
 
 from sparsearch.search.device import attention_for, autocast
@@ -48,8 +49,6 @@ def measure(metric: str, logits: Tensor, labels: Tensor) -> float:
     >>> measure("accuracy", torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
     0.5
     """
-    from sklearn import metrics
-
     target = labels.cpu().numpy()
     if metric == "pearson":
         scores = logits.squeeze(-1)

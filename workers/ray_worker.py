@@ -17,7 +17,7 @@ from sparsearch.workers.exchange import JobKey
 
 __all__ = ["Plan", "RayWorker", "seal", "unseal"]
 
-_TELL_SECONDS = 0.2
+_TELL_SECONDS = 0.5
 _REST_SECONDS = 5.0
 
 
