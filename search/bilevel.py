@@ -54,7 +54,6 @@ class BilevelSearch:
         to_prune: Weights that masks set to zero, likewise.
         settled: Whether the search may stop early.
         hard: From alpha to the hard structure that it would be cut to, as gates 0 and 1.
-        held: (candidates,) whose alpha stays at its start.
 
     Attributes:
         taken: Steps taken so far.
@@ -74,10 +73,9 @@ class BilevelSearch:
         to_prune: tuple[float, float] = (0.0, 0.0),
         settled: Settled = lambda alpha: False,
         hard: Callable[[Tensor], Tensor] | None = None,
-        held: Tensor | None = None,
     ) -> None:
         self.supernet, self.gates, self.config, self.budget = supernet, gates, config, budget
-        self.task, self.settled, self.hard, self.held = task, settled, hard, held
+        self.task, self.settled, self.hard = task, settled, hard
         self.to_save, self.to_prune = to_save, to_prune
         self.smallest, self.largest = budget, budget if largest is None else largest
         self.taken = 0
@@ -245,8 +243,6 @@ class BilevelSearch:
         return loss
 
     def _step_alpha(self, gradient: Tensor) -> None:
-        if self.held is not None:
-            gradient = gradient.masked_fill(self.held, 0.0)
         self.gates.alpha.grad = gradient
         nn.utils.clip_grad_norm_([self.gates.alpha], self.config.clip)
         self.alpha_optimizer.step()

@@ -70,17 +70,19 @@ class Problem:
 def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
     """Bi-level search with a shifted global sigmoid (S3PET); scores are the gates' alpha.
 
-    A cut that something stands in for keeps the alpha that its price gave it, where the search starts at prices: gates
-    close without a stand-in, so that their gradient tells of another cut.
+    Gates close without what stands in for a cut, so that they would tell of another, worse model. Where something
+    stands in for all cuts, a search that starts at prices leaves these where their prices put them, and places
+    modules on the dense model, which the compensated one is close to.
     """
     started, search, space = time.monotonic(), problem.search, problem.space
     task = problem.task
     supernet = open_supernet(problem, seed, search.start == "probe")
-    device, held = next(problem.model.parameters()).device, None
+    device = next(problem.model.parameters()).device
     gates = make_gates(space, search, task.max_length, device)
     served = (budget,) if search.budget_schedule != "sampled" else problem.budgets
     targets = [_parameters(space, b) for b in served]
-    to_save = [_flops_to_save(space, b, task.max_length) for b in served]
+    priced = search.start == "probe" and all(c.compensates for c in space.candidates if c.which)
+    to_save = [0.0 if priced else _flops_to_save(space, b, task.max_length) for b in served]
     to_prune = [float(weights_to_remove(space, b)) for b in served]
     watch = CutWatch(
         space, served, search.cut, search.stop_distance, search.stop_length, task.max_length
@@ -90,12 +92,11 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
             start = probed(problem, supernet, seed)
             with torch.no_grad():
                 gates.alpha.copy_(start_alpha(space, start, task.max_length))
-            held = torch.tensor([c.compensates for c in space.candidates], device=device)
         bilevel = BilevelSearch(
             supernet, gates, task, search, problem.train, min(targets), seed,
             max(targets), (min(to_save), max(to_save)), (min(to_prune), max(to_prune)),
             lambda alpha: watch.settled(alpha.tolist()),
-            lambda alpha: hard_gates(space, alpha, budget, search.cut, task.max_length), held,
+            lambda alpha: hard_gates(space, alpha, budget, search.cut, task.max_length),
         )  # fmt: skip
         alpha = bilevel.run(observe)
         if search.swaps:

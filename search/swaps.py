@@ -21,9 +21,13 @@ __all__ = ["hard_gates", "swap"]
 def hard_gates(
     space: Space, scores: Tensor, budget: Budget, rule: str, tokens: int = 128
 ) -> Tensor:
-    """Gates of the structure that scores are cut to: 1.0 for what is kept, else 0.0."""
+    """Gates of the structure that scores are cut to: 1.0 for what is kept, else 0.0.
+
+    Cuts that something stands in for stay open: a gate closes without it.
+    """
     z = torch.zeros(len(space.candidates))
-    z[kept(space, scores.tolist(), budget, rule, tokens)] = 1.0
+    chosen = kept(space, scores.tolist(), budget, rule, tokens)
+    z[[i for i in chosen if not space.candidates[i].compensates]] = 1.0
     return z
 
 

@@ -32,17 +32,27 @@ def line(contestant, seed, test, *, multiple=1.0, draw=0, validation=None, task=
     }  # fmt: skip
 
 
-def test_the_rate_is_the_first_seeds_best_on_validation_and_draws_are_averaged(report):
+def test_the_rate_is_best_by_mean_validation_and_draws_are_averaged(report):
     lines = [
-        line("a", 0, 0.9, multiple=0.33, validation=0.5),
-        line("a", 0, 0.6, multiple=1.0, validation=0.7),
+        line("a", 0, 0.9, multiple=0.33, validation=0.7),
+        line("a", 1, 0.99, multiple=0.33, validation=0.1),
+        line("a", 0, 0.6, multiple=1.0, validation=0.5),
         line("a", 0, 0.8, multiple=1.0, draw=1, validation=0.1),
         line("a", 1, 0.5, multiple=1.0),
-        line("a", 1, 0.99, multiple=0.33),
-        line("a", 2, 0.99, state="failed"),
+        line("a", 2, 0.4, multiple=1.0, validation=0.0),
+        line("a", 3, 0.99, state="failed"),
     ]
     seeds = report.tabulate(lines)["t", "0.1%", "a"]
-    assert {s: v.test for s, v in seeds.items()} == {0: pytest.approx(0.7), 1: 0.5}
+    assert {s: v.test for s, v in seeds.items()} == {0: pytest.approx(0.7), 1: 0.5, 2: 0.4}
+
+
+def test_the_rate_is_chosen_on_seeds_at_which_all_rates_were_tried(report):
+    lines = [
+        line("a", 0, 0.9, multiple=0.33, validation=0.7),
+        line("a", 0, 0.6, multiple=1.0, validation=0.5),
+        line("a", 1, 0.5, multiple=1.0, validation=1.0),
+    ]
+    assert set(report.tabulate(lines)["t", "0.1%", "a"]) == {0}
 
 
 def test_pairs_are_of_seeds_that_both_have(report):

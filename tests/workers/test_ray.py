@@ -102,7 +102,7 @@ def test_a_stopped_study_goes_on_with_another_runner(study, whole, db):
             with Store.open(db, create=True) as store:
                 store.ask_to_stop("tiny")
 
-    longer = study["train"] | {"epochs": 10}
+    longer = study["train"] | {"epochs": 40}  # than the driver takes to hear of it
     with pytest.raises(Stopped):
         run(study | {"workers": RAY, "train": longer}, db, listener=Stopper())
     with Store.open(db, create=False) as store:
