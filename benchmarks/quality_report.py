@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import random
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+_GRID = 3
+"""Multiples of the rates that the judge tries for everybody."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,15 @@ def tabulate(lines: Iterable[dict[str, Any]]) -> Table:
 
 
 def _best_multiple(validation: dict[float, dict[int, float]]) -> float:
-    """The multiple of the highest mean over the seeds at which all were tried; the first of equals, as in the judge."""
-    common = set.intersection(*map(set, validation.values()))
-    return max(validation, key=lambda m: statistics.fmean(validation[m][s] for s in common))
+    """The multiple of the highest mean over the seeds that the grid was tried at; the first of equals, as in the judge.
+
+    One that was tried at fewer seeds (beyond the grid, say) competes where the grid has no more.
+    """
+    tries = Counter(seed for seeds in validation.values() for seed in seeds)
+    grid = min(_GRID, len(validation))
+    tuned = {seed for seed, count in tries.items() if count >= grid}
+    whole = {m: seeds for m, seeds in validation.items() if tuned <= set(seeds)}
+    return max(whole, key=lambda m: statistics.fmean(whole[m][s] for s in tuned))
 
 
 def interval(

@@ -46,13 +46,14 @@ def test_the_rate_is_best_by_mean_validation_and_draws_are_averaged(report):
     assert {s: v.test for s, v in seeds.items()} == {0: pytest.approx(0.7), 1: 0.5, 2: 0.4}
 
 
-def test_the_rate_is_chosen_on_seeds_at_which_all_rates_were_tried(report):
-    lines = [
-        line("a", 0, 0.9, multiple=0.33, validation=0.7),
-        line("a", 0, 0.6, multiple=1.0, validation=0.5),
-        line("a", 1, 0.5, multiple=1.0, validation=1.0),
-    ]
-    assert set(report.tabulate(lines)["t", "0.1%", "a"]) == {0}
+def test_the_rate_is_chosen_on_the_seeds_that_the_grid_was_tried_at(report):
+    grid = [(0.33, 0.5), (1.0, 0.6), (3.0, 0.7)]
+    lines = [line("a", 0, 0.5, multiple=m, validation=v) for m, v in grid]
+    lines += [line("a", 0, 0.9, multiple=9.0, validation=0.8)]
+    assert report.tabulate(lines)["t", "0.1%", "a"][0].test == 0.9
+    lines += [line("a", 1, 0.4, multiple=m, validation=1 - v) for m, v in grid]
+    lines += [line("a", 2, 0.3, multiple=0.33, validation=1.0)]
+    assert set(report.tabulate(lines)["t", "0.1%", "a"]) == {0, 1, 2}
 
 
 def test_pairs_are_of_seeds_that_both_have(report):
