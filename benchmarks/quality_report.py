@@ -110,8 +110,8 @@ def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
         full = table.get((task, "", "full"), {})
         whole = statistics.fmean(s.test for s in full.values()) if full else None
         print(
-            f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | search steps | "
-            "search s | all s |\n|---|---|---|---|---|---|---|---|---|"
+            f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | seeds | "
+            "search steps | search s | all s |\n|---|---|---|---|---|---|---|---|---|---|"
         )
         for budget in (*budgets, ""):
             rows = [(c, v) for (t, b, c), v in table.items() if t == task and b == budget]
@@ -123,7 +123,7 @@ def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
                 print(
                     f"| {first} | `{name}` | {_spread([s.validation for s in values])} | "
                     f"{_spread([s.test for s in values])} | {f'{100 * test / whole:.1f}%' if whole else ''} | "
-                    f"{statistics.fmean(s.params for s in values):,.0f} | "
+                    f"{statistics.fmean(s.params for s in values):,.0f} | {len(values)} | "
                     f"{statistics.fmean(s.search_steps for s in values):.0f} | "
                     f"{statistics.fmean(s.search_seconds for s in values):.0f} | "
                     f"{statistics.fmean(s.seconds for s in values):.0f} |"
