@@ -337,9 +337,8 @@ def _share(name: str, limit: str) -> Fraction:
     except ConfigError as error:
         allowed = "neither a whole number nor a percentage" if whole else "no percentage"
         example = "0.01%" if whole else "75%"
-        if (
-            limit.strip().replace(".", "", 1).isdecimal()
-        ):  # its sign was forgotten, or a share meant
+        if limit.strip().replace(".", "", 1).isdecimal():
+            # The sign was forgotten, or a share of 1 meant.
             meant = 1 if whole or float(limit) > 1 else 100
             example = f"{meant * float(limit):g}%"
         raise ConfigError([f"{name}: {limit!r} is {allowed}"], f"write {example}") from error

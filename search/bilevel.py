@@ -216,9 +216,7 @@ class BilevelSearch:
             assert self.hard is not None, "checkpoint hard needs to know the cut"
             try:
                 z = self.hard(gates.alpha.detach().cpu()).to(self.device)
-            except (
-                InfeasibleError
-            ):  # scores of masks spread too thin for the budget, at this point of the way
+            except InfeasibleError:  # nothing fits at this alpha; another one may be kept
                 return -math.inf
         else:
             before = gates.to_save, gates.to_prune

@@ -285,6 +285,12 @@ class StudyConfig(Section):
         return self.model_copy(update=changed)
 
     @property
+    def proposed_strategies(self) -> list[str]:
+        """Strategies among which the outer loop proposes; empty where it does not tune them."""
+        tuned = self.outer.tune.get("search.strategy") if self.outer is not None else None
+        return [str(name) for name in tuned] if isinstance(tuned, list) else []
+
+    @property
     def folder(self) -> Path:
         """Folder that relative paths in the file start from."""
         return self._folder

@@ -79,6 +79,7 @@ class Driver:
                 if trial is None:
                     break
                 self._submit(trial)
+            # Nothing may run while workers start anew, which take jobs again later.
             waits = self._running or (self._stopping is None and self.runner.free() <= 0)
             if not waits or self._gave_up_waiting():
                 break

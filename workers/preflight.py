@@ -143,9 +143,9 @@ def _data_problems(sections: Mapping[str, Any], folder: Path) -> list[str]:
 
 def _misfits(config: StudyConfig, space: Space) -> list[str]:
     """What strategies and training cannot do with the space and the budgets."""
-    tuned = config.outer.tune.get("search.strategy") if config.outer is not None else None
-    proposed = [str(s) for s in tuned] if isinstance(tuned, list) else []
-    strategies = dict.fromkeys([config.search.strategy, *config.baselines, *proposed])
+    strategies = dict.fromkeys(
+        [config.search.strategy, *config.baselines, *config.proposed_strategies]
+    )
     problems = [problem for s in strategies for problem in unfit(s, space)]
     if not config.train.backbone:
         return problems

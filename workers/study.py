@@ -148,8 +148,7 @@ def _sourced(
     find: Callable[[Store | None], FindSource],
 ) -> tuple[Trial, ...]:
     """Trials that know what they transfer; looked up before anything is written, for later proposals too."""
-    tuned = config.outer.tune.get("search.strategy") if config.outer is not None else None
-    proposed = budgets if isinstance(tuned, list) and TRANSFER in tuned else ()
+    proposed = budgets if TRANSFER in config.proposed_strategies else ()
     if not proposed and not any(t.strategy == TRANSFER for t in trials):
         return tuple(trials)
     with ExitStack() as stack:
