@@ -78,6 +78,7 @@ class Contestant:
         strategy: As in a study, or ``adalora`` (the PEFT library's).
         search: Settings of the search over the defaults.
         preset: Its space.
+        train: Settings of training over the preset's.
         draws: Structures per seed.
         shared: One ranking serves all budgets.
     """
@@ -85,46 +86,60 @@ class Contestant:
     strategy: str
     search: dict[str, Any] = field(default_factory=dict)
     preset: str = "fine"
+    train: dict[str, Any] = field(default_factory=dict)
     draws: int = 1
     shared: bool = False
+
+
+GRADIENT: dict[str, Any] = {"start_steps": 0}
+
+
+def _ours(
+    changes: dict[str, Any] | None = None, preset: str = "fine", *, shared: bool = True
+) -> Contestant:
+    """Ours with one switch turned, on directions of the gradient."""
+    return Contestant("s3pet", OURS | (changes or {}), preset, GRADIENT, shared=shared)
 
 
 CONTESTANTS = {
     "head": Contestant("head"),
     "full": Contestant("full"),
-    "random": Contestant("random", draws=2),  # per seed, so six per budget
+    "random": Contestant("random", train=GRADIENT, draws=2),  # per seed, so six per budget
     "lora-qv": Contestant("lora-qv"),
     "lora": Contestant("lora"),
-    "spectral": Contestant("spectral"),
+    "spectral": Contestant("spectral", train=GRADIENT),
     "bitfit": Contestant("bitfit"),
     "lnfit": Contestant("lnfit"),
     "adalora": Contestant("adalora"),
-    "probe": Contestant("probe"),
+    "probe": Contestant("probe", train=GRADIENT),
     "s3pet-published": Contestant("s3pet", PUBLISHED, "s3pet-m"),
     "ours": Contestant("s3pet", OURS, shared=True),
+    # What does it: the directions of ours, placed by others, and the other way round.
+    "random-directed": Contestant("random", draws=2),
+    "spectral-directed": Contestant("spectral"),
+    "probe-directed": Contestant("probe"),
+    "ours-gradient": _ours(),
     # One switch turned each, for the ablation table.
-    "ours-separate": Contestant("s3pet", OURS | {"budget_schedule": "fixed"}),
-    "ours-long": Contestant("s3pet", OURS | {"steps": 200}, shared=True),
-    "ours-early-stop": Contestant("s3pet", OURS | {"steps": 200, "early_stop": True}, shared=True),
-    "ours-zero-start": Contestant("s3pet", OURS | {"start": "zero"}, shared=True),
-    "ours-one-temperature": Contestant("s3pet", OURS | {"final_temperature": None}, shared=True),
-    "ours-slow-alpha": Contestant("s3pet", OURS | {"alpha_lr": 0.03}, shared=True),
-    "ours-no-skipping": Contestant("s3pet", OURS | {"skip_below": 0.0}, shared=True),
-    "ours-warm-up": Contestant("s3pet", OURS | {"warmup": 0.2}, shared=True),
-    "ours-hard-concrete": Contestant("s3pet", OURS | {"relaxation": "hard-concrete"}, shared=True),
-    "ours-detach": Contestant("s3pet", OURS | {"budget_gradient": "detach"}, shared=True),
-    "ours-single-level": Contestant(
-        "s3pet", OURS | {"bilevel": False, "steps": 2 * OURS["steps"]}, shared=True
+    "ours-separate": _ours({"budget_schedule": "fixed"}, shared=False),
+    "ours-long": _ours({"steps": 200}),
+    "ours-early-stop": _ours({"steps": 200, "early_stop": True}),
+    "ours-zero-start": _ours({"start": "zero"}),
+    "ours-one-temperature": _ours({"final_temperature": None}),
+    "ours-slow-alpha": _ours({"alpha_lr": 0.03}),
+    "ours-no-skipping": _ours({"skip_below": 0.0}),
+    "ours-warm-up": _ours({"warmup": 0.2}),
+    "ours-hard-concrete": _ours({"relaxation": "hard-concrete"}),
+    "ours-detach": _ours({"budget_gradient": "detach"}),
+    "ours-single-level": _ours({"bilevel": False, "steps": 2 * OURS["steps"]}),
+    "ours-second-order": _ours({"order": "second"}),
+    "ours-density-cut": _ours({"cut": "density"}),
+    "ours-knapsack-cut": _ours({"cut": "knapsack"}),
+    "ours-hard-checkpoint": _ours(
+        {"checkpoint": "hard", "valid_every": 25, "budget_schedule": "fixed"}, shared=False
     ),
-    "ours-second-order": Contestant("s3pet", OURS | {"order": "second"}, shared=True),
-    "ours-density-cut": Contestant("s3pet", OURS | {"cut": "density"}, shared=True),
-    "ours-knapsack-cut": Contestant("s3pet", OURS | {"cut": "knapsack"}, shared=True),
-    "ours-hard-checkpoint": Contestant(
-        "s3pet", OURS | {"checkpoint": "hard", "valid_every": 25, "budget_schedule": "fixed"}
-    ),
-    "ours-swaps": Contestant("s3pet", OURS | {"swaps": 10, "budget_schedule": "fixed"}),
-    "ours-annealed": Contestant("s3pet", OURS | {"budget_schedule": "annealed"}),
-    "ours-s3pet-m": Contestant("s3pet", OURS, "s3pet-m", shared=True),
+    "ours-swaps": _ours({"swaps": 10, "budget_schedule": "fixed"}, shared=False),
+    "ours-annealed": _ours({"budget_schedule": "annealed"}, shared=False),
+    "ours-s3pet-m": _ours(preset="s3pet-m"),
     "probe-s3pet-m": Contestant("probe", {}, "s3pet-m"),
     "random-s3pet-m": Contestant("random", {}, "s3pet-m", draws=5),
 }
@@ -201,6 +216,7 @@ class Judge:
                     "lr": base.lr * multiple,
                     "kind_lr": rates,
                     "full_lr": base.full_lr * multiple,
+                    **contestant.train,
                 },
             }
         )

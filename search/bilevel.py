@@ -21,7 +21,7 @@ from sparsearch.search.evaluate import evaluate
 from sparsearch.search.gates import Gates, IdleUnits
 from sparsearch.search.seeds import derive
 from sparsearch.search.supernet import Supernet
-from sparsearch.search.tasks import Split, Task, batches, subset
+from sparsearch.search.tasks import Split, Task, endless, subset
 from sparsearch.search.train import FiniteWatch, Observer, learning_rates, linear_schedule, silent
 
 __all__ = ["BilevelSearch"]
@@ -109,8 +109,7 @@ class BilevelSearch:
 
     def _endless(self, split: Split, purpose: str) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(derive(self.seed, purpose))
-        while True:
-            yield from batches(split, self.config.batch_size, self.device, generator)
+        return endless(split, self.config.batch_size, self.device, generator)
 
     def run(self, observe: Observer = silent) -> Tensor:
         """Search; returns alpha, (candidates,), on the CPU.

@@ -1,7 +1,7 @@
 """Gradients at the identity point, in a few passes: they choose the bases of units, and rank candidates.
 
 The head first learns what a head alone can (LP-FT, Kumar et al. 2022): gradients through a random head
-say little about the task.
+say little about the task. Where a gradient says too little, a brief fine-tuning of the weights says more.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import forward, loss_of
 from sparsearch.search.prefix import enter_above
 from sparsearch.search.seeds import derive
-from sparsearch.search.tasks import Split, Task, batches, subset
+from sparsearch.search.tasks import Split, Task, batches, endless, subset
+from sparsearch.search.train import FiniteWatch, linear_schedule
 from sparsearch.spaces.attach import attach_units, detach
-from sparsearch.spaces.backbone import head_parameters
+from sparsearch.spaces.backbone import base_of, head_parameters
 
-__all__ = ["batch_gradients", "sample_losses", "sample_rows", "warm_head"]
+__all__ = ["batch_gradients", "brief_changes", "sample_losses", "sample_rows", "warm_head"]
 
 _BATCH = 32
 _HEAD_EPOCHS = 6
 _HEAD_LR = 2e-2
 _CACHE_BYTES = 2**30
+_BRIEF_LR = 3e-4
+_BRIEF_HEAD_LR = 1e-3
+_BRIEF_WARMUP = 0.1
+_BRIEF_CLIP = 1.0
 
 
 def sample_rows(task: Task, seed: int, rows: int) -> Split:
@@ -56,6 +61,67 @@ def warm_head(model: nn.Module, task: Task, rows: Split, seed: int, precision: s
                     optimizer.zero_grad()
     finally:
         detach(model)
+
+
+def brief_changes(
+    model: nn.Module, task: Task, hosts: Sequence[str], steps: int, seed: int, precision: str
+) -> dict[str, Tensor]:
+    """How some weights change in a brief fine-tuning of them and the head, without dropout.
+
+    Its leading singular vectors are where fine-tuning goes; those of the first gradient only where it sets out to.
+
+    Args:
+        model: Over a warm head, nothing attached; as it was when this returns.
+        task: Its training split is used, in batches of 32.
+        hosts: Paths of the modules in the backbone.
+        steps: Of AdamW, its rate rising and falling.
+        seed: Of the order of the rows.
+        precision: Of the passes.
+
+    Returns:
+        Path -> change of the module's weight, in the weight's form.
+
+    Raises:
+        TrainingDiverged: If a loss or a gradient is NaN or infinite.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(derive(seed, "brief batches"))
+    watch = FiniteWatch("brief fine-tuning", "set train.start_steps: 0")
+    attach_units(model, [])
+    head = [p for _, p in head_parameters(model)]
+    warm = [p.detach().clone() for p in head]
+    modules = {path: base_of(model).get_submodule(path) for path in hosts}
+    before = {path: module.get_parameter("weight") for path, module in modules.items()}
+    for path, module in modules.items():
+        module.weight = nn.Parameter(before[path].detach().clone())
+    weights = [module.get_parameter("weight") for module in modules.values()]
+    rates = [{"params": weights, "lr": _BRIEF_LR}, {"params": head, "lr": _BRIEF_HEAD_LR}]
+    optimizer = torch.optim.AdamW(rates, weight_decay=0.0, fused=True)
+    schedule = linear_schedule(optimizer, steps, _BRIEF_WARMUP)
+    model.eval()
+    try:
+        with frozen_cast_once(model, precision):
+            for step, batch in zip(
+                range(1, steps + 1), endless(task.train, _BATCH, device, generator), strict=False
+            ):
+                loss = loss_of(forward(model, batch, precision), batch["labels"], task.type)
+                loss.backward()  # type: ignore[no-untyped-call]
+                watch.see(step, loss, nn.utils.clip_grad_norm_([*weights, *head], _BRIEF_CLIP))
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+        watch.look(steps)
+        return {
+            path: module.get_parameter("weight").detach() - before[path].detach()
+            for path, module in modules.items()
+        }
+    finally:
+        for path, module in modules.items():
+            module.weight = before[path]
+        detach(model)
+        with torch.no_grad():
+            for parameter, value in zip(head, warm, strict=True):
+                parameter.copy_(value)
 
 
 def batch_gradients(

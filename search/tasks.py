@@ -22,6 +22,7 @@ __all__ = [
     "StoredInputs",
     "Task",
     "batches",
+    "endless",
     "load_rows",
     "load_task",
     "subset",
@@ -142,6 +143,14 @@ def batches(
         if split.stored is not None:
             batch["hidden"] = split.stored.batch(rows, longest)
         yield batch | {"labels": split.labels[rows].to(device, non_blocking=True), "rows": rows}
+
+
+def endless(
+    split: Split, batch_size: int, device: torch.device, generator: torch.Generator
+) -> Iterator[dict[str, Tensor]]:
+    """Epoch after epoch of batches."""
+    while True:
+        yield from batches(split, batch_size, device, generator)
 
 
 def load_rows(config: DataConfig, folder: Path) -> dict[str, Any]:

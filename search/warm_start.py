@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sparsearch.search.gradients import sample_losses, sample_rows, warm_head
+from sparsearch.search.gradients import brief_changes, sample_losses, sample_rows, warm_head
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task
 from sparsearch.search_config import SAMPLE_ROWS
-from sparsearch.spaces.align import Aligning, Bases, find_bases
+from sparsearch.spaces.align import Aligning, Bases, find_bases, hosts_by_weight
 from sparsearch.spaces.backbone import head_parameters
 
 __all__ = ["Once", "WarmStart", "WarmStarts", "new_head"]
@@ -86,23 +86,38 @@ class WarmStarts:
         self.model, self.task, self.precision, self.once = model, task, precision, once
         self._known: dict[object, WarmStart] = {}
 
-    def get(self, seed: int, aligning: Aligning, rows: int = SAMPLE_ROWS) -> WarmStart:
-        """The start of a seed, with bases for these kinds at these positions, from so many training rows."""
-        key = (seed, rows, tuple(aligning))
+    def get(
+        self, seed: int, aligning: Aligning, rows: int = SAMPLE_ROWS, steps: int = 0
+    ) -> WarmStart:
+        """The start of a seed, with bases for these kinds at these positions.
+
+        Args:
+            seed: Of the rows, the head, and the order of the batches.
+            aligning: The kinds and positions.
+            rows: Of the training split, for the head, the gradient and the moments.
+            steps: Of a brief fine-tuning, whose changes take the gradient's place; 0 for none.
+        """
+        key = (seed, rows, steps, tuple(aligning))
         if key not in self._known:
-            name = f"{seed} {rows} {[(p.name, repr(kind)) for p, kind in aligning]}"
-            found = self.once(name, lambda: self._make(seed, aligning, rows))
+            name = f"{seed} {rows} {steps} {[(p.name, repr(kind)) for p, kind in aligning]}"
+            found = self.once(name, lambda: self._make(seed, aligning, rows, steps))
             for old in list(self._known)[: 1 - _KEPT]:
                 del self._known[old]
             self._known[key] = found
         return self._known[key]
 
-    def _make(self, seed: int, aligning: Aligning, rows: int) -> WarmStart:
+    def _make(self, seed: int, aligning: Aligning, rows: int, steps: int) -> WarmStart:
         sample = sample_rows(self.task, seed, rows)
         new_head(self.model, seed, "warm head")
         warm_head(self.model, self.task, sample, seed, self.precision)
         losses = sample_losses(self.model, self.task, sample, self.precision)
-        bases = find_bases(self.model, aligning, losses)
+        hosts = hosts_by_weight(aligning)
+        changes = (
+            brief_changes(self.model, self.task, hosts, steps, seed, self.precision)
+            if steps and hosts
+            else None
+        )
+        bases = find_bases(self.model, aligning, losses, changes)
         head = {n: p.detach().clone() for n, p in head_parameters(self.model)}
         return WarmStart(head, bases)
 

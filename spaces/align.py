@@ -14,7 +14,15 @@ from sparsearch.spaces.moments import Moments, Passing, Sizes
 from sparsearch.spaces.positions import Position, weight_at
 from sparsearch.spaces.units.base import Basis
 
-__all__ = ["Aligning", "Bases", "align", "aligning_at", "find_bases", "take_bases"]
+__all__ = [
+    "Aligning",
+    "Bases",
+    "align",
+    "aligning_at",
+    "find_bases",
+    "hosts_by_weight",
+    "take_bases",
+]
 
 Aligning = Collection[tuple[Position, Kind]]
 """Kinds whose units have frozen parts that the gradient chooses, and where."""
@@ -57,13 +65,25 @@ def aligning_at(kinds: Iterable[Kind], positions: Iterable[Position]) -> Alignin
     return [(p, kind) for p in positions for kind in aligning if kind.accepts(p)]
 
 
-def find_bases(model: nn.Module, aligning: Aligning, losses: Iterable[Tensor]) -> Bases:
-    """What kinds take from the mean gradient at some positions.
+def hosts_by_weight(aligning: Aligning) -> list[str]:
+    """Paths of the modules whose kinds look at a change of the weight; the others look at what passes through."""
+    by_weight = (p.module for p, k in aligning if not isinstance(k, Removal | WeightMask))
+    return list(dict.fromkeys(by_weight))
+
+
+def find_bases(
+    model: nn.Module,
+    aligning: Aligning,
+    losses: Iterable[Tensor],
+    changes: Mapping[str, Tensor] | None = None,
+) -> Bases:
+    """What kinds take from the mean gradient at some positions, and from what passes through linears.
 
     Args:
         model: The identity point: nothing attached, or nothing of it trained.
         aligning: The kinds and positions.
-        losses: Losses of a few batches, computed as they are asked for; none is if nothing aligns.
+        losses: Losses of a few batches, computed as they are asked for; none is if nothing needs them.
+        changes: Path of a module -> how its weight would change, in the place of the gradient.
     """
     if not aligning:
         return {}
@@ -79,15 +99,13 @@ def find_bases(model: nn.Module, aligning: Aligning, losses: Iterable[Tensor]) -
     passing: list[Passing] = [*moments.values(), *sizes.values()]
     weights = [host.get_parameter("weight") for host in hosts.values()]
     before = [weight.requires_grad for weight in weights]
-    by_weight = list(
-        dict.fromkeys(p.module for p, k in aligning if not isinstance(k, Removal | WeightMask))
-    )
+    by_weight = hosts_by_weight(aligning) if changes is None else []
     wanted = [hosts[name].get_parameter("weight") for name in by_weight]
     total = [torch.zeros_like(weight) for weight in wanted]
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        for loss in losses:
+        for loss in losses if wanted or passing else ():
             outputs = [m.output for m in passing]
             found = torch.autograd.grad(loss, [*wanted, *outputs])
             if wanted:
@@ -99,7 +117,8 @@ def find_bases(model: nn.Module, aligning: Aligning, losses: Iterable[Tensor]) -
             m.hook.remove()
         for weight, flag in zip(weights, before, strict=True):
             weight.requires_grad_(flag)
-    gradients = dict(zip(by_weight, total, strict=True))
+    if changes is None:
+        changes = dict(zip(by_weight, total, strict=True))
 
     def basis(p: Position, kind: Kind) -> Basis:
         host = hosts[p.module]
@@ -107,7 +126,7 @@ def find_bases(model: nn.Module, aligning: Aligning, losses: Iterable[Tensor]) -
             return moments[p.module].basis()
         if isinstance(kind, WeightMask):
             return sizes[p.module].basis(p)
-        return kind.basis(p, weight_at(p, host, gradients[p.module]))
+        return kind.basis(p, weight_at(p, host, changes[p.module]))
 
     return {(p.name, kind.name): basis(p, kind) for p, kind in aligning}
 

@@ -176,6 +176,9 @@ class TrainConfig(Section):
         head_first: Whether the head learns alone, over the frozen backbone, before the rest joins.
         start_rows: Training rows of which a seed's warm start is made: its head, the directions that units take
             from the gradient, the moments by which cuts are priced.
+        start_steps: Steps of a brief fine-tuning of all linears, on the training split, from whose changes units
+            take their directions in the place of the gradient; 0 for the gradient. It needs the memory of full
+            fine-tuning.
         dropout: Whether the backbone's own dropout is on.
         backbone: Whether the backbone trains too, for structures that only cut: what is left of it is
             fine-tuned from its pretrained weights, as EarlyBERT does.
@@ -196,6 +199,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     head_first: bool = False
     start_rows: Positive = SAMPLE_ROWS
+    start_steps: Annotated[int, Field(ge=0)] = 0
     dropout: bool = False
     backbone: bool = False
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30

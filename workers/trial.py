@@ -40,7 +40,7 @@ from sparsearch.spaces.space import Space, linear_weights, narrow
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.spaces.weights_file import weights_of
 from sparsearch.workers.environment import environment
-from sparsearch.workers.workbench import Workbench, attach_anew, cut_out, start_head
+from sparsearch.workers.workbench import Workbench, attach_anew, cut_out, start_head, start_of
 
 __all__ = [
     "FindRanking",
@@ -165,7 +165,7 @@ def _run(
 def _run_reference(bench: Workbench, trial: Trial, observe: Observer) -> Outcome:
     """The head alone, or everything (on a copy: it changes the backbone)."""
     config = bench.config.train
-    warm = functools.partial(bench.starts.get, trial.seed, (), config.start_rows)
+    warm = functools.partial(start_of, bench.starts, trial.seed, (), config)
     start_head(bench.model, warm, config, trial.seed, trial.number)
     full = trial.strategy == "full"
     model = copy.deepcopy(bench.model) if full else bench.model
@@ -251,7 +251,7 @@ def rank_on(
     aligning = aligning_at(space.kinds.values(), space.positions)
     problem = Problem(
         bench.model, space, bench.task, config.search, config.train, _budgets(bench),
-        functools.partial(bench.starts.get, seed, aligning, config.train.start_rows),
+        functools.partial(start_of, bench.starts, seed, aligning, config.train),
     )  # fmt: skip
     return replace(
         rank(strategy, problem, budget, derived, observe),
@@ -323,7 +323,7 @@ def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> s
 
 def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
     """The settings that make a ranking; those at their defaults are left out, so that new ones change no key."""
-    rates = {"lr", "kind_lr", "precision", "dropout", "head_first", "start_rows"}
+    rates = {"lr", "kind_lr", "precision", "dropout", "head_first", "start_rows", "start_steps"}
     if strategy in ("slimming", "update-magnitude"):  # train as trials do
         rates |= {"full_lr", "batch_size", "epochs", "warmup", "clip", "weight_decay"}
     return [

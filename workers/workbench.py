@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from sparsearch.search.device import choose_device, uses_bf16
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
 from sparsearch.search.warm_start import Once, WarmStart, WarmStarts, new_head
-from sparsearch.spaces.align import aligning_at, take_bases
+from sparsearch.spaces.align import Aligning, aligning_at, take_bases
 from sparsearch.spaces.attach import attach
 from sparsearch.spaces.backbone import (
     BackboneId,
@@ -42,6 +43,7 @@ __all__ = [
     "load_backbone",
     "open_workbench",
     "start_head",
+    "start_of",
     "weights_fingerprint",
 ]
 
@@ -143,6 +145,11 @@ def space_of(model: torch.nn.Module, config: SpaceConfig) -> Space:
     return build_space(model, preset=config.preset, kinds=config.kinds)
 
 
+def start_of(starts: WarmStarts, seed: int, aligning: Aligning, config: TrainConfig) -> WarmStart:
+    """The warm start of a seed, made as a study says."""
+    return starts.get(seed, aligning, config.start_rows, config.start_steps)
+
+
 def start_head(
     model: PreTrainedModel, start: Callable[[], WarmStart], config: TrainConfig, *purpose: object
 ) -> None:
@@ -165,10 +172,9 @@ def attach_anew(
     The head is the warm one only with ``head_first``.
     """
     aligning = aligning_at(structure.kinds, positions_of(model))
-    bases = starts.get(seed, aligning, config.start_rows).bases if aligning else {}
-    start_head(
-        model, lambda: starts.get(seed, aligning, config.start_rows), config, seed, *purpose
-    )
+    start = functools.partial(start_of, starts, seed, aligning, config)
+    bases = start().bases if aligning else {}
+    start_head(model, start, config, seed, *purpose)
     seed_everything(seed, *purpose, "modules")
     attach(model, structure)
     take_bases(model, bases)
@@ -195,7 +201,7 @@ def cut_out(
                 "leave train.backbone out, or search a space of heads and neurons",
             )
     aligning = aligning_at(structure.kinds, positions_of(model))
-    bases = starts.get(seed, aligning, config.start_rows).bases if aligning else {}
+    bases = start_of(starts, seed, aligning, config).bases if aligning else {}
     smaller = attach(copy.deepcopy(model), structure)
     take_bases(smaller, bases)
     left = slim(smaller, structure).requires_grad_(True)

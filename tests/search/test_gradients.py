@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from sparsearch.config import ProbeConfig, SearchConfig, TrainConfig
+from sparsearch.errors import TrainingDiverged
 from sparsearch.search.evaluate import forward, loss_of
-from sparsearch.search.gradients import batch_gradients, sample_losses, sample_rows, warm_head
+from sparsearch.search.gradients import (
+    batch_gradients,
+    brief_changes,
+    sample_losses,
+    sample_rows,
+    warm_head,
+)
 from sparsearch.search.probe import probe
 from sparsearch.search.strategies import Problem, log_density, rank
 from sparsearch.search.supernet import Supernet
@@ -16,7 +23,7 @@ from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.align import align, aligning_at
 from sparsearch.spaces.attach import attach_units, detach
 from sparsearch.spaces.attachment import attachment_of
-from sparsearch.spaces.backbone import backbone_parameters, positions_of
+from sparsearch.spaces.backbone import backbone_parameters, base_of, positions_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.positions import find, weight_at
@@ -118,6 +125,62 @@ def test_a_warm_head_fits_better_and_only_the_head_moves(build):
     assert all(torch.equal(p, before[n]) for n, p in backbone_parameters(model))
     assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
     assert attachment_of(model) is None
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_a_brief_fine_tuning_tells_changes_that_lower_the_loss_and_leaves_the_model(build, family):
+    model = build(family, labels=2).eval()
+    task = make_task(end=model.config.eos_token_id if family == "t5" else None)
+    model.config.pad_token_id = 1
+
+    def loss():
+        with torch.no_grad():
+            return sum(float(found) for found in sample_losses(model, task, task.train, "fp32"))
+
+    warm_head(model, task, task.train, 0, "fp32")
+    weights = dict(model.named_parameters())
+    before = {n: p.detach().clone() for n, p in weights.items()}
+    flags, start = {n: p.requires_grad for n, p in weights.items()}, loss()
+    positions = positions_of(model)
+    hosts = list(dict.fromkeys(p.module for p in positions if p.role == "linear"))
+    changes = brief_changes(model, task, hosts, 20, 0, "fp32")
+    again = brief_changes(model, task, hosts, 20, 0, "fp32")
+    assert dict(model.named_parameters()) == weights  # the same objects
+    assert all(torch.equal(p, before[n]) for n, p in weights.items())
+    assert {n: p.requires_grad for n, p in weights.items()} == flags
+    assert attachment_of(model) is None
+    assert list(changes) == hosts
+    assert all(torch.equal(changes[path], again[path]) for path in hosts)
+    with torch.no_grad():
+        for path in hosts:
+            base_of(model).get_submodule(path).weight.add_(changes[path])
+    assert loss() < start
+
+
+def test_a_brief_fine_tuning_that_diverges_says_so_and_leaves_the_model(build):
+    model, task = build("bert", labels=2).eval(), make_task()
+    before = dict(model.named_parameters())
+    with torch.no_grad():
+        model.bert.encoder.layer[0].intermediate.dense.weight[0, 0] = float("nan")
+    with pytest.raises(TrainingDiverged, match="start_steps: 0"):
+        brief_changes(model, task, ["encoder.layer.1.attention.self.query"], 2, 0, "fp32")
+    assert dict(model.named_parameters()) == before and attachment_of(model) is None
+
+
+def test_units_take_the_directions_of_a_brief_fine_tuning(build):
+    model, task = build("bert", labels=2).eval(), make_task()
+    kind = make_kind("spectral", {"block": 3})
+    position = find(positions_of(model), "layers.1.attn.v")
+    starts, aligning = WarmStarts(model, task, "fp32"), [(position, kind)]
+    by_gradient, by_change = (starts.get(0, aligning, 32, steps) for steps in (0, 12))
+    assert all(torch.equal(by_change.head[n], p) for n, p in by_gradient.head.items())
+    by_change.load_head(model)
+    (change,) = brief_changes(model, task, [position.module], 12, 0, "fp32").values()
+    _, size, _ = torch.linalg.svd(change)
+    left, right = by_change.bases[position.name, "spectral"]
+    captured = (left[:, :3].float().T @ change @ right[:3].float().T).norm()
+    assert captured == pytest.approx(float(size[:3].norm()), rel=1e-2)
+    assert not torch.equal(left, by_gradient.bases[position.name, "spectral"][0])
 
 
 def test_a_sample_is_equal_for_equal_seeds(build):
