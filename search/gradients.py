@@ -17,7 +17,7 @@ from sparsearch.search.evaluate import forward, loss_of
 from sparsearch.search.prefix import enter_above
 from sparsearch.search.seeds import derive
 from sparsearch.search.tasks import Split, Task, batches, endless, subset
-from sparsearch.search.train import FiniteWatch, linear_schedule
+from sparsearch.search.train import FiniteWatch, Observer, linear_schedule, silent
 from sparsearch.spaces.attach import attach_units, detach
 from sparsearch.spaces.backbone import base_of, head_parameters
 
@@ -64,7 +64,13 @@ def warm_head(model: nn.Module, task: Task, rows: Split, seed: int, precision: s
 
 
 def brief_changes(
-    model: nn.Module, task: Task, hosts: Sequence[str], steps: int, seed: int, precision: str
+    model: nn.Module,
+    task: Task,
+    hosts: Sequence[str],
+    steps: int,
+    seed: int,
+    precision: str,
+    observe: Observer = silent,
 ) -> dict[str, Tensor]:
     """How some weights change in a brief fine-tuning of them and the head, without dropout.
 
@@ -77,6 +83,7 @@ def brief_changes(
         steps: Of AdamW, its rate rising and falling.
         seed: Of the order of the rows.
         precision: Of the passes.
+        observe: Told of every step, in the phase ``directions``.
 
     Returns:
         Path -> change of the module's weight, in the weight's form.
@@ -110,6 +117,7 @@ def brief_changes(
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
+                observe("directions", step, steps)
         watch.look(steps)
         return {
             path: module.get_parameter("weight").detach() - before[path].detach()

@@ -1,4 +1,4 @@
-"""The frozen prefix: layers below everything that trains run once, not again in every epoch."""
+"""The frozen prefix: layers below everything that trains run once, not again in every epoch, nor in every trial."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsearch.search.tasks import Split, StoredInputs, Task, batches
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import layers_of
 
-__all__ = ["Upper", "enter_above", "store_inputs"]
+__all__ = ["StoredPrefix", "Upper", "enter_above", "store_inputs"]
 
 _BATCH = 128
 _FLOAT_BYTES = 4
@@ -113,14 +113,57 @@ def store_inputs(model: nn.Module, layer: int, split: Split, precision: str) -> 
     return replace(split, stored=StoredInputs(stored, starts))
 
 
+class StoredPrefix:
+    """What was stored last, for the next training above the same layer of the same backbone."""
+
+    def __init__(self) -> None:
+        self._of: tuple[nn.Module, Task, int, str] | None = None
+        self._stored: Task | None = None
+
+    def above(self, model: nn.Module, layer: int, task: Task, precision: str) -> Task:
+        """The task with the inputs of a layer; not kept where something attached below changes them."""
+        if self._of is not None and self._stored is not None:
+            its_model, its_task, *rest = self._of
+            same = its_model is model and its_task is task and rest == [layer, precision]
+            if same and _plain_below(model, layer):
+                return self._stored
+        self._of = self._stored = None  # makes room for the next
+        stored = replace(
+            task,
+            train=store_inputs(model, layer, task.train, precision),
+            validation=store_inputs(model, layer, task.validation, precision),
+        )
+        if _plain_below(model, layer):
+            self._of, self._stored = (model, task, layer, precision), stored
+        return stored
+
+
+def _plain_below(model: nn.Module, layer: int) -> bool:
+    """Whether the backbone below a layer is as it came."""
+    attachment = attachment_of(model)
+    at = [slot.position.layer for slot in attachment.slots] if attachment is not None else []
+    return all(number is None or number >= layer for number in at)
+
+
 def enter_above(
-    model: nn.Module, task: Task, precision: str, limit_bytes: int
+    model: nn.Module,
+    task: Task,
+    precision: str,
+    limit_bytes: int,
+    prefix: StoredPrefix | None = None,
 ) -> tuple[nn.Module, Task]:
     """Model and task for training without the frozen layers below the lowest trained one.
 
     Call in eval mode: stored inputs hold no dropout. Their memory is that of all real tokens of the
     training and validation splits, times the width, in float32; above the limit, or where there is
     nothing to skip, model and task come back as they are.
+
+    Args:
+        model: With something attached.
+        task: Its training and validation splits are stored.
+        precision: Of the passes.
+        limit_bytes: Most memory for what is stored.
+        prefix: Where it stays for the next training; nowhere by default.
     """
     layer = first_layer(model)
     if layer == 0:
@@ -129,8 +172,5 @@ def enter_above(
     width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
     if tokens * width * _FLOAT_BYTES > limit_bytes:
         return model, task
-    return Upper(model, layer), replace(
-        task,
-        train=store_inputs(model, layer, task.train, precision),
-        validation=store_inputs(model, layer, task.validation, precision),
-    )
+    prefix = StoredPrefix() if prefix is None else prefix
+    return Upper(model, layer), prefix.above(model, layer, task, precision)

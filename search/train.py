@@ -15,7 +15,7 @@ from sparsearch.config import TrainConfig
 from sparsearch.errors import TrainingDiverged
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, forward, loss_of
-from sparsearch.search.prefix import enter_above
+from sparsearch.search.prefix import StoredPrefix, enter_above
 from sparsearch.search.tasks import Task, batches
 from sparsearch.search.vocabulary import only_rows_read
 from sparsearch.spaces.attachment import attachment_of
@@ -144,6 +144,7 @@ def train(
     groups: list[dict[str, Any]],
     seed: int,
     observe: Observer = silent,
+    prefix: StoredPrefix | None = None,
 ) -> TrainResult:
     """Train the given parameters; keep the epoch that is best on validation, among those with final masks.
 
@@ -154,14 +155,16 @@ def train(
         groups: Parameters and their peak learning rates, see ``learning_rates``.
         seed: Of dropout and of the order of the rows.
         observe: Told of every step.
+        prefix: Where outputs of the frozen lower layers stay for the next training of this backbone.
 
     Raises:
         TrainingDiverged: If a loss or gradient is NaN or infinite.
     """
+    prefix = StoredPrefix() if prefix is None else prefix
     if config.weight_decay:  # it moves every row
-        return _train(model, task, config, groups, seed, observe)
+        return _train(model, task, config, groups, seed, observe, prefix)
     with only_rows_read(model, task, groups) as small:
-        return _train(model, task, config, small, seed, observe)
+        return _train(model, task, config, small, seed, observe, prefix)
 
 
 def _train(
@@ -171,6 +174,7 @@ def _train(
     groups: list[dict[str, Any]],
     seed: int,
     observe: Observer,
+    prefix: StoredPrefix,
 ) -> TrainResult:
     device = next(model.parameters()).device
     parameters = [p for group in groups for p in group["params"]]
@@ -192,7 +196,7 @@ def _train(
         model.eval()
         runner = model
         if not config.dropout:
-            runner, task = enter_above(model, task, config.precision, config.cache_bytes)
+            runner, task = enter_above(model, task, config.precision, config.cache_bytes, prefix)
         for epoch in range(1, config.epochs + 1):
             model.train(config.dropout)
             for batch in batches(task.train, config.batch_size, device, generator):

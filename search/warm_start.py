@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsearch.search.gradients import brief_changes, sample_losses, sample_rows, warm_head
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task
+from sparsearch.search.train import Observer, silent
 from sparsearch.search_config import SAMPLE_ROWS
 from sparsearch.spaces.align import Aligning, Bases, find_bases, hosts_by_weight
 from sparsearch.spaces.backbone import head_parameters
@@ -87,7 +88,12 @@ class WarmStarts:
         self._known: dict[object, WarmStart] = {}
 
     def get(
-        self, seed: int, aligning: Aligning, rows: int = SAMPLE_ROWS, steps: int = 0
+        self,
+        seed: int,
+        aligning: Aligning,
+        rows: int = SAMPLE_ROWS,
+        steps: int = 0,
+        observe: Observer = silent,
     ) -> WarmStart:
         """The start of a seed, with bases for these kinds at these positions.
 
@@ -96,24 +102,27 @@ class WarmStarts:
             aligning: The kinds and positions.
             rows: Of the training split, for the head, the gradient and the moments.
             steps: Of a brief fine-tuning, whose changes take the gradient's place; 0 for none.
+            observe: Told of its steps.
         """
         key = (seed, rows, steps, tuple(aligning))
         if key not in self._known:
             name = f"{seed} {rows} {steps} {[(p.name, repr(kind)) for p, kind in aligning]}"
-            found = self.once(name, lambda: self._make(seed, aligning, rows, steps))
+            found = self.once(name, lambda: self._make(seed, aligning, rows, steps, observe))
             for old in list(self._known)[: 1 - _KEPT]:
                 del self._known[old]
             self._known[key] = found
         return self._known[key]
 
-    def _make(self, seed: int, aligning: Aligning, rows: int, steps: int) -> WarmStart:
+    def _make(
+        self, seed: int, aligning: Aligning, rows: int, steps: int, observe: Observer
+    ) -> WarmStart:
         sample = sample_rows(self.task, seed, rows)
         new_head(self.model, seed, "warm head")
         warm_head(self.model, self.task, sample, seed, self.precision)
         losses = sample_losses(self.model, self.task, sample, self.precision)
         hosts = hosts_by_weight(aligning)
         changes = (
-            brief_changes(self.model, self.task, hosts, steps, seed, self.precision)
+            brief_changes(self.model, self.task, hosts, steps, seed, self.precision, observe)
             if steps and hosts
             else None
         )

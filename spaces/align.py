@@ -31,7 +31,9 @@ Bases = Mapping[tuple[str, str], Basis]
 """Names of position and kind -> frozen parts."""
 
 
-def align(model: nn.Module, losses: Iterable[Tensor]) -> None:
+def align(
+    model: nn.Module, losses: Iterable[Tensor], changes: Mapping[str, Tensor] | None = None
+) -> None:
     """Choose the frozen parts of attached, untrained units by the mean gradient of their hosts' weights.
 
     The singular vectors of the first gradient say where a low-rank change lowers the loss, as LoRA-GA
@@ -41,6 +43,8 @@ def align(model: nn.Module, losses: Iterable[Tensor]) -> None:
     Args:
         model: With something attached that has not been trained, so that it is still the identity.
         losses: Losses of a few batches, computed as they are asked for.
+        changes: Path of a module in the backbone -> how its weight changes in a brief fine-tuning (of a copy, by
+            any trainer), in the place of the gradient.
 
     Example:
         >>> align(model, (model(**batch).loss for batch in loader))  # doctest: +SKIP
@@ -52,7 +56,7 @@ def align(model: nn.Module, losses: Iterable[Tensor]) -> None:
     for slot in cutting:
         slot.idle = True  # what goes is seen before it does
     try:
-        bases = find_bases(model, aligning, losses)
+        bases = find_bases(model, aligning, losses, changes)
     finally:
         for slot in cutting:
             slot.idle = False

@@ -183,7 +183,8 @@ class TrainConfig(Section):
         backbone: Whether the backbone trains too, for structures that only cut: what is left of it is
             fine-tuned from its pretrained weights, as EarlyBERT does.
         cache_bytes: Most memory for outputs of the frozen layers below all that trains, which then
-            run once instead of in each epoch; 0 runs them again. Needs dropout off.
+            run once instead of in each epoch, and once for trials in a row with the same lowest layer; 0 runs
+            them again. Needs dropout off.
     """
 
     epochs: Positive = 3

@@ -97,7 +97,7 @@ def train_structure(
     if whole:
         model = cut_out(model, structure, starts, config.train, seed, structure.hash)
     else:
-        attach_anew(model, structure, starts, config.train, seed, structure.hash)
+        attach_anew(model, structure, starts, config.train, seed, structure.hash, observe=observe)
     groups = rates_of(model, config.train, whole=whole)
     result = train(
         model, task, config.train, groups, derive(seed, structure.hash, "train"), observe

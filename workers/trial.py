@@ -137,7 +137,9 @@ def _run(
     if config.backbone:
         model = cut_out(bench.model, structure, bench.starts, config, trial.seed, trial.number)
     else:
-        attach_anew(model, structure, bench.starts, config, trial.seed, trial.number)
+        attach_anew(
+            model, structure, bench.starts, config, trial.seed, trial.number, observe=observe
+        )
     result = _train(bench, model, trial, observe)
     tokens = bench.task.max_length
     dense = dense_flops_per_token(bench.space.positions, tokens)
@@ -251,7 +253,7 @@ def rank_on(
     aligning = aligning_at(space.kinds.values(), space.positions)
     problem = Problem(
         bench.model, space, bench.task, config.search, config.train, _budgets(bench),
-        functools.partial(start_of, bench.starts, seed, aligning, config.train),
+        functools.partial(start_of, bench.starts, seed, aligning, config.train, observe),
     )  # fmt: skip
     return replace(
         rank(strategy, problem, budget, derived, observe),
@@ -337,7 +339,7 @@ def _train(
 ) -> TrainResult:
     config, seed = bench.config.train, derive(trial.seed, trial.number, "train")
     groups = rates_of(model, config, whole=trial.strategy == "full" or config.backbone)
-    return train(model, bench.task, config, groups, seed, observe)
+    return train(model, bench.task, config, groups, seed, observe, bench.prefix)
 
 
 def _measure(

@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,10 @@ from sparsearch.config import ModelConfig, SpaceConfig, StudyConfig, TaskConfig,
 from sparsearch.errors import StructureError
 from sparsearch.results.values import Setting
 from sparsearch.search.device import choose_device, uses_bf16
+from sparsearch.search.prefix import StoredPrefix
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
+from sparsearch.search.train import Observer, silent
 from sparsearch.search.warm_start import Once, WarmStart, WarmStarts, new_head
 from sparsearch.spaces.align import Aligning, aligning_at, take_bases
 from sparsearch.spaces.attach import attach
@@ -59,6 +61,7 @@ class Workbench:
         backbone: Its identity.
         task: The tokenised data.
         starts: Warm starts by seed.
+        prefix: Outputs of the frozen lower layers, between trials whose lowest module is in the same layer.
     """
 
     config: StudyConfig
@@ -67,6 +70,7 @@ class Workbench:
     backbone: BackboneId
     task: Task
     starts: WarmStarts
+    prefix: StoredPrefix = field(default_factory=StoredPrefix)
 
     def with_settings(self, settings: Sequence[Setting]) -> Workbench:
         """The same workbench with other settings of search and training."""
@@ -145,9 +149,15 @@ def space_of(model: torch.nn.Module, config: SpaceConfig) -> Space:
     return build_space(model, preset=config.preset, kinds=config.kinds)
 
 
-def start_of(starts: WarmStarts, seed: int, aligning: Aligning, config: TrainConfig) -> WarmStart:
+def start_of(
+    starts: WarmStarts,
+    seed: int,
+    aligning: Aligning,
+    config: TrainConfig,
+    observe: Observer = silent,
+) -> WarmStart:
     """The warm start of a seed, made as a study says."""
-    return starts.get(seed, aligning, config.start_rows, config.start_steps)
+    return starts.get(seed, aligning, config.start_rows, config.start_steps, observe)
 
 
 def start_head(
@@ -166,13 +176,14 @@ def attach_anew(
     config: TrainConfig,
     seed: int,
     *purpose: object,
+    observe: Observer = silent,
 ) -> None:
     """Attach a structure, untrained, with a new head; its directions are those of the seed's warm start.
 
     The head is the warm one only with ``head_first``.
     """
     aligning = aligning_at(structure.kinds, positions_of(model))
-    start = functools.partial(start_of, starts, seed, aligning, config)
+    start = functools.partial(start_of, starts, seed, aligning, config, observe)
     bases = start().bases if aligning else {}
     start_head(model, start, config, seed, *purpose)
     seed_everything(seed, *purpose, "modules")

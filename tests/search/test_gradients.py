@@ -181,6 +181,9 @@ def test_units_take_the_directions_of_a_brief_fine_tuning(build):
     captured = (left[:, :3].float().T @ change @ right[:3].float().T).norm()
     assert captured == pytest.approx(float(size[:3].norm()), rel=1e-2)
     assert not torch.equal(left, by_gradient.bases[position.name, "spectral"][0])
+    attach_units(model, [(position, kind, 1, 1)])
+    align(model, iter(()), {position.module: change})  # no loss is asked for
+    assert torch.equal(attachment_of(model).slots[0].unit.left, left[:, :3])
 
 
 def test_a_sample_is_equal_for_equal_seeds(build):

@@ -7,7 +7,7 @@ import torch
 
 from sparsearch.config import TrainConfig
 from sparsearch.search.evaluate import evaluate, predict
-from sparsearch.search.prefix import Upper, enter_above, first_layer, store_inputs
+from sparsearch.search.prefix import StoredPrefix, Upper, enter_above, first_layer, store_inputs
 from sparsearch.search.tasks import Split, Task, batches
 from sparsearch.search.train import learning_rates, train
 from sparsearch.spaces.attach import attach_units, detach
@@ -125,3 +125,41 @@ def test_memory_limit_turns_it_off(build):
     upper, cut = enter_above(model, task, "fp32", needed)
     assert isinstance(upper, Upper) and cut.train.stored is not None and cut.test.stored is None
     assert dataclasses.replace(cut.train, stored=None).labels is task.train.labels
+
+
+def test_the_next_training_above_the_same_layer_stores_nothing(build, monkeypatch):
+    model, task = attached_at(build, "bert", "layers.1.attn.q").eval(), make_task()
+    prefix, limit = StoredPrefix(), 2**30
+    _, first = enter_above(model, task, "fp32", limit, prefix)
+    monkeypatch.setattr("sparsearch.search.prefix.store_inputs", None)
+    detach(model)
+    position, lora = find(positions_of(model), "layers.1.ffn.up"), make_kind("lora", {})
+    attach_units(model, [(position, lora, 2, 1)])
+    assert enter_above(model, task, "fp32", limit, prefix)[1] is first
+    for other in (
+        (model, dataclasses.replace(task), "fp32"),
+        (model, task, "bf16"),
+        (attached_at(build, "bert", "layers.1.attn.q").eval(), task, "fp32"),
+    ):
+        kept = StoredPrefix()
+        kept._of, kept._stored = prefix._of, prefix._stored
+        with pytest.raises(TypeError):  # it would store anew
+            enter_above(*other, limit, kept)
+
+
+def test_what_a_cut_below_changes_is_not_kept(build):
+    model, task = build("bert").eval(), make_task()
+    positions, prefix = positions_of(model), StoredPrefix()
+    lora = (find(positions, "layers.1.attn.o"), make_kind("lora", {}), 1, 1)
+    heads = find(positions, "layers.0.attn.heads")
+    attach_units(model, [lora])
+    plain = enter_above(model, task, "fp32", 2**30, prefix)[1]
+    detach(model)
+    attached = attach_units(model, [(heads, make_kind("heads", {}), 1, heads.units), lora])
+    attached.slots[0].unit.cut([1])
+    cut = enter_above(model, task, "fp32", 2**30, prefix)[1]
+    assert not torch.allclose(cut.train.stored.tokens, plain.train.stored.tokens, atol=1e-4)
+    detach(model)
+    attach_units(model, [lora])
+    again = enter_above(model, task, "fp32", 2**30, prefix)[1]
+    assert torch.equal(again.train.stored.tokens, plain.train.stored.tokens)

@@ -147,13 +147,13 @@ def test_a_second_driver_is_refused_by_name(study, db):
 def test_what_goes_wrong_in_a_trial_is_its_outcome(study, db, monkeypatch, max_attempts):
     real = trial_module.train
 
-    def failing(model, task, config, groups, seed, observe):
+    def failing(*arguments):
         failing.calls += 1
         if failing.calls == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         if failing.calls == 2:
             raise ValueError("no idea")
-        return real(model, task, config, groups, seed, observe)
+        return real(*arguments)
 
     failing.calls = 0
     monkeypatch.setattr(trial_module, "train", failing)
