@@ -189,7 +189,9 @@ class Judge:
             "train": {"epochs": arguments.epochs},
             "search": {"steps": arguments.steps},
         }
-        self.bench = open_workbench(self._config({}))
+        bench = open_workbench(self._config({}))
+        starts = WarmStarts(bench.model, bench.task, bench.config.train.precision, most=16)
+        self.bench = replace(bench, starts=starts)
         self.done = {Cell(**line["cell"]).key: line for line in read_lines(self.out)}
         self.rankings_file = self.out.with_suffix(".rankings.jsonl")
         self.rankings = {

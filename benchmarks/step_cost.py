@@ -35,7 +35,6 @@ from sparsearch.search.device import autocast, frozen_cast_once, peak_bytes, res
 from sparsearch.search.evaluate import forward, loss_of
 from sparsearch.search.gates import Gates
 from sparsearch.search.supernet import Supernet
-from sparsearch.search.tasks import batches
 from sparsearch.spaces.backbone import load_model, locate
 from sparsearch.spaces.space import build_space
 from sparsearch.workers.environment import environment
@@ -64,11 +63,7 @@ def peft_step(arguments: argparse.Namespace, tricks: bool) -> Iterator[Step]:
     task = toy_task(arguments.batch * 8, arguments.tokens, model.config.vocab_size)
     device = torch.device("cpu")
 
-    def endless() -> Iterator[dict[str, torch.Tensor]]:
-        while True:
-            yield from batches(task.train, arguments.batch, device, torch.Generator())
-
-    data = endless()
+    data = endless(task.train, arguments.batch, device, torch.Generator())
 
     def step() -> None:
         batch = next(data)

@@ -6,6 +6,7 @@ say little about the task. Where a gradient says too little, a brief fine-tuning
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -94,42 +95,56 @@ def brief_changes(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(derive(seed, "brief batches"))
     watch = FiniteWatch("brief fine-tuning", "set train.start_steps: 0")
-    attach_units(model, [])
-    head = [p for _, p in head_parameters(model)]
-    warm = [p.detach().clone() for p in head]
-    modules = {path: base_of(model).get_submodule(path) for path in hosts}
-    before = {path: module.get_parameter("weight") for path, module in modules.items()}
-    for path, module in modules.items():
-        module.weight = nn.Parameter(before[path].detach().clone())
-    weights = [module.get_parameter("weight") for module in modules.values()]
-    rates = [{"params": weights, "lr": _BRIEF_LR}, {"params": head, "lr": _BRIEF_HEAD_LR}]
-    optimizer = torch.optim.AdamW(rates, weight_decay=0.0, fused=True)
-    schedule = linear_schedule(optimizer, steps, _BRIEF_WARMUP)
     model.eval()
-    try:
+    with _copies_that_train(model, hosts) as (copies, own, head):
+        trained = [*copies.values(), *head]
+        rates = [
+            {"params": list(copies.values()), "lr": _BRIEF_LR},
+            {"params": head, "lr": _BRIEF_HEAD_LR},
+        ]
+        optimizer = torch.optim.AdamW(rates, weight_decay=0.0, fused=True)
+        schedule = linear_schedule(optimizer, steps, _BRIEF_WARMUP)
+        found = endless(task.train, _BATCH, device, generator)
         with frozen_cast_once(model, precision):
-            for step, batch in zip(
-                range(1, steps + 1), endless(task.train, _BATCH, device, generator), strict=False
-            ):
+            for step, batch in zip(range(1, steps + 1), found, strict=False):
                 loss = loss_of(forward(model, batch, precision), batch["labels"], task.type)
                 loss.backward()  # type: ignore[no-untyped-call]
-                watch.see(step, loss, nn.utils.clip_grad_norm_([*weights, *head], _BRIEF_CLIP))
+                norm = nn.utils.clip_grad_norm_(trained, _BRIEF_CLIP)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
+                watch.see(step, loss, norm)
                 observe("directions", step, steps)
         watch.look(steps)
-        return {
-            path: module.get_parameter("weight").detach() - before[path].detach()
-            for path, module in modules.items()
-        }
+        return {path: copy.detach() - own[path].detach() for path, copy in copies.items()}
+
+
+@contextlib.contextmanager
+def _copies_that_train(
+    model: nn.Module, hosts: Sequence[str]
+) -> Iterator[tuple[dict[str, nn.Parameter], dict[str, nn.Parameter], list[nn.Parameter]]]:
+    """Trainable copies in the place of some weights, and a head that trains: (copies, the weights, head).
+
+    Nothing is written to the weights, which other processes may share; they and the head's values come back.
+    """
+    modules = {path: base_of(model).get_submodule(path) for path in hosts}
+    own = {path: module.get_parameter("weight") for path, module in modules.items()}
+    head = [p for _, p in head_parameters(model)]
+    warm = [p.detach().clone() for p in head]
+    attach_units(model, [])
+    try:
+        copies = {path: nn.Parameter(weight.detach().clone()) for path, weight in own.items()}
+        for path, module in modules.items():
+            module.weight = copies[path]
+        yield copies, own, head
     finally:
         for path, module in modules.items():
-            module.weight = before[path]
+            module.weight = own[path]
         detach(model)
         with torch.no_grad():
             for parameter, value in zip(head, warm, strict=True):
                 parameter.copy_(value)
+                parameter.grad = None
 
 
 def batch_gradients(

@@ -117,24 +117,27 @@ class StoredPrefix:
     """What was stored last, for the next training above the same layer of the same backbone."""
 
     def __init__(self) -> None:
-        self._of: tuple[nn.Module, Task, int, str] | None = None
-        self._stored: Task | None = None
+        self._kept: tuple[nn.Module, Task, int, str, Task] | None = None
+
+    def clear(self) -> None:
+        """Make room."""
+        self._kept = None
 
     def above(self, model: nn.Module, layer: int, task: Task, precision: str) -> Task:
         """The task with the inputs of a layer; not kept where something attached below changes them."""
-        if self._of is not None and self._stored is not None:
-            its_model, its_task, *rest = self._of
-            same = its_model is model and its_task is task and rest == [layer, precision]
-            if same and _plain_below(model, layer):
-                return self._stored
-        self._of = self._stored = None  # makes room for the next
+        plain = _plain_below(model, layer)
+        if self._kept is not None and plain:
+            of_model, of_task, *of, stored = self._kept
+            if of_model is model and of_task is task and of == [layer, precision]:
+                return stored
+        self.clear()
         stored = replace(
             task,
             train=store_inputs(model, layer, task.train, precision),
             validation=store_inputs(model, layer, task.validation, precision),
         )
-        if _plain_below(model, layer):
-            self._of, self._stored = (model, task, layer, precision), stored
+        if plain:
+            self._kept = (model, task, layer, precision, stored)
         return stored
 
 
@@ -165,12 +168,14 @@ def enter_above(
         limit_bytes: Most memory for what is stored.
         prefix: Where it stays for the next training; nowhere by default.
     """
+    prefix = StoredPrefix() if prefix is None else prefix
     layer = first_layer(model)
     if layer == 0:
+        prefix.clear()
         return model, task
     tokens = int(task.train.lengths.sum() + task.validation.lengths.sum())
     width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
     if tokens * width * _FLOAT_BYTES > limit_bytes:
+        prefix.clear()
         return model, task
-    prefix = StoredPrefix() if prefix is None else prefix
     return Upper(model, layer), prefix.above(model, layer, task, precision)

@@ -160,7 +160,6 @@ def train(
     Raises:
         TrainingDiverged: If a loss or gradient is NaN or infinite.
     """
-    prefix = StoredPrefix() if prefix is None else prefix
     if config.weight_decay:  # it moves every row
         return _train(model, task, config, groups, seed, observe, prefix)
     with only_rows_read(model, task, groups) as small:
@@ -174,7 +173,7 @@ def _train(
     groups: list[dict[str, Any]],
     seed: int,
     observe: Observer,
-    prefix: StoredPrefix,
+    prefix: StoredPrefix | None,
 ) -> TrainResult:
     device = next(model.parameters()).device
     parameters = [p for group in groups for p in group["params"]]

@@ -1,4 +1,4 @@
-"""What trials of one seed start from: a head that has learnt alone, and what the gradient through it says."""
+"""What trials of one seed start from: a head that has learnt alone, and directions found over it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sparsearch.search.device import is_out_of_memory
 from sparsearch.search.gradients import brief_changes, sample_losses, sample_rows, warm_head
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, silent
 from sparsearch.search_config import SAMPLE_ROWS
 from sparsearch.spaces.align import Aligning, Bases, find_bases, hosts_by_weight
-from sparsearch.spaces.backbone import head_parameters
+from sparsearch.spaces.backbone import head_parameters, positions_of
 
 __all__ = ["Once", "WarmStart", "WarmStarts", "new_head"]
-
-_KEPT = 4
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A pure function of backbone, task, seed and precision, the same for every structure.
+    """A pure function of backbone, task, seed, rows, steps and precision, the same for every structure.
 
     Attributes:
         head: Parameters of the warm head by name.
-        bases: What the gradient chose for units.
+        bases: What the gradient, or a brief fine-tuning, chose for units.
     """
 
     head: Mapping[str, Tensor]
@@ -79,13 +78,20 @@ class WarmStarts:
         task: Its training split is sampled.
         precision: Of the passes.
         once: Where other processes share them.
+        most: How many are remembered.
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, precision: str, once: Once = _at_once
+        self,
+        model: nn.Module,
+        task: Task,
+        precision: str,
+        once: Once | None = None,
+        most: int = 4,
     ) -> None:
-        self.model, self.task, self.precision, self.once = model, task, precision, once
-        self._known: dict[object, WarmStart] = {}
+        self.model, self.task, self.precision = model, task, precision
+        self.once, self.most = once or _at_once, most
+        self._known: dict[tuple[tuple[int, ...], frozenset[object]], WarmStart] = {}
 
     def get(
         self,
@@ -104,14 +110,16 @@ class WarmStarts:
             steps: Of a brief fine-tuning, whose changes take the gradient's place; 0 for none.
             observe: Told of its steps.
         """
-        key = (seed, rows, steps, tuple(aligning))
-        if key not in self._known:
-            name = f"{seed} {rows} {steps} {[(p.name, repr(kind)) for p, kind in aligning]}"
-            found = self.once(name, lambda: self._make(seed, aligning, rows, steps, observe))
-            for old in list(self._known)[: 1 - _KEPT]:
-                del self._known[old]
-            self._known[key] = found
-        return self._known[key]
+        made_as, wanted = (seed, rows, steps), set(aligning)
+        for (others, has), start in self._known.items():
+            if others == made_as and wanted <= has:  # no basis depends on what else aligns
+                return start
+        name = f"{seed} {rows} {steps} {[(p.name, repr(kind)) for p, kind in aligning]}"
+        found = self.once(name, lambda: self._make(seed, aligning, rows, steps, observe))
+        for old in list(self._known)[: max(0, len(self._known) + 1 - self.most)]:
+            del self._known[old]
+        self._known[made_as, frozenset(wanted)] = found
+        return found
 
     def _make(
         self, seed: int, aligning: Aligning, rows: int, steps: int, observe: Observer
@@ -120,15 +128,28 @@ class WarmStarts:
         new_head(self.model, seed, "warm head")
         warm_head(self.model, self.task, sample, seed, self.precision)
         losses = sample_losses(self.model, self.task, sample, self.precision)
-        hosts = hosts_by_weight(aligning)
-        changes = (
-            brief_changes(self.model, self.task, hosts, steps, seed, self.precision, observe)
-            if steps and hosts
-            else None
-        )
+        changes = None
+        if steps and hosts_by_weight(aligning):
+            changes = self._changes(steps, seed, observe)
         bases = find_bases(self.model, aligning, losses, changes)
         head = {n: p.detach().clone() for n, p in head_parameters(self.model)}
         return WarmStart(head, bases)
+
+    def _changes(self, steps: int, seed: int, observe: Observer) -> dict[str, Tensor]:
+        """Of all linears together, whichever of them are asked for."""
+        linears = [p.module for p in positions_of(self.model) if p.role == "linear"]
+        hosts = list(dict.fromkeys(linears))
+        try:
+            return brief_changes(
+                self.model, self.task, hosts, steps, seed, self.precision, observe
+            )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                "the brief fine-tuning that finds directions does not fit into memory; set train.start_steps: 0 "
+                f"for directions of the gradient ({error})"
+            ) from error
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
-"""Aligning: frozen parts of attached units that the task chooses: by its gradient, and what passes through linears."""
+"""Aligning: frozen parts of units that the task chooses, by how weights change and what passes through them."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of
 from sparsearch.spaces.kinds import Kind, Removal, WeightMask
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 Aligning = Collection[tuple[Position, Kind]]
-"""Kinds whose units have frozen parts that the gradient chooses, and where."""
+"""Kinds whose units have frozen parts that the task chooses, and where."""
 
 Bases = Mapping[tuple[str, str], Basis]
 """Names of position and kind -> frozen parts."""
@@ -46,12 +48,17 @@ def align(
         changes: Path of a module in the backbone -> how its weight changes in a brief fine-tuning (of a copy, by
             any trainer), in the place of the gradient.
 
+    Raises:
+        StructureError: If a change is missing, or has another shape than its weight.
+
     Example:
         >>> align(model, (model(**batch).loss for batch in loader))  # doctest: +SKIP
     """
     attachment = attachment_of(model)
     slots = attachment.slots if attachment is not None else []
     aligning = [(slot.position, slot.kind) for slot in slots if slot.kind.aligns]
+    if changes is not None:
+        _check_changes(model, hosts_by_weight(aligning), changes)
     cutting = [slot for slot in slots if isinstance(slot.kind, Removal)]
     for slot in cutting:
         slot.idle = True  # what goes is seen before it does
@@ -61,6 +68,27 @@ def align(
         for slot in cutting:
             slot.idle = False
     take_bases(model, bases)
+
+
+def _check_changes(
+    model: nn.Module, hosts: Collection[str], changes: Mapping[str, Tensor]
+) -> None:
+    base = base_of(model)
+    shapes = {
+        path: tuple(base.get_submodule(path).get_parameter("weight").shape) for path in hosts
+    }
+    problems = []
+    for path, shape in shapes.items():
+        if path not in changes:
+            near = difflib.get_close_matches(path, changes, n=1)
+            problems.append(f"{path} is missing" + (f" (there is {near[0]})" if near else ""))
+        elif tuple(changes[path].shape) != shape:
+            problems.append(f"{path} is {tuple(changes[path].shape)}, its weight {shape}")
+    if problems:
+        raise StructureError(
+            "changes do not fit: " + "; ".join(problems[:5]),
+            "name modules by their path inside the backbone, without '.weight'",
+        )
 
 
 def aligning_at(kinds: Iterable[Kind], positions: Iterable[Position]) -> Aligning:
@@ -81,7 +109,7 @@ def find_bases(
     losses: Iterable[Tensor],
     changes: Mapping[str, Tensor] | None = None,
 ) -> Bases:
-    """What kinds take from the mean gradient at some positions, and from what passes through linears.
+    """What kinds take from the mean gradient (or a change) at some positions, and from what passes through linears.
 
     Args:
         model: The identity point: nothing attached, or nothing of it trained.

@@ -110,6 +110,7 @@ def execute(
         outcome = Outcome("failed", str(error))
     except Exception as error:  # noqa: BLE001 - any failure of one trial is that trial's outcome
         state: FinishedState = "oom" if is_out_of_memory(error) else "failed"
+        bench.prefix.clear()  # room for another try
         outcome = Outcome(state, f"{type(error).__name__}: {str(error)[:2000]}")
     finally:
         detach(bench.model)

@@ -140,7 +140,7 @@ def open_workbench(
     model, backbone, task = load_backbone(config.model, config.task, config.folder, device, shelf)
     if shelf is not None and device.type == "cpu":
         shelf.share(model, bf16=uses_bf16(device, precision))
-    starts = WarmStarts(model, task, precision, *([once] if once is not None else []))
+    starts = WarmStarts(model, task, precision, once)
     return Workbench(config, model, space_of(model, config.space), backbone, task, starts)
 
 

@@ -36,11 +36,11 @@ class Kind:
 
     @property
     def aligns(self) -> bool:
-        """Whether units have frozen parts that the gradient of the task chooses, by ``basis``."""
+        """Whether units have frozen parts that the task chooses, by ``basis``."""
         return False
 
     def basis(self, position: Position, matrix: Tensor) -> Basis:
-        """Frozen parts by a matrix (out, in): the gradient of the host's weight, or the weight itself."""
+        """Frozen parts by a matrix (out, in): the host's weight, its gradient, or its change in a brief fine-tuning."""
         return ()
 
     def accepts(self, position: Position) -> bool:

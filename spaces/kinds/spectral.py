@@ -1,7 +1,8 @@
 """Spectral units: trained values on frozen pairs of singular directions, delta = sum_k s_k u_k v_k^T x.
 
 The form of SVF and SVDiff (Sun et al. 2022; Han et al. 2023), on directions that the task chooses: the singular
-vectors of the loss's gradient, as LoRA-GA takes them, instead of the weight's own.
+vectors of the loss's gradient, as LoRA-GA takes them, or of the change of a brief fine-tuning, instead of the
+weight's own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Spectral(Kind):
 
     @property
     def aligns(self) -> bool:
-        """The gradient chooses the directions."""
+        """The task chooses the directions."""
         return True
 
     def accepts(self, position: Position) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsearch.config import ProbeConfig, SearchConfig, TrainConfig
-from sparsearch.errors import TrainingDiverged
+from sparsearch.errors import Cancelled, StructureError, TrainingDiverged
 from sparsearch.search.evaluate import forward, loss_of
 from sparsearch.search.gradients import (
     batch_gradients,
@@ -157,14 +157,57 @@ def test_a_brief_fine_tuning_tells_changes_that_lower_the_loss_and_leaves_the_mo
     assert loss() < start
 
 
-def test_a_brief_fine_tuning_that_diverges_says_so_and_leaves_the_model(build):
+@pytest.mark.parametrize("end", ["diverges", "cancelled"])
+def test_a_brief_fine_tuning_that_ends_early_leaves_the_model(build, end):
     model, task = build("bert", labels=2).eval(), make_task()
+    if end == "diverges":
+        with torch.no_grad():
+            model.bert.encoder.layer[0].intermediate.dense.weight[0, 0] = float("nan")
     before = dict(model.named_parameters())
-    with torch.no_grad():
-        model.bert.encoder.layer[0].intermediate.dense.weight[0, 0] = float("nan")
-    with pytest.raises(TrainingDiverged, match="start_steps: 0"):
-        brief_changes(model, task, ["encoder.layer.1.attention.self.query"], 2, 0, "fp32")
-    assert dict(model.named_parameters()) == before and attachment_of(model) is None
+    values = {n: p.detach().clone() for n, p in before.items()}
+
+    def observe(phase, done, total, score=None):
+        if end == "cancelled" and done == 3:
+            raise Cancelled("enough")
+
+    host = "encoder.layer.1.attention.self.query"
+    error, words = {
+        "diverges": (TrainingDiverged, "start_steps: 0"),
+        "cancelled": (Cancelled, "enough"),
+    }[end]
+    with pytest.raises(error, match=words):
+        brief_changes(model, task, [host], 25, 0, "fp32", observe)
+    after = dict(model.named_parameters())
+    assert after == before and attachment_of(model) is None
+    assert all(torch.equal(p, values[n]) or "layer.0.inter" in n for n, p in after.items())
+    assert all(p.grad is None for p in after.values())
+
+
+def test_what_a_brief_fine_tuning_needs_may_be_too_much(build, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("sparsearch.search.warm_start.brief_changes", full)
+    model = build("bert", labels=2).eval()
+    aligning = [
+        (find(positions_of(model), "layers.1.attn.v"), make_kind("spectral", {"block": 3}))
+    ]
+    with pytest.raises(MemoryError, match=r"start_steps: 0.*no room"):
+        WarmStarts(model, make_task(), "fp32").get(0, aligning, 32, 5)
+
+
+def test_no_direction_depends_on_what_else_aligns(build):
+    model, task = build("bert", labels=2).eval(), make_task()
+    spectral = make_kind("spectral", {"block": 3})
+    delta = make_kind("sparse_delta", {"support": "gradient"})
+    whole = aligning_at([spectral, delta], positions_of(model))
+    part = [(p, k) for p, k in whole if k is spectral and p.name.endswith("attn.v")]
+    alone = WarmStarts(model, task, "fp32").get(0, part, 32, 5)
+    starts = WarmStarts(model, task, "fp32")
+    both = starts.get(0, whole, 32, 5)
+    for key, basis in alone.bases.items():
+        assert all(torch.equal(a, b) for a, b in zip(basis, both.bases[key], strict=True))
+    assert starts.get(0, part, 32, 5) is both and starts.get(0, part, 32, 6) is not both
 
 
 def test_units_take_the_directions_of_a_brief_fine_tuning(build):
@@ -175,15 +218,21 @@ def test_units_take_the_directions_of_a_brief_fine_tuning(build):
     by_gradient, by_change = (starts.get(0, aligning, 32, steps) for steps in (0, 12))
     assert all(torch.equal(by_change.head[n], p) for n, p in by_gradient.head.items())
     by_change.load_head(model)
-    (change,) = brief_changes(model, task, [position.module], 12, 0, "fp32").values()
+    linears = [p.module for p in positions_of(model) if p.role == "linear"]
+    changes = brief_changes(model, task, linears, 12, 0, "fp32")
+    change = changes[position.module]
     _, size, _ = torch.linalg.svd(change)
     left, right = by_change.bases[position.name, "spectral"]
     captured = (left[:, :3].float().T @ change @ right[:3].float().T).norm()
     assert captured == pytest.approx(float(size[:3].norm()), rel=1e-2)
     assert not torch.equal(left, by_gradient.bases[position.name, "spectral"][0])
     attach_units(model, [(position, kind, 1, 1)])
-    align(model, iter(()), {position.module: change})  # no loss is asked for
+    align(model, iter(()), changes)  # no loss is asked for
     assert torch.equal(attachment_of(model).slots[0].unit.left, left[:, :3])
+    with pytest.raises(StructureError, match=f"{position.module} is missing .there is"):
+        align(model, iter(()), {f"bert.{position.module}": change})
+    with pytest.raises(StructureError, match="its weight"):
+        align(model, iter(()), {position.module: change[:1]})
 
 
 def test_a_sample_is_equal_for_equal_seeds(build):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -141,10 +142,40 @@ def test_the_next_training_above_the_same_layer_stores_nothing(build, monkeypatc
         (model, task, "bf16"),
         (attached_at(build, "bert", "layers.1.attn.q").eval(), task, "fp32"),
     ):
-        kept = StoredPrefix()
-        kept._of, kept._stored = prefix._of, prefix._stored
         with pytest.raises(TypeError):  # it would store anew
-            enter_above(*other, limit, kept)
+            enter_above(*other, limit, copy.copy(prefix))
+
+
+def test_training_above_a_kept_prefix_equals_training_above_a_new_one(build):
+    model, task, prefix = build("bert"), make_task(), StoredPrefix()
+    config, position = TrainConfig(epochs=2, batch_size=8, precision="fp32"), "layers.1.attn.o"
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        lora = (find(positions_of(model), position), make_kind("lora", {}), 1, 1)
+        attach_units(model, [lora], train_head=False)
+        groups = learning_rates(model, 1e-2, {})
+        result = train(model, task, config, groups, seed=3, prefix=prefix)
+        found.append([result.history, *(p.tolist() for p in groups[0]["params"])])
+        detach(model)
+    assert found[0] == found[1]
+
+
+def test_where_nothing_is_skipped_nothing_stays(build, monkeypatch):
+    model, task, prefix = build("bert").eval(), make_task(), StoredPrefix()
+    lora = make_kind("lora", {})
+    for name, limit in (("layers.0.attn.q", 2**30), ("layers.1.attn.q", 1)):
+        attach_units(model, [(find(positions_of(model), "layers.1.attn.q"), lora, 1, 1)])
+        enter_above(model, task, "fp32", 2**30, prefix)
+        detach(model)
+        attach_units(model, [(find(positions_of(model), name), lora, 1, 1)])
+        assert enter_above(model, task, "fp32", limit, prefix) == (model, task)
+        detach(model)
+        attach_units(model, [(find(positions_of(model), "layers.1.attn.q"), lora, 1, 1)])
+        with monkeypatch.context() as patch, pytest.raises(TypeError):
+            patch.setattr("sparsearch.search.prefix.store_inputs", None)
+            enter_above(model, task, "fp32", 2**30, prefix)
+        detach(model)
 
 
 def test_what_a_cut_below_changes_is_not_kept(build):
