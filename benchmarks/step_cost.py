@@ -35,6 +35,7 @@ from sparsearch.search.device import autocast, frozen_cast_once, peak_bytes, res
 from sparsearch.search.evaluate import forward, loss_of
 from sparsearch.search.gates import Gates
 from sparsearch.search.supernet import Supernet
+from sparsearch.search.tasks import endless
 from sparsearch.spaces.backbone import load_model, locate
 from sparsearch.spaces.space import build_space
 from sparsearch.workers.environment import environment
