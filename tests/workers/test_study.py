@@ -19,6 +19,7 @@ from sparsearch.errors import ExportError, InfeasibleError, LeaseError, StoreErr
 from sparsearch.results.export import export
 from sparsearch.results.lease import Owner
 from sparsearch.results.store import Store
+from sparsearch.results.values import Trial
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.checkpoint import load_checkpoint, read_checkpoint
 from sparsearch.spaces.merge import count_zeros
@@ -235,6 +236,32 @@ def test_an_option_that_no_cost_tells_of_is_another_ranking(study):
         )
         keys.add(trial_module.ranking_key(open_workbench(config), "s3pet", Budget(600), 0))
     assert len(keys) == 2
+
+
+def test_a_brief_fine_tuning_reaches_ranking_and_trial(study):
+    kinds = {"spectral": {"block": 4, "max_blocks": 2}}
+    budget, keys, weights, phases = Budget(60, text="60"), [], [], []
+    for steps in (0, 2, 2):
+        content = study | {"space": {"kinds": kinds}}
+        content["train"] = content["train"] | {"start_steps": steps}
+        bench = open_workbench(StudyConfig.model_validate(content))
+        trial = Trial(0, "s3pet", budget, 0)
+        seen = []
+        outcome = trial_module.execute(
+            bench, trial, lambda key: None, lambda *told, seen=seen: seen.append(told[0])
+        )
+        assert outcome.state == "ok", outcome.message
+        keys.append(trial_module.ranking_key(bench, "s3pet", budget, 0))
+        weights.append(safetensors.torch.load(outcome.weights))
+        phases.append(seen.count("directions"))
+    assert phases == [0, 2, 2], "once for ranking and training together"
+    assert keys[0] != keys[1] == keys[2]
+    left = [{n: t for n, t in found.items() if n.endswith("left")} for found in weights]
+    assert left[1] and left[1].keys() == left[2].keys()
+    assert all(torch.equal(t, left[2][n]) for n, t in left[1].items())
+    assert left[0].keys() != left[1].keys() or any(
+        not torch.equal(t, left[1][n]) for n, t in left[0].items()
+    )
 
 
 def test_no_trial_changes_the_backbone(study):
