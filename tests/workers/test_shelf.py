@@ -6,11 +6,12 @@ import copy
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from sparsearch.config import StudyConfig
+from sparsearch.results.values import Trial
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.warm_start import WarmStart
 from sparsearch.spaces.align import aligning_at
@@ -33,10 +34,10 @@ def config(request, study, tiny_folder, tmp_path):
     """Of a checkpoint in either precision; transformers maps only the first into float32."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
-    tensors = load_file(folder / "model.safetensors")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
     dtype = getattr(torch, request.param)
     tensors = {n: t.to(dtype) for n, t in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     train = study["train"] | {"precision": "bf16"}
     return StudyConfig.model_validate(study | {"model": {"path": str(folder)}, "train": train})
 
@@ -67,6 +68,23 @@ def test_trials_on_a_shelf_end_as_others_do(config, tmp_path):
             assert one.state == "ok", one.message
             assert (one.structure, one.measurements) == (other.structure, other.measurements)
         assert all(mapped(p) for p in backbone(bench.model).values())
+
+
+def test_a_brief_fine_tuning_leaves_what_is_shared_as_it_is(config, tmp_path):
+    space = config.space.model_copy(update={"kinds": {"spectral": {"block": 4, "max_blocks": 2}}})
+    train = config.train.model_copy(update={"start_steps": 3})
+    config = config.model_copy(update={"space": space, "train": train})
+    plain, trial = open_workbench(config), Trial(0, "s3pet", Budget(60, text="60"), 0)
+    with open_shelf(tmp_path / "shelf") as shelf:
+        bench = open_workbench(config, shelf)
+        one, other = (execute(b, trial, lambda key: None) for b in (plain, bench))
+        assert one.state == "ok", one.message
+        assert one.structure == other.structure
+        assert one.measurements == other.measurements
+        weights = [safetensors.torch.load(outcome.weights) for outcome in (one, other)]
+        assert all(torch.equal(t, weights[1][n]) for n, t in weights[0].items())
+        for name, parameter in backbone(bench.model).items():
+            assert mapped(parameter) and torch.equal(parameter, backbone(plain.model)[name]), name
 
 
 def test_bf16_matrices_are_shared_but_not_copied(config, tmp_path):
