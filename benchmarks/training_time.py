@@ -40,7 +40,6 @@ COMPENSATING = {
     "neurons": {"block": 16, "compensate": "linear"},
 }
 SAVING, LOSS = 0.35, 0.01
-WARM_STEPS = 16  # batches of the rows that the warm start samples
 
 
 def run_cell(
@@ -69,7 +68,7 @@ def run_cell(
             "full_lr": arguments.lr,
             "precision": arguments.precision,
             "backbone": True,
-            "start_rows": 32 * WARM_STEPS,
+            "start_rows": arguments.start_rows,
         },
     }
     sections, problems = sections_of(*read_study(study, ()))
@@ -83,7 +82,7 @@ def run_cell(
     steps = outcome.ranking[1].steps if outcome.ranking else 0
     ratio = outcome.inference_flops_ratio or 1.0
     # For the regression: a forward for the warm head, a forward and half a backward for the moments.
-    warm = WARM_STEPS if compensates else 0
+    warm = arguments.start_rows / arguments.batch_size if compensates else 0
     return {
         "task": task,
         "contestant": contestant,
@@ -94,7 +93,7 @@ def run_cell(
         "search_steps": steps,
         # In steps of the dense model: a step costs what the model that it trains computes.
         "dense_steps": steps
-        + warm * 32 / arguments.batch_size
+        + warm
         + arguments.epochs * math.ceil(len(bench.task.train) / arguments.batch_size) * ratio,
         "params": outcome.trainable_params,
         "flops_ratio": ratio,
@@ -103,6 +102,7 @@ def run_cell(
         "lr": arguments.lr,
         "batch_size": arguments.batch_size,
         "precision": arguments.precision,
+        "start_rows": arguments.start_rows,
         "threads": torch.get_num_threads(),
         "environment": asdict(environment()),
     }
@@ -158,6 +158,9 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=32, help="for everybody")
     parser.add_argument("--lr", type=float, default=2e-4, help="of all weights, for everybody")
     parser.add_argument("--flops", default="50%")
+    parser.add_argument(
+        "--start-rows", type=int, default=512, help="of which the surgeon's moments are"
+    )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("training_time.jsonl"))
