@@ -103,8 +103,8 @@ def eliminate(
     Yields:
         The group's number, and what cutting it costs per feature; never less than those before it.
     """
-    factor = torch.linalg.cholesky(ridged(covariance))
-    inverse = torch.cholesky_inverse(factor).float()
+    # Not by Cholesky: moments of few tokens may be no covariance, by rounding.
+    inverse = torch.linalg.inv(ridged(covariance)).float()
     w = weight.to(torch.float32, copy=True)  # changed in place
     gw = gradient.float() @ w
     left, price = list(range(len(widths))), -math.inf
