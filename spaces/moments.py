@@ -77,9 +77,7 @@ class Moments(Passing):
         """Take a batch: the gradient of its mean loss by the output (..., out)."""
         x, g = self.rows(gradient)
         size = g.square().sum(1)
-        seen = (
-            size != 0
-        )  # padding has no gradient, nor what the head does not read of the last layer
+        seen = size != 0  # padding has no gradient, nor has what no head reads
         x, g, size = x[seen], g[seen], size[seen]
         weighted = x * size[:, None]
         self.weight = self.weight + size.sum()
