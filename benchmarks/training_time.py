@@ -1,9 +1,9 @@
 """What EarlyBERT saves in training: search and ticket training against full fine-tuning, in seconds and FLOPs.
 
-Full fine-tuning runs its epochs on the dense model. The ticket is drawn (by slimming coefficients on a copy, as
-published, or by the surgeon, whose tickets start with what stays standing in for what goes), cut out, and
-fine-tuned for as many epochs. Random tickets of the same FLOPs are the control. One JSON line per run; a
-second call goes on where the first stopped.
+Full fine-tuning runs its epochs on the dense model. The ticket is drawn by slimming coefficients on a copy, as
+published, cut out, and fine-tuned for as many epochs; or it is cut by the preset ``ticket`` from what the first
+steps left, which are taken off its epochs. Random tickets of the same FLOPs are the control. One JSON line per
+run; a second call goes on where the first stopped.
 
     python benchmarks/training_time.py --data FOLDER --out training_time.jsonl
 """
@@ -32,12 +32,9 @@ CONTESTANTS = {
     "full": ("full", {}),
     "slimming": ("slimming", {}),
     "slimming-layerwise": ("slimming", {"allocation": "layerwise"}),
+    "slimming-late": ("slimming", {"steps": 20, "l1": 1e-4, "coefficient_lr": 0.01}),
     "surgeon": ("surgeon", {}),
     "random": ("random", {}),
-}
-COMPENSATING = {
-    "heads": {"compensate": "linear"},
-    "neurons": {"block": 16, "compensate": "linear"},
 }
 SAVING, LOSS = 0.35, 0.01
 
@@ -47,7 +44,7 @@ def run_cell(
 ) -> dict[str, Any]:
     """One training, with its search."""
     strategy, search = CONTESTANTS[contestant]
-    compensates = strategy == "surgeon"
+    late = contestant in ("surgeon", "slimming-late")
     folder = arguments.data.resolve() / task
     files = {s: str(folder / f"{s}.jsonl") for s in ("train", "validation", "test")}
     study = {
@@ -59,7 +56,7 @@ def run_cell(
             "max_length": 64,
             **({"max_train_rows": arguments.rows} if arguments.rows else {}),
         },
-        "space": {"kinds": COMPENSATING} if compensates else {"preset": "earlybert"},
+        "space": {"preset": "ticket" if late else "earlybert"},
         "budgets": {"max_inference_flops": [arguments.flops]},
         "search": search,
         "train": {
@@ -69,6 +66,7 @@ def run_cell(
             "precision": arguments.precision,
             "backbone": True,
             "start_rows": arguments.start_rows,
+            "start_steps": arguments.start_steps if late else 0,
         },
     }
     sections, problems = sections_of(*read_study(study, ()))
@@ -81,8 +79,10 @@ def run_cell(
     assert outcome.state == "ok", outcome.message
     steps = outcome.ranking[1].steps if outcome.ranking else 0
     ratio = outcome.inference_flops_ratio or 1.0
-    # For the regression: a forward for the warm head, a forward and half a backward for the moments.
-    warm = arguments.start_rows / arguments.batch_size if compensates else 0
+    batches, warm = math.ceil(len(bench.task.train) / arguments.batch_size), 0.0
+    if late:  # a forward for the warm head, a forward and half a backward for the moments
+        warm = arguments.start_rows / arguments.batch_size
+    taken = 0 if contestant == "full" else bench.config.train.steps_taken
     return {
         "task": task,
         "contestant": contestant,
@@ -92,9 +92,7 @@ def run_cell(
         "seconds": outcome.seconds,
         "search_steps": steps,
         # In steps of the dense model: a step costs what the model that it trains computes.
-        "dense_steps": steps
-        + warm
-        + arguments.epochs * math.ceil(len(bench.task.train) / arguments.batch_size) * ratio,
+        "dense_steps": steps + warm + taken + (arguments.epochs * batches - taken) * ratio,
         "params": outcome.trainable_params,
         "flops_ratio": ratio,
         "epochs": arguments.epochs,
@@ -103,6 +101,7 @@ def run_cell(
         "batch_size": arguments.batch_size,
         "precision": arguments.precision,
         "start_rows": arguments.start_rows,
+        "start_steps": taken,
         "threads": torch.get_num_threads(),
         "environment": asdict(environment()),
     }
@@ -160,6 +159,9 @@ def main() -> int:
     parser.add_argument("--flops", default="50%")
     parser.add_argument(
         "--start-rows", type=int, default=512, help="of which the surgeon's moments are"
+    )
+    parser.add_argument(
+        "--start-steps", type=int, default=48, help="of the dense model before the surgeon cuts"
     )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--threads", type=int, default=2)

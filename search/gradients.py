@@ -7,7 +7,7 @@ say little about the task. Where a gradient says too little, a brief fine-tuning
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,12 +19,20 @@ from sparsearch.search.prefix import enter_above
 from sparsearch.search.seeds import derive
 from sparsearch.search.tasks import Split, Task, batches, endless, subset
 from sparsearch.search.train import FiniteWatch, Observer, linear_schedule, silent
+from sparsearch.search_config import START_BATCH
 from sparsearch.spaces.attach import attach_units, detach
 from sparsearch.spaces.backbone import base_of, head_parameters
 
-__all__ = ["batch_gradients", "brief_changes", "sample_losses", "sample_rows", "warm_head"]
+__all__ = [
+    "batch_gradients",
+    "brief_changes",
+    "sample_losses",
+    "sample_rows",
+    "standing_in",
+    "warm_head",
+]
 
-_BATCH = 32
+_BATCH = START_BATCH
 _HEAD_EPOCHS = 6
 _HEAD_LR = 2e-2
 _CACHE_BYTES = 2**30
@@ -72,8 +80,8 @@ def brief_changes(
     seed: int,
     precision: str,
     observe: Observer = silent,
-) -> dict[str, Tensor]:
-    """How some weights change in a brief fine-tuning of them and the head, without dropout.
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """How some weights change in a brief fine-tuning of them and the head, without dropout, and the head then.
 
     Its leading singular vectors are where fine-tuning goes; those of the first gradient only where it sets out to.
 
@@ -87,7 +95,7 @@ def brief_changes(
         observe: Told of every step, in the phase ``directions``.
 
     Returns:
-        Path -> change of the module's weight, in the weight's form.
+        Path -> change of the module's weight, in the weight's form; name -> value of the head's parameters.
 
     Raises:
         TrainingDiverged: If a loss or a gradient is NaN or infinite.
@@ -116,7 +124,8 @@ def brief_changes(
                 watch.see(step, loss, norm)
                 observe("directions", step, steps)
         watch.look(steps)
-        return {path: copy.detach() - own[path].detach() for path, copy in copies.items()}
+        changes = {path: copy.detach() - own[path].detach() for path, copy in copies.items()}
+        return changes, {n: p.detach().clone() for n, p in head_parameters(model)}
 
 
 @contextlib.contextmanager
@@ -127,24 +136,39 @@ def _copies_that_train(
 
     Nothing is written to the weights, which other processes may share; they and the head's values come back.
     """
-    modules = {path: base_of(model).get_submodule(path) for path in hosts}
-    own = {path: module.get_parameter("weight") for path, module in modules.items()}
+    own = {path: base_of(model).get_submodule(path).get_parameter("weight") for path in hosts}
     head = [p for _, p in head_parameters(model)]
     warm = [p.detach().clone() for p in head]
     attach_units(model, [])
     try:
         copies = {path: nn.Parameter(weight.detach().clone()) for path, weight in own.items()}
-        for path, module in modules.items():
-            module.weight = copies[path]
-        yield copies, own, head
+        with standing_in(model, copies):
+            yield copies, own, head
     finally:
-        for path, module in modules.items():
-            module.weight = own[path]
         detach(model)
         with torch.no_grad():
             for parameter, value in zip(head, warm, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
+
+
+@contextlib.contextmanager
+def standing_in(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Other weights in the place of some modules' own, inside the context.
+
+    Args:
+        model: Its own weights are never written to.
+        weights: Path of a module in the backbone -> its weight meanwhile.
+    """
+    modules = {path: base_of(model).get_submodule(path) for path in weights}
+    own = {path: module.get_parameter("weight") for path, module in modules.items()}
+    try:
+        for path, module in modules.items():
+            module.weight = weights[path]
+        yield
+    finally:
+        for path, module in modules.items():
+            module.weight = own[path]
 
 
 def batch_gradients(

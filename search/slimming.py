@@ -18,7 +18,7 @@ from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.search.seeds import derive
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Task, batches
-from sparsearch.search.train import FiniteWatch, Observer, linear_schedule, silent
+from sparsearch.search.train import FiniteWatch, Observer, linear_schedule, silent, steps_per_epoch
 from sparsearch.spaces.space import Space
 
 __all__ = ["learn_coefficients", "shares", "steps_to_draw"]
@@ -65,8 +65,8 @@ def learn_coefficients(
         fused=True,
     )
     steps = steps_to_draw(search, train, task)
-    per_epoch = -(-len(task.train) // train.batch_size)
-    schedule = linear_schedule(optimizer, max(steps, train.epochs * per_epoch), train.warmup)
+    whole_training = train.epochs * steps_per_epoch(task, train)
+    schedule = linear_schedule(optimizer, max(steps, whole_training), train.warmup)
     generator = torch.Generator().manual_seed(derive(seed, "slimming"))
     watch = FiniteWatch("search", "lower train.full_lr or search.coefficient_lr")
     whole.train(train.dropout)
@@ -93,7 +93,7 @@ def steps_to_draw(search: SearchConfig, train: TrainConfig, task: Task) -> int:
     """Steps until the ticket is drawn: ``search.steps``, or the share ``search.draw`` of an epoch, rounded up."""
     if search.draw is None:
         return search.steps
-    return math.ceil(search.draw * math.ceil(len(task.train) / train.batch_size))
+    return math.ceil(search.draw * steps_per_epoch(task, train))
 
 
 def shares(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +26,7 @@ from sparsearch.search.supernet import Supernet
 from sparsearch.search.surgeon import cut_prices, prune_prices
 from sparsearch.search.swaps import hard_gates, swap
 from sparsearch.search.tasks import Task
-from sparsearch.search.train import Observer, learning_rates, silent, train
+from sparsearch.search.train import Observer, learning_rates, silent, steps_per_epoch, train
 from sparsearch.search.update_magnitude import update_magnitudes
 from sparsearch.search.warm_start import WarmStart, new_head
 from sparsearch.spaces.align import take_bases
@@ -279,8 +281,8 @@ def rank_update_magnitude(
     supernet = open_supernet(replace(problem, space=unmasked), seed, warm=False)
     try:
         steps = steps_to_draw(problem.search, problem.train, task)
-        batches = -(-len(task.train) // problem.train.batch_size)
-        epochs = max(1, -(-steps // batches))
+        per_epoch = steps_per_epoch(task, problem.train)
+        epochs = max(1, math.ceil(steps / per_epoch))
         config = problem.train.model_copy(update={"epochs": epochs})
         groups = learning_rates(problem.model, config.lr, config.kind_lr)
         train(
@@ -295,7 +297,7 @@ def rank_update_magnitude(
     for i, j in zip(space.removals, unmasked.removals, strict=True):
         scores[i] = places[j]
     seconds = time.monotonic() - started
-    return Ranking(tuple(scores), "update-magnitude", seed, epochs * batches, seconds)
+    return Ranking(tuple(scores), "update-magnitude", seed, epochs * per_epoch, seconds)
 
 
 RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
@@ -324,14 +326,16 @@ UNIFORM: Mapping[str, tuple[str, tuple[str, ...]]] = {
 def rank(
     strategy: str, problem: Problem, budget: Budget, seed: int, observe: Observer = silent
 ) -> Ranking:
-    """The ranking of a strategy in ``RANKERS``.
+    """The ranking of a strategy in ``RANKERS``, on the weights that its tickets will be cut from.
 
     Raises:
         ConfigError: If the strategy cannot rank the space.
     """
     if problems := unfit(strategy, problem.space):
         raise ConfigError(problems)
-    return RANKERS[strategy](problem, budget, seed, observe)
+    late = problem.train.steps_before_cut > 0
+    with problem.start().in_place(problem.model) if late else contextlib.nullcontext():
+        return RANKERS[strategy](problem, budget, seed, observe)
 
 
 def unfit(strategy: str, space: Space) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from sparsearch.config import TrainConfig
-from sparsearch.errors import TrainingDiverged
+from sparsearch.errors import ConfigError, TrainingDiverged
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, forward, loss_of
 from sparsearch.search.prefix import StoredPrefix, enter_above
@@ -27,6 +28,8 @@ __all__ = [
     "linear_schedule",
     "rates_of",
     "silent",
+    "steps_left",
+    "steps_per_epoch",
     "train",
 ]
 
@@ -137,6 +140,28 @@ class FiniteWatch:
             )
 
 
+def steps_per_epoch(task: Task, config: TrainConfig) -> int:
+    """Batches of the training split."""
+    return math.ceil(len(task.train) / config.batch_size)
+
+
+def steps_left(task: Task, config: TrainConfig, taken: int) -> int:
+    """Steps of a training of which some are taken already.
+
+    Raises:
+        ConfigError: If none is left.
+    """
+    steps = config.epochs * steps_per_epoch(task, config)
+    if taken >= steps:
+        raise ConfigError(
+            [
+                f"train.start_steps takes {taken} steps before the cut; the whole training is of {steps}, and nothing "
+                "is left for the ticket: lower it, or raise train.epochs"
+            ]
+        )
+    return steps - taken
+
+
 def train(
     model: nn.Module,
     task: Task,
@@ -145,6 +170,7 @@ def train(
     seed: int,
     observe: Observer = silent,
     prefix: StoredPrefix | None = None,
+    taken: int = 0,
 ) -> TrainResult:
     """Train the given parameters; keep the epoch that is best on validation, among those with final masks.
 
@@ -156,14 +182,16 @@ def train(
         seed: Of dropout and of the order of the rows.
         observe: Told of every step.
         prefix: Where outputs of the frozen lower layers stay for the next training of this backbone.
+        taken: Steps that the model has had already, which are taken off the first epochs.
 
     Raises:
+        ConfigError: If ``taken`` leaves no step.
         TrainingDiverged: If a loss or gradient is NaN or infinite.
     """
     if config.weight_decay:  # it moves every row
-        return _train(model, task, config, groups, seed, observe, prefix)
+        return _train(model, task, config, groups, seed, observe, prefix, taken)
     with only_rows_read(model, task, groups) as small:
-        return _train(model, task, config, small, seed, observe, prefix)
+        return _train(model, task, config, small, seed, observe, prefix, taken)
 
 
 def _train(
@@ -174,11 +202,12 @@ def _train(
     seed: int,
     observe: Observer,
     prefix: StoredPrefix | None,
+    taken: int,
 ) -> TrainResult:
     device = next(model.parameters()).device
     parameters = [p for group in groups for p in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
-    steps = config.epochs * math.ceil(len(task.train) / config.batch_size)
+    per_epoch, steps = steps_per_epoch(task, config), steps_left(task, config, taken)
     schedule = linear_schedule(optimizer, steps, config.warmup)
     generator = torch.Generator().manual_seed(seed)
     watch = FiniteWatch(
@@ -196,9 +225,11 @@ def _train(
         runner = model
         if not config.dropout:
             runner, task = enter_above(model, task, config.precision, config.cache_bytes, prefix)
-        for epoch in range(1, config.epochs + 1):
+        for epoch in range(1 + taken // per_epoch, config.epochs + 1):
             model.train(config.dropout)
-            for batch in batches(task.train, config.batch_size, device, generator):
+            first = max(0, taken - (epoch - 1) * per_epoch)
+            found = batches(task.train, config.batch_size, device, generator)
+            for batch in itertools.islice(found, first, None):
                 logits = forward(runner, batch, config.precision)
                 loss = loss_of(logits, batch["labels"], task.type)
                 loss.backward()  # type: ignore[no-untyped-call]

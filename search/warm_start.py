@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from sparsearch.search.device import is_out_of_memory
-from sparsearch.search.gradients import brief_changes, sample_losses, sample_rows, warm_head
+from sparsearch.search.gradients import (
+    brief_changes,
+    sample_losses,
+    sample_rows,
+    standing_in,
+    warm_head,
+)
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, silent
 from sparsearch.search_config import SAMPLE_ROWS
 from sparsearch.spaces.align import Aligning, Bases, find_bases, hosts_by_weight
-from sparsearch.spaces.backbone import head_parameters, positions_of
+from sparsearch.spaces.backbone import base_of, head_parameters, positions_of
 
 __all__ = ["Once", "WarmStart", "WarmStarts", "new_head"]
 
@@ -26,40 +33,58 @@ class WarmStart:
     """A pure function of backbone, task, seed, rows, steps and precision, the same for every structure.
 
     Attributes:
-        head: Parameters of the warm head by name.
+        head: Parameters of the warm head by name; with ``weights``, of the head that they left.
         bases: What the gradient, or a brief fine-tuning, chose for units.
+        weights: Path of a linear -> the weight that a brief fine-tuning left; only where tickets start from there,
+            and the bases are then of the backbone with these.
     """
 
     head: Mapping[str, Tensor]
     bases: Bases
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """As the bytes of a safetensors file, for another process."""
         tensors = {f"head/{name}": tensor for name, tensor in self.head.items()}
         for (position, kind), basis in self.bases.items():
             tensors |= {f"basis/{position}/{kind}/{i}": part for i, part in enumerate(basis)}
+        tensors |= {f"weight/{path}": tensor for path, tensor in self.weights.items()}
         return safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
 
     @classmethod
     def from_bytes(cls, data: bytes, device: torch.device) -> WarmStart:
         """What ``to_bytes`` packed, on a device."""
         head: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         bases: dict[tuple[str, str], dict[int, Tensor]] = {}
         for key, tensor in safetensors.torch.load(data).items():
             what, _, name = key.partition("/")
             if what == "head":
                 head[name] = tensor.to(device)
+            elif what == "weight":
+                weights[name] = tensor.to(device)
             else:
                 position, kind, number = name.split("/")
                 bases.setdefault((position, kind), {})[int(number)] = tensor.to(device)
         ordered = {k: tuple(parts[i] for i in sorted(parts)) for k, parts in bases.items()}
-        return cls(head, ordered)
+        return cls(head, ordered, weights)
 
     @torch.no_grad()
     def load_head(self, model: nn.Module) -> None:
         """Put the warm head on a model."""
         for name, parameter in head_parameters(model):
             parameter.copy_(self.head[name])
+
+    @torch.no_grad()
+    def load_weights(self, model: nn.Module) -> None:
+        """Write the weights into a copy of the backbone."""
+        for path, weight in self.weights.items():
+            base_of(model).get_submodule(path).get_parameter("weight").copy_(weight)
+
+    def in_place(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """The weights in the place of the backbone's own, inside the context."""
+        weights = {k: nn.Parameter(w, requires_grad=False) for k, w in self.weights.items()}
+        return standing_in(model, weights)
 
 
 Once = Callable[[str, Callable[[], WarmStart]], WarmStart]
@@ -100,6 +125,7 @@ class WarmStarts:
         rows: int = SAMPLE_ROWS,
         steps: int = 0,
         observe: Observer = silent,
+        late: bool = False,
     ) -> WarmStart:
         """The start of a seed, with bases for these kinds at these positions.
 
@@ -109,33 +135,47 @@ class WarmStarts:
             rows: Of the training split, for the head, the gradient and the moments.
             steps: Of a brief fine-tuning, whose changes take the gradient's place; 0 for none.
             observe: Told of its steps.
+            late: Whether tickets start from what the brief fine-tuning left (late rewinding, Frankle et al. 2020).
         """
-        made_as, wanted = (seed, rows, steps), set(aligning)
+        made_as, wanted = (seed, rows, steps, late), set(aligning)
         for (others, has), start in self._known.items():
             if others == made_as and wanted <= has:  # no basis depends on what else aligns
                 return start
-        name = f"{seed} {rows} {steps} {[(p.name, repr(kind)) for p, kind in aligning]}"
-        found = self.once(name, lambda: self._make(seed, aligning, rows, steps, observe))
+        name = f"{seed} {rows} {steps} {late} {[(p.name, repr(kind)) for p, kind in aligning]}"
+        found = self.once(name, lambda: self._make(seed, aligning, rows, steps, observe, late))
         for old in list(self._known)[: max(0, len(self._known) + 1 - self.most)]:
             del self._known[old]
         self._known[made_as, frozenset(wanted)] = found
         return found
 
     def _make(
-        self, seed: int, aligning: Aligning, rows: int, steps: int, observe: Observer
+        self, seed: int, aligning: Aligning, rows: int, steps: int, observe: Observer, late: bool
     ) -> WarmStart:
         sample = sample_rows(self.task, seed, rows)
         new_head(self.model, seed, "warm head")
         warm_head(self.model, self.task, sample, seed, self.precision)
         losses = sample_losses(self.model, self.task, sample, self.precision)
+        start = WarmStart({n: p.detach().clone() for n, p in head_parameters(self.model)}, {})
         changes = None
-        if steps and hosts_by_weight(aligning):
-            changes = self._changes(steps, seed, observe)
-        bases = find_bases(self.model, aligning, losses, changes)
-        head = {n: p.detach().clone() for n, p in head_parameters(self.model)}
-        return WarmStart(head, bases)
+        if steps and (late or hosts_by_weight(aligning)):
+            changes, head = self._changes(steps, seed, observe)
+            if late:
+                start = WarmStart(head, {}, self._changed(changes))
+                start.load_head(self.model)
+        with start.in_place(self.model):
+            return replace(start, bases=find_bases(self.model, aligning, losses, changes))
 
-    def _changes(self, steps: int, seed: int, observe: Observer) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _changed(self, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        base = base_of(self.model)
+        return {
+            path: base.get_submodule(path).get_parameter("weight") + change
+            for path, change in changes.items()
+        }
+
+    def _changes(
+        self, steps: int, seed: int, observe: Observer
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Of all linears together, whichever of them are asked for."""
         linears = [p.module for p in positions_of(self.model) if p.role == "linear"]
         hosts = list(dict.fromkeys(linears))
@@ -147,8 +187,8 @@ class WarmStarts:
             if not is_out_of_memory(error):
                 raise
             raise MemoryError(
-                "the brief fine-tuning that finds directions does not fit into memory; set train.start_steps: 0 "
-                f"for directions of the gradient ({error})"
+                "the brief fine-tuning does not fit into memory; set train.start_steps: 0 for directions of the "
+                f"gradient, or tickets of the pretrained weights ({error})"
             ) from error
 
 

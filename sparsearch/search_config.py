@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -10,7 +11,15 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sparsearch._fields import KIND_NAMES, Number, Positive, Rate, Section
 
-__all__ = ["KIND_LR", "SAMPLE_ROWS", "ProbeConfig", "SearchConfig", "Strategy", "TrainConfig"]
+__all__ = [
+    "KIND_LR",
+    "SAMPLE_ROWS",
+    "START_BATCH",
+    "ProbeConfig",
+    "SearchConfig",
+    "Strategy",
+    "TrainConfig",
+]
 
 Allocation = Literal["layerwise", "global"]
 
@@ -147,6 +156,7 @@ class SearchConfig(Section):
 
 
 SAMPLE_ROWS = 1024
+START_BATCH = 32
 
 KIND_LR = {
     "lora": 3e-3,
@@ -177,11 +187,12 @@ class TrainConfig(Section):
         start_rows: Training rows of which a seed's warm start is made: its head, the directions that units take
             from the gradient, the moments by which cuts are priced.
         start_steps: Steps of a brief fine-tuning of all linears, on the training split, from whose changes units
-            take their directions in the place of the gradient; 0 for the gradient. It needs the memory of full
-            fine-tuning.
+            take their directions in the place of the gradient; 0 for the gradient. With ``backbone`` what it
+            leaves is what is cut, and its steps are taken off the training that follows. It needs the memory of
+            full fine-tuning.
         dropout: Whether the backbone's own dropout is on.
         backbone: Whether the backbone trains too, for structures that only cut: what is left of it is
-            fine-tuned from its pretrained weights, as EarlyBERT does.
+            fine-tuned from its pretrained weights, as EarlyBERT does, or from what ``start_steps`` left of them.
         cache_bytes: Most memory for outputs of the frozen layers below all that trains, which then
             run once instead of in each epoch, and once for trials in a row with the same lowest layer; 0 runs
             them again. Needs dropout off.
@@ -204,6 +215,16 @@ class TrainConfig(Section):
     dropout: bool = False
     backbone: bool = False
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30
+
+    @property
+    def steps_before_cut(self) -> int:
+        """Steps of a brief fine-tuning before a ticket is cut from what it left."""
+        return self.start_steps if self.backbone else 0
+
+    @property
+    def steps_taken(self) -> int:
+        """Those steps in batches of the ticket's training."""
+        return math.ceil(self.steps_before_cut * START_BATCH / self.batch_size)
 
     @model_validator(mode="after")
     def _known_kinds(self) -> TrainConfig:

@@ -95,13 +95,16 @@ def train_structure(
     starts = WarmStarts(model, task, config.train.precision)
     whole = config.train.backbone
     if whole:
-        model = cut_out(model, structure, starts, config.train, seed, structure.hash)
+        model = cut_out(
+            model, structure, starts, config.train, seed, structure.hash, observe=observe
+        )
     else:
         attach_anew(model, structure, starts, config.train, seed, structure.hash, observe=observe)
     groups = rates_of(model, config.train, whole=whole)
     result = train(
-        model, task, config.train, groups, derive(seed, structure.hash, "train"), observe
-    )
+        model, task, config.train, groups, derive(seed, structure.hash, "train"), observe,
+        taken=config.train.steps_taken,
+    )  # fmt: skip
     test = evaluate(model, task, task.test, config.train.precision)
     if out is not None:
         write_spec(structure, pack_weights(model, task.classes), out)

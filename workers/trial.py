@@ -136,12 +136,14 @@ def _run(
     structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe, keep_ranking)
     config, model = bench.config.train, bench.model
     if config.backbone:
-        model = cut_out(bench.model, structure, bench.starts, config, trial.seed, trial.number)
+        model = cut_out(
+            model, structure, bench.starts, config, trial.seed, trial.number, observe=observe
+        )
     else:
         attach_anew(
             model, structure, bench.starts, config, trial.seed, trial.number, observe=observe
         )
-    result = _train(bench, model, trial, observe)
+    result = _train(bench, model, trial, observe, config.steps_taken)
     tokens = bench.task.max_length
     dense = dense_flops_per_token(bench.space.positions, tokens)
     weights: bytes | None = pack_weights(model, bench.task.classes, whole=config.backbone)
@@ -254,7 +256,7 @@ def rank_on(
     aligning = aligning_at(space.kinds.values(), space.positions)
     problem = Problem(
         bench.model, space, bench.task, config.search, config.train, _budgets(bench),
-        functools.partial(start_of, bench.starts, seed, aligning, config.train, observe),
+        functools.partial(start_of, bench.starts, seed, aligning, config.train, observe, late=True),
     )  # fmt: skip
     return replace(
         rank(strategy, problem, budget, derived, observe),
@@ -327,6 +329,8 @@ def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> s
 def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
     """The settings that make a ranking; those at their defaults are left out, so that new ones change no key."""
     rates = {"lr", "kind_lr", "precision", "dropout", "head_first", "start_rows", "start_steps"}
+    if config.train.steps_before_cut:
+        rates |= {"backbone"}
     if strategy in ("slimming", "update-magnitude"):  # train as trials do
         rates |= {"full_lr", "batch_size", "epochs", "warmup", "clip", "weight_decay"}
     return [
@@ -336,11 +340,11 @@ def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
 
 
 def _train(
-    bench: Workbench, model: PreTrainedModel, trial: Trial, observe: Observer
+    bench: Workbench, model: PreTrainedModel, trial: Trial, observe: Observer, taken: int = 0
 ) -> TrainResult:
     config, seed = bench.config.train, derive(trial.seed, trial.number, "train")
     groups = rates_of(model, config, whole=trial.strategy == "full" or config.backbone)
-    return train(model, bench.task, config, groups, seed, observe, bench.prefix)
+    return train(model, bench.task, config, groups, seed, observe, bench.prefix, taken)
 
 
 def _measure(

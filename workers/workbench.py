@@ -19,7 +19,7 @@ from sparsearch.search.device import choose_device, uses_bf16
 from sparsearch.search.prefix import StoredPrefix
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
-from sparsearch.search.train import Observer, silent
+from sparsearch.search.train import Observer, silent, steps_left
 from sparsearch.search.warm_start import Once, WarmStart, WarmStarts, new_head
 from sparsearch.spaces.align import Aligning, aligning_at, take_bases
 from sparsearch.spaces.attach import attach
@@ -133,11 +133,12 @@ def open_workbench(
     Raises:
         BackboneError: If the model cannot be loaded.
         DataError: If the data does not fit the task.
-        ConfigError: If the space is empty or misspelt.
+        ConfigError: If the space is empty or misspelt, or no training is left after the first steps.
     """
     device = choose_device(config.workers.device)
     precision = config.train.precision
     model, backbone, task = load_backbone(config.model, config.task, config.folder, device, shelf)
+    steps_left(task, config.train, config.train.steps_taken)
     if shelf is not None and device.type == "cpu":
         shelf.share(model, bf16=uses_bf16(device, precision))
     starts = WarmStarts(model, task, precision, once)
@@ -155,9 +156,12 @@ def start_of(
     aligning: Aligning,
     config: TrainConfig,
     observe: Observer = silent,
+    *,
+    late: bool = False,
 ) -> WarmStart:
-    """The warm start of a seed, made as a study says."""
-    return starts.get(seed, aligning, config.start_rows, config.start_steps, observe)
+    """The warm start of a seed, made as a study says; ``late``: that of its tickets."""
+    late = late and config.steps_before_cut > 0
+    return starts.get(seed, aligning, config.start_rows, config.start_steps, observe, late)
 
 
 def start_head(
@@ -198,8 +202,11 @@ def cut_out(
     config: TrainConfig,
     seed: int,
     *purpose: object,
+    observe: Observer = silent,
 ) -> PreTrainedModel:
     """A copy of a backbone without what a structure cuts, all of it trainable, with a new head.
+
+    With ``start_steps`` it is cut from what a brief fine-tuning left, and has the head of that.
 
     Raises:
         StructureError: If the structure attaches something too.
@@ -212,9 +219,14 @@ def cut_out(
                 "leave train.backbone out, or search a space of heads and neurons",
             )
     aligning = aligning_at(structure.kinds, positions_of(model))
-    bases = start_of(starts, seed, aligning, config).bases if aligning else {}
     smaller = attach(copy.deepcopy(model), structure)
-    take_bases(smaller, bases)
+    start = None
+    if aligning or config.steps_before_cut:
+        start = start_of(starts, seed, aligning, config, observe, late=True)
+        start.load_weights(smaller)
+        take_bases(smaller, start.bases)
     left = slim(smaller, structure).requires_grad_(True)
     new_head(left, seed, *purpose, "head")
+    if start is not None and start.weights:
+        start.load_head(left)
     return left

@@ -23,7 +23,12 @@ from sparsearch.search.warm_start import WarmStarts
 from sparsearch.spaces.align import align, aligning_at
 from sparsearch.spaces.attach import attach_units, detach
 from sparsearch.spaces.attachment import attachment_of
-from sparsearch.spaces.backbone import backbone_parameters, base_of, positions_of
+from sparsearch.spaces.backbone import (
+    backbone_parameters,
+    base_of,
+    head_parameters,
+    positions_of,
+)
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.positions import find, weight_at
@@ -143,8 +148,8 @@ def test_a_brief_fine_tuning_tells_changes_that_lower_the_loss_and_leaves_the_mo
     flags, start = {n: p.requires_grad for n, p in weights.items()}, loss()
     positions = positions_of(model)
     hosts = list(dict.fromkeys(p.module for p in positions if p.role == "linear"))
-    changes = brief_changes(model, task, hosts, 20, 0, "fp32")
-    again = brief_changes(model, task, hosts, 20, 0, "fp32")
+    changes, head = brief_changes(model, task, hosts, 20, 0, "fp32")
+    again, _ = brief_changes(model, task, hosts, 20, 0, "fp32")
     assert dict(model.named_parameters()) == weights  # the same objects
     assert all(torch.equal(p, before[n]) for n, p in weights.items())
     assert {n: p.requires_grad for n, p in weights.items()} == flags
@@ -154,7 +159,10 @@ def test_a_brief_fine_tuning_tells_changes_that_lower_the_loss_and_leaves_the_mo
     with torch.no_grad():
         for path in hosts:
             base_of(model).get_submodule(path).weight.add_(changes[path])
-    assert loss() < start
+        without_head = loss()
+        for name, parameter in head_parameters(model):
+            parameter.copy_(head[name])
+    assert loss() < without_head < start
 
 
 @pytest.mark.parametrize("end", ["diverges", "cancelled"])
@@ -219,7 +227,7 @@ def test_units_take_the_directions_of_a_brief_fine_tuning(build):
     assert all(torch.equal(by_change.head[n], p) for n, p in by_gradient.head.items())
     by_change.load_head(model)
     linears = [p.module for p in positions_of(model) if p.role == "linear"]
-    changes = brief_changes(model, task, linears, 12, 0, "fp32")
+    changes, _ = brief_changes(model, task, linears, 12, 0, "fp32")
     change = changes[position.module]
     _, size, _ = torch.linalg.svd(change)
     left, right = by_change.bases[position.name, "spectral"]

@@ -5,7 +5,7 @@ import torch
 from sklearn import metrics
 
 from sparsearch.config import TrainConfig
-from sparsearch.errors import TrainingDiverged
+from sparsearch.errors import ConfigError, TrainingDiverged
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, measure, predict
 from sparsearch.search.tasks import Split, Task
@@ -64,6 +64,30 @@ def test_equal_seeds_train_to_equal_weights(build):
 
     assert torch.equal(trained(0), trained(0))
     assert not torch.equal(trained(0), trained(1))
+
+
+@pytest.mark.parametrize(
+    ("taken", "steps", "epochs"), [(0, 18, 3), (4, 14, 3), (6, 12, 2), (17, 1, 1)]
+)
+def test_steps_that_a_model_has_had_are_taken_off_the_first_epochs(build, taken, steps, epochs):
+    told = []
+
+    def observe(phase, done, total, score=None):
+        if score is None:
+            told.append((done, total))
+
+    model, config = attached(build), TrainConfig(epochs=3, batch_size=8, precision="fp32")
+    groups = learning_rates(model, 1e-2, {})
+    result = train(model, make_task(), config, groups, 0, observe, taken=taken)
+    assert told == [(i + 1, steps) for i in range(steps)]
+    assert len(result.history) == epochs
+    assert result.history[result.epoch - (3 - epochs) - 1] == result.score
+
+
+def test_a_training_of_which_nothing_is_left_is_refused(build):
+    model, config = attached(build), TrainConfig(epochs=3, batch_size=8)
+    with pytest.raises(ConfigError, match=r"start_steps takes 18 steps .* of 18"):
+        train(model, make_task(), config, learning_rates(model, 1e-2, {}), 0, taken=18)
 
 
 def test_each_kind_has_its_own_learning_rate(build):
