@@ -3,7 +3,7 @@
 Full fine-tuning runs its epochs on the dense model. The ticket is drawn by slimming coefficients on a copy, as
 published, cut out, and fine-tuned for as many epochs; or it is cut by the preset ``ticket`` from what the first
 steps left, which are taken off its epochs. Random tickets of the same FLOPs are the control. One JSON line per
-run; a second call goes on where the first stopped.
+run; a second call goes on where the first stopped. A file is for one budget and one set of options.
 
     python benchmarks/training_time.py --data FOLDER --out training_time.jsonl
 """
@@ -28,14 +28,17 @@ from sparsearch.workers.environment import environment
 from sparsearch.workers.trial import execute
 from sparsearch.workers.workbench import open_workbench
 
-CONTESTANTS = {
-    "full": ("full", {}),
-    "slimming": ("slimming", {}),
-    "slimming-layerwise": ("slimming", {"allocation": "layerwise"}),
-    "slimming-late": ("slimming", {"steps": 20, "l1": 1e-4, "coefficient_lr": 0.01}),
-    "surgeon": ("surgeon", {}),
-    "random": ("random", {}),
+CONTESTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "full": ("earlybert", "full", {}),
+    "slimming": ("earlybert", "slimming", {}),
+    "slimming-layerwise": ("earlybert", "slimming", {"allocation": "layerwise"}),
+    "random": ("earlybert", "random", {}),
+    "surgeon": ("ticket", "surgeon", {}),
+    "slimming-late": ("ticket", "slimming", {"steps": 20, "l1": 1e-4, "coefficient_lr": 0.01}),
+    "random-late": ("ticket", "random", {}),
 }
+"""Preset, strategy, settings of the search."""
+
 SAVING, LOSS = 0.35, 0.01
 
 
@@ -43,8 +46,8 @@ def run_cell(
     arguments: argparse.Namespace, task: str, contestant: str, seed: int
 ) -> dict[str, Any]:
     """One training, with its search."""
-    strategy, search = CONTESTANTS[contestant]
-    late = contestant in ("surgeon", "slimming-late")
+    preset, strategy, search = CONTESTANTS[contestant]
+    late = preset == "ticket"
     folder = arguments.data.resolve() / task
     files = {s: str(folder / f"{s}.jsonl") for s in ("train", "validation", "test")}
     study = {
@@ -56,7 +59,7 @@ def run_cell(
             "max_length": 64,
             **({"max_train_rows": arguments.rows} if arguments.rows else {}),
         },
-        "space": {"preset": "ticket" if late else "earlybert"},
+        "space": {"preset": preset},
         "budgets": {"max_inference_flops": [arguments.flops]},
         "search": search,
         "train": {
@@ -102,6 +105,7 @@ def run_cell(
         "precision": arguments.precision,
         "start_rows": arguments.start_rows,
         "start_steps": taken,
+        "budget": arguments.flops,
         "threads": torch.get_num_threads(),
         "environment": asdict(environment()),
     }

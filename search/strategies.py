@@ -76,7 +76,7 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
     stands in for all cuts, a search that starts at prices leaves these where their prices put them, and places
     modules on the dense model, which the compensated one is close to.
     """
-    started, search, space = time.monotonic(), problem.search, problem.space
+    search, space = problem.search, problem.space
     task = problem.task
     supernet = open_supernet(problem, seed, search.start == "probe")
     device = next(problem.model.parameters()).device
@@ -106,7 +106,7 @@ def rank_s3pet(problem: Problem, budget: Budget, seed: int, observe: Observer) -
     finally:
         supernet.close()
     scores = tuple(alpha.tolist())
-    return Ranking(scores, "s3pet", seed, bilevel.taken, time.monotonic() - started)
+    return Ranking(scores, "s3pet", seed, bilevel.taken)
 
 
 def make_gates(space: Space, search: SearchConfig, tokens: int, device: torch.device) -> Gates:
@@ -169,7 +169,7 @@ def open_supernet(problem: Problem, seed: int, warm: bool) -> Supernet:
     model, space = problem.model, problem.space
     aligning = any(kind.aligns for kind in space.kinds.values())
     new_head(model, seed, "head")
-    if warm or problem.train.head_first or aligning:
+    if warm or problem.train.head_first or problem.train.steps_before_cut or aligning:
         start = problem.start()
         start.load_head(model)
     seed_everything(seed, "supernet")
@@ -195,13 +195,12 @@ def probed(problem: Problem, supernet: Supernet, seed: int) -> Tensor:
 
 def rank_probe(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
     """Gradients of all candidates' parameters at the identity point, over a warm head."""
-    started = time.monotonic()
     supernet = open_supernet(problem, seed, warm=True)
     try:
         scores = probed(problem, supernet, seed)
     finally:
         supernet.close()
-    return Ranking(tuple(map(float, scores)), "probe", seed, 0, time.monotonic() - started)
+    return Ranking(tuple(map(float, scores)), "probe", seed)
 
 
 def _parameters(space: Space, budget: Budget) -> float:
@@ -239,8 +238,10 @@ def rank_even(problem: Problem, budget: Budget, seed: int, observe: Observer) ->
 
 def rank_slimming(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
     """Slimming coefficients, trained with the whole model until the ticket stops changing (EarlyBERT)."""
-    started, search, space = time.monotonic(), problem.search, problem.space
+    search, space = problem.search, problem.space
     new_head(problem.model, seed, "head")
+    if problem.train.steps_before_cut:
+        problem.start().load_head(problem.model)
     watch = CutWatch(
         space,
         (budget,),
@@ -252,7 +253,7 @@ def rank_slimming(problem: Problem, budget: Budget, seed: int, observe: Observer
     scores, steps = learn_coefficients(
         problem.model, space, problem.task, search, problem.train, watch.settled, seed, observe
     )
-    return Ranking(scores, "slimming", seed, steps, time.monotonic() - started)
+    return Ranking(scores, "slimming", seed, steps)
 
 
 def rank_surgeon(problem: Problem, budget: Budget, seed: int, observe: Observer) -> Ranking:
@@ -260,12 +261,12 @@ def rank_surgeon(problem: Problem, budget: Budget, seed: int, observe: Observer)
 
     What is attached comes evenly.
     """
-    started, space, model = time.monotonic(), problem.space, problem.model
+    space, model = problem.space, problem.model
     bases = problem.start().bases
     prices = cut_prices(model, space, bases, problem.task.max_length)
     prices |= prune_prices(model, space, bases)
     scores = [-prices[i] if i in prices else s for i, s in enumerate(even(space))]
-    return Ranking(tuple(scores), "surgeon", seed, 0, time.monotonic() - started)
+    return Ranking(tuple(scores), "surgeon", seed)
 
 
 def rank_update_magnitude(
@@ -276,7 +277,7 @@ def rank_update_magnitude(
     The share of heads is that of neurons, over all layers or (``allocation``) in each. What is attached or masked
     comes evenly; nothing is masked while the rest trains.
     """
-    started, space, task = time.monotonic(), problem.space, problem.task
+    space, task = problem.space, problem.task
     unmasked = replace(space, candidates=tuple(c for c in space.candidates if not c.masks))
     supernet = open_supernet(replace(problem, space=unmasked), seed, warm=False)
     try:
@@ -296,8 +297,7 @@ def rank_update_magnitude(
     scores = list(even(space))
     for i, j in zip(space.removals, unmasked.removals, strict=True):
         scores[i] = places[j]
-    seconds = time.monotonic() - started
-    return Ranking(tuple(scores), "update-magnitude", seed, epochs * per_epoch, seconds)
+    return Ranking(tuple(scores), "update-magnitude", seed, epochs * per_epoch)
 
 
 RANKERS: Mapping[str, Callable[[Problem, Budget, int, Observer], Ranking]] = {
@@ -333,9 +333,11 @@ def rank(
     """
     if problems := unfit(strategy, problem.space):
         raise ConfigError(problems)
+    started = time.monotonic()
     late = problem.train.steps_before_cut > 0
     with problem.start().in_place(problem.model) if late else contextlib.nullcontext():
-        return RANKERS[strategy](problem, budget, seed, observe)
+        ranking = RANKERS[strategy](problem, budget, seed, observe)
+    return replace(ranking, seconds=time.monotonic() - started)
 
 
 def unfit(strategy: str, space: Space) -> list[str]:

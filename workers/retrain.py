@@ -14,9 +14,10 @@ from sparsearch.results.export import check_target, write_spec
 from sparsearch.search.device import choose_device
 from sparsearch.search.evaluate import evaluate
 from sparsearch.search.seeds import derive
-from sparsearch.search.train import Observer, rates_of, silent, train
+from sparsearch.search.train import Observer, rates_of, silent, steps_left, train
 from sparsearch.search.warm_start import WarmStarts
-from sparsearch.spaces.backbone import count_params
+from sparsearch.spaces.align import aligning_at
+from sparsearch.spaces.backbone import count_params, positions_of
 from sparsearch.spaces.structure import Structure
 from sparsearch.study_file import read_study, sections_of
 from sparsearch.workers.trial import pack_weights
@@ -95,8 +96,10 @@ def train_structure(
     starts = WarmStarts(model, task, config.train.precision)
     whole = config.train.backbone
     if whole:
+        steps_left(task, config.train, config.train.steps_taken)  # before what takes long
+        aligning = aligning_at(structure.kinds, positions_of(model))
         model = cut_out(
-            model, structure, starts, config.train, seed, structure.hash, observe=observe
+            model, structure, starts, aligning, config.train, seed, structure.hash, observe=observe
         )
     else:
         attach_anew(model, structure, starts, config.train, seed, structure.hash, observe=observe)

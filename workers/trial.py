@@ -29,8 +29,8 @@ from sparsearch.search.evaluate import evaluate
 from sparsearch.search.masking import without_scores
 from sparsearch.search.seeds import derive
 from sparsearch.search.strategies import RANKERS, REFERENCES, TRANSFER, Problem, rank, uniform
-from sparsearch.search.train import Observer, TrainResult, rates_of, silent, train
-from sparsearch.spaces.align import aligning_at
+from sparsearch.search.train import Observer, TrainResult, rates_of, silent, steps_left, train
+from sparsearch.spaces.align import Aligning, aligning_at
 from sparsearch.spaces.attach import detach
 from sparsearch.spaces.backbone import count_params, dense_flops_per_token, head_parameters
 from sparsearch.spaces.budget import Budget, resolve_all
@@ -133,12 +133,14 @@ def _run(
     if trial.strategy in REFERENCES:
         return _run_reference(bench, trial, observe)
     assert trial.budget is not None, "only references have no budget"
-    structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe, keep_ranking)
     config, model = bench.config.train, bench.model
+    steps_left(bench.task, config, config.steps_taken)  # before what takes long
+    structure, ranking = _choose(bench, trial, trial.budget, find_ranking, observe, keep_ranking)
     if config.backbone:
         model = cut_out(
-            model, structure, bench.starts, config, trial.seed, trial.number, observe=observe
-        )
+            model, structure, bench.starts, _aligning(bench), config, trial.seed, trial.number,
+            observe=observe,
+        )  # fmt: skip
     else:
         attach_anew(
             model, structure, bench.starts, config, trial.seed, trial.number, observe=observe
@@ -253,11 +255,12 @@ def rank_on(
     aims = _aims(bench.config, _budgets(bench), strategy, budget)
     derived = derive(seed, strategy, aims, "ranking")
     config, space = bench.config, bench.space
-    aligning = aligning_at(space.kinds.values(), space.positions)
+    start = functools.partial(
+        start_of, bench.starts, seed, _aligning(bench), config.train, observe, late=True
+    )
     problem = Problem(
-        bench.model, space, bench.task, config.search, config.train, _budgets(bench),
-        functools.partial(start_of, bench.starts, seed, aligning, config.train, observe, late=True),
-    )  # fmt: skip
+        bench.model, space, bench.task, config.search, config.train, _budgets(bench), start
+    )
     return replace(
         rank(strategy, problem, budget, derived, observe),
         seed=seed,
@@ -265,6 +268,10 @@ def rank_on(
         space=space.fingerprint,
         task=config.task.title,
     )
+
+
+def _aligning(bench: Workbench) -> Aligning:
+    return aligning_at(bench.space.kinds.values(), bench.space.positions)
 
 
 def _budgets(bench: Workbench) -> tuple[Budget, ...]:

@@ -19,10 +19,10 @@ from sparsearch.search.device import choose_device, uses_bf16
 from sparsearch.search.prefix import StoredPrefix
 from sparsearch.search.seeds import seed_everything
 from sparsearch.search.tasks import Task, load_task
-from sparsearch.search.train import Observer, silent, steps_left
+from sparsearch.search.train import Observer, silent
 from sparsearch.search.warm_start import Once, WarmStart, WarmStarts, new_head
 from sparsearch.spaces.align import Aligning, aligning_at, take_bases
-from sparsearch.spaces.attach import attach
+from sparsearch.spaces.attach import attach, check_structure
 from sparsearch.spaces.backbone import (
     BackboneId,
     identify,
@@ -133,12 +133,11 @@ def open_workbench(
     Raises:
         BackboneError: If the model cannot be loaded.
         DataError: If the data does not fit the task.
-        ConfigError: If the space is empty or misspelt, or no training is left after the first steps.
+        ConfigError: If the space is empty or misspelt.
     """
     device = choose_device(config.workers.device)
     precision = config.train.precision
     model, backbone, task = load_backbone(config.model, config.task, config.folder, device, shelf)
-    steps_left(task, config.train, config.train.steps_taken)
     if shelf is not None and device.type == "cpu":
         shelf.share(model, bf16=uses_bf16(device, precision))
     starts = WarmStarts(model, task, precision, once)
@@ -199,6 +198,7 @@ def cut_out(
     model: PreTrainedModel,
     structure: Structure,
     starts: WarmStarts,
+    aligning: Aligning,
     config: TrainConfig,
     seed: int,
     *purpose: object,
@@ -206,7 +206,8 @@ def cut_out(
 ) -> PreTrainedModel:
     """A copy of a backbone without what a structure cuts, all of it trainable, with a new head.
 
-    With ``start_steps`` it is cut from what a brief fine-tuning left, and has the head of that.
+    With ``start_steps`` it is cut from what a brief fine-tuning left, and has the head of that. The start is asked for
+    with bases for ``aligning``, that of the structure or, to find the one that a ranking was made on, of the space.
 
     Raises:
         StructureError: If the structure attaches something too.
@@ -218,11 +219,12 @@ def cut_out(
                 f"{c.kind} at {c.position}",
                 "leave train.backbone out, or search a space of heads and neurons",
             )
-    aligning = aligning_at(structure.kinds, positions_of(model))
-    smaller = attach(copy.deepcopy(model), structure)
     start = None
+    check_structure(model, structure)  # before what takes long
     if aligning or config.steps_before_cut:
         start = start_of(starts, seed, aligning, config, observe, late=True)
+    smaller = attach(copy.deepcopy(model), structure)
+    if start is not None:
         start.load_weights(smaller)
         take_bases(smaller, start.bases)
     left = slim(smaller, structure).requires_grad_(True)

@@ -11,11 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from sparsearch.config import StudyConfig
-from sparsearch.errors import ConfigError
+from sparsearch.errors import Cancelled
 from sparsearch.results.values import Trial
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.warm_start import WarmStart
 from sparsearch.spaces.align import aligning_at
+from sparsearch.spaces.backbone import head_parameters
 from sparsearch.spaces.budget import Budget
 from sparsearch.workers.shelf import _mapped_ranges, open_shelf
 from sparsearch.workers.trial import execute
@@ -132,12 +133,40 @@ def test_a_ticket_is_cut_from_what_the_brief_fine_tuning_left(ticket_config, tmp
         assert torch.allclose(stored[f"head:{name}"], value, atol=1e-7)
 
 
-def test_a_study_whose_first_steps_leave_no_training_is_refused(ticket_config):
+def test_a_trial_whose_first_steps_leave_no_training_fails_before_it_begins(ticket_config):
     config = ticket_config.model_copy(
         update={"train": ticket_config.train.model_copy(update={"start_steps": 999})}
     )
-    with pytest.raises(ConfigError, match="start_steps takes .* steps before the cut"):
-        open_workbench(config)
+    bench, told = open_workbench(config), []
+    trial = Trial(0, "surgeon", Budget(max_inference_flops=0.8, text="80%"), 0)
+    outcome = execute(bench, trial, lambda key: None, lambda *event: told.append(event))
+    assert outcome.state == "failed" and not told
+    assert "start_steps takes" in outcome.message and "lower it" in outcome.message
+
+
+@pytest.mark.parametrize("strategy", ["slimming", "update-magnitude"])
+def test_what_is_cut_late_is_ranked_over_the_late_head(ticket_config, strategy, monkeypatch):
+    config = ticket_config.model_copy(
+        update={
+            "space": ticket_config.space.model_copy(update={"kinds": {"heads": {}}}),
+            "search": ticket_config.search.model_copy(update={"steps": 1}),
+        }
+    )
+    bench, seen = open_workbench(config), []
+    start = start_of(bench.starts, 0, (), config.train, late=True)
+    at = {"slimming": "learn_coefficients", "update-magnitude": "train"}[strategy]
+
+    def look(model, *others, **named):
+        head = dict(head_parameters(model))
+        base = backbone(model)
+        seen.append(all(torch.equal(head[n], v) for n, v in start.head.items()))
+        seen.append(all(torch.equal(base[f"{n}.weight"], v) for n, v in start.weights.items()))
+        raise Cancelled("seen")
+
+    monkeypatch.setattr(f"sparsearch.search.strategies.{at}", look)
+    trial = Trial(0, strategy, Budget(max_inference_flops=0.8, text="80%"), 0)
+    assert execute(bench, trial, lambda key: None).state == "cancelled"
+    assert seen == [True, True]
 
 
 def test_bf16_matrices_are_shared_but_not_copied(config, tmp_path):
