@@ -1,8 +1,8 @@
 """What storing the outputs of the frozen lower layers saves when a structure lives in the upper ones.
 
 Trains one structure three times from the same start, on the demo's data: through the whole backbone, above inputs
-that it stores first, and, as the next trial of a study would, above those that are there; compares seconds, losses
-of every step and scores. fp32 by default: bf16 rounds differently for differently shaped batches of the stored
+that it stores first, and, as the next trial of a study would, above those that are there; compares medians of
+seconds over some rounds, losses of every step and scores. fp32 by default: bf16 rounds differently for differently shaped batches of the stored
 pass, which the table would show as differences of 1e-3.
 
     python benchmarks/prefix_cache.py --out prefix_cache.json
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from dataclasses import asdict
@@ -45,6 +46,8 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="the three kinds take turns in each")
+    parser.add_argument("--layers", nargs="+", type=int, help="lowest layers; else the upper half")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -57,12 +60,12 @@ def main() -> int:
         f"{'lowest':>7} {'through':>9} {'first':>9} {'faster':>7} {'next':>9} {'faster':>7} "
         f"{'largest difference of a loss':>29} {'scores':>7}"
     )
-    for layer in range(layers // 2, layers):
+    for layer in arguments.layers or range(layers // 2, layers):
         patterns = [f"layers.{n}.attn.[qv]" for n in range(layer, layers)]
         positions = matching(bench.space.positions, patterns)
-        seconds, losses, scores = [], [], []
+        turns, losses, scores = [], [], []
         prefix = StoredPrefix()
-        for limit in (0, 2**32, 2**32):
+        for limit in (0, 2**32, 2**32) * arguments.rounds:  # 0 empties what is stored
             settings = bench.config.train.model_copy(
                 update={
                     "epochs": arguments.epochs,
@@ -84,15 +87,17 @@ def main() -> int:
             groups = learning_rates(bench.model, settings.lr, settings.kind_lr)
             with mock.patch.object(training, "loss_of", noted):
                 result = train(bench.model, bench.task, settings, groups, seed=0, prefix=prefix)
-            seconds.append(time.perf_counter() - started)
+            turns.append(time.perf_counter() - started)
             detach(bench.model)
             losses.append(seen)
             scores.append(result.history)
+        seconds = [statistics.median(turns[kind::3]) for kind in range(3)]
         faster = [seconds[0] / other for other in seconds[1:]]
         worst = max(max(found) - min(found) for found in zip(*losses, strict=True))
         equal = all(found == scores[0] for found in scores)
         rows[layer] = {
             "seconds": seconds,
+            "turns": turns,
             "faster": faster,
             "loss_difference": worst,
             "equal_scores": equal,
