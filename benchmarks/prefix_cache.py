@@ -2,8 +2,8 @@
 
 Trains one structure three times from the same start, on the demo's data: through the whole backbone, above inputs
 that it stores first, and, as the next trial of a study would, above those that are there; compares medians of
-seconds over some rounds, losses of every step and scores. fp32 by default: bf16 rounds differently for differently shaped batches of the stored
-pass, which the table would show as differences of 1e-3.
+seconds over some rounds, losses of every step and scores. fp32 by default: bf16 rounds differently for differently
+shaped batches of the stored pass, which the table would show as differences of 1e-3.
 
     python benchmarks/prefix_cache.py --out prefix_cache.json
 """
