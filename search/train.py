@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from sparsearch.config import TrainConfig
-from sparsearch.errors import ConfigError, TrainingDiverged
+from sparsearch.errors import SparsearchError, TrainingDiverged
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, forward, loss_of
 from sparsearch.search.prefix import StoredPrefix, enter_above
@@ -149,15 +149,13 @@ def steps_left(task: Task, config: TrainConfig, taken: int) -> int:
     """Steps of a training of which some are taken already.
 
     Raises:
-        ConfigError: If none is left.
+        SparsearchError: If none is left.
     """
     steps = config.epochs * steps_per_epoch(task, config)
     if taken >= steps:
-        raise ConfigError(
-            [
-                f"train.start_steps takes {taken} steps before the cut; the whole training is of {steps}, and nothing "
-                "is left for the ticket: lower it, or raise train.epochs"
-            ]
+        raise SparsearchError(
+            f"train.start_steps takes {taken} of all {steps} steps of training: nothing is left for the ticket",
+            "lower it, or raise train.epochs",
         )
     return steps - taken
 
@@ -185,7 +183,7 @@ def train(
         taken: Steps that the model has had already, which are taken off the first epochs.
 
     Raises:
-        ConfigError: If ``taken`` leaves no step.
+        SparsearchError: If ``taken`` leaves no step.
         TrainingDiverged: If a loss or gradient is NaN or infinite.
     """
     if config.weight_decay:  # it moves every row

@@ -141,7 +141,7 @@ def test_a_trial_whose_first_steps_leave_no_training_fails_before_it_begins(tick
     trial = Trial(0, "surgeon", Budget(max_inference_flops=0.8, text="80%"), 0)
     outcome = execute(bench, trial, lambda key: None, lambda *event: told.append(event))
     assert outcome.state == "failed" and not told
-    assert "start_steps takes" in outcome.message and "lower it" in outcome.message
+    assert "start_steps takes" in outcome.message
 
 
 @pytest.mark.parametrize("strategy", ["slimming", "update-magnitude"])
