@@ -85,7 +85,7 @@ def run_cell(
     batches, warm = math.ceil(len(bench.task.train) / arguments.batch_size), 0.0
     if late:  # a forward for the warm head, a forward and half a backward for the moments
         warm = arguments.start_rows / arguments.batch_size
-    taken = 0 if contestant == "full" else bench.config.train.steps_taken
+    taken = bench.config.train.steps_taken
     return {
         "task": task,
         "contestant": contestant,
@@ -162,10 +162,13 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=2e-4, help="of all weights, for everybody")
     parser.add_argument("--flops", default="50%")
     parser.add_argument(
-        "--start-rows", type=int, default=512, help="of which the surgeon's moments are"
+        "--start-rows", type=int, default=512, help="of which a late ticket's moments are"
     )
     parser.add_argument(
-        "--start-steps", type=int, default=48, help="of the dense model before the surgeon cuts"
+        "--start-steps",
+        type=int,
+        default=48,
+        help="of the dense model before a late ticket is cut",
     )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--threads", type=int, default=2)

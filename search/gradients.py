@@ -7,7 +7,7 @@ say little about the task. Where a gradient says too little, a brief fine-tuning
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,18 +21,16 @@ from sparsearch.search.tasks import Split, Task, batches, endless, subset
 from sparsearch.search.train import FiniteWatch, Observer, linear_schedule, silent
 from sparsearch.search_config import START_BATCH
 from sparsearch.spaces.attach import attach_units, detach
-from sparsearch.spaces.backbone import base_of, head_parameters
+from sparsearch.spaces.backbone import base_of, head_parameters, replaced_weights
 
 __all__ = [
     "batch_gradients",
     "brief_changes",
     "sample_losses",
     "sample_rows",
-    "standing_in",
     "warm_head",
 ]
 
-_BATCH = START_BATCH
 _HEAD_EPOCHS = 6
 _HEAD_LR = 2e-2
 _CACHE_BYTES = 2**30
@@ -62,7 +60,7 @@ def warm_head(model: nn.Module, task: Task, rows: Split, seed: int, precision: s
             small = replace(task, train=rows, validation=subset(rows, torch.arange(1)))
             runner, small = enter_above(model, small, precision, _CACHE_BYTES)
             for _ in range(_HEAD_EPOCHS):
-                for batch in batches(small.train, _BATCH, device, generator):
+                for batch in batches(small.train, START_BATCH, device, generator):
                     logits = forward(runner, batch, precision)
                     loss = loss_of(logits, batch["labels"], task.type)
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -112,7 +110,7 @@ def brief_changes(
         ]
         optimizer = torch.optim.AdamW(rates, weight_decay=0.0, fused=True)
         schedule = linear_schedule(optimizer, steps, _BRIEF_WARMUP)
-        found = endless(task.train, _BATCH, device, generator)
+        found = endless(task.train, START_BATCH, device, generator)
         with frozen_cast_once(model, precision):
             for step, batch in zip(range(1, steps + 1), found, strict=False):
                 loss = loss_of(forward(model, batch, precision), batch["labels"], task.type)
@@ -142,7 +140,7 @@ def _copies_that_train(
     attach_units(model, [])
     try:
         copies = {path: nn.Parameter(weight.detach().clone()) for path, weight in own.items()}
-        with standing_in(model, copies):
+        with replaced_weights(model, copies):
             yield copies, own, head
     finally:
         detach(model)
@@ -152,32 +150,13 @@ def _copies_that_train(
                 parameter.grad = None
 
 
-@contextlib.contextmanager
-def standing_in(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Other weights in the place of some modules' own, inside the context.
-
-    Args:
-        model: Its own weights are never written to.
-        weights: Path of a module in the backbone -> its weight meanwhile.
-    """
-    modules = {path: base_of(model).get_submodule(path) for path in weights}
-    own = {path: module.get_parameter("weight") for path, module in modules.items()}
-    try:
-        for path, module in modules.items():
-            module.weight = weights[path]
-        yield
-    finally:
-        for path, module in modules.items():
-            module.weight = own[path]
-
-
 def batch_gradients(
     model: nn.Module,
     task: Task,
     rows: Split,
     parameters: Sequence[Tensor],
     precision: str,
-    batch_size: int = _BATCH,
+    batch_size: int = START_BATCH,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Gradients of the mean loss of each batch, without dropout; zero where none flows."""
     for loss in sample_losses(model, task, rows, precision, batch_size):
@@ -188,7 +167,7 @@ def batch_gradients(
 
 
 def sample_losses(
-    model: nn.Module, task: Task, rows: Split, precision: str, batch_size: int = _BATCH
+    model: nn.Module, task: Task, rows: Split, precision: str, batch_size: int = START_BATCH
 ) -> Iterator[Tensor]:
     """The mean loss of each batch of some rows, without dropout."""
     model.eval()

@@ -335,7 +335,7 @@ def rank(
         raise ConfigError(problems)
     started = time.monotonic()
     late = problem.train.steps_before_cut > 0
-    with problem.start().in_place(problem.model) if late else contextlib.nullcontext():
+    with problem.start().weights_in_place(problem.model) if late else contextlib.nullcontext():
         ranking = RANKERS[strategy](problem, budget, seed, observe)
     return replace(ranking, seconds=time.monotonic() - started)
 

@@ -15,7 +15,6 @@ from sparsearch.search.gradients import (
     brief_changes,
     sample_losses,
     sample_rows,
-    standing_in,
     warm_head,
 )
 from sparsearch.search.seeds import seed_everything
@@ -23,7 +22,12 @@ from sparsearch.search.tasks import Task
 from sparsearch.search.train import Observer, silent
 from sparsearch.search_config import SAMPLE_ROWS
 from sparsearch.spaces.align import Aligning, Bases, find_bases, hosts_by_weight
-from sparsearch.spaces.backbone import base_of, head_parameters, positions_of
+from sparsearch.spaces.backbone import (
+    base_of,
+    head_parameters,
+    positions_of,
+    replaced_weights,
+)
 
 __all__ = ["Once", "WarmStart", "WarmStarts", "new_head"]
 
@@ -81,10 +85,10 @@ class WarmStart:
         for path, weight in self.weights.items():
             base_of(model).get_submodule(path).get_parameter("weight").copy_(weight)
 
-    def in_place(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    def weights_in_place(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """The weights in the place of the backbone's own, inside the context."""
         weights = {k: nn.Parameter(w, requires_grad=False) for k, w in self.weights.items()}
-        return standing_in(model, weights)
+        return replaced_weights(model, weights)
 
 
 Once = Callable[[str, Callable[[], WarmStart]], WarmStart]
@@ -162,7 +166,7 @@ class WarmStarts:
             if late:
                 start = WarmStart(head, {}, self._changed(changes))
                 start.load_head(self.model)
-        with start.in_place(self.model):
+        with start.weights_in_place(self.model):
             return replace(start, bases=find_bases(self.model, aligning, losses, changes))
 
     @torch.no_grad()

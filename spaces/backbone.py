@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ __all__ = [
     "longest_input",
     "most_tokens",
     "positions_of",
+    "replaced_weights",
     "same_weights",
     "skeleton",
 ]
@@ -283,6 +285,25 @@ def base_of(model: nn.Module) -> nn.Module:
 
     base = getattr(model, "base_model", model)
     return base if isinstance(base, nn.Module) else model
+
+
+@contextlib.contextmanager
+def replaced_weights(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Other weights in the place of some modules' own, inside the context.
+
+    Args:
+        model: Its own weights are never written to.
+        weights: Path of a module in the backbone -> its weight meanwhile.
+    """
+    modules = {path: base_of(model).get_submodule(path) for path in weights}
+    own = {path: module.get_parameter("weight") for path, module in modules.items()}
+    try:
+        for path, module in modules.items():
+            module.weight = weights[path]
+        yield
+    finally:
+        for path, module in modules.items():
+            module.weight = own[path]
 
 
 def positions_of(model: nn.Module) -> tuple[Position, ...]:

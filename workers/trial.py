@@ -145,7 +145,7 @@ def _run(
         attach_anew(
             model, structure, bench.starts, config, trial.seed, trial.number, observe=observe
         )
-    result = _train(bench, model, trial, observe, config.steps_taken)
+    result = _train(bench, model, trial, observe)
     tokens = bench.task.max_length
     dense = dense_flops_per_token(bench.space.positions, tokens)
     weights: bytes | None = pack_weights(model, bench.task.classes, whole=config.backbone)
@@ -347,10 +347,11 @@ def _searched_with(config: StudyConfig, strategy: str) -> list[dict[str, Any]]:
 
 
 def _train(
-    bench: Workbench, model: PreTrainedModel, trial: Trial, observe: Observer, taken: int = 0
+    bench: Workbench, model: PreTrainedModel, trial: Trial, observe: Observer
 ) -> TrainResult:
     config, seed = bench.config.train, derive(trial.seed, trial.number, "train")
     groups = rates_of(model, config, whole=trial.strategy == "full" or config.backbone)
+    taken = 0 if trial.strategy in REFERENCES else config.steps_taken
     return train(model, bench.task, config, groups, seed, observe, bench.prefix, taken)
 
 

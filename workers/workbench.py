@@ -206,7 +206,8 @@ def cut_out(
 ) -> PreTrainedModel:
     """A copy of a backbone without what a structure cuts, all of it trainable, with a new head.
 
-    With ``start_steps`` it is cut from what a brief fine-tuning left, and has the head of that. The start is asked for
+    The head is the warm one only with ``head_first``. With ``start_steps`` the backbone is what a brief fine-tuning
+    left, and the head is that of this fine-tuning. The start is asked for
     with bases for ``aligning``, that of the structure or, to find the one that a ranking was made on, of the space.
 
     Raises:
@@ -221,7 +222,7 @@ def cut_out(
             )
     start = None
     check_structure(model, structure)  # before what takes long
-    if aligning or config.steps_before_cut:
+    if aligning or config.steps_before_cut or config.head_first:
         start = start_of(starts, seed, aligning, config, observe, late=True)
     smaller = attach(copy.deepcopy(model), structure)
     if start is not None:
@@ -229,6 +230,6 @@ def cut_out(
         take_bases(smaller, start.bases)
     left = slim(smaller, structure).requires_grad_(True)
     new_head(left, seed, *purpose, "head")
-    if start is not None and start.weights:
+    if start is not None and (start.weights or config.head_first):
         start.load_head(left)
     return left
