@@ -8,13 +8,14 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Row, Select, and_, case, func, select, true
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import ConfigError, StoreError
 from sparsearch.results import front, lease
 from sparsearch.results.attempts import of_study
 from sparsearch.results.tables import (
+    FormerHashRow,
     RankingRow,
     StructureRow,
     StudyRow,
@@ -382,7 +383,7 @@ def load_structure(session: Session, prefix: str) -> Structure:
 
 
 def _hash_of(session: Session, prefix: str, among: Sequence[ColumnElement[bool]]) -> str:
-    """The whole hash of a structure of some successful trials."""
+    """The whole hash of a structure of some successful trials, by its start or that of one it had before."""
     wanted = prefix.strip().lower()
     if _HASH_PREFIX.fullmatch(wanted) is None:
         raise StoreError(
@@ -390,7 +391,9 @@ def _hash_of(session: Session, prefix: str, among: Sequence[ColumnElement[bool]]
             "`sparsearch best` and `sparsearch trials STUDY` show the hashes",
         )
     # A range, unlike LIKE, uses the index on every backend; "g" follows all hexadecimal digits.
-    fits = TrialRow.structure_hash.between(wanted, f"{wanted}g")
+    end = f"{wanted}g"
+    former = select(FormerHashRow.hash).where(FormerHashRow.former.between(wanted, end))
+    fits = or_(TrialRow.structure_hash.between(wanted, end), TrialRow.structure_hash.in_(former))
     hashes = session.scalars(
         select(TrialRow.structure_hash)
         .where(TrialRow.recommendable, fits, *among)

@@ -28,6 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 __all__ = [
     "AttemptRow",
     "Base",
+    "FormerHashRow",
     "MeasurementRow",
     "PlacementRow",
     "RankingRow",
@@ -212,6 +213,15 @@ class StructureRow(Base):
     hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     document: Mapped[str]
     trainable_params: Mapped[int]
+
+
+class FormerHashRow(Base):
+    """A hash that an earlier version gave a structure; commands still find it by this one."""
+
+    __tablename__ = "former_hashes"
+
+    former: Mapped[str] = mapped_column(String(64), primary_key=True)
+    hash: Mapped[str] = mapped_column(String(64), ForeignKey("structures.hash"))
 
 
 class PlacementRow(Base):

@@ -19,13 +19,16 @@ from sparsearch.spaces._masked import leave_out_cuts
 from sparsearch.spaces.attachment import Attachment, attachment_of
 from sparsearch.spaces.backbone import (
     ATTACHED,
+    BackboneId,
     backbone_parameters,
     base_of,
+    hash_settings,
     head_parameters,
-    identify,
     know_pooler,
     positions_of,
+    same_settings,
     same_weights,
+    weight_fingerprint,
 )
 from sparsearch.spaces.hooks import hook
 from sparsearch.spaces.kinds import Kind, Removal
@@ -139,21 +142,7 @@ def check_structure(
     model: nn.Module, structure: Structure
 ) -> list[tuple[Position, Kind, int, int]]:
     """All checks before any change."""
-    found = identify(model)
-    expected = structure.backbone
-    equal = found.weight_fingerprint == expected.weight_fingerprint
-    equal = equal or same_weights(model, expected.weight_fingerprint)  # of the first form
-    if found.family != expected.family or not equal:
-        dtype = next(model.parameters()).dtype
-        rounded = (
-            "" if dtype.itemsize >= 4 else f"; if they were rounded to {dtype}, cast after attach"
-        )
-        raise StructureError(
-            f"the structure belongs to another backbone: {expected.family} from {expected.path!r} "
-            f"(fingerprint {expected.weight_fingerprint[:12]}), the model is {found.family} "
-            f"(fingerprint {found.weight_fingerprint[:12]})",
-            f"load the backbone that the structure names, with its original weights{rounded}",
-        )
+    _check_backbone(model, structure.backbone)
     positions = positions_of(model)
     kinds = {kind.name: kind for kind in structure.kinds}
     problems = structure.problems()
@@ -165,6 +154,29 @@ def check_structure(
     if problems:
         raise StructureError("the structure cannot be attached: " + "; ".join(problems))
     return [(find(positions, c.position), kinds[c.kind], c.size, 1) for c in structure.candidates]
+
+
+def _check_backbone(model: nn.Module, expected: BackboneId) -> None:
+    """The model must have the structure's backbone: its family, its weights and its settings."""
+    family = model.config.model_type  # type: ignore[union-attr]
+    if family != expected.family or not same_weights(model, expected.weight_fingerprint):
+        dtype = next(model.parameters()).dtype
+        rounded = (
+            "" if dtype.itemsize >= 4 else f"; if they were rounded to {dtype}, cast after attach"
+        )
+        raise StructureError(
+            f"the structure belongs to another backbone: {expected.family} from {expected.path!r} "
+            f"(fingerprint {expected.weight_fingerprint[:12]}), the model is {family} "
+            f"(fingerprint {weight_fingerprint(model)[:12]})",
+            f"load the backbone that the structure names, with its original weights{rounded}",
+        )
+    if not same_settings(hash_settings(model), expected.config_hash):
+        raise StructureError(
+            f"the model has the weights of the structure's backbone {expected.path!r}, but its config has other "
+            "settings, with which they compute something else",
+            "load the model with the config.json of that backbone: heads, activations, epsilons and positions as "
+            "they are there",
+        )
 
 
 def _misplaced(candidate: Candidate, kind: Kind, positions: Sequence[Position]) -> Iterator[str]:

@@ -233,8 +233,13 @@ class Space:
     @cached_property
     def fingerprint(self) -> str:
         """Equal for spaces whose rankings mean the same: SHA-256 of the candidates in order, and of their kinds."""
+        return self.fingerprint_with(
+            {c.kind: self.kinds[c.kind].set_options for c in self.candidates}
+        )
+
+    def fingerprint_with(self, options: Mapping[str, Mapping[str, Any]]) -> str:
+        """The fingerprint where kinds are described by these options."""
         listed = [[c.position, c.kind, c.size, c.params, c.which] for c in self.candidates]
-        options = {c.kind: vars(self.kinds[c.kind]) for c in self.candidates}
         return hashlib.sha256(json.dumps([listed, options], sort_keys=True).encode()).hexdigest()
 
     def position(self, name: str) -> Position:

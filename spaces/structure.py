@@ -81,7 +81,7 @@ class Structure:
 
     @cached_property
     def hash(self) -> str:
-        """Name of the structure: SHA-256 of what it is, not of where it came from."""
+        """Name of the structure: SHA-256 of what it is, not of where it came from; options at defaults are left out."""
         content = {
             "backbone": [self.backbone.config_hash, self.backbone.weight_fingerprint],
             "task_type": self.task_type,
@@ -89,7 +89,7 @@ class Structure:
                 [c.position, c.kind, c.size, *([c.which] if c.which else [])]
                 for c in self.candidates
             ],
-            "kinds": self._options(),
+            "kinds": {k.name: k.set_options for k in self.kinds},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -250,7 +250,13 @@ def show(
 
 def _position_names(structure: Structure) -> tuple[str, ...]:
     """All positions of a structure's backbone where that is a folder at hand, else none."""
-    from sparsearch.spaces.backbone import identify, locate, positions_of, skeleton
+    from sparsearch.spaces.backbone import (
+        hash_settings,
+        locate,
+        positions_of,
+        same_settings,
+        skeleton,
+    )
 
     try:
         path = locate(structure.backbone.path)
@@ -261,6 +267,6 @@ def _position_names(structure: Structure) -> tuple[str, ...]:
             model = skeleton(path)
     except BackboneError:
         return ()
-    if identify(model).config_hash != structure.backbone.config_hash:
+    if not same_settings(hash_settings(model), structure.backbone.config_hash):
         return ()
     return tuple(position.name for position in positions_of(model))

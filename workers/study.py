@@ -21,6 +21,7 @@ from sparsearch.errors import ConfigError, LeaseError, MissingStoreError, StoreE
 from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES, TRANSFER
+from sparsearch.spaces.backbone import BackboneId, form_of, same_fingerprints, same_settings
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.workers.driver import Driver
 from sparsearch.workers.listener import Listener
@@ -31,7 +32,7 @@ from sparsearch.workers.proposals import Proposals
 from sparsearch.workers.runners import InProcessRunner, Runner
 from sparsearch.workers.transfer import FindSource, finder, with_source, with_sources
 from sparsearch.workers.trial import FindRanking, shared_ranking
-from sparsearch.workers.workbench import open_workbench, weights_fingerprint
+from sparsearch.workers.workbench import identify_backbone, open_workbench
 
 __all__ = ["make_loop", "plan", "run"]
 
@@ -100,10 +101,10 @@ def run(
         backbone_params=checked.space.backbone_params,
         trials=plan(config, checked.budgets),
     )
-    weights = functools.cache(functools.partial(weights_fingerprint, config))
+    backbone = functools.cache(functools.partial(identify_backbone, config))
 
     def find(store: Store | None) -> FindSource:
-        return finder(store, config, checked.space.fingerprint, weights)
+        return finder(store, config, checked.space, backbone)
 
     def opened() -> Runner:
         return stack.enter_context(_runner(config, lambda key: store.ranking(key), address))
@@ -114,7 +115,7 @@ def run(
             spec = replace(spec, trials=_sourced(spec.trials, config, checked.budgets, db, find))
             runner = opened()
         store = stack.enter_context(Store.open(db, create=True))
-        _drive(store, spec, config, listen, lambda: runner or opened(), find(store), weights)
+        _drive(store, spec, config, listen, lambda: runner or opened(), find(store), backbone)
         return store.find_study(config.name)
 
 
@@ -244,24 +245,29 @@ def _held(store: Store, study: str) -> Iterator[None]:
         store.release(study)
 
 
-def _check_weights(store: Store, study: str, weights: Callable[[], str]) -> None:
+def _check_backbone(store: Store, study: str, backbone: Callable[[str], BackboneId]) -> None:
     """A study that has begun goes on with the backbone that it began with.
 
     Raises:
-        StoreError: If the model's weights are others now.
+        StoreError: If the model's weights, or the settings by which they compute, are others now.
     """
     scored = (t.structure for t in store.trials(study) if t.score is not None)
     found = next(filter(None, scored), None)
     if found is None:
         return
-    backbone = store.load_structure(found).backbone
-    known, now = backbone.weight_fingerprint, weights()
-    if known[:2] == now[:2] and known != now:  # those of the first form cannot be compared
-        raise StoreError(
-            f"study {study!r} began with other weights of {backbone.path!r} "
-            f"(fingerprint {known[:12]}, now {now[:12]})",
-            "restore them to continue the study, or choose another name",
-        )
+    known = store.load_structure(found).backbone
+    now = backbone(form_of(known.weight_fingerprint))
+    if not same_fingerprints(known.weight_fingerprint, now.weight_fingerprint):
+        was, here = known.weight_fingerprint[:12], now.weight_fingerprint[:12]
+        changed = f"other weights of {known.path!r} (fingerprint {was}, now {here})"
+    elif not same_settings(known.config_hash, now.config_hash):
+        changed = f"other settings in the config of {known.path!r}"
+    else:
+        return
+    raise StoreError(
+        f"study {study!r} began with {changed}",
+        "restore them to continue the study, or choose another name",
+    )
 
 
 def _drive(
@@ -271,7 +277,7 @@ def _drive(
     listen: Listener,
     runner: Callable[[], Runner],
     find: FindSource,
-    weights: Callable[[], str],
+    backbone: Callable[[str], BackboneId],
 ) -> None:
     """Hold the study's lease while its unfinished trials run."""
     store.begin_study(spec)
@@ -282,7 +288,7 @@ def _drive(
         listen.opened(spec.name, queued, known - len(queued), to_propose)
         if not queued and not to_propose:
             return
-        _check_weights(store, spec.name, weights)
+        _check_backbone(store, spec.name, backbone)
         budgets = resolve_all(config.budgets, spec.backbone_params)
         loop = make_loop(store, spec, config, find)
         Driver(

@@ -12,7 +12,10 @@ from sparsearch.errors import StoreError
 from sparsearch.results.store import Store
 from sparsearch.results.values import Trial
 from sparsearch.search.strategies import TRANSFER
+from sparsearch.spaces.backbone import FORMS, BackboneId
 from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.legacy import legacy_space_fingerprint
+from sparsearch.spaces.space import Space
 
 __all__ = ["FindSource", "finder", "with_source", "with_sources"]
 
@@ -21,32 +24,45 @@ FindSource: TypeAlias = Callable[[Budget], str | None]
 
 
 def finder(
-    store: Store | None, config: StudyConfig, space: str, weights: Callable[[], str]
+    store: Store | None, config: StudyConfig, space: Space, backbone: Callable[[str], BackboneId]
 ) -> FindSource:
     """Looks up what may be transferred to a study: what its configuration names, or the best ranking of another task.
 
     Args:
         store: None where there is no database yet.
         config: Of the study.
-        space: Fingerprint of its space.
-        weights: Gives the weight fingerprint of its backbone; asked only where something might fit.
+        space: Its space.
+        backbone: Gives its backbone, the fingerprint in a form; asked only where something might fit.
     """
     given, title = config.search.transfer_from, config.task.title
+    identities = [(space.fingerprint, FORMS[-1])]
+    if (legacy := legacy_space_fingerprint(space)) is not None:
+        identities.append((legacy, "2-"))
 
     def find(budget: Budget) -> str | None:
         if store is None:
             return None
         named = store.ranking(given) if given is not None else None
         if named is not None:
-            return given if (named.backbone, named.space) == (weights(), space) else None
-        best = functools.partial(
-            store.transferable,
-            space,
-            title,
-            study=given,
-            max_trainable_params=budget.max_trainable_params,
-        )
-        return None if best() is None else best(backbone=weights())
+            fits = any(
+                named.space == s and named.backbone == backbone(f).weight_fingerprint
+                for s, f in identities
+            )
+            return given if fits else None
+        for fingerprint, form in identities:
+            best = functools.partial(
+                store.transferable,
+                fingerprint,
+                title,
+                study=given,
+                max_trainable_params=budget.max_trainable_params,
+            )
+            if best() is None:
+                continue
+            key = best(backbone=backbone(form).weight_fingerprint)
+            if key is not None:
+                return key
+        return None
 
     return find
 

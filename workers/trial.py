@@ -318,12 +318,15 @@ def _limits(budget: Budget) -> dict[str, int | float]:
 
 
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:
-    """Name of a ranking: equal for equal backbone, space, kinds' options, task, search settings, seed and aims."""
+    """Name of a ranking: equal for equal backbone, space, kinds' options, task, search settings, seed and aims.
+
+    What is at its default is left out, so that a later version may add options and settings.
+    """
     config = bench.config
     content = [
         bench.backbone.weight_fingerprint,
         [[c.position, c.kind, c.size, c.params] for c in bench.space.candidates],
-        [repr(kind) for kind in bench.space.kinds.values()],
+        [[name, kind.set_options] for name, kind in bench.space.kinds.items()],
         bench.task.fingerprint,
         *_searched_with(config, strategy),
         strategy,

@@ -24,6 +24,7 @@ from sparsearch.search.warm_start import Once, WarmStart, WarmStarts, new_head
 from sparsearch.spaces.align import Aligning, aligning_at, take_bases
 from sparsearch.spaces.attach import attach, check_structure
 from sparsearch.spaces.backbone import (
+    FORMS,
     BackboneId,
     identify,
     load_config,
@@ -32,6 +33,7 @@ from sparsearch.spaces.backbone import (
     locate,
     most_tokens,
     positions_of,
+    weight_fingerprint,
 )
 from sparsearch.spaces.slim import slim
 from sparsearch.spaces.space import Space, build_space
@@ -42,11 +44,11 @@ __all__ = [
     "Workbench",
     "attach_anew",
     "cut_out",
+    "identify_backbone",
     "load_backbone",
     "open_workbench",
     "start_head",
     "start_of",
-    "weights_fingerprint",
 ]
 
 
@@ -113,11 +115,21 @@ def load_backbone(
     return model.to(device), identify(model, remembered, config.revision), data
 
 
-def weights_fingerprint(config: StudyConfig) -> str:
-    """The fingerprint of a study's backbone, for who has no workbench: the model is loaded and forgotten."""
+def identify_backbone(config: StudyConfig, form: str = FORMS[-1]) -> BackboneId:
+    """The identity of a study's backbone, for who has no workbench: the model is loaded and forgotten.
+
+    Args:
+        config: The study.
+        form: Of the weight fingerprint, see ``backbone.weight_fingerprint``.
+    """
     path, remembered = located(config.model, config.folder)
     model = load_model(path, revision=config.model.revision, sha256=config.model.sha256)
-    return identify(model, remembered, config.model.revision).weight_fingerprint
+    found = identify(model, remembered, config.model.revision)
+    return (
+        found
+        if form == FORMS[-1]
+        else replace(found, weight_fingerprint=weight_fingerprint(model, form))
+    )
 
 
 def open_workbench(

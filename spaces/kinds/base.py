@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparsearch.spaces.positions import Position
 
@@ -33,6 +34,12 @@ class Kind:
     """Patterns of positions used where a space names none."""
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """What an option that is a word may be."""
+
+    @property
+    def set_options(self) -> dict[str, Any]:
+        """Options that are not at their defaults. Identities hold these alone: a later version may add an option."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {f.name: v for f in fields if (v := getattr(self, f.name)) != f.default}
 
     @property
     def aligns(self) -> bool:

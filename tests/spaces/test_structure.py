@@ -13,10 +13,12 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import attach, detach
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import (
-    _first_fingerprint,
+    FORMS,
+    form_of,
     identify,
     positions_of,
     same_weights,
+    weight_fingerprint,
 )
 from sparsearch.spaces.positions import find
 from sparsearch.spaces.space import build_space, make_candidate
@@ -213,13 +215,21 @@ def test_fingerprint_sees_every_entry_of_a_wide_matrix_and_is_the_same_in_half_p
     assert identify(model.bfloat16()).weight_fingerprint == before
 
 
-def test_structures_with_the_first_form_of_fingerprints_attach(structure, model):
-    old = "d19" + "0" * 61
-    first = _first_fingerprint(model)
-    assert same_weights(model, first) and not same_weights(model, old)
-    backbone = dataclasses.replace(structure.backbone, weight_fingerprint=first)
+@pytest.mark.parametrize("form", FORMS)
+def test_structures_with_fingerprints_of_every_form_attach(structure, model, form):
+    of_form = weight_fingerprint(model, form)
+    assert form_of(of_form) == form and same_weights(model, of_form)
+    assert not same_weights(model, of_form[:-1] + ("0" if of_form[-1] != "0" else "1"))
+    backbone = dataclasses.replace(structure.backbone, weight_fingerprint=of_form)
     attach(model, dataclasses.replace(structure, backbone=backbone))
     detach(model)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight.neg_()
+    with pytest.raises(StructureError, match="another backbone"):
+        attach(model, dataclasses.replace(structure, backbone=backbone))
+
+
+def test_a_rounded_model_is_told_to_cast_later(structure, model):
     rounded = model.bfloat16()
     with pytest.raises(StructureError) as caught:
         attach(rounded, structure)
