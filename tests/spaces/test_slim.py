@@ -127,6 +127,26 @@ def test_a_slim_model_equals_the_gated_one(wide, variant, attention, batch):
     check(model, some_units(model), batch)
 
 
+@pytest.mark.parametrize("keep", [1, 2, 4, 6])
+@pytest.mark.parametrize(
+    ("variant", "heads"),
+    [
+        ("bert", "num_attention_heads"),
+        ("distilbert", "n_heads"),
+        ("gpt2", "n_head"),
+        ("t5", "num_heads"),
+    ],
+)
+def test_heads_keep_their_size_where_the_width_left_would_hold_other_ones(
+    build, randomise, batch, variant, heads, keep
+):
+    sizes = {heads: 8, "d_kv": 4} if variant == "t5" else {heads: 8}
+    model = build(variant, attention="eager", **sizes).double()
+    randomise(model)
+    removed = {p.name: list(range(keep, 8)) for p in cuts_of(model) if p.role == "heads"}
+    check(model, removed, batch)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize(
     "removed",
