@@ -52,7 +52,7 @@ def _hash(tensor: Tensor) -> bytes:
 
     state = xxhash.xxh3_128()
     for numbers in _numbers(tensor):
-        state.update(memoryview(numbers.cpu().numpy()))
+        state.update(numbers.cpu().numpy().data)
     return state.digest()
 
 
