@@ -1,4 +1,4 @@
-"""A linear whose weight is masked: it is computed here, with what is added to its weight inside the mask."""
+"""A linear whose weight is masked: what is added to the weight is added inside the mask."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from sparsearch.errors import StructureError
+from sparsearch.spaces.elsewhere import check_here
 from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.slots import Slot
-from sparsearch.spaces.units.base import in_type_of
+from sparsearch.spaces.substitution import Substitution
 from sparsearch.spaces.units.removal import RemovalUnit
 from sparsearch.spaces.units.weight_mask import WeightMaskUnit
 
@@ -19,7 +21,7 @@ __all__ = ["Masked", "leave_out_cuts"]
 
 
 class Masked:
-    """y = x (M * (W + dW))^T + b in a linear's stead; slices of a fused projection have masks of their own.
+    """y = x (M * (W + dW))^T + b of a linear; slices of a fused projection have masks of their own.
 
     Args:
         module: The linear.
@@ -31,59 +33,60 @@ class Masked:
         self.module = module
         self.masks = sorted(masks, key=lambda slot: slot.start)
         self.inside = inside
-        module.forward = self.forward
+        self.substitution = Substitution(module, self._weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The linear."""
-        with torch.autocast(x.device.type, enabled=False):
-            weight = self._weight()
-        bias = getattr(self.module, "bias", None)
-        if bias is not None:
-            bias = in_type_of(x, bias)
-        return nn.functional.linear(x, in_type_of(x, weight), bias)
+    def _weight(self) -> Mapping[str, Tensor]:
+        """The weight that is used, of all slices together, in the module's own form and type."""
+        own = self._own()
+        with torch.autocast(own.device.type, enabled=False):
+            rows = own.T if isinstance(self.module, Conv1D) else own
+            pieces, at = [], 0
+            for slot in self.masks:
+                pieces += [rows[at : slot.start], self.used(slot)]
+                at = slot.start + slot.width
+            pieces.append(rows[at:])
+            present = [piece.to(own.dtype) for piece in pieces if len(piece)]
+            used = present[0] if len(present) == 1 else torch.cat(present)
+        return {"weight": used.T if isinstance(self.module, Conv1D) else used}
 
-    def _weight(self) -> Tensor:
-        """The weight that is used, (out, in), of all slices together."""
-        own = self._wide()
-        pieces, at = [], 0
-        for slot in self.masks:
-            pieces += [own[at : slot.start], self.used(slot)]
-            at = slot.start + slot.width
-        pieces.append(own[at:])
-        present = [piece for piece in pieces if len(piece)]
-        return present[0] if len(present) == 1 else torch.cat(present)
-
-    def _wide(self) -> Tensor:
-        """The module's own weight as (out, in), in float32 or wider."""
-        weight = self.module.get_parameter("weight")
-        rows = weight.T if isinstance(self.module, Conv1D) else weight
-        return rows.to(torch.promote_types(weight.dtype, torch.float32))
+    def _own(self) -> Tensor:
+        """The module's own weight, also while another stands in its place."""
+        name, weight = self.masks[0].position.name, self.module._parameters.get("weight")
+        if weight is None:
+            raise StructureError(
+                f"the weight at {name}, which has a mask, is no parameter any more: a parametrization or "
+                "torch.nn.utils.prune stands in its place",
+                "remove_parametrizations(module, 'weight') or prune.remove(module, 'weight') first",
+            )
+        check_here(weight, f"the weight at {name}, which has a mask,")
+        return weight
 
     def used(self, slot: Slot) -> Tensor:
         """M * (W + dW) of one mask's slice, (out, in)."""
         changed = self.changed(slot)
         if slot.idle:
             return changed
-        unit = slot.unit
-        assert isinstance(unit, WeightMaskUnit), "only masks take over a linear"
-        if slot.gate is None:
-            return unit.masked(changed)
-        return unit.faded(changed, slot.gate, weight_at(slot.position, self.module))
+        return slot.run(changed, slot.gate, self._slice(slot))
 
     def changed(self, slot: Slot) -> Tensor:
         """W + dW of one mask's slice, (out, in), in float32 or wider."""
-        own = weight_at(slot.position, self.module)
+        own = self._slice(slot)
         weight = own.to(torch.promote_types(own.dtype, torch.float32))
         for other in self.inside:
             if other.position == slot.position and not other.idle:
-                weight = weight + other.unit.dense(weight.detach(), other.gate)
+                weight = weight + other.dense(weight.detach())
         return weight
+
+    def _slice(self, slot: Slot) -> Tensor:
+        """The part of the own weight below one mask, (out, in)."""
+        return weight_at(slot.position, self.module, self._own())
 
     @torch.no_grad()
     def advance(self, step: int, steps: int) -> None:
         """Tell the masks how far training is."""
         for slot in self.masks:
-            assert isinstance(slot.unit, WeightMaskUnit), "only masks take over a linear"
+            assert isinstance(slot.unit, WeightMaskUnit), "only masks choose weights"
+            slot.check_here()
             slot.unit.advance(step, steps, functools.partial(self.changed, slot))
 
     @property
@@ -93,7 +96,7 @@ class Masked:
 
     def remove(self) -> None:
         """The module as it was."""
-        del self.module.forward
+        self.substitution.remove()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How attached units run inside a backbone's modules: hooks, or a module's forward taken over."""
+"""How attached units run inside a backbone's modules: by hooks; a module's own forward is never replaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.spaces._masked import Masked
+from sparsearch.spaces.elsewhere import is_elsewhere
 from sparsearch.spaces.slots import Slot
+from sparsearch.spaces.substitution import Substitution
 from sparsearch.spaces.units.base import LowRankUnit, add_low_rank
 from sparsearch.spaces.units.lnfit import LNFitUnit
 
@@ -30,8 +32,10 @@ def _running(slots: list[Slot]) -> Iterator[Slot]:
 def _add_together(y: Tensor, x: Tensor, thin: list[Slot], vectors: list[Slot]) -> Tensor:
     """Low-rank units and vectors of one host in one go."""
     x = x if torch.is_autocast_enabled(x.device.type) else x.to(y.dtype)
+    for slot in thin:
+        slot.check_here()
     units = [slot.unit for slot in thin if isinstance(slot.unit, LowRankUnit)]
-    changes = [slot.unit(x, slot.gate) for slot in vectors]
+    changes = [slot.run(x, slot.gate) for slot in vectors]
     return add_low_rank(y, x, units, [slot.gate for slot in thin], changes)
 
 
@@ -65,28 +69,41 @@ def _cast_once(x: Tensor) -> Tensor:
 
 
 class _Norm:
-    """A LayerNorm whose gain and bias are changed by units: one norm, where adding the changes needs two."""
+    """Units that change gain and bias of a LayerNorm, inside it: one norm, where adding their changes needs two.
+
+    Inside is for wide gains alone: 1.001 in bfloat16 is 1. And a gain that is elsewhere, or a unit that is hooked,
+    cannot be read before the norm's forward. The units then run beside the norm, as at an RMSNorm.
+    """
 
     def __init__(self, norm: nn.LayerNorm, slots: list[Slot]) -> None:
         self.norm, self.slots = norm, slots
-        norm.forward = self.forward  # type: ignore[assignment]
+        self.substitution = Substitution(norm, self._changed)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The norm, in its module's stead."""
-        norm = self.norm
-        gain: Tensor = norm.weight
-        bias: Tensor = norm.bias
-        for slot in _running(self.slots):
+    @property
+    def beside(self) -> list[Slot]:
+        """The units that are still to be added to the output."""
+        return [] if self.substitution.active else self.slots
+
+    def _changed(self) -> dict[str, Tensor]:
+        """Gain and bias with their changes; nothing where the units run beside."""
+        running = list(_running(self.slots))
+        gain, bias = (self.norm._parameters.get(name) for name in ("weight", "bias"))
+        if not running or gain is None or bias is None or any(s.unit.hooked for s in running):
+            return {}
+        if any(own.dtype.itemsize < 4 or is_elsewhere(own) for own in (gain, bias)):
+            return {}
+        changed: dict[str, Tensor] = {"weight": gain, "bias": bias}
+        for slot in running:
+            slot.check_here()
             if isinstance(slot.unit, LNFitUnit):
-                gain = gain + slot.unit.change(slot.gate)
+                changed["weight"] = changed["weight"] + slot.unit.change(slot.gate)
             else:
-                bias = bias + slot.unit(x, slot.gate)
-        gain, bias = gain.to(norm.weight.dtype), bias.to(norm.bias.dtype)
-        return nn.functional.layer_norm(x, norm.normalized_shape, gain, bias, norm.eps)
+                changed["bias"] = changed["bias"] + slot.unit(bias, slot.gate)
+        return {name: tensor.to(gain.dtype) for name, tensor in changed.items()}
 
     def remove(self) -> None:
         """The module as it was."""
-        del self.norm.forward
+        self.substitution.remove()
 
 
 class _Host:
@@ -100,6 +117,7 @@ class _Host:
         self.masks: list[Slot] = []
         self.captured: list[Slot] = []
         self.sequential: list[Slot] = []
+        self.norm: _Norm | None = None
 
     def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         for slot in _running(self.capturing):
@@ -108,16 +126,17 @@ class _Host:
         for slot in _running(self.before_units):
             x = x + slot.delta(args[0]).to(x.dtype)
         for slot in _running(self.cutting):
-            x = slot.unit(x, slot.gate)
+            x = slot.run(x, slot.gate)
         if any(isinstance(slot.unit, LowRankUnit) for slot in _running(self.parallel)):
             x = _cast_once(x)
         return None if x is args[0] else (x, *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         y = output
-        running = list(_running(self.parallel))
+        beside = self.norm.beside if self.norm else []
+        running = list(_running([*self.parallel, *beside]))
         whole = [slot for slot in running if y.shape[-1] == slot.width]
-        thin = [slot for slot in whole if isinstance(slot.unit, LowRankUnit)]
+        thin = [s for s in whole if isinstance(s.unit, LowRankUnit) and not s.unit.hooked]
         if thin:
             vectors = [slot for slot in whole if slot.unit.constant]
             y = _add_together(y, args[0], thin, vectors)
@@ -134,10 +153,10 @@ class _Host:
         return z
 
     def hook(self, module: nn.Module) -> Iterator[Handle]:
+        in_norm: list[Slot] = []
         if isinstance(module, nn.LayerNorm) and module.bias is not None:
-            inside = [s for s in self.parallel if s.unit.constant or isinstance(s.unit, LNFitUnit)]
-            self.parallel = [slot for slot in self.parallel if slot not in inside]
-            yield _Norm(module, inside)
+            in_norm = [s for s in self.parallel if s.unit.constant or isinstance(s.unit, LNFitUnit)]
+            self.parallel = [slot for slot in self.parallel if slot not in in_norm]
         if self.masks:
             masked = {slot.position.name for slot in self.masks}
             inside = [s for s in self.parallel if s.changes_weight and s.position.name in masked]
@@ -146,8 +165,11 @@ class _Host:
         thin = any(isinstance(slot.unit, LowRankUnit) for slot in self.parallel)
         if self.before_units or self.cutting or self.capturing or thin:
             yield module.register_forward_pre_hook(self.before)
-        if self.parallel or self.captured or self.sequential:
+        if self.parallel or in_norm or self.captured or self.sequential:
             yield module.register_forward_hook(self.after)
+        if in_norm:  # its hooks come after, which asks what was inside
+            self.norm = _Norm(module, in_norm)
+            yield self.norm
 
 
 def hook(modules: Mapping[str, nn.Module], slots: Iterable[Slot]) -> Iterator[Handle]:

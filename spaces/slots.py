@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparsearch.spaces.elsewhere import check_here
 from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.positions import Position
 from sparsearch.spaces.units.base import Unit
@@ -35,12 +36,31 @@ class Slot:
         """Whether the unit, beside a linear, is one with a change of its weight."""
         return self.kind.mergeable and not self.unit.constant
 
+    def check_here(self) -> None:
+        """Refuse to read the unit's parameters outside its forward while another library keeps them elsewhere."""
+        first = next(self.unit.parameters(), None)
+        if first is not None:
+            check_here(first, f"what {self.kind.name} at {self.position.name} has learnt")
+
+    def run(self, *inputs: Tensor | None) -> Tensor:
+        """The unit's forward; what is elsewhere is brought in by hooks of the unit, or is refused."""
+        if not self.unit.hooked:
+            self.check_here()
+        result: Tensor = self.unit(*inputs)
+        return result
+
     def delta(self, x: Tensor) -> Tensor:
         """The unit's change."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(next(self.unit.parameters()).dtype)
-        change: Tensor = self.unit(x, self.gate)
-        return change
+        return self.run(x, self.gate)
+
+    def dense(self, weight: Tensor) -> Tensor:
+        """The unit's change as one of its host's weight (out, in), which gives type and device."""
+        if self.unit.hooked:  # by its forward, for each input feature
+            return Unit.dense(self.unit, weight, self.gate)
+        self.check_here()
+        return self.unit.dense(weight, self.gate)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """Y plus the unit's change, on the unit's slice of a fused output."""

@@ -139,6 +139,13 @@ class WeightMaskUnit(Unit):
         self.renew(weight(), int(share * self.pruned))
         self.settled = share == 1
 
+    def forward(self, x: Tensor, gate: Tensor | None, pretrained: Tensor | None = None) -> Tensor:
+        """What is used of W' (out, in): masked, or with gates faded by the order of the pretrained weights."""
+        if gate is None:
+            return self.masked(x)
+        assert pretrained is not None, "gates follow the order of the pretrained weights"
+        return self.faded(x, gate, pretrained)
+
     def masked(self, weight: Tensor) -> Tensor:
         """M * W' for W' (out, in); while the mask still changes, scores learn by the straight-through estimate."""
         if self.settled:
