@@ -181,7 +181,7 @@ def text_warnings(texts: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]
         if count := sum(row in shared for row in _rows(texts[other])):
             warnings.append(
                 f"{count} of {_count(texts[other])} rows of split {other!r} stand in split {one!r} too: "
-                f"scores on {other!r} do not tell how a model does on unseen rows"
+                "how a model does on these does not tell how it does on unseen rows"
             )
     return warnings
 

@@ -128,7 +128,7 @@ def _print_summary(
         return
     console = output()
     console.print(_render.summary_view(summary))
-    for warning in () if data is None else data.warnings:
+    for warning in summary.warnings if data is None else data.warnings:
         console.print(_render.warning_line(warning))
     console.print(f"\nstored in {shown}\nnext:", soft_wrap=True)
     for line in following:
