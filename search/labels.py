@@ -21,6 +21,7 @@ _Labels: TypeAlias = Mapping[str, Sequence[Any]]
 """Name of a split -> the label of each row."""
 
 _KINDS = {str: "text", bool: "true or false", int: "whole numbers", float: "decimal numbers"}
+_REFUSED = {"list": "a list", "dict": "an object"}
 _RELABEL = "correct the rows, or choose a labelled split (task.data.splits)"
 
 
@@ -170,7 +171,7 @@ def _check_labels(column: str, labels: _Labels, *, empty_is_class: bool) -> None
                 _RELABEL,
             )
         if not isinstance(value, str | int | float):
-            kind = {list: "a list", dict: "an object"}.get(type(value), type(value).__name__)
+            kind = _REFUSED.get(type(value).__name__, type(value).__name__)
             raise DataError(
                 f"split {split!r}, row {row}: column {column!r} holds {kind}, {value!r:.60}; a label "
                 "is text, a number, true or false",

@@ -123,8 +123,8 @@ def _print_summary(
     following, shown = _next_commands(record, summary, db), without_password(db)
     if as_json:
         document = {"db": shown, "study": _render.study_dict(record), "summary": summary.as_dict()}
-        document["data"] = None if data is None else dataclasses.asdict(data)
-        print_json({**document, "next": following})
+        held = None if data is None else dataclasses.asdict(data)
+        print_json({**document, "data": held, "next": following})
         return
     console = output()
     console.print(_render.summary_view(summary))

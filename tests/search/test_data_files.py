@@ -261,3 +261,27 @@ def test_columns_of_lists_and_objects_are_refused_by_their_type(read, tmp_path):
     )
     with pytest.raises(DataError, match="column 'text' holds List.*; it must hold text"):
         read((tmp_path / "x").read_bytes(), "x", "parquet")
+
+
+def test_a_folder_of_files_is_loaded_as_a_data_set_of_the_hub_is(tmp_path):
+    import datasets
+
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(LINES)
+    config = DataConfig(path=str(tmp_path), splits={"train": "train[:1]"})
+    found = load_rows(config, tmp_path, ("text", "label"))
+    assert found["train"].columns == {"text": ["good film"], "label": ["yes"]}
+    assert len(found["test"]) == 2
+    assert datasets.utils.logging.is_progress_bar_enabled()
+    with pytest.raises(DataError, match="split 'train' has no column 'mood'; it has: text, label"):
+        load_rows(config, tmp_path, ("mood",))
+    with pytest.raises(DataError, match="cannot load split 'test' of .*dev") as caught:
+        load_rows(DataConfig(path=str(tmp_path), splits={"test": "dev"}), tmp_path, ("text",))
+    assert "task.data.splits" in caught.value.hint
+
+
+def test_a_column_of_mixed_types_that_the_hub_rewrites_is_refused(tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(LINES + '{"text": "so", "label": 7}\n')
+    with pytest.raises(DataError, match="column 'label' holds Json.*; it must hold text"):
+        load_rows(DataConfig(path=str(tmp_path)), tmp_path, ("text", "label"))
