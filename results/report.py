@@ -365,6 +365,9 @@ def _findings(summary: StudySummary) -> str:
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in summary.findings(budget))
         if lines:
             parts.append(f"<h3>{html.escape(budget.name)}</h3><ul>{lines}</ul>")
+    if summary.warnings:
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in summary.warnings)
+        parts.insert(0, f"<h3>warnings</h3><ul>{lines}</ul>")
     if not parts:
         return ""
     head = f"<h2>{html.escape(summary.metric)} on validation, paired over seeds</h2>"

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
 from sparsearch.config import SearchConfig
@@ -95,6 +96,7 @@ class StudySummary:
         references: Strategies without a budget: the head alone, and full fine-tuning.
         unsuccessful: Finished trials that are neither ok nor cancelled.
         front: With an outer loop, the trials that score more than all with as few parameters, fewest first.
+        warnings: What makes the scores worth less than they look, as far as the database knows.
     """
 
     study: str
@@ -104,6 +106,7 @@ class StudySummary:
     references: tuple[StrategySummary, ...]
     unsuccessful: tuple[TrialRecord, ...]
     front: tuple[TrialRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def findings(self, budget: BudgetSummary) -> tuple[str, ...]:
         """What a report says of a budget: a line for each family of rivals, and the verdict."""
@@ -163,6 +166,19 @@ def summarise(study: StudyRecord, trials: Sequence[TrialRecord]) -> StudySummary
             t for t in trials if t.state in FINISHED and t.state not in ("ok", "cancelled")
         ),
         front=() if planned is None else _front(trials),
+        warnings=_same_files(config),
+    )
+
+
+def _same_files(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Splits whose files have the same content."""
+    if "splits" in config.get("task", {}).get("data", {}):
+        return ()
+    digests = config.get("data_sha256", {})
+    return tuple(
+        f"splits {one!r} and {other!r} are the same file"
+        for one, other in combinations(digests, 2)
+        if digests[one] == digests[other]
     )
 
 

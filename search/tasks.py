@@ -12,8 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsearch.config import DataConfig, TaskConfig
-from sparsearch.errors import DataError
+from sparsearch.config import TaskConfig
+from sparsearch.search.data_files import Rows
+from sparsearch.search.data_rows import SPLITS, load_rows
+from sparsearch.search.labels import class_table, targets
+from sparsearch.search.task_checks import (
+    DataSummary,
+    check_enough_rows,
+    check_labels_vary,
+    check_metric,
+    check_texts,
+    check_tokens,
+    class_warnings,
+    summarise_labels,
+    text_warnings,
+)
 from sparsearch.spaces.backbone import longest_input
 
 __all__ = [
@@ -23,14 +36,11 @@ __all__ = [
     "Task",
     "batches",
     "endless",
-    "load_rows",
     "load_task",
     "subset",
 ]
 
-SPLITS = ("train", "validation", "test")
 _POOL = 16
-_LOCAL = ("json", "csv", "parquet")
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class Task:
         classes: Class names in the order of their indices; empty for regression.
         max_length: Tokens per row at most.
         train: Training split; likewise ``validation`` and ``test``.
+        warnings: What makes the scores worth less than they look.
     """
 
     name: str
@@ -92,6 +103,7 @@ class Task:
     train: Split
     validation: Split
     test: Split
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -102,6 +114,12 @@ class Task:
                 digest.update(str(tuple(tensor.shape)).encode())
                 digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def summary(self) -> DataSummary:
+        """Rows and classes of each split."""
+        labels = {split: getattr(self, split).labels for split in SPLITS}
+        return summarise_labels(labels, self.classes, self.warnings)
 
     @property
     def num_labels(self) -> int:
@@ -153,78 +171,6 @@ def endless(
         yield from batches(split, batch_size, device, generator)
 
 
-def load_rows(config: DataConfig, folder: Path) -> dict[str, Any]:
-    """The three splits as ``datasets.Dataset``.
-
-    Args:
-        config: What to load.
-        folder: Where relative paths of local files start.
-
-    Raises:
-        DataError: If a file or a split is missing or unreadable.
-    """
-    import datasets
-
-    files = None
-    if config.data_files is not None:
-        if config.path not in _LOCAL:
-            raise DataError(
-                f"task.data.path is {config.path!r}; with data_files it is one of {_LOCAL}"
-            )
-        files = {
-            split: str((folder / file).resolve()) for split, file in config.data_files.items()
-        }
-        missing = [
-            f"{s}: {config.data_files[s]}" for s, f in files.items() if not Path(f).is_file()
-        ]
-        if missing:
-            raise DataError(
-                f"task.data.data_files: no such file for {', '.join(missing)} (relative to {folder})",
-                "correct the path, or --set task.data.data_files.train=PATH",
-            )
-    rows = {}
-    bars = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()
-    try:
-        for split in SPLITS:
-            wanted = config.splits.get(split, split)  # type: ignore[call-overload]
-            source = wanted.partition("[")[0]
-            only = {source: files[source]} if files is not None and source in files else files
-            try:
-                rows[split] = datasets.load_dataset(
-                    config.path, config.name, data_files=only, split=wanted
-                )
-            except Exception as error:  # noqa: BLE001 - datasets raises many unrelated types
-                raise _load_error(config, folder, split, error) from error
-    finally:
-        if bars:
-            datasets.utils.logging.enable_progress_bar()
-    return rows
-
-
-def _load_error(config: DataConfig, folder: Path, split: str, error: Exception) -> DataError:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = " ".join(str(cause).split())[:300] or type(cause).__name__
-    file = (config.data_files or {}).get(split)
-    if file is not None and not (folder / file).read_bytes().strip():
-        return DataError(f"split {split!r} is empty: {file} holds no rows")
-    what = repr(config.path if file is None else str(folder / file))
-    if "split" in text:
-        hint = (
-            "name the splits that exist: task.data.splits: {train: ..., validation: ..., test: ...}; "
-            "a slice like train[90%:] works too"
-        )
-    elif file is not None:
-        hint = f"correct that file: it must be {config.path}" + (
-            ", one object a line" if config.path == "json" else ""
-        )
-    else:
-        hint = "load it once with the network (HF_HUB_OFFLINE unset), or give files: task.data.data_files"
-    return DataError(f"task.data: cannot load split {split!r} of {what}: {text}", hint)
-
-
 def load_task(
     config: TaskConfig, folder: Path, tokenizer: Any, most_tokens: int | None = None
 ) -> Task:
@@ -237,142 +183,56 @@ def load_task(
         most_tokens: Longest input that the backbone takes, None without limit.
 
     Raises:
-        DataError: If a split is empty, a column is missing, a label is outside the classes, or the training split
-            is too small to be halved or has rows of one class only.
+        DataError: If the data cannot be read, a column is missing or holds something else than text or labels,
+            a label is outside the classes, one cannot learn from the training split, or the metric has no value on
+            another one.
     """
-    rows = load_rows(config.data, folder)
-    for split, data in rows.items():
-        if len(data) == 0:
-            raise DataError(f"split {split!r} of task {config.title!r} is empty")
-        for column in (*config.text, config.label):
-            if column not in data.column_names:
-                raise DataError(
-                    f"split {split!r} has no column {column!r}; it has: {', '.join(data.column_names)}",
-                    "correct task.text or task.label",
-                )
-    classes: tuple[Any, ...] = ()
-    if config.type == "classification":
-        classes = _classes(config, rows["train"])
-    if config.max_train_rows is not None:
-        rows["train"] = rows["train"].select(range(min(config.max_train_rows, len(rows["train"]))))
+    rows = load_rows(config.data, folder, tuple(dict.fromkeys([*config.text, config.label])))
+    total = len(rows["train"])
+    check_enough_rows(config, total)
+    labels, classes = _read_labels(config, rows)
+    used = config.max_train_rows or total
+    rows["train"], labels["train"] = rows["train"].part(0, used), labels["train"][:used]
+    texts = {split: {c: data.columns[c] for c in config.text} for split, data in rows.items()}
+    for split in SPLITS:
+        check_texts(split, texts[split])
+    check_labels_vary(config, labels["train"], total)
+    for split in SPLITS[1:]:
+        check_metric(config, split, labels[split], classes)
+    warnings = text_warnings(texts)
+    warnings += class_warnings(config, summarise_labels(labels, classes))
     limit = longest_input(config.max_length, tokenizer, most_tokens)
-    splits = {s: _tokenise(config, s, d, tokenizer, limit, classes) for s, d in rows.items()}
-    _check_enough(config, splits["train"])
-    names = getattr(rows["train"].features[config.label], "names", None)
-    if config.labels is None and names is not None:
-        classes = tuple(names)
+    splits = {
+        s: _tokenise(s, [texts[s][c] for c in config.text], labels[s], tokenizer, limit)
+        for s in SPLITS
+    }
     return Task(
-        config.title, config.type, config.metric, tuple(map(str, classes)), limit, **splits
+        config.title,
+        config.type,
+        config.metric,
+        classes,
+        limit,
+        **splits,
+        warnings=tuple(warnings),
     )
 
 
-def _check_enough(config: TaskConfig, train: Split) -> None:
-    """What is left to train on: a search halves it, and one class teaches nothing."""
-    if len(train) < 2:
-        problem = "one row, which a search cannot halve"
-    elif config.type == "classification" and len(set(train.labels.tolist())) < 2:
-        problem = f"{len(train)} rows, all of one class"
-    else:
-        return
-    cut = config.max_train_rows == len(train)
-    raise DataError(
-        f"split 'train' of task {config.title!r} is left with {problem}",
-        "raise task.max_train_rows, or shuffle the rows of the file: the first ones are taken"
-        if cut
-        else "add rows to the training split, or name another one: task.data.splits.train",
-    )
-
-
-def _classes(config: TaskConfig, train: Any) -> tuple[Any, ...]:
-    """The classes: as configured, as the data set declares, or those of the whole training split."""
-    feature = train.features[config.label]
-    if config.labels is not None:
-        found = list(config.labels)
-    elif hasattr(feature, "names"):
-        found = list(range(len(feature.names)))
-    else:
-        found = _classes_found(config, train)
-    if len(found) < 2 or len(set(found)) != len(found):
-        raise DataError(
-            f"a classification needs two classes or more, each once; found {found}",
-            "correct the rows of the training split, or task.labels",
-        )
-    return tuple(found)
-
-
-def _classes_found(config: TaskConfig, train: Any) -> list[Any]:
-    found = set(train.unique(config.label))
-    if None in found:
-        raise DataError(f"split 'train' has rows without a {config.label!r}")
-    if not all(isinstance(v, int) for v in found):
-        return sorted(found, key=str)
-    stray = sorted(v for v in found if not 0 <= v < len(found))
-    if stray:
-        raise DataError(
-            f"integer labels must be 0 to {len(found) - 1} without gaps; split 'train' also has "
-            f"{', '.join(map(str, stray[:5]))}",
-            "correct the rows, or list the classes: task.labels: [...]",
-        )
-    return sorted(found)
-
-
-def _labels(
-    config: TaskConfig, split: str, values: Sequence[Any], classes: Sequence[Any]
-) -> Tensor:
+def _read_labels(
+    config: TaskConfig, rows: Mapping[str, Rows]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The labels of each split, and the names of the classes."""
     if config.type == "regression":
-        try:
-            targets = torch.tensor([float(v) for v in values])
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"split {split!r}: {config.label!r} must be numbers: {error}"
-            ) from error
-        if not bool(torch.isfinite(targets).all()):
-            raise DataError(f"split {split!r}: {config.label!r} has values that are not finite")
-        return targets
-    index = {value: i for i, value in enumerate(classes)}
-    outside = [(row, v) for row, v in enumerate(values) if v not in index]
-    if outside:
-        row, value = outside[0]
-        shown = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
-        raise DataError(
-            f"split {split!r}, row {row}: label {value!r} is outside the classes {shown} "
-            f"({len(outside)} such rows)",
-            "correct the rows, list the classes (task.labels: [...]), or choose a labelled split (task.data.splits)",
-        )
-    return torch.tensor([index[v] for v in values])
+        columns = {split: data.columns[config.label] for split, data in rows.items()}
+        return {split: targets(config, split, values) for split, values in columns.items()}, ()
+    table = class_table(config, rows)
+    return {split: table.indices(split) for split in rows}, table.names
 
 
 def _tokenise(
-    config: TaskConfig, split: str, data: Any, tokenizer: Any, limit: int, classes: Sequence[Any]
+    split: str, columns: Sequence[Sequence[str]], labels: Tensor, tokenizer: Any, limit: int
 ) -> Split:
-    columns = [data[column][:] for column in config.text]
-    for name, column in zip(config.text, columns, strict=True):
-        for row, text in enumerate(column):
-            if not isinstance(text, str):
-                raise DataError(
-                    f"split {split!r}, row {row}: column {name!r} holds no text: {text!r}"
-                )
-    encoded = tokenizer(*columns, truncation=True, max_length=limit, padding="longest")
+    encoded = tokenizer(*map(list, columns), truncation=True, max_length=limit, padding="longest")
     inputs = {k: torch.tensor(v) for k, v in encoded.items()}
     lengths = inputs["attention_mask"].sum(dim=1)
-    _check_tokens(split, tokenizer, inputs["input_ids"], lengths)
-    return Split(inputs, lengths, _labels(config, split, data[config.label][:], classes))
-
-
-def _check_tokens(split: str, tokenizer: Any, ids: Tensor, lengths: Tensor) -> None:
-    """Rows that a classifier cannot pool: without a token, or with the text of a special token in them."""
-    empty = (lengths == 0).nonzero().flatten()
-    if len(empty):
-        raise DataError(
-            f"split {split!r}, row {int(empty[0])}: the text is empty ({len(empty)} such rows)"
-        )
-    if tokenizer.eos_token_id is None or tokenizer.eos_token_id == tokenizer.pad_token_id:
-        return
-    ends = (ids == tokenizer.eos_token_id).sum(dim=1)
-    odd = (ends != ends.mode().values).nonzero().flatten()
-    if len(odd):
-        raise DataError(
-            f"split {split!r}, row {int(odd[0])}: the text contains {tokenizer.eos_token!r}, which ends an "
-            f"input ({len(odd)} such rows)",
-            "remove it from the text",
-        )
+    check_tokens(split, tokenizer, inputs["input_ids"], lengths)
+    return Split(inputs, lengths, labels)

@@ -155,7 +155,9 @@ class _Host:
     def hook(self, module: nn.Module) -> Iterator[Handle]:
         in_norm: list[Slot] = []
         if isinstance(module, nn.LayerNorm) and module.bias is not None:
-            in_norm = [s for s in self.parallel if s.unit.constant or isinstance(s.unit, LNFitUnit)]
+            in_norm = [
+                s for s in self.parallel if s.unit.constant or isinstance(s.unit, LNFitUnit)
+            ]
             self.parallel = [slot for slot in self.parallel if slot not in in_norm]
         if self.masks:
             masked = {slot.position.name for slot in self.masks}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sparsearch.results.store import Store
     from sparsearch.results.summary import StudySummary
     from sparsearch.results.values import StudyRecord, TrialRecord
+    from sparsearch.search.task_checks import DataSummary
     from sparsearch.spaces.structure import Structure
 
 __all__ = ["export", "run", "stop", "train"]
@@ -70,7 +72,7 @@ def run(
         raise typer.Exit(_console.INTERRUPTED) from None
     with reading(db) as store:
         trials = store.trials(record.name)
-    _print_summary(record, summarise(record, trials), db, as_json)
+    _print_summary(record, summarise(record, trials), db, as_json, progress.data)
     _exit_as_trials_went(trials)
 
 
@@ -108,17 +110,26 @@ def _wait_until_free(store: Store, study: str, owner: str) -> None:
         time.sleep(0.2)
 
 
-def _print_summary(record: StudyRecord, summary: StudySummary, db: str, as_json: bool) -> None:
-    """How the study went, where it is stored, and what to type next."""
+def _print_summary(
+    record: StudyRecord,
+    summary: StudySummary,
+    db: str,
+    as_json: bool,
+    data: DataSummary | None,
+) -> None:
+    """How the study went, on what data, where it is stored, and what to type next."""
     from sparsearch.results.urls import without_password
 
     following, shown = _next_commands(record, summary, db), without_password(db)
     if as_json:
         document = {"db": shown, "study": _render.study_dict(record), "summary": summary.as_dict()}
-        print_json({**document, "next": following})
+        held = None if data is None else dataclasses.asdict(data)
+        print_json({**document, "data": held, "next": following})
         return
     console = output()
     console.print(_render.summary_view(summary))
+    for warning in summary.warnings if data is None else data.warnings:
+        console.print(_render.warning_line(warning))
     console.print(f"\nstored in {shown}\nnext:", soft_wrap=True)
     for line in following:
         console.print(f"  {line}", soft_wrap=True)
@@ -241,7 +252,8 @@ def train(
     if as_json:
         document = {"structure": done.structure.hash, "metric": done.metric, "score": done.score}
         document |= {"test_score": done.test_score, "epoch": done.epoch, "seconds": done.seconds}
-        print_json({**document, "out": None if done.out is None else str(done.out)})
+        document |= {"out": None if done.out is None else str(done.out)}
+        print_json({**document, "warnings": done.warnings})
         return
     valid, test = map(_render.score_text, (done.score, done.test_score))
     rows: list[tuple[str, RenderableType]] = [
@@ -252,6 +264,8 @@ def train(
         ("written to", str(done.out) if done.out is not None else "nowhere; --out DIR keeps it"),
     ]
     output().print(_render.facts(rows))
+    for warning in done.warnings:
+        output().print(_render.warning_line(warning))
 
 
 def _structure_from(source: str, db: str) -> Structure:

@@ -17,11 +17,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from sparsearch._render import STATE_STYLES, budget_text, feasibility_table, score_text
+from sparsearch._render import (
+    STATE_STYLES,
+    budget_text,
+    data_table,
+    feasibility_table,
+    score_text,
+    warning_line,
+)
 from sparsearch.workers.listener import Listener
 
 if TYPE_CHECKING:
     from sparsearch.results.values import Outcome, Trial
+    from sparsearch.search.task_checks import DataSummary
     from sparsearch.workers.preflight import Preflight
 
 __all__ = ["PhaseBar", "StudyProgress"]
@@ -83,19 +91,31 @@ class PhaseBar:
 
 
 class StudyProgress(PhaseBar, Listener):
-    """A listener of ``workers.study.run``."""
+    """A listener of ``workers.study.run``.
+
+    Attributes:
+        data: What the study's data holds, once it is loaded.
+    """
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._study: TaskID | None = None
         self._loading: TaskID | None = None
         self._running: dict[int, str] = {}
+        self.data: DataSummary | None = None
 
     def checked(self, preflight: Preflight) -> None:
         """Show what each budget buys, before anything is trained."""
         self.console.print(feasibility_table(preflight))
         self.progress.start()
         self._loading = self.progress.add_task("loading model and data", total=None, note="")
+
+    def loaded(self, data: DataSummary) -> None:
+        """Show what the data holds, before anything is searched."""
+        self.data = data
+        self.console.print(data_table(data))
+        for warning in data.warnings:
+            self.console.print(warning_line(warning))
 
     def opened(
         self, study: str, queued: Sequence[Trial], finished: int, to_propose: int = 0

@@ -15,6 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from sparsearch.results.summary import Spread, StrategySummary, StudySummary
     from sparsearch.results.values import Attempt, Best, StudyRecord, TrialRecord
+    from sparsearch.search.task_checks import DataSummary
     from sparsearch.spaces.space import Space
     from sparsearch.spaces.structure import Structure
     from sparsearch.workers.preflight import Preflight
@@ -24,6 +25,7 @@ __all__ = [
     "best_of_tasks_table",
     "best_table",
     "budget_text",
+    "data_table",
     "facts",
     "feasibility_table",
     "hash_fact",
@@ -36,6 +38,7 @@ __all__ = [
     "summary_view",
     "trial_dicts",
     "trials_table",
+    "warning_line",
 ]
 
 STATE_STYLES = {
@@ -48,6 +51,8 @@ STATE_STYLES = {
     "failed": "red",
 }
 
+_CLASSES = 20
+"""As many are shown one by one."""
 _HASH = 8
 _NOTHING = "-"
 
@@ -184,6 +189,38 @@ def feasibility_table(preflight: Preflight) -> RenderableType:
         limit = row.budget.max_trainable_params
         table.add_row(row.budget.text, _count(limit), _count(row.fitting), _count(row.most))
     return Group(head, table)
+
+
+def data_table(data: DataSummary) -> RenderableType:
+    """The classes and their rows in each split; of targets the range."""
+    splits = tuple(data.rows)
+    if data.targets:
+        table = _table(
+            "split",
+            "rows",
+            "smallest",
+            "mean",
+            "largest",
+            right=("rows", "smallest", "mean", "largest"),
+        )
+        for split, numbers in data.targets.items():
+            table.add_row(split, _count(data.rows[split]), *(f"{n:.4g}" for n in numbers))
+        return table
+    table = _table("class", *splits, right=splits)
+    listed = list(data.classes.items())
+    for name, counts in listed[:_CLASSES]:
+        table.add_row(Text(name), *map(_count, counts))
+    if more := listed[_CLASSES:]:
+        rest = [sum(counts) for counts in zip(*(c for _, c in more), strict=True)]
+        table.add_row(f"{len(more)} more classes", *map(_count, rest))
+    table.add_section()
+    table.add_row("all rows", *(_count(data.rows[s]) for s in splits))
+    return table
+
+
+def warning_line(warning: str) -> Text:
+    """What makes a result worth less than it looks."""
+    return Text.assemble(("warning: ", "bold yellow"), warning)
 
 
 def space_table(model: str, chosen: str, space: Space) -> RenderableType:

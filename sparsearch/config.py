@@ -52,13 +52,52 @@ class ModelConfig(Section):
     sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
 
 
+def _data_files(value: Any) -> Any:
+    """A file or a list of files for each split: the message names no branch of the type."""
+    for split, files in value.items() if isinstance(value, Mapping) else ():
+        listed = files if isinstance(files, list) else [files]
+        if not listed or not all(isinstance(file, str) and file for file in listed):
+            raise ValueError(f"{split} must be a file or a list of files, not {files!r}")
+    return value
+
+
+def _class_name(value: Any) -> Any:
+    if not isinstance(value, str | int):
+        raise ValueError(
+            f"{value!r} is no class: write text, a whole number, true or false; other numbers in "
+            "quotes, as they stand in the data"
+        )
+    return value
+
+
 class DataConfig(Section):
-    """What ``datasets.load_dataset`` is given, and which split plays which part."""
+    """Where the rows are, and which of them play which part.
+
+    Attributes:
+        path: ``json``, ``csv`` or ``parquet`` with ``data_files``; else what ``datasets.load_dataset`` takes.
+        name: Configuration of a data set on the hub.
+        data_files: Name of a split -> a file, or a list of files that are read one after the other.
+        splits: What plays a part, where its name is another: ``validation: train[90%:]``.
+        delimiter: Between the fields of a CSV file.
+    """
 
     path: str
     name: str | None = None
-    data_files: dict[str, str] | None = None
+    data_files: Annotated[dict[str, str | list[str]], BeforeValidator(_data_files)] | None = None
     splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
+    delimiter: Annotated[str, Field(pattern=r"^[^\r\n\"]$")] = ","
+
+    @model_validator(mode="after")
+    def _delimiter_fits(self) -> DataConfig:
+        if self.delimiter != "," and (self.path != "csv" or self.data_files is None):
+            raise ValueError("delimiter is for path csv with data_files")
+        return self
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """The files of each entry of ``data_files``, one or several."""
+        entries = (self.data_files or {}).items()
+        return {split: files if isinstance(files, list) else [files] for split, files in entries}
 
 
 class TaskConfig(Section):
@@ -69,7 +108,7 @@ class TaskConfig(Section):
     data: DataConfig
     text: Annotated[list[str], Field(min_length=1, max_length=2)]
     label: str = "label"
-    labels: list[str | int] | None = None
+    labels: list[Annotated[str | int | bool, BeforeValidator(_class_name)]] | None = None
     metric: Literal["accuracy", "f1", "matthews", "pearson"] = "accuracy"
     max_length: Annotated[int, Field(ge=4)] = 128
     max_train_rows: Positive | None = None
@@ -89,7 +128,7 @@ class TaskConfig(Section):
         if self.name:
             return self.name
         if self.data.data_files:
-            file = Path(next(iter(self.data.data_files.values())))
+            file = Path(next(iter(self.data.files.values()))[0])
             return file.parent.name or file.stem
         return "-".join(filter(None, (self.data.path.rsplit("/", 1)[-1], self.data.name)))
 

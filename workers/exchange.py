@@ -107,6 +107,11 @@ class Exchange:
 
     # For workers
 
+    async def loaded(self, slot: str, data: bytes) -> None:
+        """A worker has loaded model and data; ``data`` is a summary of them, sealed."""
+        async with self._changing():
+            self._say("loaded", data)
+
     async def ready(self, slot: str, handle: object) -> None:
         """A worker would take jobs."""
         async with self._changing():

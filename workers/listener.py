@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsearch.results.values import Outcome, Trial
+from sparsearch.search.task_checks import DataSummary
 from sparsearch.workers.preflight import Preflight
 
 __all__ = ["Listener"]
@@ -15,6 +16,9 @@ class Listener:
 
     def checked(self, preflight: Preflight) -> None:
         """The study is valid."""
+
+    def loaded(self, data: DataSummary) -> None:
+        """The task's data is read; nothing is told where all trials are finished already."""
 
     def opened(
         self, study: str, queued: Sequence[Trial], finished: int, to_propose: int = 0

@@ -133,10 +133,12 @@ def _folder(source: str | Path | Mapping[str, Any] | StudyConfig) -> Path:
 
 def _data_problems(sections: Mapping[str, Any], folder: Path) -> list[str]:
     """Local data files that do not exist."""
-    files = sections["task"].data.data_files if "task" in sections else None
+    entries = sections["task"].data.files if "task" in sections else {}
     return [
         f"task.data.data_files.{split}: no such file: {file} (relative to {folder})"
-        for split, file in (files or {}).items()
+        + ("; patterns are not expanded: list the files" if "*" in file or "?" in file else "")
+        for split, files in entries.items()
+        for file in files
         if not (folder / file).is_file()
     ]
 

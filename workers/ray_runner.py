@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from ray import tune
 
 from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, WorkersError
+from sparsearch.search.task_checks import DataSummary
 from sparsearch.workers.exchange import Exchange, JobKey, News
 from sparsearch.workers.places import workers_that_fit
 from sparsearch.workers.ray_worker import Plan, RayWorker, seal, unseal
@@ -47,16 +48,22 @@ class RayRunner:
         config: The study.
         find_ranking: Where workers' questions for stored rankings are answered.
         address: The cluster; None for this machine.
+        loaded: Told once what the data holds that the workers have loaded.
     """
 
     def __init__(
-        self, config: StudyConfig, find_ranking: FindRanking, address: str | None
+        self,
+        config: StudyConfig,
+        find_ranking: FindRanking,
+        address: str | None,
+        loaded: Callable[[DataSummary], None] | None = None,
     ) -> None:
         remembered = located(config.model, config.folder)[1]
         model = config.model.model_copy(update={"path": remembered})
         self.config = config.model_copy(update={"model": model})
         self.workers = config.workers
         self.find_ranking, self.address = find_ranking, address
+        self._tell_loaded = loaded
         self._stack = ExitStack()
         self._jobs: dict[JobKey, Job] = {}
         self._ready: dict[str, Any] = {}
@@ -143,6 +150,9 @@ class RayRunner:
         elif kind == "asked":
             number, ranking = about
             self.exchange.answer.remote(number, seal(self.find_ranking(ranking)))
+        elif kind == "loaded" and self._tell_loaded is not None:
+            self._tell_loaded(unseal(about[0]))
+            self._tell_loaded = None
         elif kind == "ready":
             self._ready[about[0]] = about[1]
             self._given_up.discard(about[0])

@@ -75,6 +75,7 @@ class RayWorker(tune.Trainable):
             self._call("broken", seal(error))
             time.sleep(_REST_SECONDS)  # if the driver goes on, Tune starts another worker here
             raise
+        self._call("loaded", seal(bench.task.summary))
         self._call("ready", ray.get_runtime_context().current_actor)
         while (letter := self._call("take")) is not None:
             self._run(bench, unseal(letter))

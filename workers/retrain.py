@@ -39,6 +39,7 @@ class Retrained:
         epoch: The best epoch, 1-based.
         seconds: Wall time.
         out: Where the trained spec was written, if anywhere.
+        warnings: What makes the scores worth less than they look.
     """
 
     structure: Structure
@@ -49,6 +50,7 @@ class Retrained:
     epoch: int
     seconds: float
     out: Path | None
+    warnings: tuple[str, ...] = ()
 
 
 def train_structure(
@@ -120,4 +122,5 @@ def train_structure(
         result.epoch,
         time.monotonic() - started,
         Path(out) if out is not None else None,
+        task.warnings,
     )

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import safetensors
@@ -116,9 +117,7 @@ def _save_task(task: Task, path: Path) -> None:
         split: Split = getattr(task, name)
         tensors |= {f"{name}.inputs.{key}": value for key, value in split.inputs.items()}
         tensors |= {f"{name}.lengths": split.lengths, f"{name}.labels": split.labels}
-    facts = {
-        key: getattr(task, key) for key in ("name", "type", "metric", "classes", "max_length")
-    }
+    facts = {f.name: getattr(task, f.name) for f in fields(Task) if f.name not in SPLITS}
     described = {"facts": facts, "order": list(tensors)}
     save_file(tensors, path, {"task": json.dumps(described)})
 
@@ -132,4 +131,5 @@ def _load_task(path: Path) -> Task:
         prefix = f"{name}.inputs."
         inputs = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         splits[name] = Split(inputs, tensors[f"{name}.lengths"], tensors[f"{name}.labels"])
-    return Task(**{**facts, **splits, "classes": tuple(facts["classes"])})
+    lists = {name: tuple(facts[name]) for name in ("classes", "warnings")}
+    return Task(**{**facts, **splits, **lists})

@@ -21,6 +21,7 @@ from sparsearch.errors import ConfigError, LeaseError, MissingStoreError, StoreE
 from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES, TRANSFER
+from sparsearch.search.task_checks import DataSummary
 from sparsearch.spaces.backbone import BackboneId, form_of, same_fingerprints, same_settings
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.workers.driver import Driver
@@ -107,7 +108,9 @@ def run(
         return finder(store, config, checked.space, backbone)
 
     def opened() -> Runner:
-        return stack.enter_context(_runner(config, lambda key: store.ranking(key), address))
+        return stack.enter_context(
+            _runner(config, lambda key: store.ranking(key), address, listen.loaded)
+        )
 
     with ExitStack() as stack:
         runner: Runner | None = None
@@ -119,14 +122,21 @@ def run(
         return store.find_study(config.name)
 
 
-def _runner(config: StudyConfig, find_ranking: FindRanking, address: str | None) -> Runner:
+def _runner(
+    config: StudyConfig,
+    find_ranking: FindRanking,
+    address: str | None,
+    loaded: Callable[[DataSummary], None],
+) -> Runner:
     """What the configuration names; Ray takes seconds to import."""
     if config.workers.runner == "ray":
         quieten_ray()
         from sparsearch.workers.ray_runner import RayRunner
 
-        return RayRunner(config, find_ranking, address)
-    return InProcessRunner(open_workbench(config), find_ranking)
+        return RayRunner(config, find_ranking, address, loaded)
+    bench = open_workbench(config)
+    loaded(bench.task.summary)
+    return InProcessRunner(bench, find_ranking)
 
 
 def _knows(db: str, study: str) -> bool:
@@ -173,10 +183,16 @@ def _identity(config: StudyConfig) -> dict[str, Any]:
         mode="json", exclude={"workers": True, "outer": {"trials"}}, exclude_defaults=True
     )
     content = {}
-    for split, name in (config.task.data.data_files or {}).items():
-        with (config.folder / name).open("rb") as stream:
-            content[split] = hashlib.file_digest(stream, "sha256").hexdigest()
+    for split, names in config.task.data.files.items():
+        digests = [_sha256(config.folder / name) for name in names]
+        joined = "\n".join(digests).encode()
+        content[split] = digests[0] if len(digests) == 1 else hashlib.sha256(joined).hexdigest()
     return settings | ({"data_sha256": content} if content else {})
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSource) -> OuterLoop:

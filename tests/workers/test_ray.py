@@ -65,6 +65,10 @@ class Killer(Listener):
 
     def __init__(self, db, number):
         self.db, self.number, self.refused = db, number, ""
+        self.data = []
+
+    def loaded(self, data):
+        self.data.append(data)
 
     def progressed(self, trial, phase, done, total, score):
         if trial.number != self.number:
@@ -92,6 +96,7 @@ def test_a_killed_worker_changes_nothing(study, whole, db, capfd):
     assert (1, 1, "lost") in tries and (1, 2, "ok") in tries
     assert len(tries) == len(whole) + 1 and searched.state == "ok"
     assert killer.refused.endswith(f":{os.getpid()}")
+    assert [data.rows for data in killer.data] == [{"train": 64, "validation": 24, "test": 24}]
     assert capfd.readouterr().out == ""
 
 

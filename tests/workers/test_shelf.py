@@ -52,6 +52,7 @@ def test_a_second_worker_maps_what_the_first_one_wrote(config, tmp_path):
                 assert torch.equal(shared, parameter) and mapped(shared), name
             assert bench.task.fingerprint == plain.task.fingerprint
             assert bench.task.classes == plain.task.classes
+            assert bench.task.summary == plain.task.summary and plain.task.warnings
             assert mapped(bench.task.train.inputs["input_ids"])
     assert not (tmp_path / "shelf").exists()
 
