@@ -18,6 +18,7 @@ import torch
 
 from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, LeaseError, MissingStoreError, StoreError
+from sparsearch.results.database import check_creatable
 from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES, TRANSFER
@@ -103,7 +104,7 @@ def run(
     weights = functools.cache(functools.partial(weights_fingerprint, config))
 
     def find(store: Store | None) -> FindSource:
-        return finder(store, config, checked.space.fingerprint, weights)
+        return finder(store, config, spec.task_fingerprint, checked.space.fingerprint, weights)
 
     def opened() -> Runner:
         return stack.enter_context(_runner(config, lambda key: store.ranking(key), address))
@@ -133,6 +134,7 @@ def _knows(db: str, study: str) -> bool:
     try:
         Store.open(db, create=False).close()
     except MissingStoreError:
+        check_creatable(db)
         return False
     except StoreError:
         pass  # of an older revision: opening it to write brings it up to date, or says what is wrong

@@ -21,17 +21,18 @@ FindSource: TypeAlias = Callable[[Budget], str | None]
 
 
 def finder(
-    store: Store | None, config: StudyConfig, space: str, weights: Callable[[], str]
+    store: Store | None, config: StudyConfig, task: str, space: str, weights: Callable[[], str]
 ) -> FindSource:
     """Looks up what may be transferred to a study: what its configuration names, or the best ranking of another task.
 
     Args:
         store: None where there is no database yet.
         config: Of the study.
+        task: Fingerprint of its task.
         space: Fingerprint of its space.
         weights: Gives the weight fingerprint of its backbone; asked only where something might fit.
     """
-    given, title = config.search.transfer_from, config.task.title
+    given = config.search.transfer_from
 
     def find(budget: Budget) -> str | None:
         if store is None:
@@ -42,7 +43,7 @@ def finder(
         best = functools.partial(
             store.transferable,
             space,
-            title,
+            task,
             study=given,
             max_trainable_params=budget.max_trainable_params,
         )
