@@ -17,7 +17,7 @@ _LEFT_OUT = {"name", "max_length"}
 def task_fingerprint(study: str, config: str, task: str, metric: str) -> str:
     """The SHA-256 of what a study's scores measure: scores compare where it is equal.
 
-    Local data files count by their content, wherever they lie; data of the hub counts by its name and splits. The
+    Local data counts by the content of its files, wherever they lie; data of the hub by its name and splits. The
     metric and every other setting of the task count too, its name and ``max_length`` aside.
 
     Args:
@@ -36,10 +36,11 @@ def task_fingerprint(study: str, config: str, task: str, metric: str) -> str:
         content["name"] = task
     else:
         content |= {key: value for key, value in section.items() if key not in _LEFT_OUT}
+        data = section["data"]
         if digests:
-            files = {"data_files": digests}
-            content["data"] = {**section["data"], **files}
-        elif section["data"].get("data_files"):
+            path = data["path"] if "data_files" in data else "folder"
+            content["data"] = {**data, "path": path, "data_files": digests}
+        elif "data_files" in data:
             content["study"] = study
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

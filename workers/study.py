@@ -174,10 +174,19 @@ def _identity(config: StudyConfig) -> dict[str, Any]:
         mode="json", exclude={"workers": True, "outer": {"trials"}}, exclude_defaults=True
     )
     content = {}
-    for split, name in (config.task.data.data_files or {}).items():
-        with (config.folder / name).open("rb") as stream:
-            content[split] = hashlib.file_digest(stream, "sha256").hexdigest()
+    for name, file in _local_data(config).items():
+        with file.open("rb") as stream:
+            content[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return settings | ({"data_sha256": content} if content else {})
+
+
+def _local_data(config: StudyConfig) -> dict[str, Path]:
+    """Local data files by their splits; where the data is a folder, all that is in it by its names."""
+    data, folder = config.task.data, Path(config.task.data.path)
+    if data.data_files is not None:
+        return {split: config.folder / name for split, name in data.data_files.items()}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file for file in files}
 
 
 def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSource) -> OuterLoop:

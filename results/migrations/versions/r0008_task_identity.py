@@ -83,9 +83,11 @@ def _fingerprint(study: Any) -> str:
         content["name"] = study.task
     else:
         content |= {key: value for key, value in section.items() if key not in _LEFT_OUT}
+        data = section["data"]
         if digests:
-            content["data"] = {**section["data"], "data_files": digests}
-        elif section["data"].get("data_files"):
+            path = data["path"] if "data_files" in data else "folder"
+            content["data"] = {**data, "path": path, "data_files": digests}
+        elif "data_files" in data:
             content["study"] = study.name
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
