@@ -422,7 +422,7 @@ def test_next_commands_of_a_url_with_a_password_can_be_pasted(
     assert "secret" not in done.out and "***" not in done.out
     assert "the password is left out: set PGPASSWORD" in done.out
     command = done.out.partition("next: sparsearch ")[2].splitlines()[0]
-    assert "--db postgresql://postgres@/" in command
+    assert "postgresql://postgres@/" in command
     assert call(*shlex.split(command)).code == 0
     monkeypatch.setenv("SPARSEARCH_DB", db)
     done = call("best")
