@@ -31,7 +31,7 @@ from sparsearch.results.database import open_database
 from sparsearch.results.lease import Owner
 from sparsearch.results.store import Store
 from sparsearch.results.urls import without_password
-from sparsearch.results.values import Outcome, StudySpec, Trial
+from sparsearch.results.values import BestQuery, Outcome, StudySpec, Trial
 from sparsearch.spaces.budget import Budget
 
 BEST_LIMIT, PARETO_LIMIT, WRITE_LIMIT = 10.0, 100.0, 1000.0
@@ -76,7 +76,7 @@ def questions(studies: int, smallest: int) -> dict[str, Question]:
         ),
         "best, any model": lambda s, d: s.best(task=d.choice(TASKS), max_trainable_params=some(d)),
         "best of a study": lambda s, d: s.best(study=study(d), max_trainable_params=some(d)),
-        "best of all": lambda s, d: s.best(max_trainable_params=some(d)),
+        "best of all": lambda s, d: s.best_of_each_task(BestQuery(max_trainable_params=some(d))),
         "sparse": lambda s, d: s.best(**asked(d), min_weight_sparsity="50%"),
         "pareto": lambda s, d: s.pareto(study(d)),
         "one study": lambda s, d: s.find_study(study(d)),

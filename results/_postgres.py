@@ -6,6 +6,8 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select
 
+from sparsearch.results.tables import to_json
+
 __all__ = ["HINTS", "INSTALL", "lock_schema", "open_engines"]
 
 INSTALL = "pip install 'sparsearch[postgres]'"
@@ -44,7 +46,7 @@ def open_engines(url: URL, *, writable: bool, lock_seconds: int) -> tuple[Engine
     """
     patience = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
     # A study writes every few minutes; by then the server may have dropped a connection.
-    engine = create_engine(url, connect_args=patience, pool_pre_ping=True)
+    engine = create_engine(url, connect_args=patience, pool_pre_ping=True, json_serializer=to_json)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: object) -> None:

@@ -6,6 +6,7 @@ Needs pytest, which only the development extra installs.
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -13,15 +14,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from sparsearch.errors import LeaseError, StoreError
+from sparsearch.errors import ConfigError, LeaseError, StoreError
 from sparsearch.results.lease import Owner
 from sparsearch.results.oracle import check_answers
 from sparsearch.results.store import Store
 from sparsearch.results.values import (
     SPARSITY,
+    BestQuery,
     Environment,
     FinishedState,
     Measurement,
@@ -36,7 +40,7 @@ from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Candidate
 from sparsearch.spaces.structure import Provenance, Structure
 
-__all__ = ["StoreConformance", "sample_outcome", "sample_structure", "sample_study"]
+__all__ = ["StoreConformance", "sample_outcome", "sample_structure", "sample_study", "task_config"]
 
 _BACKBONE_PARAMS = 1_000_000
 
@@ -62,6 +66,13 @@ def sample_study(
     budget = Budget(max_trainable_params=100, text="0.01%")
     listed = tuple(Trial(n, "s3pet", budget, 10 + n) for n in range(trials))
     return StudySpec(name, config, model, task, "accuracy", backbone_params, listed)
+
+
+def task_config(train: str, **changed: Any) -> str:
+    """The configuration of a study whose training file has that digest, some settings of the task changed."""
+    data = {"path": "json", "data_files": {"train": "train.jsonl"}}
+    task = {"data": data, "text": ["text"]} | changed
+    return json.dumps({"task": task, "data_sha256": {"train": train}})
 
 
 def sample_outcome(
@@ -162,7 +173,8 @@ class StoreConformance:
 
     def test_a_ranking_is_transferred_to_another_task(self, store: Store) -> None:
         """The best one of the same space and backbone, within the limit first."""
-        store.begin_study(sample_study(trials=4))
+        spec = sample_study(trials=4)
+        store.begin_study(spec)
         for n, (score, params) in enumerate(((0.7, 90), (0.9, 200), (0.8, 80), (0.6, 50))):
             made = Ranking((0.5, 0.25), "s3pet", n, 3, 1.0, "f00d", "5ace", "trec")
             outcome = replace(sample_outcome(score, params, layer=n), ranking=(f"key{n}", made))
@@ -171,8 +183,9 @@ class StoreConformance:
         assert store.transferable("5ace", "sst2") == "key1"
         assert store.transferable("5ace", "sst2", max_trainable_params=100) == "key2"
         assert store.transferable("5ace", "sst2", backbone="f00d") == "key1"
-        assert store.transferable("5ace", "trec") is None, "it is that task's own"
-        assert store.transferable("5ace", "trec", study="stu") == "key1", "unless it is named"
+        own = spec.task_fingerprint
+        assert store.transferable("5ace", own) is None, "it is that task's own"
+        assert store.transferable("5ace", own, study="stu") == "key1", "unless it is named"
         assert store.transferable("else", "sst2") is None
         assert store.transferable("5ace", "sst2", backbone="else") is None
         with pytest.raises(StoreError, match="no study 'other'"):
@@ -553,6 +566,152 @@ class StoreConformance:
             store.finish(name, number, outcome)
             if done in (9, 24, 59):
                 check_answers(store)
+
+    def test_tasks_of_one_name_are_told_apart_by_their_data(self, store: Store) -> None:
+        """Every answer is for one of them: ``best``, also within limits, and what is transferred to another."""
+        specs = [
+            sample_study(name, 2, config=task_config(train), task="train")
+            for name, train in (("a", "5e1f"), ("b", "0dd5"), ("again", "5e1f"))
+        ]
+        for spec, score in zip(specs, (0.6, 0.9, 0.7), strict=True):
+            store.begin_study(spec)
+            made = Ranking((0.5,), "s3pet", 0, 3, 1.0, "f00d", "5ace", "train")
+            outcome = replace(sample_outcome(score), ranking=(spec.name, made))
+            store.finish(spec.name, 0, outcome)
+        first, other, again = (spec.task_fingerprint for spec in specs)
+        assert first == again != other
+        assert [s.task_fingerprint for s in store.studies()] == [first, other, first]
+        for question in (
+            BestQuery(),
+            BestQuery(task="train"),
+            BestQuery(max_trainable_params=100),
+        ):
+            found = store.best_of_each_task(question)
+            assert [(b.study, b.score) for b in found] == [("again", 0.7), ("b", 0.9)]
+            assert [b.task_fingerprint for b in found] == [first, other]
+            with pytest.raises(
+                ConfigError, match=f"study b\\), fingerprint {other[:8]}"
+            ) as caught:
+                store.best(**vars(question))
+            assert "--task or --study" in caught.value.hint
+        for asked in ({"task": other[:8]}, {"study": "b"}):
+            best = store.best(**asked)  # type: ignore[arg-type]
+            assert best is not None and best.study == "b"
+        assert store.best(task=other[:3]) is None, "as short as that it is a name"
+        assert store.transferable("5ace", first) == "b"
+        assert store.transferable("5ace", other) == "again"
+        check_answers(store)
+
+    def test_one_task_may_have_several_names(self, store: Store) -> None:
+        """A copy of the data elsewhere, other words for it, shorter inputs: scores compare."""
+        changes: tuple[dict[str, Any], ...] = (
+            {},
+            {"data": {"path": "json", "data_files": {"train": "copy/train.jsonl"}}},
+            {"name": "moods"},
+            {"max_length": 64},
+        )
+        for number, changed in enumerate(changes):
+            name, config = f"study-{number}", task_config("5e1f", **changed)
+            store.begin_study(sample_study(name, 1, config=config, task=f"task-{number}"))
+            store.finish(name, 0, sample_outcome(0.5 + number / 10))
+        assert len({s.task_fingerprint for s in store.studies()}) == 1
+        best = store.best(task="task-0")
+        assert best is not None and best.study == "study-3"
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"type": "regression"},
+            {"label": "mood"},
+            {"labels": [1, 0]},
+            {"text": ["question"]},
+            {"max_train_rows": 32},
+            {"data": {"path": "json", "splits": {"validation": "train[80%:]"}}},
+        ],
+    )
+    def test_what_changes_the_scores_makes_another_task(
+        self, store: Store, changed: dict[str, Any]
+    ) -> None:
+        """Type, columns, labels, rows, splits."""
+        store.begin_study(sample_study("a", 1, config=task_config("5e1f")))
+        store.begin_study(sample_study("b", 1, config=task_config("5e1f", **changed)))
+        assert len({s.task_fingerprint for s in store.studies()}) == 2
+
+    def test_data_of_unknown_content_is_the_same_in_no_other_study(self, store: Store) -> None:
+        """Early versions stored paths alone, and a path may lead to other data elsewhere; hub data has a name."""
+        files = json.loads(task_config("5e1f"))
+        del files["data_sha256"]
+        hub = {"task": {"data": {"path": "glue", "name": "rte"}, "text": ["text"]}}
+        for name, config in (("a", files), ("b", files), ("c", hub), ("d", hub)):
+            store.begin_study(sample_study(name, 1, config=json.dumps(config)))
+        a, b, c, d = (s.task_fingerprint for s in store.studies())
+        assert a != b and c == d and c not in (a, b)
+
+    def test_a_models_name_stands_for_one_backbone(self, store: Store) -> None:
+        """A folder's weights may change, or another folder have its name: ``best`` of that model is refused."""
+        weights = {"a": "2-aaaa", "b": "2-bbbb", "c": "2-aaaa", "d": "3-cccc", "e": "f00d"}
+        for number, (name, fingerprint) in enumerate(weights.items()):
+            task = "rte" if name == "b" else "trec"
+            store.begin_study(sample_study(name, 1, model="../m", task=task))
+            outcome = sample_outcome(0.5 + number / 10)
+            assert outcome.structure is not None
+            backbone = replace(outcome.structure.backbone, weight_fingerprint=fingerprint)
+            structure = replace(outcome.structure, backbone=backbone)
+            store.finish(name, 0, replace(outcome, structure=structure))
+        with pytest.raises(ConfigError, match=r"'../m' had 2 different weights") as caught:
+            store.best(model="../m")
+        assert "study a (2-aaaa), study b (2-bbbb)" in caught.value.problems[0]
+        assert "--study" in caught.value.hint
+        for asked in ({"model": "../m", "study": "b"}, {"model": "../m", "task": "rte"}):
+            best = store.best(**asked)  # type: ignore[arg-type]
+            assert best is not None and best.study == "b"
+        best = store.best(model="../m", task="trec")
+        assert best is not None and best.study == "e", "other forms of a fingerprint say nothing"
+
+    def test_numbers_come_back_as_they_went_in(self, store: Store) -> None:
+        """Each bit of a score; an undefined one is NULL, in JSON null, which is not the JSON of nothing."""
+        store.begin_study(sample_study(trials=3))
+        outcome = replace(sample_outcome(1 / 3, ratio=0.1 + 0.2), history=(0.1 + 0.2, math.nan))
+        store.finish("study", 0, outcome)
+        store.finish("study", 1, replace(sample_outcome(math.nan), history=(math.inf,)))
+        store.finish("study", 2, sample_outcome())
+        first, second, third = store.trials("study")
+        assert (first.score, first.inference_flops_ratio) == (1 / 3, 0.1 + 0.2)
+        assert first.history[0] == 0.1 + 0.2 and math.isnan(first.history[1])
+        assert second.score is None and math.isnan(second.history[0])
+        assert (third.history, third.settings) == ((), {})
+        history = [self.stored_json(store, "history", number) for number in range(3)]
+        assert history == [[0.1 + 0.2, None], [None], "NULL"]
+        assert self.stored_json(store, "settings", 0) == "NULL"
+
+    @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+    def test_a_number_that_is_not_finite_is_refused_by_name(
+        self, store: Store, number: float
+    ) -> None:
+        """In settings, budgets and configurations: it would break every JSON query of its table."""
+        store.begin_study(sample_study())
+        budget = Budget(max_inference_flops=number)
+        for trial in (
+            Trial(2, "probe", None, 5, (("train.lr", number),)),
+            Trial(2, "probe", budget, 5),
+        ):
+            with pytest.raises(StoreError, match=f"{number}.* not finite"):
+                store.add_trial("study", trial)
+        with pytest.raises(ConfigError, match="is no number that can be stored"):
+            store.begin_study(sample_study("other", config=json.dumps({"clip": number})))
+        assert [s.name for s in store.studies()] == ["study"]
+        assert len(store.trials("study")) == 2
+
+    @staticmethod
+    def stored_json(store: Store, column: str, number: int) -> Any:
+        """What a JSON column of a trial holds, read by the database itself; "NULL" where that is what it holds."""
+        with store._database.reading() as session:
+            kind = "json_type" if session.get_bind().dialect.name == "sqlite" else "json_typeof"
+            query = text(f"SELECT {kind}({column}), {column} FROM trials WHERE number = {number}")
+            kind_, value = session.execute(query).one()
+        if kind_ is None:
+            return "NULL"
+        return json.loads(value) if isinstance(value, str) else value
 
     def test_best_carries_its_own_provenance(self, store: Store) -> None:
         """Also where an equal structure was stored by another trial."""

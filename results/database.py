@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from sqlalchemy import URL, Connection, Engine, inspect
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError, StatementError
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import MissingStoreError, StoreError
@@ -17,12 +18,13 @@ from sparsearch.results import _postgres, _sqlite, migrations
 from sparsearch.results.tables import Base
 from sparsearch.results.urls import parse_url, without_password
 
-__all__ = ["BUSY_SECONDS", "Database", "open_database"]
+__all__ = ["BUSY_SECONDS", "Database", "check_creatable", "open_database"]
 
 BUSY_SECONDS = 30
 """How long a writer waits for another one."""
 
-_HINTS = (*_sqlite.HINTS, *_postgres.HINTS)
+_Hints: TypeAlias = Sequence[tuple[str, str]]
+"""(pattern of a message, what to do)."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,32 @@ class Database:
         label: Names it in messages, without a password.
         engine: Whose transactions read.
         writer: Whose transactions write; it shares the connections.
+        hints: For the errors of its driver.
+        file: What a writer of SQLite has open; None for all others.
     """
 
     label: str
     engine: Engine
     writer: Engine
+    hints: _Hints
+    file: _sqlite.OpenFile | None = None
+
+    @contextmanager
+    def connected(self, engine: Engine) -> Iterator[Connection]:
+        """A connection to the database that was opened, not to what may be under its path by now."""
+        if self.file is not None:
+            self.file.check()
+        with translated(self.label, self.hints), engine.connect() as connection:
+            yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the database.
 
         Raises:
-            StoreError: In place of any SQLAlchemy error.
+            StoreError: In place of any SQLAlchemy error, and if an SQLite file was removed or replaced.
         """
-        with translated(self.label), self.engine.connect() as connection:
+        with self.connected(self.engine) as connection:
             if connection.dialect.name == "sqlite":
                 _sqlite.begin(connection, writes=False)
             with Session(connection) as session:
@@ -57,9 +71,9 @@ class Database:
         """A transaction that writes: all of it is stored at the end, or, after any error, nothing.
 
         Raises:
-            StoreError: In place of any SQLAlchemy error.
+            StoreError: In place of any SQLAlchemy error, and if an SQLite file was removed or replaced.
         """
-        with translated(self.label), self.writer.begin() as connection:
+        with self.connected(self.writer) as connection, connection.begin():
             if connection.dialect.name == "sqlite":
                 _sqlite.begin(connection, writes=True)
             yield connection
@@ -69,7 +83,7 @@ class Database:
         """A session in a transaction that writes.
 
         Raises:
-            StoreError: In place of any SQLAlchemy error.
+            StoreError: As from ``transaction``.
         """
         with self.transaction() as connection, Session(connection) as session:
             yield session
@@ -84,14 +98,14 @@ class Database:
 
 
 @contextmanager
-def translated(label: str) -> Iterator[None]:
+def translated(label: str, hints: _Hints) -> Iterator[None]:
     """Turn SQLAlchemy's errors into StoreErrors with the first line of the cause."""
     try:
         yield
     except SQLAlchemyError as error:
-        cause: object = error.orig if isinstance(error, DBAPIError) else error
+        cause: object = error.orig if isinstance(error, StatementError) else error
         text = str(cause).strip() or type(cause).__name__
-        hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text)), "")
+        hint = next((hint for pattern, hint in hints if re.search(pattern, text)), "")
         raise StoreError(f"database {label}: {text.splitlines()[0]}", hint) from error
 
 
@@ -111,14 +125,32 @@ def open_database(url: str | Path, *, create: bool) -> Database:
     return _open_postgres(parsed, create)
 
 
+def check_creatable(url: str | Path) -> None:
+    """Check what can be known of a database that is to be created, and create nothing.
+
+    Raises:
+        StoreError: If the URL names none of ours, or an SQLite file cannot be written there.
+    """
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        _sqlite.check_file(_path_of(parsed), create=True)
+
+
+def _path_of(url: URL) -> Path:
+    """The absolute path of an SQLite file."""
+    if url.database in (None, "", ":memory:"):
+        raise StoreError("a database in memory would be forgotten", "write sqlite:///FILE")
+    return Path(str(url.database)).absolute()
+
+
 def _open_postgres(url: URL, create: bool) -> Database:
     label = without_password(url.render_as_string(hide_password=False))
     try:
-        with translated(label):
+        with translated(label, _postgres.HINTS):
             engines = _postgres.open_engines(url, writable=create, lock_seconds=BUSY_SECONDS)
     except ImportError as error:
         raise StoreError(f"database {label}: {error}", _postgres.INSTALL) from error
-    database = Database(label, *engines)
+    database = Database(label, *engines, _postgres.HINTS)
     try:
         if _revision(database, create=create) != migrations.head():
             database.migrate()
@@ -129,15 +161,16 @@ def _open_postgres(url: URL, create: bool) -> Database:
 
 
 def _open_sqlite(url: URL, create: bool) -> Database:
-    if url.database in (None, "", ":memory:"):
-        raise StoreError("a database in memory would be forgotten", "write sqlite:///FILE")
-    path = Path(str(url.database)).absolute()
+    path = _path_of(url)
     _sqlite.check_file(path, create)
     if path.exists():
         # Seen through a read-only connection, a refused file stays byte for byte as it was.
         reader = _sqlite_database(path, writable=False)
         try:
             revision = _revision(reader, create=create)
+            if create:
+                with reader.connected(reader.engine) as connection:
+                    _sqlite.check_pages(connection, path)
         except BaseException:
             reader.engine.dispose()
             raise
@@ -146,20 +179,33 @@ def _open_sqlite(url: URL, create: bool) -> Database:
         reader.engine.dispose()
     else:
         revision = None
+        _create_file(path)
     database = _sqlite_database(path, writable=True)
     if revision != migrations.head():
         database.migrate()
     return database
 
 
+def _create_file(path: Path) -> None:
+    """An empty file: no later connection may make one, where this one was removed."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise StoreError(
+            f"cannot create {str(path)!r}: {error.strerror}", "choose another place with --db"
+        ) from error
+
+
 def _sqlite_database(path: Path, *, writable: bool) -> Database:
     engine = _sqlite.open_engine(path, writable=writable, lock_seconds=BUSY_SECONDS)
-    return Database(str(path), engine, engine)
+    if writable:
+        return Database(str(path), engine, engine, _sqlite.WRITER_HINTS, _sqlite.OpenFile.at(path))
+    return Database(str(path), engine, engine, _sqlite.READER_HINTS)
 
 
 def _revision(database: Database, *, create: bool) -> str | None:
     """The database's revision, None where it is empty; an error if we may not use it."""
-    with translated(database.label), database.engine.connect() as connection:
+    with database.connected(database.engine) as connection:
         tables = set(inspect(connection).get_table_names())
         ours = migrations.VERSION_TABLE in tables
         revision = migrations.current(connection) if ours else None

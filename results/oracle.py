@@ -8,7 +8,7 @@ from itertools import product
 
 from sparsearch.results.front import SHARE_DECIMALS
 from sparsearch.results.store import Store
-from sparsearch.results.values import TrialRecord
+from sparsearch.results.values import BestQuery, TrialRecord
 
 __all__ = ["Point", "best_point", "check_answers", "pareto_points", "recommendable"]
 
@@ -88,7 +88,9 @@ def pareto_points(points: Iterable[Point]) -> list[Point]:
 
 def check_answers(store: Store) -> None:
     """Assert that ``best`` within every limit that makes a difference, and ``pareto``, are right."""
-    names = [record.name for record in store.studies()]
+    records = store.studies()
+    names = [record.name for record in records]
+    tasks = {record.name: record.task_fingerprint for record in records}
     points = {name: recommendable(i, store.trials(name)) for i, name in enumerate(names)}
     everything = [p for some in points.values() for p in some]
     sizes = sorted({p.params for p in everything})
@@ -96,14 +98,21 @@ def check_answers(store: Store) -> None:
     zeros = sorted({-p.dense for p in everything if p.dense})
     limits = product([None, 0, *sizes], [None, 0.0, *ratios], [None, *zeros], [None, *names])
     for params, ratio, sparsity, study in limits:
-        best = store.best(
+        question = BestQuery(
             study=study, max_trainable_params=params, max_inference_flops=ratio,
             min_weight_sparsity=sparsity,
         )  # fmt: skip
-        expected = best_point(points[study] if study else everything, params, ratio, sparsity)
-        found = None if best is None else (names.index(best.study), best.trial)
-        limits_ = params, ratio, sparsity, study
-        assert found == (expected and (expected.study, expected.number)), limits_
+        expected = set()
+        for task in {tasks[study]} if study else {*tasks.values()}:
+            own = [p for n in names if tasks[n] == task and study in (None, n) for p in points[n]]
+            point = best_point(own, params, ratio, sparsity)
+            expected |= {(point.study, point.number)} if point is not None else set()
+        found = {(names.index(b.study), b.trial) for b in store.best_of_each_task(question)}
+        assert found == expected, question
+        if len(expected) < 2:
+            best = store.best(**vars(question))
+            one = {(names.index(best.study), best.trial)} if best is not None else set()
+            assert one == expected, question
     for name in names:
         expected_front = [p.number for p in pareto_points(points[name])]
         assert [b.trial for b in store.pareto(name)] == expected_front, name

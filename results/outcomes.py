@@ -23,6 +23,7 @@ __all__ = ["add_ranking", "finish"]
 # Statements on tables, built once, cost half of those on mapped classes.
 _TABLES = Base.metadata.tables
 _FINISH = update(_TABLES["trials"]).where(_TABLES["trials"].c.id == bindparam("trial"))
+_KNOW_BACKBONE = update(_TABLES["studies"]).where(_TABLES["studies"].c.id == bindparam("study"))
 _MEASURE = insert(_TABLES["measurements"])
 _KEEP_WEIGHTS = insert(_TABLES["weights"])
 _PLACE = insert(_TABLES["placements"])
@@ -42,6 +43,9 @@ def finish(
     # What a trial refers to comes before it.
     if outcome.structure is not None:
         _insert_structure(connection, outcome.structure)
+        if not trial.backbone:
+            known = {"backbone": outcome.structure.backbone.weight_fingerprint}
+            connection.execute(_KNOW_BACKBONE, known | {"study": trial.study_id})
     if outcome.ranking is not None:
         add_ranking(connection, *outcome.ranking)
     values["on_front"] = values["recommendable"] and front.enter(
@@ -73,7 +77,7 @@ def _finished(outcome: Outcome, metric: str) -> dict[str, Any]:
         "recommendable": outcome.state == "ok" and structure is not None and score is not None,
         "message": _storable(outcome.message),
         "score": score,
-        "history": [*outcome.history] or None,
+        "history": [_finite(score) for score in outcome.history] or None,
         "test_score": _finite(scores.get("test")),
         "structure_hash": structure.hash if structure is not None else None,
         "ranking_key": outcome.ranking[0] if outcome.ranking is not None else None,

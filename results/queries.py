@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from sparsearch.results.values import (
     FINISHED,
     Attempt,
     Best,
+    BestQuery,
     StudyRecord,
     Trial,
     TrialRecord,
@@ -37,6 +39,7 @@ from sparsearch.spaces.structure import Structure
 __all__ = [
     "attempts",
     "best",
+    "best_of_each_task",
     "find_structure",
     "find_study",
     "no_study",
@@ -129,6 +132,7 @@ def _study_records(session: Session, only: int | None = None) -> tuple[StudyReco
             trials=total or 0,
             finished=finished or 0,
             best_score=score,
+            task_fingerprint=row.task_fingerprint,
         )
         for row, total, finished, score in session.execute(query.order_by(StudyRow.id))
     )
@@ -173,7 +177,7 @@ def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
             peak_bytes=t.peak_bytes,
             attempts=t.attempts,
             settings=t.settings or {},
-            history=tuple(t.history or ()),
+            history=tuple(math.nan if score is None else score for score in t.history or ()),
         )
         for t in session.scalars(query)
     )
@@ -240,7 +244,7 @@ def transferable(
     if backbone is not None:
         query = query.where(RankingRow.backbone == backbone)
     if study is None:
-        query = query.where(RankingRow.task != task)
+        query = query.where(TrialRow.task_fingerprint != task)
     else:
         query = query.where(TrialRow.study_id == _study_row(session, study).id)
     return session.scalar(query.order_by(case((fits, 0), else_=1), *_BEST_FIRST).limit(1))
@@ -261,24 +265,30 @@ def weights(session: Session, study: str, number: int) -> bytes | None:
     return data
 
 
-def best(
-    session: Session,
-    *,
-    study: str | None = None,
-    model: str | None = None,
-    task: str | None = None,
-    max_trainable_params: int | str | None = None,
-    max_inference_flops: float | str | None = None,
-    min_weight_sparsity: float | str | None = None,
-) -> Best | None:
+def best(session: Session, question: BestQuery) -> Best | None:
     """The best trial within the limits, see ``Store.best``."""
-    limit = _params_limit(max_trainable_params)
-    ratio = _share_limit("max_inference_flops", max_inference_flops)
-    sparsity = _share_limit("min_weight_sparsity", min_weight_sparsity)
-    only = _study_row(session, study).id if study is not None else None
-    found: list[Row[*_Winner]] = []
+    found = best_of_each_task(session, question)
+    if len(found) > 1:
+        tasks = "; ".join(
+            f"{b.task} ({b.metric}, study {b.study}), fingerprint {b.task_fingerprint[:8]}"
+            for b in found
+        )
+        raise ConfigError(
+            [f"scores of different tasks or metrics do not compare; there are: {tasks}"],
+            "name one with --task or --study; --task takes a name or the beginning of a fingerprint",
+        )
+    return found[0] if found else None
+
+
+def best_of_each_task(session: Session, question: BestQuery) -> tuple[Best, ...]:
+    """The best trial of each task within the limits, see ``Store.best_of_each_task``."""
+    limit = _params_limit(question.max_trainable_params)
+    ratio = _share_limit("max_inference_flops", question.max_inference_flops)
+    sparsity = _share_limit("min_weight_sparsity", question.min_weight_sparsity)
+    only = _study_row(session, question.study).id if question.study is not None else None
+    found: dict[str, list[Row[*_Winner]]] = {}
     # One walk down the index per group, since a share is another number for each backbone.
-    for group in session.execute(_groups(only, model, task)):
+    for group in _groups(session, question, only):
         query = _best_first(only, group)
         if limit is not None:
             most = int(limit * group.backbone_params) if isinstance(limit, Fraction) else limit
@@ -287,21 +297,64 @@ def best(
             query = query.where(TrialRow.inference_flops_ratio <= ratio)
         if sparsity is not None:
             query = query.where(TrialRow.weight_sparsity >= sparsity)
-        found += session.execute(query.limit(1))
-    if not found:
-        return None
-    first = min(found, key=lambda r: (-r.score, r.trainable_params, r.study_id, r.number))
-    return _load(session, TrialRow.id == first.id)[0]
+        found.setdefault(group.task_fingerprint, []).extend(session.execute(query.limit(1)))
+    winners = (
+        min(rows, key=lambda r: (-r.score, r.trainable_params, r.study_id, r.number))
+        for rows in found.values()
+        if rows
+    )
+    return tuple(_load(session, TrialRow.id == winner.id)[0] for winner in winners)
 
 
-def _groups(only: int | None, model: str | None, task: str | None) -> Select[str, str, int]:
-    """The (model, task, backbone_params) that a question is about."""
-    query = select(StudyRow.model, StudyRow.task, StudyRow.backbone_params).distinct()
-    wanted = ((StudyRow.id, only), (StudyRow.model, model), (StudyRow.task, task))
-    return query.where(*(column == value for column, value in wanted if value is not None))
+def _groups(
+    session: Session, question: BestQuery, only: int | None
+) -> list[Row[str, str, int, int]]:
+    """The (model, task_fingerprint, backbone_params) that a question is about, oldest first."""
+    wanted: list[ColumnElement[bool]] = []
+    if only is not None:
+        wanted.append(StudyRow.id == only)
+    if question.task is not None:
+        wanted.append(StudyRow.task_fingerprint.in_(_tasks_called(session, question.task)))
+    if question.model is not None:
+        wanted.append(StudyRow.model == question.model)
+        _check_one_backbone(session, question.model, wanted)
+    key = (StudyRow.model, StudyRow.task_fingerprint, StudyRow.backbone_params)
+    query = select(*key, func.min(StudyRow.id).label("first")).where(*wanted).group_by(*key)
+    return sorted(session.execute(query), key=lambda group: group.first)
 
 
-def _best_first(only: int | None, group: Row[str, str, int]) -> Select[*_Winner]:
+def _tasks_called(session: Session, task: str) -> Sequence[str]:
+    """Fingerprints of the tasks of that name, else of those whose fingerprint begins with it."""
+    column = StudyRow.task_fingerprint
+    named = session.scalars(select(column).where(StudyRow.task == task).distinct()).all()
+    if named or _HASH_PREFIX.fullmatch(task) is None:
+        return named
+    return session.scalars(select(column).where(column.between(task, f"{task}g")).distinct()).all()
+
+
+def _check_one_backbone(
+    session: Session, model: str, wanted: Sequence[ColumnElement[bool]]
+) -> None:
+    """A model's name stands for one backbone: a folder may have changed, or another have its name.
+
+    Fingerprints of two forms, and those of the first one, say nothing about each other.
+    """
+    query = select(StudyRow.name, StudyRow.backbone).where(*wanted).order_by(StudyRow.id)
+    forms: dict[str, dict[str, str]] = {}
+    for row in session.execute(query):
+        form, dash, _ = row.backbone.partition("-")
+        if dash:
+            forms.setdefault(form, {}).setdefault(row.backbone, row.name)
+    for studies in forms.values():
+        if len(studies) > 1:
+            names = ", ".join(f"study {name} ({b[:10]})" for b, name in studies.items())
+            raise ConfigError(
+                [f"model {model!r} had {len(studies)} different weights: {names}"],
+                "name one with --study",
+            )
+
+
+def _best_first(only: int | None, group: Row[str, str, int, int]) -> Select[*_Winner]:
     columns = (
         TrialRow.id,
         TrialRow.score,
@@ -314,7 +367,7 @@ def _best_first(only: int | None, group: Row[str, str, int]) -> Select[*_Winner]
         return query.where(TrialRow.study_id == only)
     return query.where(
         TrialRow.model == group.model,
-        TrialRow.task == group.task,
+        TrialRow.task_fingerprint == group.task_fingerprint,
         TrialRow.backbone_params == group.backbone_params,
     )
 
@@ -434,6 +487,7 @@ def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
             StudyRow.model,
             StudyRow.task,
             TrialRow.weight_sparsity,
+            StudyRow.task_fingerprint,
         )
         .join_from(TrialRow, StudyRow)
         .join(StructureRow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
@@ -10,9 +11,11 @@ from sparsearch.errors import LeaseError
 from sparsearch.results import outcomes, queries, writes
 from sparsearch.results.database import Database, open_database
 from sparsearch.results.lease import LEASE_SECONDS, Owner
+from sparsearch.results.urls import to_paste
 from sparsearch.results.values import (
     Attempt,
     Best,
+    BestQuery,
     Outcome,
     StudyRecord,
     StudySpec,
@@ -115,7 +118,8 @@ class Store:
             with self._database.writing() as session:
                 writes.acquire(session, study, self._owner, lease_seconds)
         except LeaseError as error:
-            raise LeaseError(error.message, f"{error.hint} --db {self.label}") from error
+            where = shlex.quote(to_paste(self.label))
+            raise LeaseError(error.message, f"{error.hint} --db {where}") from error
 
     def renew(
         self,
@@ -263,7 +267,7 @@ class Store:
 
         Args:
             space: Fingerprint of the space that it ranks.
-            task: Name of the task that it is to serve.
+            task: Fingerprint of the task that it is to serve, see ``StudySpec.task_fingerprint``.
             backbone: Weight fingerprint of the backbone that it was made on; None for any.
             study: Take it from this study (a unique prefix of its name), whatever its task.
             max_trainable_params: The budget that it is to be cut at.
@@ -338,13 +342,13 @@ class Store:
         Of equal scores the one with fewer trainable parameters wins, then the earlier trial.
         References without a structure (``head``, ``full``) are never the best.
 
-        Scores of different tasks or metrics do not compare: where a database holds several, name the
-        study or the task, else the highest number wins, whatever it measures.
+        Scores of different tasks or metrics do not compare: where several have a trial that fits, name the study
+        or the task, or ask ``best_of_each_task``.
 
         Args:
             study: Name of a study, or a unique prefix of it.
             model: The backbone, as the user wrote it.
-            task: Name of the task.
+            task: Name of the task, or the beginning of its fingerprint (4 characters or more).
             max_trainable_params: A number of parameters, or a share of each study's backbone
                 ("0.01%"), rounded down. The task head is not counted.
             max_inference_flops: A share of the dense backbone's, "75%" or 0.75.
@@ -354,19 +358,25 @@ class Store:
             None if no trial fits.
 
         Raises:
-            ConfigError: If a limit cannot be read.
+            ConfigError: If a limit cannot be read, if several tasks have a trial that fits, or if the model had
+                different weights in the studies that fit.
+            StoreError: If there is no such study.
+        """
+        question = BestQuery(
+            study, model, task, max_trainable_params, max_inference_flops, min_weight_sparsity
+        )
+        with self._database.reading() as session:
+            return queries.best(session, question)
+
+    def best_of_each_task(self, question: BestQuery) -> tuple[Best, ...]:
+        """What ``best`` answers for each task that has a trial that fits; the task of the oldest study first.
+
+        Raises:
+            ConfigError: If a limit cannot be read, or if the model had different weights in the studies that fit.
             StoreError: If there is no such study.
         """
         with self._database.reading() as session:
-            return queries.best(
-                session,
-                study=study,
-                model=model,
-                task=task,
-                max_trainable_params=max_trainable_params,
-                max_inference_flops=max_inference_flops,
-                min_weight_sparsity=min_weight_sparsity,
-            )
+            return queries.best_of_each_task(session, question)
 
     def pareto(self, study: str) -> tuple[Best, ...]:
         """Feasible trials with a structure that no other one beats, by trainable parameters.

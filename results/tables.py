@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,7 +38,20 @@ __all__ = [
     "TrialRow",
     "UtcDateTime",
     "WeightsRow",
+    "to_json",
 ]
+
+
+def to_json(value: Any) -> str:
+    """The text of a JSON column; one number that is not finite would break every JSON query of its table.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{value!r:.200} has a number that is not finite") from error
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -75,6 +89,7 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON(none_as_null=True),
         float: Double,
         list[float]: JSON(none_as_null=True),
+        list[float | None]: JSON(none_as_null=True),
         bytes: LargeBinary,
     }
 
@@ -84,7 +99,11 @@ _CLUSTERED = {"sqlite_with_rowid": False}
 
 
 class StudyRow(Base):
-    """A study, and which driver holds it."""
+    """A study, and which driver holds it.
+
+    ``task`` is what the user calls the task, ``task_fingerprint`` what it is; ``backbone`` is the fingerprint of the
+    weights that ``model`` had, empty until the first structure is stored.
+    """
 
     __tablename__ = "studies"
 
@@ -93,6 +112,8 @@ class StudyRow(Base):
     config: Mapped[str]
     model: Mapped[str] = mapped_column(String(500))
     task: Mapped[str] = mapped_column(String(200))
+    task_fingerprint: Mapped[str] = mapped_column(String(64), server_default="")
+    backbone: Mapped[str] = mapped_column(String(64), server_default="")
     metric: Mapped[str] = mapped_column(String(200))
     backbone_params: Mapped[int]
     created_at: Mapped[datetime]
@@ -113,7 +134,7 @@ class TrialRow(Base):
 
     ``recommendable`` says that it is feasible and has a structure and a score, ``on_front`` that it
     is one of those of its study that ``best`` or ``pareto`` can answer with, see ``front``. ``model``,
-    ``task`` and ``backbone_params`` repeat its study's: so one index holds all that ``best`` asks for.
+    ``task_fingerprint`` and ``backbone_params`` repeat its study's: so one index holds all that ``best`` asks for.
     """
 
     __tablename__ = "trials"
@@ -132,10 +153,10 @@ class TrialRow(Base):
     message: Mapped[str]
     attempts: Mapped[int]
     model: Mapped[str] = mapped_column(String(500))
-    task: Mapped[str] = mapped_column(String(200))
+    task_fingerprint: Mapped[str] = mapped_column(String(64), server_default="")
     backbone_params: Mapped[int]
     score: Mapped[float | None]
-    history: Mapped[list[float] | None]
+    history: Mapped[list[float | None] | None]
     test_score: Mapped[float | None]
     structure_hash: Mapped[str | None] = mapped_column(String(64), ForeignKey("structures.hash"))
     ranking_key: Mapped[str | None] = mapped_column(String(200), ForeignKey("rankings.key"))
@@ -161,7 +182,7 @@ class TrialRow(Base):
 Index(
     "ix_trials_front",
     TrialRow.model,
-    TrialRow.task,
+    TrialRow.task_fingerprint,
     TrialRow.backbone_params,
     TrialRow.score.desc(),
     TrialRow.trainable_params,

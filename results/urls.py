@@ -10,9 +10,15 @@ from sqlalchemy.exc import ArgumentError
 
 from sparsearch.errors import StoreError
 
-__all__ = ["parse_url", "without_password"]
+__all__ = ["has_password", "parse_url", "to_paste", "without_password"]
 
 _FORMS = "write sqlite:///FILE, the path of a file, or postgresql://USER@HOST/DATABASE"
+_ENCODE = (
+    "in user and password write %40 for @, %2F for /, %3F for ?, %23 for # and %3A for :, or leave the password out: "
+    "PGPASSWORD or a .pgpass file may hold it"
+)
+_PASSWORDS = ("password", "sslpassword")
+"""Parameters of a URL's query that hold one."""
 
 
 def without_password(url: str) -> str:
@@ -22,7 +28,34 @@ def without_password(url: str) -> str:
     'postgresql://me:***@host/db?sslmode=require'
     """
     hidden = re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", hidden)
+    # Where the host was forgotten, the password stands in place of its port.
+    hidden = re.sub(r"(?<=://)([^:/?#@\[]*):(?!\d*(?:[/?#,]|$))[^@]*$", r"\1:***", hidden)
+    return re.sub(rf"([?&](?:{'|'.join(_PASSWORDS)})=)[^&]*", r"\1***", hidden)
+
+
+def has_password(url: str) -> bool:
+    """Whether a database URL holds a password.
+
+    Raises:
+        StoreError: If it is no URL of ours.
+    """
+    parsed = parse_url(url)
+    return parsed.password is not None or any(key in parsed.query for key in _PASSWORDS)
+
+
+def to_paste(url: str) -> str:
+    """A database URL as a command that is shown may take it: its password, if any, is left out.
+
+    >>> to_paste("postgresql://me:secret@host/db?sslmode=require")
+    'postgresql://me@host/db?sslmode=require'
+
+    Raises:
+        StoreError: If it is no URL of ours.
+    """
+    if not has_password(url):
+        return url
+    public = make_url(url)._replace(password=None).difference_update_query(_PASSWORDS)
+    return public.render_as_string(hide_password=False)
 
 
 def parse_url(url: str | Path) -> URL:
@@ -32,13 +65,44 @@ def parse_url(url: str | Path) -> URL:
         StoreError: If it cannot be read, or names another kind of database.
     """
     if isinstance(url, Path) or "://" not in url:
+        _check_is_path(str(url))
         return URL.create("sqlite", database=str(url))
+    if not url.startswith("sqlite"):
+        _check_one_at(url)
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise StoreError(f"{without_password(url)!r} is no database URL", _FORMS) from error
+    except (ArgumentError, ValueError):
+        # The cause repeats parts of the URL.
+        raise StoreError(f"{without_password(url)!r} is no database URL", _FORMS) from None
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == "sqlite":
         return parsed
     raise StoreError(f"database {without_password(url)} is neither SQLite nor PostgreSQL", _FORMS)
+
+
+def _check_one_at(url: str) -> None:
+    """An ``@`` ends the user and password, and stands nowhere else (RFC 3986, 3.2.1): else all is read wrongly.
+
+    Raises:
+        StoreError: If there is another one; it shows nothing after the user.
+    """
+    scheme, _, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if rest.count("@") > min(authority.count("@"), 1):
+        user = re.split("[:@/?#]", rest, maxsplit=1)[0]
+        raise StoreError(
+            f"'{scheme}://{user}...' is no database URL: it has an '@' in the password, or after the host begins",
+            _ENCODE,
+        )
+
+
+def _check_is_path(text: str) -> None:
+    """A URL with a mistyped ``://`` is no name of a file; shown as one, it would show its password.
+
+    Raises:
+        StoreError: If the text begins as such a URL does.
+    """
+    scheme = re.match(r"(postgres(ql)?|sqlite)(\+\w+)?:", text, re.IGNORECASE)
+    if scheme is not None:
+        raise StoreError(f"'{scheme[0]}...' is no database URL: '://' is missing", _FORMS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from sparsearch.results.task_identity import task_fingerprint
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
 
@@ -22,6 +23,7 @@ __all__ = [
     "FinishedState",
     "Measurement",
     "Outcome",
+    "BestQuery",
     "Setting",
     "StudyRecord",
     "StudySpec",
@@ -81,7 +83,8 @@ class Outcome:
         state: ok, infeasible, oom, failed or cancelled.
         message: Why, where the state is not ok.
         measurements: On validation and test; empty where the state is not ok.
-        history: Validation score after each epoch of training, also of a trial that was cancelled.
+        history: Validation score after each epoch of training, also of a trial that was cancelled; NaN where
+            the metric is undefined.
         structure: None for the references ``head`` and ``full``, and where none fits.
         trainable_params: Trained parameters; the head is not among them. Of an infeasible trial, what the
             smallest structure would need.
@@ -123,7 +126,7 @@ class StudySpec:
         config: The study's validated configuration as JSON text; two runs of one study must
             agree on it.
         model: Backbone path or hub id, as the user wrote it.
-        task: Name of the task, for queries.
+        task: Name of the task.
         metric: Validation metric; higher is better.
         backbone_params: Parameters of the backbone, to resolve "0.01%" in queries.
         trials: All that are planned, in order, numbered from 0.
@@ -137,10 +140,19 @@ class StudySpec:
     backbone_params: int
     trials: tuple[Trial, ...]
 
+    @property
+    def task_fingerprint(self) -> str:
+        """Equal for the studies whose scores compare, see ``results.task_identity``.
+
+        Raises:
+            ConfigError: If the configuration holds NaN or an infinity.
+        """
+        return task_fingerprint(self.name, self.config, self.task, self.metric)
+
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study as stored."""
+    """A study as stored; scores of studies with an equal ``task_fingerprint`` compare."""
 
     name: str
     model: str
@@ -153,6 +165,7 @@ class StudyRecord:
     trials: int
     finished: int
     best_score: float | None
+    task_fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,6 +226,18 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class BestQuery:
+    """What ``Store.best`` is asked: its arguments, None for no limit."""
+
+    study: str | None = None
+    model: str | None = None
+    task: str | None = None
+    max_trainable_params: int | str | None = None
+    max_inference_flops: float | str | None = None
+    min_weight_sparsity: float | str | None = None
+
+
+@dataclass(frozen=True)
 class Best:
     """A trial that has a structure and may be recommended.
 
@@ -232,6 +257,7 @@ class Best:
         model: Backbone as the user wrote it.
         task: Name of the task.
         weight_sparsity: Share of the weights of the dense backbone's linears that are zero or gone.
+        task_fingerprint: Identifies the task: scores compare where it is equal.
     """
 
     study: str
@@ -249,11 +275,12 @@ class Best:
     model: str
     task: str
     weight_sparsity: float = 0.0
+    task_fingerprint: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of ``best`` and ``pareto``; the structure by its hash."""
         keys = (
             "study trial strategy metric score test_score trainable_params head_params inference_flops_ratio "
-            "budget seed model task weight_sparsity"
+            "budget seed model task weight_sparsity task_fingerprint"
         )
         return {"structure": self.structure.hash} | {k: getattr(self, k) for k in keys.split()}

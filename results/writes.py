@@ -46,6 +46,7 @@ _TRIAL_TO_WRITE = (
         _trials.state,
         _trials.study_id,
         _studies.metric,
+        _studies.backbone,
         _studies.owner_host,
         _studies.owner_pid,
         _studies.owner_started,
@@ -54,7 +55,7 @@ _TRIAL_TO_WRITE = (
     .where(_studies.name == bindparam("study"), _trials.number == bindparam("trial"))
     .with_for_update()
 )
-_SHARED = ("model", "task", "backbone_params")
+_SHARED = ("model", "task_fingerprint", "backbone_params")
 """What a trial's row repeats of its study's."""
 _STUDY = select(_studies.id, *(_studies[name] for name in _SHARED)).where(
     _studies.name == bindparam("study")
@@ -231,7 +232,7 @@ def _insertion(dialect: str, name: str) -> Executable:
 
 def _insert_study(connection: Connection, spec: StudySpec) -> bool:
     shared = {name: getattr(spec, name) for name in _SHARED}
-    study = {"name": spec.name, "config": spec.config, "metric": spec.metric}
+    study = {"name": spec.name, "config": spec.config, "task": spec.task, "metric": spec.metric}
     created = {"created_at": datetime.now(UTC)}
     study_id = insert_once(connection, "studies", study | shared | created)
     if study_id is not None:
@@ -289,7 +290,7 @@ def _locked_study(session: Session, name: str) -> StudyRow:
 
 
 def unfinished_trial(connection: Connection, owner: lease.Owner, study: str, number: int) -> Any:
-    """A trial that may still change: id, state, study_id, metric.
+    """A trial that may still change: id, state, study_id, and metric and backbone of its study.
 
     Raises:
         StoreError: If there is none, or it is finished.

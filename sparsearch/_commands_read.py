@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from sparsearch._options import (
     StructureHash,
     StudyName,
     next_command,
+    password_note,
     reading,
 )
 from sparsearch.errors import BackboneError, ConfigError, InfeasibleError, SparsearchError
@@ -99,7 +101,10 @@ def best(
     model: Annotated[
         str | None, typer.Option("--model", help="The backbone, as the study file names it.")
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", help="Name of the task.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="Name of the task, or the beginning of its fingerprint."),
+    ] = None,
     max_trainable_params: Annotated[
         str | None,
         typer.Option(metavar="N|SHARE%", help="Like 2271, or 0.01% of the backbone."),
@@ -127,41 +132,24 @@ def best(
         "min_weight_sparsity": min_weight_sparsity,
     }
     asked = {key: value for key, value in wanted.items() if value is not None}
+    from sparsearch.results.values import BestQuery
+
     with reading(db) as store:
-        found = _best_of_each_task(store, asked)
+        found = store.best_of_each_task(BestQuery(**asked))
         if not found:
             raise _nothing_found(store, asked)
-    first, *others = found
-    if as_json and others:
-        tasks = ", ".join(f"{b.task} ({b.metric}, study {b.study})" for b in found)
-        problem = f"scores of different tasks or metrics do not compare; there are: {tasks}"
-        raise ConfigError([problem], "name one with --task or --study")
-    if as_json:
-        print_json(first.as_dict())
+        one = store.best(**asked) if as_json else None
+    if one is not None:
+        print_json(one.as_dict())
         return
+    first, *others = found
     of = ("--study", first.study)
     words = ("best", *of) if others else ("show", first.structure.hash[:8], *of)
     console = output()
     console.print(_render.best_of_tasks_table(found) if others else _render.best_table(first))
     console.print(f"\nnext: {next_command(db, *words)}", soft_wrap=True)
-
-
-def _best_of_each_task(store: Store, asked: dict[str, str]) -> list[Best]:
-    """The best of each task and metric: their scores do not compare."""
-    studies: dict[tuple[str, str], list[str]] = {}
-    for s in store.studies():
-        if all(getattr(s, key) == asked.get(key, getattr(s, key)) for key in ("model", "task")):
-            studies.setdefault((s.task, s.metric), []).append(s.name)
-    if "study" in asked or len(studies) < 2:
-        found = [store.best(**asked)]
-    else:
-        limits = {k: v for k, v in asked.items() if k not in ("model", "task")}
-        found = []
-        for names in studies.values():
-            bests = (store.best(**limits, study=name) for name in names)
-            some = [b for b in bests if b is not None]
-            found.append(min(some, key=lambda b: (-b.score, b.trainable_params), default=None))
-    return [b for b in found if b is not None]
+    if note := password_note(db):
+        console.print(note, soft_wrap=True)
 
 
 def _nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
@@ -170,14 +158,21 @@ def _nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
     limits = ", ".join(f"{words[key]} {value}" for key, value in asked.items())
     within = f" within {limits}" if limits else " yet"
     message = f"no successful trial has a structure{within}"
-    for key in ("model", "task"):
-        known = sorted({str(getattr(s, key)) for s in store.studies()})
-        if known and asked.get(key, known[0]) not in known:
-            return InfeasibleError(
-                message, f"there is no such {key}; there are: {', '.join(known)}"
-            )
+    studies = store.studies()
+    named = {
+        "model": {s.model for s in studies},
+        "task": {s.task for s in studies},
+    }
+    for key, known in named.items():
+        wanted = asked.get(key)
+        by_fingerprint = key == "task" and any(
+            s.task_fingerprint.startswith(wanted or "") for s in studies
+        )
+        if wanted is not None and known and wanted not in known and not by_fingerprint:
+            there = ", ".join(sorted(known))
+            return InfeasibleError(message, f"there is no such {key}; there are: {there}")
     for key in reversed(asked):
-        other = store.best(**{k: v for k, v in asked.items() if k != key})
+        other = _highest(store, {k: v for k, v in asked.items() if k != key})
         if other is None:
             continue
         hint = (
@@ -187,9 +182,19 @@ def _nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
             f"{_reached(store.pareto(other.study), key)}"
         )
         return InfeasibleError(message, hint)
-    if asked and store.best() is not None:
+    if asked and _highest(store, {}) is not None:
         return InfeasibleError(message, "leave out two or more of these")
     return InfeasibleError(message, "`sparsearch studies` and `sparsearch trials STUDY` tell why")
+
+
+def _highest(store: Store, asked: dict[str, str]) -> Best | None:
+    """The highest of the best of each task, None too where a model's name is ambiguous: to hint at."""
+    from sparsearch.results.values import BestQuery
+
+    with contextlib.suppress(ConfigError):
+        found = store.best_of_each_task(BestQuery(**asked))
+        return max(found, key=lambda b: b.score, default=None)
+    return None
 
 
 def _reached(front: Sequence[Best], limit: str) -> str:

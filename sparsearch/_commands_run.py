@@ -25,6 +25,7 @@ from sparsearch._options import (
     StudyFile,
     StudyName,
     next_command,
+    password_note,
     reading,
 )
 from sparsearch.errors import LeaseError, Stopped, StoreError, StructureError
@@ -66,7 +67,10 @@ def run(
     except (KeyboardInterrupt, Stopped) as error:
         settings = [word for item in overrides or () for word in ("--set", item)]
         settings += ["--ray-address", ray_address] if ray_address is not None else []
-        hint = f"the same command continues: {next_command(db, 'run', str(study), *settings)}"
+        command = next_command(db, "run", str(study), *settings)
+        hint = "\n".join(
+            filter(None, (f"the same command continues: {command}", password_note(db)))
+        )
         message = "interrupted; what is finished is stored"
         _console.show_error(error.message if isinstance(error, Stopped) else message, hint)
         raise typer.Exit(_console.INTERRUPTED) from None
@@ -133,6 +137,8 @@ def _print_summary(
     console.print(f"\nstored in {shown}\nnext:", soft_wrap=True)
     for line in following:
         console.print(f"  {line}", soft_wrap=True)
+    if note := password_note(db):
+        console.print(note, soft_wrap=True)
 
 
 def _exit_as_trials_went(trials: Sequence[TrialRecord]) -> None:

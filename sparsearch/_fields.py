@@ -33,7 +33,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[Number, Field(gt=0, le=10)]
 

@@ -26,17 +26,20 @@ __all__ = [
     "StudyFile",
     "StudyName",
     "next_command",
+    "password_note",
     "reading",
 ]
 
 DEFAULT_DB = "sqlite:///sparsearch.db"
 """Of ``results.store``, which takes seconds to import."""
 
+_DB_VARIABLE = "SPARSEARCH_DB"
+
 Db = Annotated[
     str,
     typer.Option(
         "--db",
-        envvar="SPARSEARCH_DB",
+        envvar=_DB_VARIABLE,
         metavar="URL",
         help="postgresql://USER@HOST/NAME, or an SQLite file.",
     ),
@@ -92,14 +95,26 @@ Plot = Annotated[
 
 
 def next_command(db: str, *words: str) -> str:
-    """A command to type next, on the same database, by the name under which this program can be found."""
-    from sparsearch.results.urls import without_password
+    """A command to type next, on the same database, by the name under which this program can be found.
+
+    The environment may name the database, which keeps its password out of what is shown; see ``password_note`` too.
+    """
+    from sparsearch.results.urls import to_paste
 
     program = "sparsearch"
     if shutil.which(program) is None and Path(sys.argv[0]).name == program:
         program = os.path.relpath(sys.argv[0])
-    where = [] if db == DEFAULT_DB else ["--db", without_password(db)]
+    where = [] if db in (DEFAULT_DB, os.environ.get(_DB_VARIABLE)) else ["--db", to_paste(db)]
     return shlex.join([program, *words, *where])
+
+
+def password_note(db: str) -> str:
+    """What to do about a password that ``next_command`` leaves out; empty where it does not."""
+    from sparsearch.results.urls import has_password
+
+    if db == os.environ.get(_DB_VARIABLE) or not has_password(db):
+        return ""
+    return "the password is left out: set PGPASSWORD, or write it to ~/.pgpass"
 
 
 def reading(db: str) -> Store:

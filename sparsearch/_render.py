@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -255,20 +256,34 @@ def space_table(model: str, chosen: str, space: Space) -> RenderableType:
 
 def study_dict(record: StudyRecord) -> dict[str, Any]:
     """The JSON object of a study."""
-    keys = "name model task metric backbone_params trials finished best_score owner"
+    keys = (
+        "name model task task_fingerprint metric backbone_params trials finished best_score owner"
+    )
     document = {key: getattr(record, key) for key in keys.split()}
     return document | {"created_at": record.created_at.isoformat()}
+
+
+def _task_names(rows: Sequence[StudyRecord | Best]) -> list[str]:
+    """What each row's task is called; with its fingerprint where another one has that name and metric."""
+    tasks = {(row.task, row.metric, row.task_fingerprint) for row in rows}
+    sharing = Counter((task, metric) for task, metric, _ in tasks)
+    return [
+        f"{row.task} ({row.task_fingerprint[:_HASH]})"
+        if sharing[row.task, row.metric] > 1
+        else row.task
+        for row in rows
+    ]
 
 
 def studies_table(studies: Sequence[StudyRecord]) -> RenderableType:
     """All studies."""
     columns = ("study", "model", "task", "metric", "trials", "finished", "best", "run by")
     table = _table(*columns, right=("trials", "finished", "best"))
-    for s in studies:
+    for s, task in zip(studies, _task_names(studies), strict=True):
         table.add_row(
             s.name,
             s.model,
-            s.task,
+            task,
             s.metric,
             str(s.trials),
             str(s.finished),
@@ -360,7 +375,7 @@ def best_table(best: Best) -> RenderableType:
             ("study, trial", f"{best.study}, {best.trial}"),
             ("strategy", f"{best.strategy}, seed {best.seed}"),
             ("model", best.model),
-            ("task", best.task),
+            ("task", f"{best.task} (fingerprint {best.task_fingerprint[:_HASH]})"),
             (best.metric, scores),
             ("budget", budget_text(best.budget)),
             ("parameters", f"{best.trainable_params:,} ({share:.3g}% of the backbone)"),
@@ -410,7 +425,7 @@ def best_of_tasks_table(found: Sequence[Best]) -> RenderableType:
     columns = ("task", "metric", *right[:3], "strategy", "study", "trial", "structure")
     rows = [
         (
-            b.task,
+            task,
             b.metric,
             score_text(b.score),
             score_text(b.test_score),
@@ -420,7 +435,7 @@ def best_of_tasks_table(found: Sequence[Best]) -> RenderableType:
             str(b.trial),
             b.structure.hash[:_HASH],
         )
-        for b in found
+        for b, task in zip(found, _task_names(found), strict=True)
     ]
     title = "the best of each task: scores of different tasks or metrics do not compare"
     return _Fitting(title, columns, right, ("strategy", "trial", "test"), rows)

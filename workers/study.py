@@ -18,6 +18,7 @@ import torch
 
 from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, LeaseError, MissingStoreError, StoreError
+from sparsearch.results.database import check_creatable
 from sparsearch.results.store import DEFAULT_URL, Store
 from sparsearch.results.values import StudyRecord, StudySpec, Trial
 from sparsearch.search.strategies import REFERENCES, TRANSFER
@@ -105,7 +106,7 @@ def run(
     backbone = functools.cache(functools.partial(identify_backbone, config))
 
     def find(store: Store | None) -> FindSource:
-        return finder(store, config, checked.space, backbone)
+        return finder(store, config, spec.task_fingerprint, checked.space, backbone)
 
     def opened() -> Runner:
         return stack.enter_context(
@@ -144,6 +145,7 @@ def _knows(db: str, study: str) -> bool:
     try:
         Store.open(db, create=False).close()
     except MissingStoreError:
+        check_creatable(db)
         return False
     except StoreError:
         pass  # of an older revision: opening it to write brings it up to date, or says what is wrong
@@ -183,11 +185,20 @@ def _identity(config: StudyConfig) -> dict[str, Any]:
         mode="json", exclude={"workers": True, "outer": {"trials"}}, exclude_defaults=True
     )
     content = {}
-    for split, names in config.task.data.files.items():
-        digests = [_sha256(config.folder / name) for name in names]
+    for name, files in _local_data(config).items():
+        digests = [_sha256(file) for file in files]
         joined = "\n".join(digests).encode()
-        content[split] = digests[0] if len(digests) == 1 else hashlib.sha256(joined).hexdigest()
+        content[name] = digests[0] if len(digests) == 1 else hashlib.sha256(joined).hexdigest()
     return settings | ({"data_sha256": content} if content else {})
+
+
+def _local_data(config: StudyConfig) -> dict[str, list[Path]]:
+    """Local data files by their splits; where the data is a folder, all that is in it by its names."""
+    data, folder = config.task.data, Path(config.task.data.path)
+    if data.data_files is not None:
+        return {s: [config.folder / name for name in names] for s, names in data.files.items()}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): [file] for file in files}
 
 
 def _sha256(file: Path) -> str:

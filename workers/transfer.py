@@ -24,17 +24,22 @@ FindSource: TypeAlias = Callable[[Budget], str | None]
 
 
 def finder(
-    store: Store | None, config: StudyConfig, space: Space, backbone: Callable[[str], BackboneId]
+    store: Store | None,
+    config: StudyConfig,
+    task: str,
+    space: Space,
+    backbone: Callable[[str], BackboneId],
 ) -> FindSource:
     """Looks up what may be transferred to a study: what its configuration names, or the best ranking of another task.
 
     Args:
         store: None where there is no database yet.
         config: Of the study.
+        task: Fingerprint of its task.
         space: Its space.
         backbone: Gives its backbone, the fingerprint in a form; asked only where something might fit.
     """
-    given, title = config.search.transfer_from, config.task.title
+    given = config.search.transfer_from
     identities = [(space.fingerprint, FORMS[-1])]
     if (legacy := legacy_space_fingerprint(space)) is not None:
         identities.append((legacy, "2-"))
@@ -53,7 +58,7 @@ def finder(
             best = functools.partial(
                 store.transferable,
                 fingerprint,
-                title,
+                task,
                 study=given,
                 max_trainable_params=budget.max_trainable_params,
             )

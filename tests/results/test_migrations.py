@@ -1,6 +1,8 @@
 """Revisions: equal to the tables, atomic, and run only by who may."""
 
 import itertools
+import json
+import math
 import random
 import shutil
 import sqlite3
@@ -13,11 +15,16 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import MetaData, create_engine, insert
+from sqlalchemy import Engine, MetaData, create_engine, insert, inspect, text
 
 from sparsearch.errors import StoreError
-from sparsearch.results import Store, migrations
-from sparsearch.results.conformance import sample_outcome, sample_structure, sample_study
+from sparsearch.results import BestQuery, Store, migrations
+from sparsearch.results.conformance import (
+    sample_outcome,
+    sample_structure,
+    sample_study,
+    task_config,
+)
 from sparsearch.results.database import open_database
 from sparsearch.results.oracle import check_answers
 from sparsearch.results.tables import Base
@@ -199,3 +206,138 @@ def test_another_tools_alembic_may_share_the_file(path: Path) -> None:
         connection.execute("INSERT INTO alembic_version VALUES ('theirs')")
     with Store.open(path, create=True) as store:
         assert len(store.studies()) == 1
+
+
+REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006", "0008"]
+
+
+def test_every_revision_is_tried() -> None:
+    assert set(REVISIONS) == migrations.known()
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_ids_are_not_used_again_in_a_database_of_any_revision(url: str, revision: str) -> None:
+    """A rebuilt table loses AUTOINCREMENT, and a new trial would inherit what was stored for a deleted one."""
+    _first_revision(url)
+    engine = create_engine(parse_url(url))
+    with engine.begin() as connection:
+        migrations.upgrade(connection, revision)
+    Store.open(url, create=True).close()
+    highest = {}
+    with engine.begin() as connection:
+        for table in ("trials", "studies"):
+            highest[table] = connection.scalar(text(f"SELECT max(id) FROM {table}"))
+        connection.execute(text("DELETE FROM measurements"))
+        connection.execute(text("DELETE FROM trials WHERE study_id = 2 OR number > 50"))
+        connection.execute(text("DELETE FROM studies WHERE id = 2"))
+    with Store.open(url, create=True) as store:
+        store.begin_study(sample_study("another", 1))
+    with engine.begin() as connection:
+        for table, id_ in highest.items():
+            assert connection.scalar(text(f"SELECT max(id) FROM {table}")) > id_
+    engine.dispose()
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_migrated_file_keeps_what_its_tables_promise(tmp_path: Path, revision: str) -> None:
+    """Batch mode would drop AUTOINCREMENT, collations, triggers and checks without a word."""
+
+    def promises(engine: Engine) -> dict[str, list[int]]:
+        words = ("AUTOINCREMENT", "WITHOUT ROWID", "COLLATE", "CHECK", "UNIQUE", "REFERENCES")
+        query = "SELECT tbl_name, upper(group_concat(sql)) FROM sqlite_master GROUP BY tbl_name"
+        with engine.connect() as connection:
+            rows = connection.execute(text(query)).tuples().all()
+            found = {
+                table: [*map(sql.count, words), sql.count("CREATE TRIGGER")]
+                for table, sql in rows
+                if table in Base.metadata.tables
+            }
+        engine.dispose()
+        return found
+
+    url, fresh = f"sqlite:///{tmp_path / 'old.db'}", create_engine("sqlite://")
+    _first_revision(url)
+    engine = create_engine(parse_url(url))
+    with engine.begin() as connection:
+        migrations.upgrade(connection, revision)
+    Store.open(url, create=True).close()
+    Base.metadata.create_all(fresh)
+    assert promises(engine) == promises(fresh)
+
+
+def test_numbers_are_double(postgres_url: str) -> None:
+    """Nothing is rounded to the four bytes that FLOAT may mean."""
+    Store.open(postgres_url, create=True).close()
+    engine = create_engine(parse_url(postgres_url))
+    with engine.connect() as connection:
+        types = {
+            f"{table}.{column['name']}": str(column["type"])
+            for table in Base.metadata.tables
+            for column in inspect(connection).get_columns(table)
+        }
+    engine.dispose()
+    assert types["trials.score"] == types["measurements.value"] == "DOUBLE PRECISION"
+    assert not {"REAL", "FLOAT", "NUMERIC"} & set(types.values())
+
+
+def test_tasks_and_backbones_of_older_databases_are_told_apart(url: str) -> None:
+    """By what the stored configurations say; the answers are those of studies stored anew."""
+    engine = create_engine(parse_url(url))
+    now = datetime.now(UTC)
+    structure = sample_structure()
+    configs = {
+        "a": task_config("5e1f"),
+        "b": task_config("0dd5"),
+        "again": task_config("5e1f", name="moods", max_length=64),
+        "folder": json.dumps(
+            {"task": {"data": {"path": "./data"}, "text": ["x"]}, "data_sha256": {"x.csv": "5"}}
+        ),
+        "hub": json.dumps({"task": {"data": {"path": "glue", "name": "rte"}, "text": ["x"]}}),
+        "early": json.dumps(
+            {"task": {"data": {"path": "json", "data_files": {"train": "x"}}, "text": ["x"]}}
+        ),
+        "own": "{}",
+    }
+    with engine.begin() as connection:
+        migrations.upgrade(connection, "0006")
+        tables = MetaData()
+        tables.reflect(connection)
+        for name, rows in {
+            "structures": [
+                dict(hash=structure.hash, document=structure.to_json(), trainable_params=100)
+            ],
+            "studies": [
+                dict(name=name, config=config, model="toy", task="train", metric="accuracy")
+                | dict(backbone_params=10**6, created_at=now)
+                for name, config in configs.items()
+            ],
+            "trials": [
+                dict(study_id=i + 1, number=0, strategy="s3pet", seed=0, attempts=1, state="ok")
+                | dict(feasible=True, recommendable=True, on_front=True, message="")
+                | dict(model="toy", task="train", backbone_params=10**6, head_params=3)
+                | dict(score=i / 10, structure_hash=structure.hash, trainable_params=100)
+                | dict(inference_flops_ratio=1.0)
+                for i in range(len(configs))
+            ],
+        }.items():
+            connection.execute(insert(tables.tables[name]), rows)
+        if connection.dialect.name == "sqlite":
+            connection.execute(
+                text("UPDATE trials SET history = '[NaN, 0.5, -Infinity]' WHERE study_id = 1")
+            )
+    with Store.open(url, create=True) as store:
+        check_answers(store)
+        for record in store.studies():
+            spec = sample_study(record.name, config=record.config, task=record.task)
+            assert record.task_fingerprint == spec.task_fingerprint
+        found = [b.study for b in store.best_of_each_task(BestQuery(task="train"))]
+        assert found == ["again", "b", "folder", "hub", "early", "own"]
+        history = store.trials("a")[0].history
+    with engine.connect() as connection:
+        backbones = connection.scalars(text("SELECT DISTINCT backbone FROM studies")).all()
+        assert backbones == [structure.backbone.weight_fingerprint]
+        if connection.dialect.name == "sqlite":
+            stored = connection.scalar(text("SELECT json_extract(history, '$[2]') FROM trials"))
+            assert stored is None
+            assert history[1] == 0.5 and math.isnan(history[0]) and math.isnan(history[2])
+    engine.dispose()

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from sparsearch.errors import LeaseError, StoreError
-from sparsearch.results import Owner, Store
+from sparsearch.results import Owner, Store, _sqlite
 from sparsearch.results.conformance import StoreConformance, sample_outcome, sample_study
 from sparsearch.results.database import Database, open_database
 
@@ -127,6 +127,75 @@ def test_refused_file_is_left_as_it_is(
         Store.open(path, create=create)
     assert hint in caught.value.hint
     assert path.read_bytes() == before
+
+
+def _damage(file: Path, name: str) -> bytes:
+    """Overwrite the root page of a table or an index, and return the file's bytes."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+        query = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+        (page,) = connection.execute(query, (name,)).fetchone()
+    data = bytearray(file.read_bytes())
+    data[size * (page - 1) : size * page] = b"Z" * size
+    file.write_bytes(data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ix_studies_question",
+        "ix_trials_front",
+        "ix_trials_state",
+        "trials",
+        "attempts",
+        "rankings",
+    ],
+)
+def test_a_damaged_file_is_not_written_to(
+    path: Path, name: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is damaged, and also where a file is so large that its bulk is not looked at."""
+    if large:
+        monkeypatch.setattr(_sqlite, "_WHOLE_CHECK_BYTES", 0)
+    before = _damage(path, name)
+    with pytest.raises(StoreError, match="damaged|malformed") as caught:
+        Store.open(path, create=True)
+    assert "left as it is" in caught.value.hint
+    assert path.read_bytes() == before
+
+
+def test_damage_during_use_is_not_called_left_as_it_was(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        _damage(path, "trials")
+        with pytest.raises(StoreError, match="malformed") as caught:
+            store.start("study", 1)
+        assert "left as it is" not in caught.value.hint and ".recover" in caught.value.hint
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_gone_is_noticed(path: Path, tmp_path: Path, replaced: bool) -> None:
+    """Before anything is written or read; nothing new appears under its path."""
+    with Store.open(path, create=True) as store:
+        store.start("study", 1)
+        for file in tmp_path.glob("sparsearch.db*"):
+            file.unlink()
+        if replaced:
+            with Store.open(path, create=True) as another:
+                another.begin_study(sample_study())
+        happened = "was replaced by another file" if replaced else "was removed"
+        uses: tuple[Callable[[], object], ...] = (
+            lambda: store.finish("study", 1, sample_outcome()),
+            lambda: store.renew("study"),
+            lambda: store.trials("study"),
+        )
+        for use in uses:
+            with pytest.raises(StoreError, match=f"{happened} while it was in use") as caught:
+                use()
+            assert "move that file back" in caught.value.hint
+    assert path.exists() == replaced
 
 
 def test_empty_file(tmp_path: Path) -> None:

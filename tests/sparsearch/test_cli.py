@@ -1,6 +1,7 @@
 """The command line on a database filled by hand: JSON, exit codes, messages."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,12 @@ from typer.testing import CliRunner
 from sparsearch.cli import app
 from sparsearch.errors import InfeasibleError
 from sparsearch.results import Outcome, Owner, Store, StudyRecord, StudySpec, Trial
-from sparsearch.results.conformance import sample_outcome, sample_structure, sample_study
+from sparsearch.results.conformance import (
+    sample_outcome,
+    sample_structure,
+    sample_study,
+    task_config,
+)
 from sparsearch.results.store import DEFAULT_URL
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.structure import Structure
@@ -360,6 +366,75 @@ def test_scores_of_several_tasks_do_not_compete(several: str) -> None:
     assert answer("best", "--task", "rte", "--db", several)["study"] == "d"
     assert call("best", "--task", "trec", "--db", several, "--json").code == 2
     assert call("best", "--max-trainable-params", "9", "--db", several).code == 3
+
+
+@pytest.fixture
+def namesakes(tmp_path: Path) -> str:
+    """Two tasks called "train", of different data, and two backbones called "toy"."""
+    url = f"sqlite:///{tmp_path / 'namesakes.db'}"
+    with Store.open(url, create=True) as store:
+        for name, digest, score in (("a", "5e1f", 0.6), ("b", "0dd5", 0.9)):
+            spec = sample_study(name, 1, config=task_config(digest), task="train")
+            store.begin_study(spec)
+            outcome = sample_outcome(score)
+            assert outcome.structure is not None
+            backbone = replace(outcome.structure.backbone, weight_fingerprint=f"2-{digest}")
+            structure = replace(outcome.structure, backbone=backbone)
+            store.finish(name, 0, replace(outcome, structure=structure))
+    return url
+
+
+def test_tasks_of_one_name_are_listed_with_their_fingerprints(namesakes: str) -> None:
+    first, other = (s["task_fingerprint"] for s in answer("studies", "--db", namesakes))
+    for words in (("best",), ("best", "--task", "train"), ("studies",)):
+        done = call(*words, "--db", namesakes)
+        assert f"train ({first[:8]})" in done.out and f"train ({other[:8]})" in done.out
+    done = call("best", "--db", namesakes, "--json")
+    assert (done.code, done.out) == (2, "")
+    text = " ".join(done.err.split())
+    assert f"train (accuracy, study b), fingerprint {other[:8]}" in text
+    assert "--task takes a name or the beginning of a fingerprint" in text
+    assert answer("best", "--task", other[:8], "--db", namesakes)["study"] == "b"
+    assert answer("best", "--study", "a", "--db", namesakes)["task_fingerprint"] == first
+    assert first[:8] in call("best", "--study", "a", "--db", namesakes).out
+    done = call("best", "--task", other[:8], "--max-trainable-params", "9", "--db", namesakes)
+    assert done.code == 3 and "without --max-trainable-params" in done.err
+    done = call("best", "--task", "0" * 8, "--db", namesakes)
+    assert done.code == 3 and "no such task" in done.err
+
+
+def test_a_model_that_had_other_weights_wants_a_study(namesakes: str) -> None:
+    done = call("best", "--model", "toy", "--db", namesakes)
+    assert (done.code, done.out) == (2, "")
+    assert "study a (2-5e1f), study b (2-0dd5)" in done.err and "--study" in done.err
+    assert answer("best", "--model", "toy", "--study", "a", "--db", namesakes)["study"] == "a"
+    done = call("best", "--model", "toy", "--study", "a", "--task", "x", "--db", namesakes)
+    assert done.code == 3 and "no such task" in done.err
+
+
+def test_next_commands_of_a_url_with_a_password_can_be_pasted(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold neither the password nor stars; where the environment names the database, no URL at all."""
+    fill(postgres_url, "trec-toy", plan())
+    db = postgres_url.replace("postgres@", "postgres:secret@")
+    done = call("best", "--db", db)
+    assert "secret" not in done.out and "***" not in done.out
+    assert "the password is left out: set PGPASSWORD" in done.out
+    command = done.out.partition("next: sparsearch ")[2].splitlines()[0]
+    assert "postgresql://postgres@/" in command
+    assert call(*shlex.split(command)).code == 0
+    monkeypatch.setenv("SPARSEARCH_DB", db)
+    done = call("best")
+    assert "--db" not in done.out and "PGPASSWORD" not in done.out
+
+
+@pytest.mark.parametrize("words", [("studies",), ("best",), ("stop", "x"), ("train", "abcd", "s")])
+def test_nothing_of_a_password_is_shown(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("name: x\n")
+    done = call(*words, "--db", "postgresql://me:Q1@Q2/Q3:Q4#Q5%20@127.0.0.1:5432/studies")
+    assert done.code in (1, 2)
+    assert "Q" not in done.out + done.err
 
 
 def test_one_task_within_the_limits_is_shown_whole(several: str) -> None:
