@@ -275,7 +275,8 @@ def _quantised(model: nn.Module) -> Iterator[ModelState]:
 
     way = "load it without quantisation, in float32, bfloat16 or float16"
     if getattr(model, "is_quantized", False):
-        how = getattr(model, "quantization_method", "a quantised checkpoint")
+        method = getattr(model, "quantization_method", "by its loader")
+        how = getattr(method, "value", method)
         yield ModelState("quantised", f"the model is quantised ({how})", way)
     for name, module in _modules(base_of(model)):
         kind = type(module)
@@ -293,10 +294,11 @@ def _quantised(model: nn.Module) -> Iterator[ModelState]:
             )
             return
     for name, tensor in _tensors(model):
-        described = f"{type(tensor).__name__} of {tensor.dtype}"
         if type(tensor) not in (nn.Parameter, Tensor):
             yield ModelState(
-                "quantised", f"the model is quantised or packed: {name} is a {described}", way
+                "quantised",
+                f"the model is quantised or packed: {name} is of type {type(tensor).__name__}",
+                way,
             )
             return
     for name, parameter in _tensors(model):
