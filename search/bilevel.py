@@ -19,6 +19,7 @@ from sparsearch.errors import InfeasibleError
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate
 from sparsearch.search.gates import Gates, IdleUnits
+from sparsearch.search.gradient_guard import GradientGuard
 from sparsearch.search.seeds import derive
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Split, Task, endless, subset
@@ -86,6 +87,7 @@ class BilevelSearch:
         self.noise = torch.Generator().manual_seed(derive(seed, "noise"))
         groups = learning_rates(supernet.model, train.lr, train.kind_lr)
         self.optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0, foreach=True)
+        self.guard = GradientGuard(supernet.attachment, "search")
         self.weights = [p for group in groups for p in group["params"]]
         self.alpha_optimizer = torch.optim.AdamW(
             [gates.alpha], lr=config.alpha_lr, weight_decay=0.0
@@ -116,6 +118,7 @@ class BilevelSearch:
 
         Raises:
             TrainingDiverged: If a loss or a gradient is NaN or infinite.
+            ModelStateError: If an attached parameter never has a gradient.
         """
         with frozen_cast_once(self.supernet.model, self.supernet.precision):
             return self._run(observe)
@@ -142,6 +145,7 @@ class BilevelSearch:
             if last:
                 break
         watch.look(self.taken)
+        self.guard.look()
         self.supernet.model.eval()
         return kept if kept is not None else self.gates.alpha.detach().cpu().clone()
 
@@ -197,10 +201,11 @@ class BilevelSearch:
         self._step_weights(self._gradients(loss, self.weights))
         return loss
 
-    @staticmethod
-    def _gradients(loss: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _gradients(self, loss: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Gradients; zero for what did not take part (skipped units)."""
         found = torch.autograd.grad(loss, of, allow_unused=True)
+        reached = (p for p, g in zip(of, found, strict=True) if g is not None)
+        self.guard.see(self.taken + 1, reached)
         return tuple(
             torch.zeros_like(p) if g is None else g for p, g in zip(of, found, strict=True)
         )

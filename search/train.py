@@ -16,6 +16,7 @@ from sparsearch.config import TrainConfig
 from sparsearch.errors import SparsearchError, TrainingDiverged
 from sparsearch.search.device import frozen_cast_once
 from sparsearch.search.evaluate import evaluate, forward, loss_of
+from sparsearch.search.gradient_guard import GradientGuard
 from sparsearch.search.prefix import StoredPrefix, enter_above
 from sparsearch.search.tasks import Task, batches
 from sparsearch.search.vocabulary import only_rows_read
@@ -185,6 +186,7 @@ def train(
     Raises:
         SparsearchError: If ``taken`` leaves no step.
         TrainingDiverged: If a loss or gradient is NaN or infinite.
+        ModelStateError: If an attached parameter never has a gradient.
     """
     if config.weight_decay:  # it moves every row
         return _train(model, task, config, groups, seed, observe, prefix, taken)
@@ -216,6 +218,7 @@ def _train(
     kept = [p.detach().clone() for p in parameters]
     best_epoch = 0
     attachment = attachment_of(model)
+    guard = GradientGuard(attachment, "training")
     if attachment is not None:
         attachment.advance(0, steps)
     with frozen_cast_once(model, config.precision):
@@ -231,6 +234,7 @@ def _train(
                 logits = forward(runner, batch, config.precision)
                 loss = loss_of(logits, batch["labels"], task.type)
                 loss.backward()  # type: ignore[no-untyped-call]
+                guard.see(step + 1, (p for p in parameters if p.grad is not None))
                 norm = nn.utils.clip_grad_norm_(parameters, config.clip)
                 optimizer.step()
                 schedule.step()
@@ -241,6 +245,7 @@ def _train(
                 watch.see(step, loss, norm)
                 observe("train", step, steps)
             watch.look(step)
+            guard.look()
             score = evaluate(runner, task, task.validation, config.precision)
             history.append(score)
             observe("train", step, steps, score)

@@ -12,6 +12,7 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of
 from sparsearch.spaces.kinds import Kind, Removal, WeightMask
+from sparsearch.spaces.model_state import check_state
 from sparsearch.spaces.moments import Moments, Passing, Sizes
 from sparsearch.spaces.positions import Position, weight_at
 from sparsearch.spaces.units.base import Basis
@@ -50,10 +51,12 @@ def align(
 
     Raises:
         StructureError: If a change is missing, or has another shape than its weight.
+        ModelStateError: If the model is in a state where its weights cannot be read, see ``model_state``.
 
     Example:
         >>> align(model, (model(**batch).loss for batch in loader))  # doctest: +SKIP
     """
+    check_state(model, allow=("attached",))
     attachment = attachment_of(model)
     slots = attachment.slots if attachment is not None else []
     aligning = [(slot.position, slot.kind) for slot in slots if slot.kind.aligns]

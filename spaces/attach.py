@@ -32,6 +32,7 @@ from sparsearch.spaces.backbone import (
 )
 from sparsearch.spaces.hooks import hook
 from sparsearch.spaces.kinds import Kind, Removal
+from sparsearch.spaces.model_state import check_attachment, check_half, check_state
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.slots import Slot
 from sparsearch.spaces.space import Candidate, make_candidate, narrow, recount
@@ -61,10 +62,9 @@ def attach_units(
         train_head: Whether the task head trains.
 
     Raises:
-        StructureError: If something is attached already.
+        ModelStateError: If the model is in a state where nothing can be attached, see ``model_state``.
     """
-    if attachment_of(model) is not None:
-        raise StructureError("the model already has a structure attached", "detach(model) first")
+    check_state(model)
     modules = dict(base_of(model).named_modules())
     attachment = Attachment()
     device = next(model.parameters()).device
@@ -98,6 +98,8 @@ def attach(model: M, structure: Structure | str | Path) -> M:
     Raises:
         StructureError: If the backbone is another one, a position is unknown, costs differ, or the
             folder's weights are missing or damaged. The model is then untouched.
+        ModelStateError: If the model is in a state where nothing can be attached: wrapped, compiled, offloaded,
+            quantised, with a PEFT adapter, half of the structure's backbone and so on. It is then untouched.
 
     Example:
         >>> model = attach(model, "exported/")                       # doctest: +SKIP
@@ -142,6 +144,8 @@ def check_structure(
     model: nn.Module, structure: Structure
 ) -> list[tuple[Position, Kind, int, int]]:
     """All checks before any change."""
+    check_state(model)
+    check_half(model, (c.position for c in structure.candidates), structure.backbone.params)
     _check_backbone(model, structure.backbone)
     positions = positions_of(model)
     kinds = {kind.name: kind for kind in structure.kinds}
@@ -232,7 +236,13 @@ def _mispriced(structure: Structure, positions: Sequence[Position]) -> list[str]
 
 
 def detach(model: M) -> M:
-    """Take everything attached off again; weights and trainable flags are as before ``attach``."""
+    """Take everything attached off again; weights and trainable flags are as before ``attach``.
+
+    Raises:
+        ModelStateError: If the structure is attached to a part of the model (``model`` may be a wrapper), to a
+            model that this is a part of, or the model was compiled since: hooks would run on.
+    """
+    check_attachment(model)
     attachment = attachment_of(model)
     if attachment is None:
         return model

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsearch.errors import BackboneError
 from sparsearch.spaces.fingerprint import fingerprint, fingerprint_1, fingerprint_2
+from sparsearch.spaces.model_folder import check_config, check_folder, check_weights, find_folder
 from sparsearch.spaces.positions import FAMILIES, Position, scan
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def locate(path: str, relative_to: Path | None = None) -> str:
     """Resolve a model path: ``pkg:NAME/FOLDER`` in an installed package, a local folder, or a hub id.
 
     Raises:
-        BackboneError: If a package or the folder in it is missing.
+        BackboneError: If a package or the folder is missing, or the folder has no ``config.json``.
     """
     if path.startswith("pkg:"):
         package, _, inside = path.removeprefix("pkg:").partition("/")
@@ -130,10 +131,8 @@ def locate(path: str, relative_to: Path | None = None) -> str:
         if not folder.is_dir() or not folder.is_relative_to(root):
             raise BackboneError(f"model.path {path!r}: the package has no folder {inside!r}")
         return str(folder)
-    for start in (relative_to, Path.cwd()):
-        if start is not None and (start / path / "config.json").is_file():
-            return str((start / path).resolve())
-    return path
+    folder = find_folder(path, relative_to)
+    return path if folder is None else str(folder)
 
 
 def _load(what: str, path: str, load: Any) -> Any:
@@ -149,13 +148,15 @@ def _load(what: str, path: str, load: Any) -> Any:
 
 
 def load_config(path: str, revision: str | None = None) -> Any:
-    """The model's configuration, after the check that its family is supported.
+    """The model's configuration, after the checks that can be made before its weights are loaded.
 
     Raises:
-        BackboneError: If it cannot be read or its family is not in the table.
+        BackboneError: If it cannot be read, its family is not in the table, its weights are quantised, or a PEFT
+            adapter lies beside it.
     """
     from transformers import AutoConfig
 
+    check_folder(path, revision)
     config = _load(
         "config",
         path,
@@ -167,6 +168,7 @@ def load_config(path: str, revision: str | None = None) -> Any:
             f"supported: {', '.join(sorted(FAMILIES))}",
             "choose a model of a supported family",
         )
+    check_config(path, config)
     return config
 
 
@@ -193,6 +195,7 @@ def load_model(
     from transformers.utils import logging
 
     load_config(path, revision)
+    check_weights(path)
     if sha256 is not None:
         _check_sha256(Path(path) / "model.safetensors", sha256)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

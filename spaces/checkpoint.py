@@ -31,6 +31,7 @@ from sparsearch.spaces.backbone import (
     same_weights,
 )
 from sparsearch.spaces.merge import weight_sparsity
+from sparsearch.spaces.model_state import check_state
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.slim import cut_units, units_cut
 from sparsearch.spaces.structure import Structure
@@ -120,9 +121,13 @@ def save_checkpoint(
         inference_flops_ratio: Of the structure, if known.
         tokenizer: Stored with the model, if given.
 
+    Raises:
+        ModelStateError: If the model is in a state where its weights cannot be written, see ``model_state``.
+
     Example:
         >>> save_checkpoint(slim(model, structure), structure, "small/")  # doctest: +SKIP
     """
+    check_state(model, allow=("attached",))
     folder = Path(folder)
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
@@ -226,7 +231,9 @@ def verify_checkpoint(model: nn.Module, checkpoint: Checkpoint | str | Path) -> 
 
     Raises:
         StructureError: If they are others.
+        ModelStateError: If the model is in a state where its weights cannot be read, see ``model_state``.
     """
+    check_state(model, allow=("attached",))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
     expected = checkpoint.weight_fingerprint

@@ -14,6 +14,7 @@ from sparsearch.spaces.attach import drop
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.kinds import Stage
+from sparsearch.spaces.model_state import check_state
 from sparsearch.spaces.positions import weight_at
 from sparsearch.spaces.slots import Slot
 from sparsearch.spaces.units.removal import RemovalUnit
@@ -47,10 +48,14 @@ def merge(model: M) -> M:
         StructureError: If gates are set, or something cannot be folded: a shift of a norm that can have no bias
             (RMSNorm), a rescaling of an output that an adapter works on too, a weight that is quantised
             or shared with another module. The message names all of it; the model is then untouched.
+        ModelStateError: If the model is in a state where weights cannot be folded, see ``model_state``.
 
     Example:
         >>> merge(attach(model, "exported/")).save_pretrained("merged/")  # doctest: +SKIP
     """
+    check_state(
+        model, allow=("attached", "integer")
+    )  # a weight of integers is named with its unit
     attachment = attachment_of(model)
     if attachment is None:
         return model
@@ -99,6 +104,7 @@ def count_zeros(model: nn.Module) -> tuple[int, int]:
 @torch.no_grad()
 def _zeros(model: nn.Module) -> Iterator[tuple[str, int, int]]:
     """Name, zeros and weights of each linear position."""
+    check_state(model, allow=("attached",))
     attachment = attachment_of(model)
     masked = {
         slot.position.name: host.used(slot)

@@ -19,6 +19,7 @@ from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.kinds.neurons import LEAST_NEURONS
 from sparsearch.spaces.merge import fold, merge
+from sparsearch.spaces.model_state import check_state
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.slots import Slot
 from sparsearch.spaces.structure import Structure
@@ -58,10 +59,12 @@ def slim(model: M, structure: Structure, *, attached: bool = True) -> M:
     Raises:
         StructureError: If something else is attached, or something cannot be merged or cut.
             The model is then untouched.
+        ModelStateError: If the model is in a state where its weights cannot be changed, see ``model_state``.
 
     Example:
         >>> small = slim(attach(model, "exported/"), structure)      # doctest: +SKIP
     """
+    check_state(model, allow=("attached",))
     if not attached:
         return _cut_plain(model, structure)
     slots = _check_attached(model, structure)
@@ -148,10 +151,12 @@ def cut_units(model: M, removed: Mapping[str, Sequence[int]]) -> M:
         StructureError: If something is attached, a position is unknown or cannot be cut, an index is
             outside or named twice, or too little is left: one head, ``LEAST_NEURONS``.
             The model is then untouched.
+        ModelStateError: If the model is in a state where its weights cannot be cut, see ``model_state``.
 
     Example:
         >>> model = cut_units(model, {"layers.0.attn.heads": [1, 3]})  # doctest: +SKIP
     """
+    check_state(model, allow=("attached", "meta"))
     if attachment_of(model) is not None:
         raise StructureError(
             "nothing can be cut under an attached structure", "detach(model) first"

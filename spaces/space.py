@@ -17,6 +17,7 @@ from sparsearch.errors import ConfigError
 from sparsearch.spaces.backbone import count_with_pooler, positions_of
 from sparsearch.spaces.conflicts import conflicts
 from sparsearch.spaces.kinds import KINDS, Kind, make_kind
+from sparsearch.spaces.model_state import check_state
 from sparsearch.spaces.positions import Position, find, matching
 
 if TYPE_CHECKING:
@@ -291,6 +292,7 @@ def build_space(
         ConfigError: If a kind, an option or a preset is unknown, a pattern matches nothing, or kinds
             cannot be chosen together.
         BackboneError: If the family is unknown.
+        ModelStateError: If the model is in a state where nothing can be attached, see ``model_state``.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -299,6 +301,7 @@ def build_space(
         >>> build_space(model, kinds={"bitfit": {"on": ["*.attn.q"]}}).trainable_params
         128
     """
+    check_state(model, allow=("meta", "attached"))
     if (preset is None) == (kinds is None):
         raise ConfigError(["a space is given by either a preset or kinds, not both"])
     chosen = _preset(preset) if preset is not None else (kinds or {})

@@ -14,6 +14,7 @@ __all__ = [
     "InfeasibleError",
     "LeaseError",
     "MissingStoreError",
+    "ModelStateError",
     "SparsearchError",
     "Stopped",
     "StoreError",
@@ -100,6 +101,13 @@ class DataError(SparsearchError):
 
 class StructureError(SparsearchError):
     """A structure file is malformed or does not belong to this backbone."""
+
+
+class ModelStateError(BackboneError, StructureError):
+    """A loaded model is in a state that rules the work out: wrapped, offloaded, quantised and so on.
+
+    It is both a ``BackboneError`` (the model is at fault) and a ``StructureError`` (nothing can be attached).
+    """
 
 
 class StoreError(SparsearchError):

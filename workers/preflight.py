@@ -92,6 +92,7 @@ def check_study(
         problems += worker_problems(sections["workers"], ray_address)
     tokens = sections["task"].max_length if "task" in sections else 128
     space: Space | None = None
+    hint = ""
     if "model" in sections and "space" in sections:
         try:
             model = sections["model"]
@@ -103,6 +104,7 @@ def check_study(
             problems += [p if p.startswith("space") else f"space: {p}" for p in error.problems]
         except SparsearchError as error:
             problems.append(error.message)
+            hint = error.hint
     if space is not None and "study" in sections:
         problems += _misfits(sections["study"], space)
     budgets: tuple[Budget, ...] = ()
@@ -111,7 +113,7 @@ def check_study(
         budgets = resolve_all(sections["budgets"], space.backbone_params)
         too_small = [e for b in budgets if (e := _why_not(space, b, tokens)) is not None]
     if problems:
-        raise ConfigError([*problems, *(f"budgets: {e.message}" for e in too_small)])
+        raise ConfigError([*problems, *(f"budgets: {e.message}" for e in too_small)], hint)
     if too_small:
         raise InfeasibleError("\n".join(e.message for e in too_small), too_small[0].hint)
     assert space is not None

@@ -1,0 +1,118 @@
+"""The folder that a model is loaded from: found, whole, and without what loading would add or cannot read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sparsearch.errors import BackboneError
+
+__all__ = ["check_config", "check_folder", "check_weights", "find_folder"]
+
+_CONFIG = "config.json"
+_ADAPTER = "adapter_config.json"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_GIVE = "give a folder with config.json and model.safetensors, a hub id, or pkg:NAME/FOLDER"
+
+
+def find_folder(path: str, relative_to: Path | None = None) -> Path | None:
+    """The model folder that a path names; None for the id of a model on the hub.
+
+    A path that exists is a folder here; so is one that cannot be a hub id (it begins with ``.``, ``/`` or ``~``, or
+    has several slashes).
+
+    Args:
+        path: As written in a study, a structure or a command.
+        relative_to: Folder in which it is looked up first; then the current one.
+
+    Raises:
+        BackboneError: If there is no such folder, or no ``config.json`` in it.
+    """
+    starts = [start for start in (relative_to, Path.cwd()) if start is not None]
+    folders = [os.path.join(start, os.path.expanduser(path)) for start in starts]
+    for folder in folders:
+        if os.path.isfile(os.path.join(folder, _CONFIG)):
+            return Path(folder).resolve()
+    existing = next((folder for folder in folders if os.path.isdir(folder)), None)
+    if existing is None and _is_hub_id(path):
+        return None
+    prefix = "" if os.path.isabs(path) else f"model.path {path!r}: "
+    if existing is None:
+        raise BackboneError(f"{prefix}there is no folder {os.path.abspath(folders[0])}", _GIVE)
+    content = (
+        "holds a PEFT adapter, not a model" if _has(existing, _ADAPTER) else f"has no {_CONFIG}"
+    )
+    raise BackboneError(f"{prefix}the folder {os.path.abspath(existing)} {content}", _GIVE)
+
+
+def _has(folder: str, name: str) -> bool:
+    return os.path.isfile(os.path.join(folder, name))
+
+
+def _is_hub_id(path: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
+
+
+def check_folder(path: str, revision: str | None = None) -> None:
+    """Refuse a model that is not there, or that a PEFT adapter lies beside: transformers would load both.
+
+    Args:
+        path: Local folder or hub id.
+        revision: Hub revision.
+
+    Raises:
+        BackboneError: If so.
+    """
+    from transformers.utils import find_adapter_config_file
+
+    find_folder(path)
+    if find_adapter_config_file(path, revision=revision) is not None:
+        raise BackboneError(
+            f"model.path {path!r}: a PEFT adapter lies beside the model ({_ADAPTER}), and transformers would "
+            "load it with the model",
+            f"move {_ADAPTER} and adapter_model.safetensors elsewhere, or merge the adapter with PEFT's "
+            "merge_and_unload() and save the model to a new folder",
+        )
+
+
+def check_config(path: str, config: Any) -> None:
+    """Refuse a model whose config says that its weights are quantised.
+
+    Raises:
+        BackboneError: If so.
+    """
+    quantisation = getattr(config, "quantization_config", None)
+    if not quantisation:
+        return
+    settings = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+    method = getattr(settings.get("quant_method"), "value", settings.get("quant_method"))
+    raise BackboneError(
+        f"model.path {path!r}: the model's weights are quantised ({method})",
+        "give the model that it was quantised from",
+    )
+
+
+def check_weights(path: str) -> None:
+    """Refuse a local folder without weights in safetensors.
+
+    Raises:
+        BackboneError: If so; it names weights of another format.
+    """
+    if not os.path.isdir(path) or any(_has(path, name) for name in _WEIGHTS):
+        return
+    others = sorted(
+        name for name in os.listdir(path) if name.endswith((".bin", ".h5", ".msgpack"))
+    )
+    instead = f", but {others[0]}" if others else ""
+    raise BackboneError(
+        f"the folder {os.path.abspath(path)} has no {_WEIGHTS[0]}{instead}",
+        "save the model there again with save_pretrained, which writes safetensors",
+    )

@@ -1,0 +1,94 @@
+"""Training that sends no gradient to what it trains is refused by name; what may lack one is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsearch.config import SearchConfig, TrainConfig
+from sparsearch.errors import ModelStateError
+from sparsearch.search.bilevel import BilevelSearch
+from sparsearch.search.gates import Gates
+from sparsearch.search.supernet import Supernet
+from sparsearch.search.tasks import Split, Task
+from sparsearch.search.train import learning_rates, train
+from sparsearch.spaces.attach import attach_units
+from sparsearch.spaces.backbone import positions_of
+from sparsearch.spaces.kinds import KINDS, make_kind
+from sparsearch.spaces.space import build_space
+
+ATTACHED = [name for name, kind in KINDS.items() if not kind.removes]
+
+
+def make_task(rows=16, end=None):
+    ids = torch.randint(5, 60, (rows, 8), generator=torch.Generator().manual_seed(0))
+    if end is not None:
+        ids[:, -1] = end
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    split = Split(inputs, torch.full((rows,), 8), (ids[:, 1] > 30).long())
+    return Task("toy", "classification", "accuracy", ("a", "b"), 8, split, split, split)
+
+
+def block_gradients(model):
+    """The output projection of the last attention passes no gradient on, as int8 activations do not."""
+    linear = model.bert.encoder.layer[1].attention.output.dense
+    linear.register_forward_pre_hook(lambda _, args: (args[0].detach(),))
+
+
+def attached(build, family, *kinds, on="*"):
+    model = build(family, labels=2)
+    units = [
+        (p, kind, max(1, kind.sizes(p)[0]), 1)
+        for kind in map(lambda name: make_kind(name, {}), kinds)
+        for p in positions_of(model)
+        if kind.accepts(p)
+    ]
+    attach_units(model, units)
+    return model
+
+
+@pytest.mark.parametrize("epochs", [1, 30])
+def test_parameters_that_training_cannot_reach_are_named(build, epochs):
+    model = attached(build, "bert", "lora")
+    block_gradients(model)
+    config = TrainConfig(epochs=epochs, batch_size=8, precision="fp32")
+    message = (
+        r"the training sends no gradient to 6 attached parameters: layers\.1\.attn\.q:lora\.A, "
+        r"layers\.1\.attn\.q:lora\.B, layers\.1\.attn\.k:lora\.A, \.\.\."
+    )
+    with pytest.raises(ModelStateError, match=message):
+        train(model, make_task(), config, learning_rates(model, 1e-2, {}), seed=0)
+
+
+@pytest.mark.parametrize("kind", ATTACHED)
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "deberta-v2"])
+def test_every_kind_has_its_gradients_in_training(build, family, kind):
+    model = attached(build, family, kind)
+    task = make_task(end=model.config.eos_token_id if family == "t5" else None)
+    config = TrainConfig(epochs=1, batch_size=8, precision="fp32")
+    train(model, task, config, learning_rates(model, 1e-2, {}), seed=0)
+
+
+def make_search(build, kinds, spoil=lambda model: None, **settings):
+    model = build("bert", labels=2)
+    space = build_space(model, kinds=kinds)
+    supernet = Supernet(model, space, "classification", "fp32")
+    spoil(model)
+    gates = Gates(torch.tensor([float(c.params) for c in space.candidates]))
+    config = SearchConfig(**{"steps": 4, "batch_size": 8} | settings)
+    plain = TrainConfig(precision="fp32", batch_size=8)
+    return BilevelSearch(supernet, gates, make_task(32), config, plain, budget=300.0, seed=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"order": "second"}, {"bilevel": False}])
+def test_parameters_that_a_search_cannot_reach_are_named(build, settings):
+    search = make_search(build, {"lora": {"max_rank": 1}}, block_gradients, **settings)
+    with pytest.raises(ModelStateError, match="the search sends no gradient to 6 attached"):
+        search.run()
+
+
+@pytest.mark.parametrize("settings", [{}, {"warmup": 0.0, "skip_below": 0.4, "steps": 22}])
+def test_idle_units_of_a_search_need_no_gradient(build, settings):
+    search = make_search(build, {"lora": {"max_rank": 1}, "bitfit": {}}, **settings)
+    search.run()
+    assert search.taken == settings.get("steps", 4)
