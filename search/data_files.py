@@ -202,8 +202,21 @@ def _json_rows(lines: io.TextIOWrapper, columns: Sequence[str]) -> Rows:
             raise DataError(f"{where} holds {row!r:.40} where an object belongs")
         names.update(dict.fromkeys(row))
         for name, column in values.items():
-            column.append(row.get(name))
+            value = row.get(name)
+            if isinstance(value, str) and not value.isascii():
+                _check_characters(value, f"{where}: {name!r}")
+            column.append(value)
     return Rows({name: values[name] for name in columns if name in names}, tuple(names))
+
+
+def _check_characters(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} holds half a character: {text!r:.60}",
+            "write the character itself, or both of its \\u escapes",
+        ) from error
 
 
 def _json_objects(lines: io.TextIOWrapper, decoder: json.JSONDecoder) -> Iterator[tuple[str, Any]]:

@@ -152,11 +152,6 @@ def check_texts(split: str, columns: Mapping[str, Sequence[Any]]) -> None:
                     f"split {split!r}, row {row}: column {name!r} holds no text: {text!r:.60}",
                     "write text in each row: in JSON in quotes",
                 )
-            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise DataError(
-                    f"split {split!r}, row {row}: column {name!r} holds half a character: {text!r:.60}",
-                    "write the character itself, or both of its \\u escapes",
-                )
     if _empty(columns) == len(next(iter(columns.values()))):
         raise DataError(
             f"every row of split {split!r} has an empty text: {', '.join(columns)}",

@@ -100,6 +100,10 @@ def test_json_strings_are_kept_and_so_are_types_in_one_column(read):
     assert found["text"] == list(map(str, labels))
 
 
+def test_characters_written_as_two_escapes_are_whole(read):
+    assert read('{"text": "\\ud83d\\ude00", "label": "é"}') == {"text": ["😀"], "label": ["é"]}
+
+
 def test_late_rows_of_another_type_are_not_cast(read):
     """A reader that looks at the first megabytes for types casts what comes later."""
     early = '{"text": "' + "a" * 3000 + '", "label": 1}\n'
@@ -226,6 +230,8 @@ def test_a_slice_that_cannot_be_is_refused(wanted, message, read):
         (gzip.compress(LINES.encode() * 99)[:-20], "json", "ended before the end-of-stream marker"),
         (LINES + '{"text": "x", "lab', "json", "line 3, column 15: "),
         (LINES + '{"text": "x", "label": 1, "label": 2}', "json", "line 3: .* the key 'label' twice"),
+        (LINES + '{"text": "\\ud83d", "label": "x"}', "json", "line 3: 'text' holds half a character"),
+        (LINES + '{"text": "x", "label": "\\ude00"}', "json", "line 3: 'label' holds half a character"),
         ('{"label": 1, "label": 2}', "json", "line 1: .* the key 'label' twice"),
         (LINES + '["x", 1]\n', "json", "line 3 holds \\['x', 1\\] where an object belongs"),
         ('["x", "y"]', "json", "row 0 holds 'x' where an object belongs"),

@@ -134,13 +134,6 @@ def test_rows_without_text_are_counted(load):
     assert task.warnings == ("2 of 3 rows of split 'train' have an empty text",)
 
 
-def test_half_a_character_is_named(load):
-    with pytest.raises(
-        DataError, match="split 'test', row 1: column 'text' holds half a character"
-    ):
-        load(rows(0, 1), rows(0, 1), rows(0, 1, texts=("é 😀", "\ud83d")))
-
-
 def test_a_class_that_is_not_trained_on_is_said(load):
     train = rows(0, 1, 0, 2)
     task = load(train, rows(0, 1, more=" so"), rows(0, 2, more=" not"), max_train_rows=3)

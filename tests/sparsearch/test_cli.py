@@ -728,6 +728,7 @@ def test_train_takes_a_folder_or_a_hash(db: str, monkeypatch: pytest.MonkeyPatch
         epoch: int = 2
         seconds: float = 1.0
         out: Path | None = None
+        warnings: tuple[str, ...] = ("rows stand in two splits",)
 
     def train(structure: Structure, study: Path, **rest: Any) -> Retrained:
         rest["observe"]("train", 1, 2)
@@ -742,9 +743,11 @@ def test_train_takes_a_folder_or_a_hash(db: str, monkeypatch: pytest.MonkeyPatch
     done = answer("train", "spec", *words, "--out", "trained")
     assert done["structure"] == sample_structure().hash
     assert (done["test_score"], done["out"]) == (None, "trained")
+    assert done["warnings"] == ["rows stand in two splits"]
     name = answer("best", "--db", db)["structure"]
     assert answer("train", name[:8], *words)["structure"] == name
-    assert "0.9000" in call("train", "spec", *words).out
+    shown = call("train", "spec", *words).out
+    assert "0.9000" in shown and "warning: rows stand in two splits" in shown
     neither = call("train", "nope", *words)
     assert neither.code == 1 and "'nope' is neither a file or folder nor found" in neither.err
     missing = call("train", "spec/nothing", *words)

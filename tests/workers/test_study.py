@@ -300,6 +300,7 @@ def test_training_an_exported_structure_picks_it_up(study, db, tmp_path):
     result = train_structure(best.structure, path, out=tmp_path / "spec")
     again = train_structure(best.structure, path)
     assert 0 <= result.score <= 1 and result.score == again.score
+    assert "rows of split 'test' stand in split 'train' too" in " ".join(result.warnings)
     assert (tmp_path / "spec" / "modules.safetensors").is_file()
 
 
