@@ -39,7 +39,9 @@ def find_folder(path: str, relative_to: Path | None = None) -> Path | None:
         return None
     prefix = "" if os.path.isabs(path) else f"model.path {path!r}: "
     if existing is None:
-        raise BackboneError(f"{prefix}there is no folder {os.path.abspath(folders[0])}", _GIVE)
+        raise BackboneError(
+            f"{prefix}there is no folder {os.path.abspath(folders[0])}", f"put it back, or {_GIVE}"
+        )
     content = (
         "holds a PEFT adapter, not a model" if _has(existing, _ADAPTER) else f"has no {_CONFIG}"
     )

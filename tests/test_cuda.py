@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparsearch.errors import ModelStateError
 from sparsearch.results.store import Store
+from sparsearch.spaces.space import build_space
 from sparsearch.workers.study import run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -21,3 +23,12 @@ def test_a_study_runs_on_the_gpu(study, tmp_path, search):
         trials = store.trials("tiny")
         assert all(t.state == "ok" for t in trials), [t.message for t in trials]
         assert store.weights("tiny", store.best().trial) is not None
+
+
+def test_a_model_on_several_devices_is_named(build):
+    model = build("bert")
+    model.bert.encoder.layer[1].to("cuda")
+    with pytest.raises(ModelStateError, match="on several devices: cpu, cuda:0") as error:
+        build_space(model, kinds={"lora": {}})
+    assert "model.to('cuda:0')" in error.value.hint
+    assert build_space(model.to("cuda"), kinds={"lora": {}}).candidates

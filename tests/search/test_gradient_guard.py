@@ -9,6 +9,7 @@ from sparsearch.config import SearchConfig, TrainConfig
 from sparsearch.errors import ModelStateError
 from sparsearch.search.bilevel import BilevelSearch
 from sparsearch.search.gates import Gates
+from sparsearch.search.gradient_guard import GradientGuard
 from sparsearch.search.supernet import Supernet
 from sparsearch.search.tasks import Split, Task
 from sparsearch.search.train import learning_rates, train
@@ -35,7 +36,7 @@ def block_gradients(model):
     linear.register_forward_pre_hook(lambda _, args: (args[0].detach(),))
 
 
-def attached(build, family, *kinds, on="*"):
+def attached(build, family, *kinds):
     model = build(family, labels=2)
     units = [
         (p, kind, max(1, kind.sizes(p)[0]), 1)
@@ -85,6 +86,19 @@ def test_parameters_that_a_search_cannot_reach_are_named(build, settings):
     search = make_search(build, {"lora": {"max_rank": 1}}, block_gradients, **settings)
     with pytest.raises(ModelStateError, match="the search sends no gradient to 6 attached"):
         search.run()
+
+
+def test_the_scores_of_masks_need_no_gradient_in_a_search(build):
+    model, task = build("bert", labels=2), make_task(8)
+    space = build_space(model, kinds={"lora": {"max_rank": 1}, "weight_mask": {}})
+    supernet = Supernet(model, space, "classification", "fp32")
+    batch = {**task.train.inputs, "labels": task.train.labels}
+    supernet.loss(batch, torch.full((len(space.candidates),), 0.5)).backward()
+    parameters = {n: p for n, p in supernet.attachment.named_parameters() if p.requires_grad}
+    assert any("weight_mask" in n for n, p in parameters.items() if p.grad is None)
+    guard = GradientGuard(supernet.attachment, "search")
+    guard.see(1, (p for p in parameters.values() if p.grad is not None))
+    guard.look()
 
 
 @pytest.mark.parametrize("settings", [{}, {"warmup": 0.0, "skip_below": 0.4, "steps": 22}])

@@ -12,7 +12,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import LNTuningConfig, LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from transformers import T5EncoderModel
+from transformers import ElectraConfig, ElectraModel, T5EncoderModel
 from transformers.utils.quantization_config import QuantizationMethod
 
 from sparsearch.errors import BackboneError, ModelStateError, StructureError
@@ -324,6 +324,13 @@ def test_a_part_of_a_model_is_named(build, structure, part, message):
     for entry in (lambda m: attach(m, structure), lambda m: build_space(m, kinds={"lora": {}})):
         with pytest.raises(ModelStateError, match=message):
             entry(part(build("bert")))
+
+
+def test_a_model_of_another_family_is_an_error_of_the_backbone(structure):
+    small = ElectraConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    for entry in (lambda m: attach(m, structure), lambda m: build_space(m, kinds={"lora": {}})):
+        with pytest.raises(BackboneError, match="family 'electra' is not supported"):
+            entry(ElectraModel(small))
 
 
 def test_attaching_twice_is_refused(build, structure):
