@@ -27,6 +27,7 @@ from sparsearch.spaces.backbone import (
     positions_of,
     same_weights,
 )
+from sparsearch.spaces.elsewhere import check_here
 from sparsearch.spaces.hooks import hook
 from sparsearch.spaces.kinds import Kind, Removal
 from sparsearch.spaces.positions import Position, find
@@ -58,10 +59,12 @@ def attach_units(
         train_head: Whether the task head trains.
 
     Raises:
-        StructureError: If something is attached already.
+        StructureError: If something is attached already, or another library keeps weights elsewhere.
     """
     if attachment_of(model) is not None:
         raise StructureError("the model already has a structure attached", "detach(model) first")
+    for name, parameter in model.named_parameters():
+        check_here(parameter, name)
     modules = dict(base_of(model).named_modules())
     attachment = Attachment()
     device = next(model.parameters()).device
