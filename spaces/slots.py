@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparsearch.errors import StructureError
 from sparsearch.spaces.elsewhere import check_complete, check_here, is_hooked
 from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.positions import Position
@@ -74,6 +75,12 @@ class Slot:
         """Y plus the unit's change, on the unit's slice of a fused output."""
         change = self.delta(x).to(y.dtype)
         rest = y.shape[-1] - self.start - self.width
+        if rest < 0:
+            raise StructureError(
+                f"{self.kind.name} at {self.position.name} needs {self.start + self.width} output features, "
+                f"and there are {y.shape[-1]}: the linear's output is split, as by tensor parallelism",
+                "merge(model) before its layers are split, or run them whole",
+            )
         if self.start or rest:
             change = nn.functional.pad(change, (self.start, rest))
         return y + change
