@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsearch.errors import StructureError
 
-__all__ = ["check_here", "is_elsewhere"]
+__all__ = ["check_complete", "check_here", "is_elsewhere", "is_hooked"]
 
 _WHOLE_SHARDS = (
     "attach first, then call fully_shard on the layers and on the model, not on what is attached"
@@ -55,3 +55,26 @@ def check_here(tensor: Tensor, name: str) -> None:
         reason = "torch.distributed has sharded it (a DTensor)"
         hint = _WHOLE_SHARDS
     raise StructureError(f"{name} cannot be read here: {reason}", hint)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something runs around a module's forward: its tensors may then be here only inside that."""
+    forward = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+    return bool(forward or module._backward_pre_hooks or module._backward_hooks)
+
+
+def check_complete(module: nn.Module, name: str) -> None:
+    """Refuse a module that is about to run without its parameters: no hook of its own brings them in.
+
+    Args:
+        module: With its submodules.
+        name: What its parameters are, as the message says it.
+
+    Raises:
+        StructureError: If some are elsewhere; the message names the library that keeps them there.
+    """
+    if not is_hooked(module):
+        for parameter in module.parameters(recurse=False):
+            check_here(parameter, name)
+        for child in module.children():
+            check_complete(child, name)

@@ -88,7 +88,7 @@ class _Norm:
         """Gain and bias with their changes; nothing where the units run beside."""
         running = list(_running(self.slots))
         gain, bias = (self.norm._parameters.get(name) for name in ("weight", "bias"))
-        if not running or gain is None or bias is None or any(s.unit.hooked for s in running):
+        if not running or gain is None or bias is None or any(s.hooked for s in running):
             return {}
         if any(own.dtype.itemsize < 4 or is_elsewhere(own) for own in (gain, bias)):
             return {}
@@ -136,7 +136,7 @@ class _Host:
         beside = self.norm.beside if self.norm else []
         running = list(_running([*self.parallel, *beside]))
         whole = [slot for slot in running if y.shape[-1] == slot.width]
-        thin = [s for s in whole if isinstance(s.unit, LowRankUnit) and not s.unit.hooked]
+        thin = [s for s in whole if isinstance(s.unit, LowRankUnit) and not s.hooked]
         if thin:
             vectors = [slot for slot in whole if slot.unit.constant]
             y = _add_together(y, args[0], thin, vectors)

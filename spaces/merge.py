@@ -13,6 +13,7 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attach import drop
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import base_of, positions_of
+from sparsearch.spaces.elsewhere import check_here
 from sparsearch.spaces.kinds import Stage
 from sparsearch.spaces.model_state import check_state
 from sparsearch.spaces.positions import weight_at
@@ -125,6 +126,11 @@ def _check(model: nn.Module, hosts: Mapping[nn.Module, Sequence[Slot]]) -> None:
             "cannot merge while gates are set: a search runs on this model",
             "attach the structure that the search found, train it, then merge",
         )
+    for host, slots in hosts.items():
+        for slot in slots:
+            slot.check_here()
+        for parameter in host.parameters(recurse=False):
+            check_here(parameter, f"the weight at {slots[0].position.name}")
     uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     problems: list[str] = []
     for host, slots in hosts.items():
@@ -149,7 +155,7 @@ def _problems(module: nn.Module, slots: Sequence[Slot], shared: bool) -> Iterato
         if not slot.kind.mergeable:
             continue
         weight = module.get_parameter("weight")
-        if weight.dtype not in _FOLDS or weight.is_meta:
+        if weight.dtype not in _FOLDS:
             yield f"{_name(slot)} (the weight is {weight.dtype} on {weight.device})"
         if shared:
             yield f"{_name(slot)} (another module shares the weight)"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsearch.spaces.elsewhere import check_here
+from sparsearch.errors import StructureError
+from sparsearch.spaces.elsewhere import check_complete, check_here, is_hooked
 from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.positions import Position
 from sparsearch.spaces.units.base import Unit
@@ -36,16 +37,24 @@ class Slot:
         """Whether the unit, beside a linear, is one with a change of its weight."""
         return self.kind.mergeable and not self.unit.constant
 
+    @property
+    def hooked(self) -> bool:
+        """Whether something runs around the unit's forward; nothing else of it may then be relied on."""
+        return is_hooked(self.unit)
+
+    @property
+    def learnt(self) -> str:
+        """What the unit's parameters are, in a message."""
+        return f"what {self.kind.name} at {self.position.name} has learnt"
+
     def check_here(self) -> None:
         """Refuse to read the unit's parameters outside its forward while another library keeps them elsewhere."""
-        first = next(self.unit.parameters(), None)
-        if first is not None:
-            check_here(first, f"what {self.kind.name} at {self.position.name} has learnt")
+        for parameter in self.unit.parameters():
+            check_here(parameter, self.learnt)
 
     def run(self, *inputs: Tensor | None) -> Tensor:
-        """The unit's forward; what is elsewhere is brought in by hooks of the unit, or is refused."""
-        if not self.unit.hooked:
-            self.check_here()
+        """The unit's forward; parameters that are elsewhere are brought in by its hooks, or it is refused."""
+        check_complete(self.unit, self.learnt)
         result: Tensor = self.unit(*inputs)
         return result
 
@@ -57,7 +66,7 @@ class Slot:
 
     def dense(self, weight: Tensor) -> Tensor:
         """The unit's change as one of its host's weight (out, in), which gives type and device."""
-        if self.unit.hooked:  # by its forward, for each input feature
+        if self.hooked:  # by its forward, for each input feature
             return Unit.dense(self.unit, weight, self.gate)
         self.check_here()
         return self.unit.dense(weight, self.gate)
@@ -66,6 +75,12 @@ class Slot:
         """Y plus the unit's change, on the unit's slice of a fused output."""
         change = self.delta(x).to(y.dtype)
         rest = y.shape[-1] - self.start - self.width
+        if rest < 0:
+            raise StructureError(
+                f"{self.kind.name} at {self.position.name} needs {self.start + self.width} output features, "
+                f"and there are {y.shape[-1]}: the linear's output is split, as by tensor parallelism",
+                "merge(model) before its layers are split, or run them whole",
+            )
         if self.start or rest:
             change = nn.functional.pad(change, (self.start, rest))
         return y + change

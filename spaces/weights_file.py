@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment import attachment_of
 from sparsearch.spaces.backbone import backbone_parameters, head_parameters
+from sparsearch.spaces.elsewhere import check_here
 
 __all__ = ["BACKBONE", "HEAD", "load_weights", "weights_of"]
 
@@ -26,8 +27,10 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     attachment = attachment_of(model)
     if attachment is not None:
         for name, tensor in attachment.units.state_dict(keep_vars=True).items():
+            check_here(tensor, name)
             yield name.replace("/", "."), tensor
     for name, parameter in head_parameters(model):
+        check_here(parameter, name)
         yield HEAD + name, parameter
 
 

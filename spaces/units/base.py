@@ -37,13 +37,6 @@ class Unit(nn.Module):
     shares: tuple[int, ...] = ()
     constant: ClassVar[bool] = False
 
-    @property
-    def hooked(self) -> bool:
-        """Whether something runs around ``forward``: only inside it are the tensors where they belong, then."""
-        hooks = (self._forward_pre_hooks, self._forward_hooks)
-        backward = (self._backward_pre_hooks, self._backward_hooks)
-        return any(map(bool, (*hooks, *backward))) or "forward" in vars(self)
-
     def align(self, *basis: Tensor) -> None:
         """Take frozen parts from what the kind's ``basis`` found."""
         raise TypeError(f"{type(self).__name__} has nothing to align")

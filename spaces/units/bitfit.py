@@ -22,8 +22,11 @@ class BitFitUnit(Unit):
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """The bias, whatever x is; broadcasts over tokens."""
-        return self.bias if gate is None else self.bias * gate
+        """The bias, whatever x is; broadcasts over tokens.
+
+        A tensor of its own: libraries that shard or offload free a parameter's memory after the forward.
+        """
+        return self.bias.clone() if gate is None else self.bias * gate
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Fold:
         """To the bias."""
