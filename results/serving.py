@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import tempfile
 import warnings
@@ -166,11 +167,9 @@ def _program(model: PreTrainedModel) -> torch.export.ExportedProgram:
 
 
 def _write_torch(model: PreTrainedModel, file: Path) -> Run:
-    program = _program(model)
-    with file.open(
-        "wb"
-    ) as stream:  # a path would be written by code that hides what the system says
-        torch.export.save(program, stream)
+    written = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    torch.export.save(_program(model), written)
+    file.write_bytes(written.getbuffer())
     module = torch.export.load(file).module()
     return lambda inputs: module(**inputs)
 
