@@ -7,38 +7,30 @@ merged exactly, is refused by name.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors.torch
-import torch
-
 from sparsearch.errors import ExportError
 from sparsearch.results.checkpoint_folder import write_checkpoint
-from sparsearch.results.peft_adapter import AdapterPlan, fill, make_config, plan_adapter
-from sparsearch.results.round_trip import (
-    classes_of,
-    compare,
-    fresh_model,
-    is_whole,
-    logits_of,
-    reference,
-)
+from sparsearch.results.peft_folder import write_peft
+from sparsearch.results.round_trip import check_padding, compare, logits_of
 from sparsearch.results.serving import check_serving, write_serving
+from sparsearch.results.task_config import TASK_CONFIG, write_task
+from sparsearch.results.trained import Trained
 from sparsearch.results.values import Best
-from sparsearch.spaces.attach import attach, detach
-from sparsearch.spaces.backbone import base_of, positions_of
+from sparsearch.results.writing import check_target, new_folder
+from sparsearch.spaces.attach import attach
+from sparsearch.spaces.backbone import positions_of
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.structure import Structure
 
 __all__ = ["FORMATS", "ExportReport", "check_target", "export", "write_spec"]
 
 FORMATS = ("spec", "peft", "checkpoint")
+
+Writer = Callable[[Path], tuple[tuple[str, ...], float]]
+"""Fills a folder; gives notes for the user, and the largest difference of a logit."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +72,18 @@ def export(
     if also and to != "checkpoint":
         raise ExportError(f"serving files go with a checkpoint, not with {to}", "--to checkpoint")
     check_serving(also)
-    classes_of(weights)
-    if to != "checkpoint" and is_whole(weights):
+    trained = Trained(best.structure, weights)
+    if to != "checkpoint" and trained.whole:
         raise ExportError(
             f"what this structure leaves of the backbone was fine-tuned as a whole; {to} holds attached modules",
             "export it with --to checkpoint",
         )
-    if to == "spec":
-        return write_spec(best.structure, weights, out)
-    write = _write_peft if to == "peft" else write_checkpoint
-    report = _into(Path(out), lambda folder: write(best, weights, folder))
+    writers: dict[str, Writer] = {
+        "spec": lambda folder: _write_spec(trained, folder),
+        "peft": lambda folder: write_peft(trained, folder),
+        "checkpoint": lambda folder: write_checkpoint(trained, folder, best.inference_flops_ratio),
+    }
+    report = _into(Path(out), writers[to])
     for name in dict.fromkeys(also):
         report = _add_serving(report, name)
     return report
@@ -97,62 +91,36 @@ def export(
 
 def write_spec(structure: Structure, weights: bytes, out: str | Path) -> ExportReport:
     """Write and prove the ``spec`` format, see ``export``."""
-    return _into(Path(out), lambda folder: _write_spec(structure, weights, folder))
+    return _into(Path(out), lambda folder: _write_spec(Trained(structure, weights), folder))
 
 
-def check_target(out: Path) -> None:
-    """Refuse a target that could not be written, before any work.
-
-    Raises:
-        ExportError: If it exists and is not an empty folder, or its parent cannot be written to.
-    """
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ExportError(f"{out} exists and is not an empty folder", "choose another --out")
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-    if not os.access(out.parent, os.W_OK):
-        raise ExportError(f"cannot write {out}: its folder is read-only", "choose another --out")
-
-
-def _into(out: Path, write: Callable[[Path], tuple[tuple[str, ...], float]]) -> ExportReport:
-    """Write into a hidden folder beside the target and move it there only when it is proven."""
-    check_target(out)
-    try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-    try:
-        notes, difference = write(partial)
-        files = tuple(sorted(f.name for f in partial.iterdir()))
-        partial.chmod(0o755)
-        os.replace(partial, out)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _into(out: Path, write: Writer) -> ExportReport:
+    """Write a folder that appears under its name only when it is proven."""
+    with new_folder(out) as folder:
+        notes, difference = write(folder)
+        files = tuple(sorted(f.name for f in folder.iterdir()))
     return ExportReport(out, files, notes, difference)
 
 
-def _cannot_write(out: Path, error: OSError) -> ExportError:
-    return ExportError(f"cannot write {out}: {error.strerror or error}", "choose another --out")
-
-
-def _write_spec(
-    structure: Structure, weights: bytes, folder: Path
-) -> tuple[tuple[str, ...], float]:
+def _write_spec(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
+    structure = trained.structure
     (folder / "structure.json").write_text(structure.to_json(), encoding="utf-8")
-    (folder / "modules.safetensors").write_bytes(weights)
+    (folder / "modules.safetensors").write_bytes(trained.packed)
     if Structure.load(folder).hash != structure.hash:
         raise ExportError("the written structure is not the one that was exported")
-    model = attach(fresh_model(structure, weights), folder)
-    trained = sum(p.numel() for n, p in model.named_parameters() if n.startswith("sparsearch."))
-    expected = _attached_params(structure, positions_of(model))
-    if trained != expected:
-        raise ExportError(f"{trained} parameters are attached, the structure has {expected}")
-    note = "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`"
-    return (note,), compare(reference(structure, weights), logits_of(model))
+    expected = logits_of(trained.attached_model())
+    check_padding(expected)
+    model = attach(trained.fresh_model(), folder)
+    added = sum(p.numel() for n, p in model.named_parameters() if n.startswith("sparsearch."))
+    if added != (planned := _attached_params(structure, positions_of(model))):
+        raise ExportError(f"{added} parameters are attached, the structure has {planned}")
+    notes = (
+        "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`",
+        f"labels, problem type and padding token are in {TASK_CONFIG}: give AutoConfig.from_pretrained of that file "
+        "to the model as its config",
+        *write_task(model.config, trained.tokenizer, folder),
+    )
+    return notes, compare(expected, logits_of(model))
 
 
 def _attached_params(structure: Structure, positions: Sequence[Position]) -> int:
@@ -161,44 +129,6 @@ def _attached_params(structure: Structure, positions: Sequence[Position]) -> int
         structure.kind(c.kind).params(find(positions, c.position), c.size)
         for c in structure.candidates
     )
-
-
-def _write_peft(best: Best, weights: bytes, folder: Path) -> tuple[tuple[str, ...], float]:
-    import peft
-
-    structure = best.structure
-    tensors = safetensors.torch.load(weights)
-    model = fresh_model(structure, weights)
-    positions = positions_of(model)
-    prefix = next(name for name, module in model.named_modules() if module is base_of(model))
-    plan = plan_adapter(structure, positions, tensors, f"{prefix}." if prefix else "")
-    expected = reference(structure, weights)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = peft.get_peft_model(detach(model), make_config(plan, structure))
-        fill(adapted, plan)
-        adapted.save_pretrained(folder)
-        again = peft.PeftModel.from_pretrained(fresh_model(structure, weights), folder)
-    _check_names(again, plan)
-    return plan.notes, compare(expected, logits_of(again))
-
-
-def _check_names(model: torch.nn.Module, plan: AdapterPlan) -> None:
-    """The reloaded adapter touches exactly the planned modules, with the planned ranks."""
-    adapted = {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if hasattr(module, "active_adapters") and hasattr(module, "base_layer")
-    }
-    planned = {m.path for m in plan.modules}
-    if set(adapted) != planned:
-        raise ExportError(
-            f"PEFT adapts other modules than planned: {sorted(set(adapted) ^ planned)[:4]}"
-        )
-    for module in plan.modules:
-        rank = getattr(adapted[module.path], "r", {}).get("default")
-        if module.rank and rank != module.rank:
-            raise ExportError(f"PEFT gives {module.path} rank {rank}, planned {module.rank}")
 
 
 def _add_serving(report: ExportReport, to: str) -> ExportReport:

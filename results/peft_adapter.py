@@ -2,45 +2,46 @@
 
 - ``lora``: LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one.
 - ``spectral``: LoRA too, the values folded into ``lora_B``; its directions would then train as well.
-- ``bitfit`` on a linear: the bias of ``lora_B``, beside a zero rank-1 unit where there is no LoRA.
-- ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``; LN tuning where only norms are chosen.
+- ``bitfit`` on a linear: BEFT where nothing else is on linears and PEFT merges that; else the bias of ``lora_B``,
+  beside a zero rank-1 unit where there is no LoRA.
+- ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``. LN tuning is not used: unloading it leaves the
+  head in its wrapper, so that a merged model's file does not fit the model.
 - ``ia3``: IA3, alone: PEFT saves no adapter of mixed types.
-- ``adapter``, ``low_rank_adapter``, ``sparse_delta``, ``heads``, ``neurons``,
-  ``weight_mask``: refused, PEFT has none.
+- any other kind is refused: PEFT has none.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
+from sparsearch.spaces.backbone import base_of, positions_of
 from sparsearch.spaces.kinds.ia3 import IA3
 from sparsearch.spaces.kinds.lora import Lora
 from sparsearch.spaces.positions import Position, find
 from sparsearch.spaces.structure import Structure
 from sparsearch.spaces.weights_file import HEAD
 
-if TYPE_CHECKING:
-    import peft
+__all__ = ["AdaptedModule", "AdapterPlan", "plan_adapter", "saved_module"]
 
-__all__ = ["AdaptedModule", "AdapterPlan", "fill", "make_config", "plan_adapter"]
+Method = Literal["lora", "ia3", "beft"]
 
-_REFUSED = {
-    "adapter": "PEFT has no such adapter",
-    "low_rank_adapter": "PEFT has no such adapter",
+_EXPRESSED = ("lora", "spectral", "bitfit", "lnfit", "ia3")
+"""Kinds that PEFT has, or that can be written as one of its own."""
+_WHY_NOT = {
     "heads": "PEFT cuts nothing out of a backbone",
     "neurons": "PEFT cuts nothing out of a backbone",
     "sparse_delta": "PEFT has no adapter of any number of single entries; SHiRA fixes it by a rank",
     "weight_mask": "PEFT does not change the backbone's weights",
 }
-"""Kinds that PEFT lacks, and why."""
-
+"""Why PEFT lacks a kind, where there is more to say than that it does."""
+_SAVED_BY_PEFT = ("classifier", "score")
+"""Ends of the names of modules that PEFT saves whole with every sequence classifier, unasked."""
 _NAMED = 4
 
 
@@ -56,6 +57,7 @@ class AdaptedModule:
         gain: (features) added to a norm's gain.
         factor: (features) IA3's 1 + scale.
         feed_forward: Whether IA3 rescales the module's input.
+        has_bias: Whether the module has a bias of its own.
     """
 
     path: str
@@ -67,13 +69,12 @@ class AdaptedModule:
     factor: Tensor | None = None
     feed_forward: bool = False
     is_norm: bool = False
+    has_bias: bool = False
 
     @property
     def rank(self) -> int:
-        """Rank of the PEFT adapter; a linear with a bias alone carries a zero unit of rank 1."""
-        if self.A is not None:
-            return int(self.A.shape[0])
-        return 1 if self.bias is not None and not self.is_norm else 0
+        """Rank of its LoRA; a linear without one carries a zero unit of rank 1."""
+        return 1 if self.A is None else int(self.A.shape[0])
 
 
 @dataclass(frozen=True)
@@ -81,67 +82,114 @@ class AdapterPlan:
     """What the adapter consists of.
 
     Attributes:
-        method: ``lora``, ``ia3`` or ``ln_tuning``.
-        modules: Those that get an adapter layer.
-        saved: Norms that are saved whole, beside an adapter of method ``lora``.
+        method: Of PEFT.
+        modules: Linears that get an adapter layer.
+        norms: Those that are saved whole.
         head: Tensor name -> trained value of the task head.
         scale: Of every LoRA unit.
-        prefix: Of the base model inside the model.
         notes: What a user of the adapter should know.
+        unmergeable: Why PEFT cannot merge the adapter; empty if it can.
     """
 
-    method: str
+    method: Method
     modules: list[AdaptedModule]
-    saved: list[AdaptedModule]
+    norms: list[AdaptedModule]
     head: dict[str, Tensor]
     scale: float
-    prefix: str
     notes: tuple[str, ...] = field(default=())
+    unmergeable: str = ""
 
     @property
     def with_bias(self) -> bool:
         """Whether any linear has a trained bias."""
-        return any(m.bias is not None for m in self.modules if not m.is_norm)
+        return any(m.bias is not None for m in self.modules)
+
+    @property
+    def saved(self) -> list[str]:
+        """Modules that are saved whole: those of the head, and the norms."""
+        return sorted({saved_module(name) for name in self.head}) + [m.path for m in self.norms]
 
 
 def plan_adapter(
-    structure: Structure, positions: Sequence[Position], tensors: Mapping[str, Tensor], prefix: str
+    model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor]
 ) -> AdapterPlan:
     """Join a structure's tensors module by module.
 
     Args:
+        model: The structure's backbone, with its head.
         structure: What to express.
-        positions: Of the backbone.
         tensors: Trained weights by file name.
-        prefix: Of the base model inside the model ("bert.").
 
     Raises:
         ExportError: If PEFT cannot express it; the message counts what it cannot, by kind and reason.
     """
+    positions = positions_of(model)
     _refuse(structure, positions)
-    modules: dict[str, AdaptedModule] = {}
     scale = next((k.alpha for k in structure.kinds if isinstance(k, Lora)), 1.0)
+    paths = {module: name for name, module in model.named_modules()}
+    modules: dict[str, AdaptedModule] = {}
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
-        width = max(p.start + p.out_features for p in positions if p.module == position.module)
-        module = modules.setdefault(
-            position.module,
-            AdaptedModule(prefix + position.module, width, is_norm=position.role == "norm"),
-        )
+        if position.module not in modules:
+            modules[position.module] = _adapted(model, position, positions, paths)
         name = f"{candidate.position}:{candidate.kind}."
         unit = {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
         if candidate.kind == "spectral":
             unit = _as_lora(unit, scale)
-        _join(module, position, candidate.kind, unit)
+        _join(modules[position.module], position, candidate.kind, unit)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     norms = [m for m in modules.values() if m.is_norm]
     linears = [m for m in modules.values() if not m.is_norm]
-    if any(c.kind == "ia3" for c in structure.candidates):
-        return AdapterPlan("ia3", linears, [], head, scale, prefix)
-    if not linears:
-        return AdapterPlan("ln_tuning", norms, [], head, scale, prefix, _norm_notes(norms))
-    notes = (*_norm_notes(norms), *_bias_notes(linears), *_basis_notes(structure))
-    return AdapterPlan("lora", linears, norms, head, scale, prefix, notes)
+    notes = _norm_notes(norms)
+    if not linears:  # PEFT takes no adapter that adapts nothing
+        first = next(p for p in positions if p.role == "linear")
+        linears = [_adapted(model, first, positions, paths)]
+        notes += (
+            f"PEFT wants an adapted linear: {linears[0].path} carries a zero rank-1 LoRA, which stays zero in training",
+        )
+    method = _method(model, linears, head)
+    notes += _bias_notes(method, linears) + _basis_notes(structure)
+    plan = AdapterPlan(method, linears, norms, head, scale, notes)
+    return replace(plan, unmergeable=_unmergeable(plan))
+
+
+def _adapted(
+    model: nn.Module,
+    position: Position,
+    positions: Sequence[Position],
+    paths: Mapping[nn.Module, str],
+) -> AdaptedModule:
+    module = base_of(model).get_submodule(position.module)
+    return AdaptedModule(
+        paths[module],
+        width=max(p.start + p.out_features for p in positions if p.module == position.module),
+        is_norm=position.role == "norm",
+        has_bias=getattr(module, "bias", None) is not None,
+    )
+
+
+def _method(
+    model: nn.Module, linears: Sequence[AdaptedModule], head: Mapping[str, Tensor]
+) -> Method:
+    if any(m.factor is not None for m in linears):
+        return "ia3"
+    biases_alone = all(m.A is None and m.bias is not None for m in linears)
+    plain = all(isinstance(model.get_submodule(m.path), nn.Linear) for m in linears)
+    return "beft" if biases_alone and plain and not _composite(head) else "lora"
+
+
+def _unmergeable(plan: AdapterPlan) -> str:
+    without = sum(not m.has_bias for m in plan.modules) if plan.with_bias else 0
+    if without:
+        return f"{without} of the adapted linears have no bias that could take the trained one"
+    if plan.method == "ia3" and (composite := _composite(plan.head)):
+        return f"it unloads an IA3 adapter only where each saved module is one layer; {composite[0]} is several"
+    return ""
+
+
+def _composite(head: Mapping[str, Tensor]) -> list[str]:
+    """Saved modules of the head that are made of several layers; LoRA alone unloads them."""
+    return [saved for name in head if (saved := saved_module(name)) != name.rpartition(".")[0]]
 
 
 def _as_lora(unit: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -157,17 +205,19 @@ def _basis_notes(structure: Structure) -> tuple[str, ...]:
     )
 
 
-def _bias_notes(linears: Sequence[AdaptedModule]) -> tuple[str, ...]:
-    phantom = [m.path for m in linears if m.A is None]
-    notes = []
-    if phantom:
-        notes.append(
-            f"PEFT has no bias-only adapter: {len(phantom)} linears carry their bias on a zero rank-1 "
-            "LoRA, which stays zero in training"
-        )
-    if any(m.bias is not None for m in linears) and len(phantom) < len(linears):
-        notes.append("PEFT sets lora_bias for the whole adapter: every adapted linear has a bias")
-    return tuple(notes)
+def _bias_notes(method: Method, linears: Sequence[AdaptedModule]) -> tuple[str, ...]:
+    if not any(m.bias is not None for m in linears):
+        return ()
+    if method == "beft":
+        return ("a bias-only adapter: PEFT's method is BEFT, which needs peft 0.21 or newer",)
+    alone = [m for m in linears if m.A is None]
+    if not alone:
+        return ("PEFT sets lora_bias for the whole adapter: every adapted linear has a bias",)
+    return (
+        f"PEFT has no bias-only layer here: {len(alone)} linears carry their bias on a zero rank-1 "
+        "LoRA, which stays zero in training",
+        "PEFT sets lora_bias for the whole adapter: every adapted linear has a bias",
+    )
 
 
 def _norm_notes(norms: Sequence[AdaptedModule]) -> tuple[str, ...]:
@@ -184,8 +234,8 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
     refused: dict[tuple[str, str], list[str]] = {}
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
-        if candidate.kind in _REFUSED:
-            reason = _REFUSED[candidate.kind]
+        if candidate.kind not in _EXPRESSED:
+            reason = _WHY_NOT.get(candidate.kind, "PEFT has no such adapter")
         elif candidate.kind == "ia3" and kinds != {"ia3"}:
             reason = "PEFT saves no mix of IA3 with others"
         elif position.role == "norm" and candidate.kind == "bitfit" and not position.has_bias:
@@ -222,7 +272,7 @@ def _join(
         module.bias[rows] += unit["bias"]
     elif kind == "lnfit":
         module.gain = unit["gain"]
-    else:
+    elif kind == "ia3":
         module.feed_forward = IA3().stage(position) == "input"
         if module.feed_forward:
             module.factor = 1 + unit["scale"]
@@ -231,84 +281,10 @@ def _join(
             module.factor[rows] += unit["scale"]
 
 
-def _saved_module(name: str, prefix: str) -> str:
-    """The module that holds a head's tensor: the model's child, or the base model's (a new pooler)."""
-    inside = prefix if prefix and name.startswith(prefix) else ""
-    return inside + name.removeprefix(inside).split(".")[0]
-
-
-def _pattern(path: str) -> str:
-    return f"^{re.escape(path)}"
-
-
-def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
-    """The PEFT configuration of a plan."""
-    import peft
-
-    heads = sorted({_saved_module(name, plan.prefix) for name in plan.head})
-    common = {
-        "task_type": "SEQ_CLS",
-        "base_model_name_or_path": structure.backbone.path,
-        "revision": structure.backbone.revision,
-        "target_modules": f"^(?:{'|'.join(re.escape(m.path) for m in plan.modules)})$",
-        "modules_to_save": heads + [m.path for m in plan.saved],
-    }
-    if plan.method == "ln_tuning":
-        return peft.LNTuningConfig(**common)
-    if plan.method == "ia3":
-        inputs = [re.escape(m.path) for m in plan.modules if m.feed_forward]
-        pattern = f"^(?:{'|'.join(inputs)})$" if inputs else []
-        return peft.IA3Config(**common, feedforward_modules=pattern)
-    ranks = {_pattern(m.path): m.rank for m in plan.modules}
-    first = plan.modules[0].rank
-    return peft.LoraConfig(
-        **common,
-        r=first,
-        lora_alpha=plan.scale * first,
-        rank_pattern=ranks,
-        alpha_pattern={name: plan.scale * rank for name, rank in ranks.items()},
-        lora_dropout=0.0,
-        bias="none",
-        lora_bias=plan.with_bias,
-    )
-
-
-@torch.no_grad()
-def fill(model: nn.Module, plan: AdapterPlan) -> None:
-    """Write the trained tensors into a fresh PEFT model of this plan."""
-    modules = {n.removeprefix("base_model.model."): m for n, m in model.named_modules()}
-    for m in plan.modules:
-        layer = modules[m.path]
-        if plan.method == "lora":
-            _fill_lora(layer, m, plan)
-        elif plan.method == "ia3":
-            assert m.factor is not None
-            parameter = layer.ia3_l["default"]
-            parameter.copy_(m.factor.reshape(parameter.shape))
-        else:
-            _fill_norm(layer.ln_tuning_layers["default"], m)
-    for m in plan.saved:
-        _fill_norm(modules[m.path].modules_to_save["default"], m)
-    for name, value in plan.head.items():
-        top = _saved_module(name, plan.prefix)
-        rest = name.removeprefix(f"{top}.")
-        saved = modules[top].modules_to_save["default"]
-        saved.get_parameter(rest).copy_(value)
-
-
-def _fill_lora(layer: Any, m: AdaptedModule, plan: AdapterPlan) -> None:
-    down, up = layer.lora_A["default"], layer.lora_B["default"]
-    for target, value in ((down.weight, m.A), (up.weight, m.B)):
-        if value is None:
-            target.zero_()
-        else:
-            target.copy_(value)
-    if m.bias is not None:
-        up.bias.copy_(m.bias / plan.scale)
-
-
-def _fill_norm(norm: nn.Module, m: AdaptedModule) -> None:
-    if m.gain is not None:
-        norm.weight += m.gain  # type: ignore[operator]
-    if m.bias is not None:
-        norm.bias += m.bias  # type: ignore[operator]
+def saved_module(name: str) -> str:
+    """The module that is saved for a tensor of the head: its own, or the one around it that PEFT saves anyway."""
+    path = name.split(".")[:-1]
+    for depth, part in enumerate(path, 1):
+        if part.endswith(_SAVED_BY_PEFT):
+            return ".".join(path[:depth])
+    return ".".join(path)

@@ -1,112 +1,62 @@
-"""What an export is compared with: the structure attached to the backbone from disk, with the stored weights."""
+"""What proves an export: logits of fixed rows, one by one and in a padded batch, before and after."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from typing import Any
 
-import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
-from sparsearch.spaces.attach import attach
-from sparsearch.spaces.backbone import backbone_parameters, head_parameters, load_model, locate
-from sparsearch.spaces.slim import slim
-from sparsearch.spaces.structure import Structure
-from sparsearch.spaces.weights_file import BACKBONE, HEAD, load_weights
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-__all__ = [
-    "classes_of",
-    "compare",
-    "fine_tuned",
-    "fresh_model",
-    "is_whole",
-    "logits_of",
-    "reference",
-]
+__all__ = ["check_padding", "compare", "logits_of"]
 
 TOLERANCE = 1e-5
 """Largest allowed difference of a logit after the round trip, relative to the largest logit if that is above 1."""
-
-
-def fresh_model(structure: Structure, weights: bytes) -> PreTrainedModel:
-    """The backbone from disk, with a head of the exported width."""
-    path = locate(structure.backbone.path)
-    classes = classes_of(weights)
-    return load_model(path, revision=structure.backbone.revision, num_labels=len(classes) or 1)
-
-
-def classes_of(weights: bytes) -> list[str]:
-    """Class names from the metadata of a safetensors file: 8 bytes of length, then a JSON header.
-
-    Raises:
-        ExportError: If these are no trained weights.
-    """
-    size = int.from_bytes(weights[:8], "little")
-    try:
-        header = json.loads(weights[8 : 8 + size])
-        classes: list[str] = json.loads(header["__metadata__"]["classes"])
-    except (ValueError, KeyError) as error:
-        raise ExportError(
-            "the structure has no trained weights, or they are damaged",
-            "train it anew: sparsearch train STRUCTURE STUDY.yaml",
-        ) from error
-    return classes
-
-
-def is_whole(weights: bytes) -> bool:
-    """Whether the stored weights are those of a whole fine-tuned model, see ``train.backbone``."""
-    size = int.from_bytes(weights[:8], "little")
-    return any(name.startswith(BACKBONE) for name in json.loads(weights[8 : 8 + size]))
+PADDING_TOLERANCE = 1e-3
+"""The same, between a row alone and the row in a padded batch: other products, other rounding."""
+_LENGTHS = (4, 9, 16)
 
 
 @torch.no_grad()
-def fine_tuned(structure: Structure, weights: bytes) -> PreTrainedModel:
-    """What the structure leaves of the backbone, with the stored weights of all of it.
+def logits_of(model: nn.Module) -> Tensor:
+    """Logits of three fixed rows of tokens in float32, of other lengths: one by one, then in one padded batch.
 
-    Raises:
-        ExportError: If the weights are of another model.
+    Returns:
+        (6, labels); (3, labels) where the model knows no padding token.
     """
-    model = slim(fresh_model(structure, weights), structure, attached=False)
-    wanted = {BACKBONE + n: p for n, p in backbone_parameters(model)}
-    wanted |= {HEAD + n: p for n, p in head_parameters(model)}
-    stored = safetensors.torch.load(weights)
-    if {n: t.shape for n, t in stored.items()} != {n: p.shape for n, p in wanted.items()}:
-        raise ExportError("the stored weights are not those of what the structure leaves")
-    for name, parameter in wanted.items():
-        parameter.copy_(stored[name])
-    return model
-
-
-@torch.no_grad()
-def logits_of(model: torch.nn.Module) -> Tensor:
-    """Logits of three fixed token sequences in float32."""
     model.eval()
-    config = model.config
+    pad: Any = model.config.pad_token_id  # type: ignore[union-attr]
+    rows = _rows(model)
+    logits = [model(input_ids=r, attention_mask=torch.ones_like(r)).logits for r in rows]
+    if pad is not None:
+        longest = max(_LENGTHS)
+        ids = torch.cat([nn.functional.pad(r, (0, longest - r.shape[1]), value=pad) for r in rows])
+        mask = torch.arange(longest) < torch.tensor(_LENGTHS)[:, None]
+        logits.append(model(input_ids=ids, attention_mask=mask.long()).logits)
+    return torch.cat(logits)
+
+
+def _rows(model: nn.Module) -> list[Tensor]:
+    """Random tokens, neither padding nor an end; T5 ends a row with its own end."""
+    config: Any = model.config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    special = {config.pad_token_id, *ends}
+    tokens = torch.tensor([t for t in range(5, config.vocab_size) if t not in special])
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for length in (4, 9, 16):
-        ids = torch.randint(5, config.vocab_size, (1, length), generator=generator)  # type: ignore[union-attr, arg-type]
-        if config.model_type == "t5":  # type: ignore[union-attr]
-            ids[:, -1] = config.eos_token_id  # type: ignore[union-attr, assignment]
-        found.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
-    return torch.cat(found)
+    rows = [tokens[torch.randint(len(tokens), (1, n), generator=generator)] for n in _LENGTHS]
+    for row in rows if config.model_type == "t5" else ():
+        row[:, -1] = config.eos_token_id
+    return rows
 
 
-def reference(structure: Structure, weights: bytes) -> Tensor:
-    """Logits of the structure with the stored weights."""
-    model = fresh_model(structure, weights)
-    attach(model, structure)
-    load_weights(model, safetensors.torch.load(weights))
-    return logits_of(model)
-
-
-def compare(expected: Tensor, found: Tensor) -> float:
+def compare(expected: Tensor, found: Tensor, step: str = "loaded again") -> float:
     """Largest difference of two sets of logits.
+
+    Args:
+        expected: Those of the trained model.
+        found: Those of the export.
+        step: What was done with the export, for the message.
 
     Raises:
         ExportError: If it is above what rounding explains.
@@ -115,6 +65,28 @@ def compare(expected: Tensor, found: Tensor) -> float:
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:
         raise ExportError(
-            f"the export does not survive its round trip: logits differ by {difference:.2e} (allowed {allowed:.0e})"
+            f"the export does not survive its round trip: {step}, its logits differ by {difference:.2e} "
+            f"(allowed {allowed:.0e})"
         )
     return difference
+
+
+def check_padding(logits: Tensor) -> None:
+    """Check that rows have the logits in a padded batch that they have alone.
+
+    Args:
+        logits: As ``logits_of`` gives them.
+
+    Raises:
+        ExportError: If they have others: the padding token is not the one that the model was made for.
+    """
+    alone, padded = logits[: len(_LENGTHS)], logits[len(_LENGTHS) :]
+    if not len(padded):
+        return
+    difference = float((alone - padded).abs().max())
+    if not difference <= PADDING_TOLERANCE * max(1.0, float(alone.abs().max())):
+        raise ExportError(
+            f"rows in a padded batch and alone have logits that differ by {difference:.2e}: the tokenizer's "
+            "padding token is not the one that the model was made for",
+            "set pad_token_id in the backbone's config.json to the tokenizer's, and run the study anew",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
+from sparsearch.results.writing import first_line, write_problem
 from sparsearch.spaces.backbone import most_tokens
 from sparsearch.spaces.checkpoint import load_checkpoint
 
@@ -90,11 +92,11 @@ def write_serving(folder: str | Path, to: str) -> ServingFile:
             difference = _compare(model, run)
         except ExportError:
             raise
-        except (
-            Exception
-        ) as error:  # tracing raises what the traced code or the tracer happens to raise
+        except Exception as error:  # tracing raises what the traced code or the tracer raises
+            if problem := write_problem(error):
+                raise ExportError(f"cannot write {SERVING[to]}: {problem}") from error
             raise ExportError(
-                f"a {model.config.model_type} model cannot be written as {SERVING[to]}: {_line(error)}",
+                f"a {model.config.model_type} model cannot be written as {SERVING[to]}: {first_line(error)}",
                 "the checkpoint itself is complete; load it with load_checkpoint",
             ) from error
         for file in Path(partial).iterdir():
@@ -165,12 +167,15 @@ def _program(model: PreTrainedModel) -> torch.export.ExportedProgram:
 
 
 def _write_torch(model: PreTrainedModel, file: Path) -> Run:
-    torch.export.save(_program(model), file)
-    program = torch.export.load(file).module()
-    return lambda inputs: program(**inputs)
+    written = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    torch.export.save(_program(model), written)
+    file.write_bytes(written.getbuffer())
+    module = torch.export.load(file).module()
+    return lambda inputs: module(**inputs)
 
 
 def _write_onnx(model: PreTrainedModel, file: Path) -> Run:
+    import onnx
     import onnxruntime
 
     names = list(_sample(model, 1, 4))
@@ -185,6 +190,11 @@ def _write_onnx(model: PreTrainedModel, file: Path) -> Run:
             dynamo=True,
             verbose=False,
         )
+    written = onnx.load(file, load_external_data=False)
+    del written.graph.value_info[
+        :
+    ]  # shapes inside, which ONNX Runtime's quantisation finds to contradict its own
+    onnx.save(written, file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def run(inputs: Inputs) -> Tensor:
@@ -206,9 +216,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _line(error: Exception) -> str:
-    """What went wrong, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -43,11 +43,11 @@ def weights_of(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load what ``weights_of`` gave. A head of another shape (another task) is left as it is.
+    """Load what ``weights_of`` gave. A head of another shape (another task) is left as it is, with a warning.
 
     Raises:
-        StructureError: If an attached module's tensor is missing, unknown, or has another shape, or a tensor of
-            the head is one of the backbone.
+        StructureError: If an attached module's tensor is missing, unknown, or has another shape, a tensor of
+            the head is one of the backbone, or the head that fits is not whole. The head is then as it was.
     """
     wanted = dict(_named_tensors(model))
     parameters = dict(model.named_parameters())
@@ -56,7 +56,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         for n in weights
         if n not in wanted and (not n.startswith(HEAD) or n.removeprefix(HEAD) in parameters)
     )
-    missing = sorted(n for n in wanted if n not in weights and not n.startswith(HEAD))
+    head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
+    fits = all(n in parameters and parameters[n].shape == t.shape for n, t in head.items())
+    missing = sorted(
+        n for n in wanted if n not in weights and (not n.startswith(HEAD) or (head and fits))
+    )
     shapes = sorted(
         n
         for n, p in wanted.items()
@@ -68,14 +72,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             f"unknown {unknown[:3]}, missing {missing[:3]}, other shape {shapes[:3]}"
         )
     attachment = attachment_of(model)
-    head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
-    fits = all(n in parameters and parameters[n].shape == t.shape for n, t in head.items())
     if not fits:
-        warnings.warn(
+        _warn(
             "the stored head does not fit this model's and was left out: train the head, or build the model "
-            "with the classes that it was trained for",
-            stacklevel=3,
+            "with the classes that it was trained for"
         )
+    elif not head and any(n.startswith(HEAD) for n in wanted):
+        _warn("the stored weights hold no head: this model's is left as it is, train it")
     with torch.no_grad():
         for name, parameter in wanted.items():
             if not name.startswith(HEAD):
@@ -84,3 +87,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             parameters[name].copy_(tensor)
     for slot in attachment.slots if attachment is not None else ():
         slot.unit.loaded()
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)  # where a user attaches

@@ -221,6 +221,40 @@ def test_a_serving_file_gives_the_checkpoints_logits(trained, name, to, inputs, 
     assert furthest(found, expected) < 1e-5
 
 
+@NEEDS_ONNX
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_an_onnx_file_of_the_smallest_layers_quantises_and_still_computes(
+    trained, name, inputs, tmp_path
+):
+    import onnxruntime
+    from onnxruntime.quantization import quantize_dynamic
+
+    kinds = {"heads": {}, "neurons": {"block": 16}}
+    best, weights, _, folder = trained(name, kinds)
+    space = build_space(load_model(str(folder), num_labels=3), kinds=kinds)
+    most = {"heads": 3, "neurons": 2}  # of 4 heads, and of 6 blocks of which 64 neurons stay
+    chosen = [c for c in space.candidates if c.which[0] < most[c.kind]]
+    backbone, task = best.structure.backbone, best.structure.task_type
+    small = dataclasses.replace(best, structure=make_structure(space, chosen, backbone, task))
+    tensors = {n: t for n, t in safetensors.torch.load(weights).items() if n.startswith("head:")}
+    packed = safetensors.torch.save(tensors, {"classes": json.dumps(["a", "b", "c"])})
+    export(small, packed, "checkpoint", tmp_path / "small", also=["onnx"])
+    model = sparsearch.load_checkpoint(tmp_path / "small")
+    widths = {p.shape[-1] for n, p in model.named_parameters() if p.dim() == 2}
+    assert 0 < min(widths) <= 24 and 64 in widths  # one head (fused with its keys and values), 64 neurons
+    quantize_dynamic(tmp_path / "small" / "model.onnx", tmp_path / "int8.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx")
+    fed = inputs | {"token_type_ids": torch.zeros_like(inputs["input_ids"])}
+    fed = {d.name: fed[d.name].numpy() for d in session.get_inputs()}
+    (found,) = session.run(None, fed)
+    expected = logits_of(model, inputs)
+    assert float((torch.from_numpy(found) - expected).abs().max()) < 0.2 * expected.abs().max()
+    import onnx
+
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    assert sum(node.op_type == "MatMulInteger" for node in nodes) >= 8
+
+
 def test_a_family_that_cannot_be_served_keeps_its_checkpoint(trained, inputs, tmp_path):
     best, weights, logits, _ = trained(UNSERVED)
     with pytest.raises(ExportError, match=r"holds the checkpoint, without torch: a t5 model"):

@@ -130,7 +130,7 @@ def test_spec_attaches_with_equal_logits_in_every_family(trained, family, inputs
     }
     best, weights, logits, backbone = trained(family, kinds)
     report = export(best, weights, "spec", tmp_path / "spec")
-    assert report.files == ("modules.safetensors", "structure.json")
+    assert report.files == ("modules.safetensors", "structure.json", "task_config.json")
     fresh = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=3)
     attach(fresh, tmp_path / "spec")
     with torch.no_grad():

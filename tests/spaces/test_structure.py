@@ -7,6 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import sparsearch.spaces.structure as structure_module
 from sparsearch.errors import StructureError
@@ -244,3 +245,36 @@ def test_a_head_of_another_task_is_left_out_with_a_warning(build, structure):
     with pytest.warns(UserWarning, match="the stored head does not fit"):
         load_weights(second, weights)
     assert torch.equal(second.classifier.weight, before)
+
+
+@pytest.mark.parametrize("lost", ["classifier.bias", "classifier.weight"])
+def test_a_part_of_a_head_is_refused_as_any_missing_tensor(build, structure, lost, tmp_path):
+    model = build("bert")
+    weights = weights_of(attach(model, structure))
+    del weights[f"head:{lost}"]
+    (tmp_path / "structure.json").write_text(structure.to_json())
+    save_file(weights, tmp_path / "modules.safetensors")
+    fresh = build("bert")
+    with pytest.raises(StructureError, match=f"missing .'head:{lost}'"):
+        attach(fresh, tmp_path)
+    assert attachment_of(fresh) is None
+
+
+def test_a_part_of_a_head_of_another_task_is_left_out_whole_with_a_warning(build, structure):
+    first, second = build("bert", labels=5), build("bert", labels=3)
+    weights = weights_of(attach(first, structure))
+    del weights["head:classifier.bias"]
+    attach(second, structure)
+    before = {n: p.clone() for n, p in second.classifier.named_parameters()}
+    with pytest.warns(UserWarning, match="the stored head does not fit"):
+        load_weights(second, weights)
+    assert all(torch.equal(p, before[n]) for n, p in second.classifier.named_parameters())
+
+
+def test_weights_without_any_head_leave_the_models_with_a_warning(build, structure):
+    model = attach(build("bert"), structure)
+    weights = {n: t for n, t in weights_of(model).items() if not n.startswith("head:")}
+    before = model.classifier.weight.detach().clone()
+    with pytest.warns(UserWarning, match="the stored weights hold no head"):
+        load_weights(model, weights)
+    assert torch.equal(model.classifier.weight, before)
