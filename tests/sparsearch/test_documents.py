@@ -50,6 +50,7 @@ def test_merge_keys_may_name_what_a_mapping_has_itself():
 
 
 MALFORMED = {
+    "a key twice": ("{search: {steps: 4}, search: {steps: 2}}", "'search' in line 1"),
     "lists": ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
     "mappings": ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested too deeply"),
     "laughs": (LAUGHS, "more than 100,000 values"),
