@@ -265,7 +265,7 @@ def test_a_dead_exchange_is_a_failure_of_ray_and_the_study_goes_on(study, whole,
     assert rows(db) == whole
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(400)
 def test_a_dead_node_is_a_failure_of_ray_and_the_study_goes_on(study, whole, db, tmp_path):
     """The agent takes its node along, and that all actors on it."""
     path = tmp_path / "study.yaml"
