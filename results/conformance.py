@@ -226,22 +226,74 @@ class StoreConformance:
         with pytest.raises(StoreError, match="and 2 more"):
             store.begin_study(sample_study(config=many))
 
-    def test_more_seeds_continue_a_study(self, store: Store) -> None:
-        """Their trials join the queue; other seeds, or fewer, are another config."""
+    def test_a_study_grows_by_the_trials_that_it_lacks(self, store: Store) -> None:
+        """They are numbered after the others, which stay; its config then lists all that it was asked for."""
         one, more = sample_study(trials=2), sample_study(trials=4, config='{"seeds": [0, 1]}')
         store.begin_study(one)
         store.finish("study", 0, sample_outcome())
         store.begin_study(more)
         assert [t.state for t in store.trials("study")] == ["ok", "queued", "queued", "queued"]
-        store.begin_study(more)
-        for other in (one, replace(more, config='{"seeds": [0, 1], "name": 2}')):
+        before = store.trials("study")
+        for asked in (more, one, replace(more, trials=more.trials[::-1])):
+            store.begin_study(asked)
+            assert store.trials("study") == before
+        with pytest.raises(StoreError, match="another config: name"):
+            store.begin_study(replace(more, config='{"seeds": [0, 1], "name": 2}'))
+        budget, wording = Budget(max_trainable_params=200), Budget(100, text="100 params")
+        asked_for = (("s3pet", wording, 10), ("s3pet", budget, 10), ("probe", wording, 7))
+        trials = tuple(Trial(number, *trial) for number, trial in enumerate(asked_for))
+        store.begin_study(replace(one, config='{"seeds": [7]}', trials=trials))
+        assert store.trials("study")[:4] == before
+        assert store.queued("study")[3:] == (
+            replace(trials[1], number=4),
+            replace(trials[2], number=5),
+        )
+        assert json.loads(store.find_study("study").config) == {"seeds": [0, 1, 7]}
+
+    def test_a_study_with_an_outer_loop_keeps_its_plan(self, store: Store) -> None:
+        """Its proposals are numbered after the planned trials, and lie between the budgets."""
+        spec = sample_study(config='{"outer": {}, "seeds": [0]}')
+        store.begin_study(spec)
+        for config in ('{"outer": {}, "seeds": [0, 1]}', '{"outer": {}}', '{"seeds": [0]}'):
             with pytest.raises(StoreError, match="another config"):
-                store.begin_study(other)
-        changed = replace(more.trials[0], seed=7), *more.trials[1:]
-        five = sample_study(trials=5, config='{"seeds": [7, 1]}')
-        with pytest.raises(StoreError, match="seeds"):
-            store.begin_study(replace(five, trials=(*changed, five.trials[4])))
-        assert len(store.trials("study")) == 4
+                store.begin_study(replace(sample_study(trials=4), config=config))
+        assert store.queued("study") == spec.trials
+
+    def test_budgets_that_change_what_searches_were_made_for_are_refused(
+        self, store: Store
+    ) -> None:
+        """A search that draws budgets serves their range; it may change until the first such trial begins."""
+
+        def asking(*budgets: int, every: bool = False) -> StudySpec:
+            search = {"budget_schedule": "sampled"} | ({"early_stop": True} if every else {})
+            listed = [{"max_trainable_params": b} for b in budgets]
+            config = json.dumps({"search": search, "budgets": listed})
+            trials = tuple(Trial(n, "s3pet", Budget(b), 0) for n, b in enumerate(budgets))
+            return replace(
+                sample_study("every" if every else "ends", config=config), trials=trials
+            )
+
+        store.begin_study(asking(100, 200))
+        store.begin_study(asking(100, 400))
+        store.start("ends", 0)
+        store.begin_study(asking(300))
+        before = store.trials("ends")
+        with pytest.raises(
+            StoreError, match="rankings for the range .* 100 to 400; .* 100 to 500"
+        ):
+            store.begin_study(asking(500))
+        assert store.trials("ends") == before
+        assert [t.budget["max_trainable_params"] for t in before if t.budget] == [
+            100,
+            200,
+            400,
+            300,
+        ]
+        store.begin_study(asking(100, 400, every=True))
+        store.start("every", 1)
+        store.begin_study(asking(400, every=True))
+        with pytest.raises(StoreError, match="for each of its budgets"):
+            store.begin_study(asking(300, every=True))
 
     def test_life_of_a_trial(self, store: Store) -> None:
         """Everything of an outcome comes back; the scores are those of the study's metric."""

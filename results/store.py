@@ -97,10 +97,13 @@ class Store:
     # Studies
 
     def begin_study(self, spec: StudySpec) -> None:
-        """Create a study with all its trials queued; one that exists with an equal config is kept.
+        """Create a study with all its trials queued; one that exists is kept, and gets the trials that it lacks.
+
+        Seeds, budgets and baselines may differ from those it has: further ones are added to its config. New trials
+        are numbered after the others.
 
         Raises:
-            StoreError: If the study exists with another config.
+            StoreError: If the study exists with another config, or further budgets would change trials of it.
         """
         with self._database.transaction() as connection:
             writes.begin_study(connection, spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from sparsearch.errors import StoreError
-from sparsearch.results import attempts, lease, queries
+from sparsearch.results import attempts, growth, lease, queries
 from sparsearch.results.tables import Base, StudyRow, TrialRow
 from sparsearch.results.values import FINISHED, Outcome, StudySpec, Trial
 
@@ -64,44 +65,52 @@ _QUEUE = insert(_TABLES["trials"])
 
 
 def begin_study(connection: Connection, spec: StudySpec) -> None:
-    """Create a study, or check that the one of that name has an equal config; one with more seeds goes on with them.
+    """Create a study, or add to the one of that name the trials that it lacks, numbered after those it has.
 
     Raises:
-        StoreError: If its config differs.
+        StoreError: If its config differs in more than what a study grows by, or growing would change trials that
+            have begun.
     """
     if _insert_study(connection, spec):
         return
     query = select(StudyRow.id, StudyRow.config).where(StudyRow.name == spec.name)
-    study_id, config = connection.execute(query).one()
-    if config != spec.config and (further := _further(connection, study_id, config, spec)):
-        changed = update(StudyRow).where(StudyRow.id == study_id).values(config=spec.config)
-        connection.execute(changed)
-        _queue(connection, study_id, spec, further)
-        return
-    if differences := _differences(json.loads(config), json.loads(spec.config)):
-        more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise StoreError(
-            f"study {spec.name!r} exists with another config: "
-            f"{', '.join(differences[:_SHOWN])}{more}",
-            "choose another name, or restore the config to continue the study",
-        )
-
-
-def _further(
-    connection: Connection, study_id: int, config: str, spec: StudySpec
-) -> tuple[Trial, ...]:
-    """The trials of more seeds: none unless seeds alone differ, and what is stored begins the plan."""
+    study_id, config = connection.execute(query.with_for_update()).one()
     old, new = json.loads(config), json.loads(spec.config)
-    if {**old, "seeds": None} != {**new, "seeds": None}:
-        return ()
-    query = (
-        select(_trials.strategy, _trials.seed, _trials.budget)
-        .where(_trials.study_id == study_id)
-        .order_by(_trials.number)
+    _check_growth(spec.name, old, new)
+    columns = (_trials.number, _trials.state, _trials.strategy, _trials.budget, _trials.seed)
+    stored = connection.execute(select(*columns).where(_trials.study_id == study_id)).all()
+    keys = {growth.trial_key(row.strategy, row.budget, row.seed) for row in stored}
+    missing = [trial for trial in spec.trials if growth.key_of(trial) not in keys]
+    if not missing:
+        return
+    searched = any(row.strategy == "s3pet" and row.state != "queued" for row in stored)
+    problem = growth.range_problem(old, new, spec.backbone_params) if searched else ""
+    if problem:
+        raise StoreError(
+            f"study {spec.name!r} cannot take these budgets: {problem}",
+            "choose budgets for which that stays the same, or another name",
+        )
+    first = max((row.number for row in stored), default=-1) + 1
+    _queue(
+        connection, study_id, spec, [replace(t, number=n) for n, t in enumerate(missing, first)]
     )
-    stored = [tuple(row) for row in connection.execute(query)]
-    planned = [(t.strategy, t.seed, t.budget and t.budget.as_dict()) for t in spec.trials]
-    return spec.trials[len(stored) :] if stored == planned[: len(stored)] else ()
+    united = json.dumps(growth.united(old, new), sort_keys=True)
+    connection.execute(update(StudyRow).where(StudyRow.id == study_id).values(config=united))
+
+
+def _check_growth(study: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse a configuration that differs from the stored one in more than what a study grows by."""
+    grows = growth.growing(old, new)
+    fixed = _differences(*({k: v for k, v in c.items() if k not in grows} for c in (old, new)))
+    if not fixed:
+        return
+    differences = list(dict.fromkeys([*fixed, *_differences(old, new)]))
+    more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    reason = "" if grows else "; one with an outer loop grows by outer.trials alone"
+    raise StoreError(
+        f"study {study!r} exists with another config: {', '.join(differences[:_SHOWN])}{more}{reason}",
+        "choose another name, or restore the config to continue the study",
+    )
 
 
 def add_trial(connection: Connection, study: str, trial: Trial) -> None:

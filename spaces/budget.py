@@ -10,7 +10,7 @@ from sparsearch.budget_config import SHARE
 from sparsearch.config import BudgetConfig
 from sparsearch.errors import ConfigError
 
-__all__ = ["Budget", "parse_share", "resolve", "resolve_all"]
+__all__ = ["Budget", "parse_share", "resolve", "resolve_all", "served_limits"]
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,49 @@ class Budget:
     min_weight_sparsity: float | None = None
     text: str = ""
 
-    def as_dict(self) -> dict[str, int | float | str]:
-        """The limits that are set, and the user's text."""
-        limits = {
+    @property
+    def limits(self) -> tuple[tuple[str, int | float], ...]:
+        """Names and values of the limits that are set, however they were written."""
+        named = {
             "max_trainable_params": self.max_trainable_params,
             "max_bytes": self.max_bytes,
             "max_inference_flops": self.max_inference_flops,
             "min_weight_sparsity": self.min_weight_sparsity,
         }
-        return {k: v for k, v in limits.items() if v is not None} | {"text": self.text}
+        return tuple((name, value) for name, value in named.items() if value is not None)
+
+    def as_dict(self) -> dict[str, int | float | str]:
+        """The limits that are set, and the user's text."""
+        return {**dict(self.limits), "text": self.text}
 
 
 def resolve_all(budgets: Sequence[BudgetConfig], backbone_params: int) -> tuple[Budget, ...]:
-    """A study's budgets, resolved against its backbone."""
-    return tuple(resolve(backbone_params, **b.model_dump()) for b in budgets)
+    """A study's budgets, resolved against its backbone.
+
+    Equal limits are one budget, however they were written: the first one's text stays.
+
+    >>> texts = ("3%", "3.0%", 30)
+    >>> resolve_all([BudgetConfig(max_trainable_params=text) for text in texts], 1000)[0].text
+    '3%'
+    """
+    first: dict[object, Budget] = {}
+    for budget in (resolve(backbone_params, **b.model_dump()) for b in budgets):
+        first.setdefault(budget.limits, budget)
+    return tuple(first.values())
+
+
+def served_limits(budgets: Sequence[Budget], *, every: bool) -> list[dict[str, int | float]]:
+    """The limits that a search serves which draws budgets: of each one, or the two ends of their range.
+
+    >>> served_limits([Budget(300), Budget(100), Budget(200)], every=False)
+    [{'max_trainable_params': 100}, {'max_trainable_params': 300}]
+    """
+    limits = [dict(budget.limits) for budget in budgets]
+    if every:
+        return limits
+    names = dict.fromkeys(name for found in limits for name in found)
+    values = {name: [found[name] for found in limits if name in found] for name in names}
+    return [{name: end(listed) for name, listed in values.items()} for end in (min, max)]
 
 
 def parse_share(value: str) -> Fraction:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sparsearch.documents import read_json
 from sparsearch.errors import BackboneError, StructureError
 from sparsearch.spaces.attach import attach_units
 from sparsearch.spaces.attachment import attachment_of
@@ -179,7 +180,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     """
     try:
         text = (Path(folder) / DOCUMENT).read_text(encoding="utf-8")
-        raw = json.loads(text)
+        raw = read_json(text)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise StructureError(

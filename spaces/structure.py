@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sparsearch.documents import read_json
 from sparsearch.errors import ConfigError, StructureError
 from sparsearch.spaces.backbone import BackboneId
 from sparsearch.spaces.kinds import Kind, make_kind
@@ -144,7 +145,7 @@ class Structure:
                 cannot be, or its costs do not add up.
         """
         try:
-            raw = json.loads(text)
+            raw = read_json(text)
             version = raw.get("schema_version") if isinstance(raw, dict) else None
             if isinstance(version, int) and version > SCHEMA_VERSION:
                 raise StructureError(

@@ -25,10 +25,11 @@ from sparsearch._render import (
     score_text,
     warning_line,
 )
+from sparsearch.results.values import FINISHED
 from sparsearch.workers.listener import Listener
 
 if TYPE_CHECKING:
-    from sparsearch.results.values import Outcome, Trial
+    from sparsearch.results.values import Outcome, Trial, TrialRecord
     from sparsearch.search.task_checks import DataSummary
     from sparsearch.workers.preflight import Preflight
 
@@ -133,6 +134,20 @@ class StudyProgress(PhaseBar, Listener):
         done = f", {finished} finished before" if finished else ""
         self.console.print(f"study {study}: {left} trials to run{done}")
         self._study = self.progress.add_task(study, total=total, completed=finished, note="")
+
+    def also_stored(self, study: str, trials: Sequence[TrialRecord]) -> None:
+        """Say what the study holds beside what this command asks for."""
+        strategies = dict.fromkeys(t.strategy for t in trials)
+        budgets = dict.fromkeys(budget_text(t.budget) for t in trials if t.budget is not None)
+        seeds = dict.fromkeys(str(t.seed) for t in trials)
+        parts = [("", strategies), ("at ", budgets), ("under seed ", seeds)]
+        shown = ", ".join(f"{word}{' '.join(names)}" for word, names in parts if names)
+        left = sum(t.state not in FINISHED for t in trials)
+        self.console.print(
+            f"it also has {len(trials)} trials that this does not ask for: {shown}"
+            + (f"; {left} of them wait for the command that asks for them" if left else ""),
+            soft_wrap=True,
+        )
 
     def started(self, trial: Trial) -> None:
         """Name the trial beside the study's bar."""

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from sparsearch._fields import Number, Positive, Section
+from sparsearch._problems import problems_of
 from sparsearch.budget_config import BudgetConfig, each_once, spread_budgets
 from sparsearch.errors import ConfigError
 from sparsearch.outer_config import OuterConfig
@@ -315,10 +316,7 @@ class StudyConfig(Section):
             try:
                 changed[name] = section.model_validate(raw[name])
             except ValidationError as error:
-                problems += [
-                    f"{'.'.join([name, *map(str, e['loc'])])}: {e['msg'].removeprefix('Value error, ')}"
-                    for e in error.errors()
-                ]
+                problems += problems_of(error, section, raw[name], name)
         if problems:
             raise ConfigError(problems)
         return self.model_copy(update=changed)

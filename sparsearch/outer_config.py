@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from sparsearch._fields import Section
 
@@ -42,9 +42,21 @@ class RangeConfig(Section):
         return self
 
 
+def _tuned(value: Any) -> Any:
+    """A range or a list of choices; what else it may be is said once, not for each type that a choice may have."""
+    if isinstance(value, list) and all(isinstance(v, bool | int | float | str) for v in value):
+        return value
+    if isinstance(value, Mapping | RangeConfig):
+        return value
+    raise ValueError(
+        f"{value!r} is neither a range, {{from: 1, to: 9}}, nor a list of numbers, words, true or false"
+    )
+
+
 Tuned: TypeAlias = Annotated[
     Annotated[RangeConfig, Tag("range")] | Annotated[list[Choice], Tag("choices")],
     Discriminator(lambda value: "choices" if isinstance(value, list) else "range"),
+    BeforeValidator(_tuned),
 ]
 
 

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from sparsearch._problems import problems_of
 from sparsearch.config import BudgetConfig, StudyConfig, spread_budgets
+from sparsearch.documents import read_yaml
 from sparsearch.errors import ConfigError
 
 __all__ = ["read_study", "sections_of"]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which only true and false are booleans, as in YAML 1.2: ``on`` is a key of a kind."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
-)
 
 
 def read_study(
@@ -46,14 +31,14 @@ def read_study(
     else:
         path = Path(source)
         try:
-            raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        except (OSError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError([f"cannot read {str(path)!r}: {reason}"]) from error
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                [f"{path} is not valid YAML: {' '.join(str(error).split())}"]
-            ) from error
+        try:
+            raw = read_yaml(text)
+        except ValueError as error:
+            raise ConfigError([f"{path} is not valid YAML: {error}"]) from error
         if not isinstance(raw, dict):
             raise ConfigError([f"{path} holds no mapping of keys; see examples/demo.yaml"])
         folder = path.resolve().parent
@@ -73,18 +58,19 @@ def _override(raw: dict[str, Any], override: str) -> None:
     place: Any = raw
     for depth, part in enumerate(parts[:-1]):
         if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
-            place = place[int(part)]
+            index: int | str = int(part)
         elif isinstance(place, dict):
-            place[part] = place.get(part) or {}
-            place = place[part]
+            index, place[part] = part, place.get(part) or {}
         else:
             raise ConfigError(
                 [f"--set {override!r}: {'.'.join(parts[: depth + 1])} does not exist"]
             )
+        place[index] = copy.copy(place[index])  # an alias may stand for it elsewhere too
+        place = place[index]
     try:
-        value, last = yaml.load(text, _Loader), parts[-1]
-    except yaml.YAMLError as error:
-        raise ConfigError([f"--set {override!r}: {text!r} is not valid YAML"]) from error
+        value, last = read_yaml(text), parts[-1]
+    except ValueError as error:
+        raise ConfigError([f"--set {key}: the value is not valid YAML: {error}"]) from error
     if isinstance(place, list) and last.isdecimal() and int(last) <= len(place):
         place[int(last) : int(last) + 1] = [value]
     elif isinstance(place, dict):
@@ -108,11 +94,11 @@ def sections_of(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], l
             "study": study,
         }, []
     except ValidationError as error:
-        found = error.errors()
+        invalid = error
     known = copy.deepcopy(dict(raw))
     if "budgets" in known:
         known["budgets"] = spread_budgets(known["budgets"])
-    for problem in found:
+    for problem in invalid.errors():
         if problem["type"] == "extra_forbidden":
             _drop(known, problem["loc"])
     sections = {}
@@ -129,7 +115,7 @@ def sections_of(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], l
                 sections[name] = TypeAdapter(annotated).validate_python(known[name], strict=True)
         elif not field.is_required():
             sections[name] = field.get_default(call_default_factory=True)
-    return sections, list(dict.fromkeys(_problem(p) for p in found))
+    return sections, problems_of(invalid, StudyConfig, raw)
 
 
 def _drop(place: Any, location: Sequence[Any]) -> None:
@@ -151,36 +137,3 @@ def _valid_budgets(value: Any) -> list[BudgetConfig]:
         with contextlib.suppress(ValidationError):
             budgets.append(BudgetConfig.model_validate(entry))
     return budgets
-
-
-def _model_of(annotation: Any) -> Any:
-    """The section that an annotation names, be it an optional one."""
-    parts = (annotation, *get_args(annotation))
-    return next((part for part in parts if hasattr(part, "model_fields")), annotation)
-
-
-def _problem(error: Any) -> str:
-    """One line: where, what, and what would do."""
-    location = ".".join(
-        str(part) for part in error["loc"] if not str(part).startswith("function-")
-    )
-    if error["type"] == "extra_forbidden":
-        *parents, key = error["loc"]
-        model: Any = StudyConfig
-        for parent in parents:
-            if not isinstance(parent, int):
-                field = getattr(model, "model_fields", {}).get(parent)
-                model = _model_of(field.annotation) if field is not None else model
-                if field is not None and parent == "budgets":
-                    model = BudgetConfig
-        names = list(getattr(model, "model_fields", {}))
-        near = difflib.get_close_matches(str(key), names, n=1)
-        advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-        return f"{location}: unknown key; {advice}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"{location}: missing"
-    given = error.get("input")
-    if isinstance(given, str | int | float | bool) and repr(given) not in message:
-        message += f", not {given!r}"
-    return f"{location}: {message}" if location else message

@@ -15,8 +15,10 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("spaces", "search", "results", "workers")
 LEAVES = {
     "_fields",
+    "_problems",
     "budget_config",
     "config",
+    "documents",
     "errors",
     "outer_config",
     "search_config",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsearch.results.values import Outcome, Trial
+from sparsearch.results.values import Outcome, Trial, TrialRecord
 from sparsearch.search.task_checks import DataSummary
 from sparsearch.workers.preflight import Preflight
 
@@ -24,6 +24,9 @@ class Listener:
         self, study: str, queued: Sequence[Trial], finished: int, to_propose: int = 0
     ) -> None:
         """The trials still to run are known, or how many more an outer loop will propose."""
+
+    def also_stored(self, study: str, trials: Sequence[TrialRecord]) -> None:
+        """The study has these trials too, which were asked for before and are not this time."""
 
     def started(self, trial: Trial) -> None:
         """A trial begins."""

@@ -154,11 +154,17 @@ class OptunaLoop:
         return trial
 
     def goes_on(self, trial: Trial, done: int, total: int, score: float) -> bool:
-        """Whether a proposal keeps up with others of about its budget; planned trials always go on."""
+        """Whether a proposal keeps up with others of about its budget; planned trials always go on.
+
+        One whose score is NaN or infinite is behind all others. Optuna's pruners would let it go on.
+        """
         params = self._params(trial)
-        if params is None or not math.isfinite(score):
+        if params is None:
             return True
-        keeps_up = self._race.keeps_up(trial.number, params, done, score)
+        if math.isfinite(score):
+            keeps_up = self._race.keeps_up(trial.number, params, done, score)
+        else:
+            keeps_up = self.outer.early_stop == "none"
         return keeps_up or done >= total or trial.number < self._planned
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
@@ -317,7 +323,10 @@ class Race:
         self.proposals = proposals
         self.bands: list[Band] = []
         self._shadow = optuna.create_study(
-            study_name="race", direction="maximize", pruner=_PRUNERS[rule](proposals.most_epochs)
+            study_name="race",
+            direction="maximize",
+            sampler=RandomSampler(seed=0),  # nothing is asked of it
+            pruner=_PRUNERS[rule](proposals.most_epochs),
         )
         self._entered: dict[int, tuple[optuna.Trial, int, int]] = {}
 

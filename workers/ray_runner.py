@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 
 from sparsearch.config import StudyConfig
 from sparsearch.errors import ConfigError, WorkersError
@@ -79,12 +80,12 @@ class RayRunner:
             WorkersError: If Ray or the workers cannot be started.
             SparsearchError: Whatever a worker met when it loaded model and data.
         """
-        with ExitStack() as stack:
+        with _failures_named(), ExitStack() as stack:
             folder = stack.enter_context(_temporary_folder())
             stack.enter_context(_session(self.address, folder))
             self._check_resources()
             self.exchange: Any = _beside_the_driver(Exchange, float(self.workers.attempt_seconds))
-            stack.callback(ray.kill, self.exchange)
+            stack.callback(_kill, self.exchange)
             self._tune = threading.Thread(target=self._run_tune, args=(folder,), daemon=True)
             self._tune.start()
             stack.callback(self._end, folder)
@@ -112,25 +113,30 @@ class RayRunner:
         """The next free worker takes it."""
         key = (job.trial.number, job.attempt)
         self._jobs[key] = job
-        self.exchange.put.remote(key, seal(job))
+        with _failures_named():
+            self.exchange.put.remote(key, seal(job))
 
     def cancel(self, job: Job) -> None:
         """It ends at its next step."""
-        self.exchange.cancel.remote((job.trial.number, job.attempt))
+        with _failures_named():
+            self.exchange.cancel.remote((job.trial.number, job.attempt))
 
     def now(self) -> float:
         """Monotonic seconds."""
         return time.monotonic()
 
     def wait(self, handle: Handler) -> None:
-        """Until a worker has something to say, at most a second."""
-        self._look(handle)
+        """Until a worker has something to say, at most a second.
+
+        Raises:
+            WorkersError: If Ray fails: the exchange, its node or Tune ended.
+        """
+        with _failures_named():
+            self._look(handle)
 
     def _look(self, handle: Handler) -> None:
         if not self._tune.is_alive():
-            raise WorkersError(
-                f"Ray Tune ended before the study did: {self._tune_error or 'unknown'}"
-            )
+            raise _failed(f"Tune ended before the study did: {self._tune_error or 'unknown'}")
         for news in ray.get(self.exchange.news.remote(_WAIT_SECONDS)):
             self._hear(news, handle)
 
@@ -180,7 +186,7 @@ class RayRunner:
         self._given_up.add(slot)
         self.exchange.lost.remote(slot, f"its worker made no progress for {seconds:g} s")
         if (handle := self._ready.get(slot)) is not None:
-            ray.kill(handle)
+            _kill(handle)
 
     def _died(self, slot: str, reason: str) -> None:
         known = self._ready.pop(slot, None) is not None
@@ -228,16 +234,46 @@ class RayRunner:
                 verbose=0,
             )
         except Exception as error:  # noqa: BLE001 - the driver raises it when it looks
-            self._tune_error = f"{type(error).__name__}: {error}"
+            self._tune_error = _one_line(error)
 
     def _end(self, folder: Path) -> None:
         """Let the workers go; those that do not listen are killed."""
-        self.exchange.close.remote()
+        with contextlib.suppress(
+            RayError
+        ):  # if it is dead, so are the workers that ask it for jobs
+            self.exchange.close.remote()
         (folder / _OVER).touch()
         self._tune.join(_END_SECONDS)
         for handle in self._ready.values() if self._tune.is_alive() else ():
-            ray.kill(handle)
+            _kill(handle)
         self._tune.join(_END_SECONDS)
+
+
+@contextlib.contextmanager
+def _failures_named() -> Iterator[None]:
+    """What dies of Ray beside its workers, who are started anew, ends this run and loses nothing."""
+    try:
+        yield
+    except RayError as error:
+        raise _failed(_one_line(error)) from error
+
+
+def _failed(reason: str) -> WorkersError:
+    return WorkersError(
+        f"Ray failed: {reason}", "what is finished is stored; the same command continues"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    """Ray explains itself over a page."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:200]}"
+
+
+def _kill(actor: Any) -> None:
+    """End an actor, if it is there."""
+    with contextlib.suppress(RayError):
+        ray.kill(actor)
 
 
 class _Until(tune.Stopper):

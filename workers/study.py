@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from sparsearch.config import StudyConfig
+from sparsearch.config import BudgetConfig, StudyConfig
 from sparsearch.errors import ConfigError, LeaseError, MissingStoreError, StoreError
 from sparsearch.results.database import check_creatable
+from sparsearch.results.growth import key_of
 from sparsearch.results.store import DEFAULT_URL, Store
-from sparsearch.results.values import StudyRecord, StudySpec, Trial
+from sparsearch.results.values import StudyRecord, StudySpec, Trial, TrialRecord
 from sparsearch.search.strategies import REFERENCES, TRANSFER
 from sparsearch.search.task_checks import DataSummary
 from sparsearch.spaces.backbone import BackboneId, form_of, same_fingerprints, same_settings
@@ -29,7 +30,7 @@ from sparsearch.workers.driver import Driver
 from sparsearch.workers.listener import Listener
 from sparsearch.workers.outer_loop import OuterLoop, Planned
 from sparsearch.workers.places import quieten_ray
-from sparsearch.workers.preflight import check_study
+from sparsearch.workers.preflight import Preflight, check_study
 from sparsearch.workers.proposals import Proposals
 from sparsearch.workers.runners import InProcessRunner, Runner
 from sparsearch.workers.transfer import FindSource, finder, with_source, with_sources
@@ -108,18 +109,19 @@ def run(
     def find(store: Store | None) -> FindSource:
         return finder(store, config, spec.task_fingerprint, checked.space, backbone)
 
-    def opened() -> Runner:
+    def opened(config: StudyConfig) -> Runner:
         return stack.enter_context(
             _runner(config, lambda key: store.ranking(key), address, listen.loaded)
         )
 
     with ExitStack() as stack:
         runner: Runner | None = None
-        if not _knows(db, config.name):
-            spec = replace(spec, trials=_sourced(spec.trials, config, checked.budgets, db, find))
-            runner = opened()
+        stored = _stored_trials(db, config.name)
+        spec = replace(spec, trials=_sourced(spec.trials, stored, checked, db, find))
+        if stored is None:
+            runner = opened(config)
         store = stack.enter_context(Store.open(db, create=True))
-        _drive(store, spec, config, listen, lambda: runner or opened(), find(store), backbone)
+        _drive(store, spec, config, listen, lambda c: runner or opened(c), find(store), backbone)
         return store.find_study(config.name)
 
 
@@ -140,29 +142,33 @@ def _runner(
     return InProcessRunner(bench, find_ranking)
 
 
-def _knows(db: str, study: str) -> bool:
-    """Whether a database holds a study; one that is not there yet is not created for the question."""
+def _stored_trials(db: str, study: str) -> tuple[TrialRecord, ...] | None:
+    """The trials of a study that a database holds; one that is not there yet is not created for the question."""
     try:
         Store.open(db, create=False).close()
     except MissingStoreError:
         check_creatable(db)
-        return False
+        return None
     except StoreError:
         pass  # of an older revision: opening it to write brings it up to date, or says what is wrong
     with Store.open(db, create=True) as store:
-        return study in {record.name for record in store.studies()}
+        known = study in {record.name for record in store.studies()}
+        return store.trials(study) if known else None
 
 
 def _sourced(
     trials: Sequence[Trial],
-    config: StudyConfig,
-    budgets: Sequence[Budget],
+    stored: Sequence[TrialRecord] | None,
+    checked: Preflight,
     db: str,
     find: Callable[[Store | None], FindSource],
 ) -> tuple[Trial, ...]:
     """Trials that know what they transfer; looked up before anything is written, for later proposals too."""
-    proposed = budgets if TRANSFER in config.proposed_strategies else ()
-    if not proposed and not any(t.strategy == TRANSFER for t in trials):
+    known = {key_of(trial) for trial in stored or ()}
+    tuned = stored is None and TRANSFER in checked.config.proposed_strategies
+    proposed = [Trial(0, TRANSFER, budget, 0) for budget in checked.budgets if tuned]
+    missing = [t for t in trials if t.strategy == TRANSFER and key_of(t) not in known]
+    if not proposed and not missing:
         return tuple(trials)
     with ExitStack() as stack:
         try:
@@ -170,9 +176,14 @@ def _sourced(
         except MissingStoreError:
             store = None
         source = find(store)
-        for budget in proposed:
-            with_source(Trial(0, TRANSFER, budget, 0), source)
-        return with_sources(trials, source)
+        with_sources(proposed, source)
+        return tuple(with_source(t, source) if t in missing else t for t in trials)
+
+
+def _asks_for(spec: StudySpec, config: StudyConfig) -> Callable[[Trial | TrialRecord], bool]:
+    """Whether a trial of a stored study is one that is planned now; an outer loop's proposals always are."""
+    planned = {key_of(trial) for trial in spec.trials}
+    return lambda trial: config.outer is not None or key_of(trial) in planned
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:
@@ -215,7 +226,8 @@ def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSour
         config: With or without ``outer``.
         find: What may be transferred.
     """
-    queued, feared = store.queued(spec.name), _killers(store, spec.name)
+    queued = [t for t in store.queued(spec.name) if _asks_for(spec, config)(t)]
+    feared = _killers(store, spec.name)
     if config.outer is None:
         return Planned(sorted(queued, key=lambda trial: trial.number in feared))
     from sparsearch.workers.optuna_loop import OptunaLoop  # optuna takes a while to import
@@ -297,31 +309,45 @@ def _check_backbone(store: Store, study: str, backbone: Callable[[str], Backbone
     )
 
 
+def _with_budgets(config: StudyConfig, stored: StudyRecord) -> StudyConfig:
+    """A configuration with all budgets of its stored study: a search that draws budgets serves them all."""
+    budgets = json.loads(stored.config)["budgets"]
+    return config.model_copy(
+        update={"budgets": [BudgetConfig.model_validate(budget) for budget in budgets]}
+    )
+
+
 def _drive(
     store: Store,
     spec: StudySpec,
     config: StudyConfig,
     listen: Listener,
-    runner: Callable[[], Runner],
+    runner: Callable[[StudyConfig], Runner],
     find: FindSource,
     backbone: Callable[[str], BackboneId],
 ) -> None:
-    """Hold the study's lease while its unfinished trials run."""
+    """Hold the study's lease while those of its unfinished trials run that are asked for."""
     store.begin_study(spec)
     with _held(store, spec.name):
-        queued, known = store.queued(spec.name), store.find_study(spec.name).trials
+        asks_for, stored = _asks_for(spec, config), store.trials(spec.name)
+        queued = [trial for trial in store.queued(spec.name) if asks_for(trial)]
+        others = [trial for trial in stored if not asks_for(trial)]
+        asked = len(stored) - len(others)
         proposed = 0 if config.outer is None else config.outer.trials
-        to_propose = max(0, len(spec.trials) + proposed - known)
-        listen.opened(spec.name, queued, known - len(queued), to_propose)
+        to_propose = max(0, len(spec.trials) + proposed - asked)
+        listen.opened(spec.name, queued, asked - len(queued), to_propose)
+        if others:
+            listen.also_stored(spec.name, others)
         if not queued and not to_propose:
             return
         _check_backbone(store, spec.name, backbone)
+        config = _with_budgets(config, store.find_study(spec.name))
         budgets = resolve_all(config.budgets, spec.backbone_params)
         loop = make_loop(store, spec, config, find)
         Driver(
             store,
             spec.name,
-            runner(),
+            runner(config),
             loop,
             listen,
             lambda trial: shared_ranking(config, budgets, trial),

@@ -33,7 +33,7 @@ from sparsearch.search.train import Observer, TrainResult, rates_of, silent, ste
 from sparsearch.spaces.align import Aligning, aligning_at
 from sparsearch.spaces.attach import detach
 from sparsearch.spaces.backbone import count_params, dense_flops_per_token, head_parameters
-from sparsearch.spaces.budget import Budget, resolve_all
+from sparsearch.spaces.budget import Budget, resolve_all, served_limits
 from sparsearch.spaces.merge import count_zeros
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Space, linear_weights, narrow
@@ -300,21 +300,12 @@ def _aims(
     search = config.search
     if strategy in ("probe", "surgeon"):
         return []
-    own = [_limits(budget)]
+    own = [dict(budget.limits)]
     if strategy != "s3pet" or search.budget_schedule != "sampled":
         return own
-    served = [_limits(b) for b in budgets]
-    if not search.early_stop:
-        names = dict.fromkeys(name for limits in served for name in limits)
-        values = {name: [b[name] for b in served if name in b] for name in names}
-        served = [{n: end(v) for n, v in values.items()} for end in (min, max)]
+    served = served_limits(budgets, every=search.early_stop)
     judged = search.checkpoint == "hard" or search.swaps > 0  # at the trial's budget
     return served + (own if judged else [])
-
-
-def _limits(budget: Budget) -> dict[str, int | float]:
-    """What a budget allows, however it was written."""
-    return {k: v for k, v in budget.as_dict().items() if not isinstance(v, str)}
 
 
 def ranking_key(bench: Workbench, strategy: str, budget: Budget, seed: int) -> str:

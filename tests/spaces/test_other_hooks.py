@@ -83,7 +83,9 @@ def test_a_patched_forward_runs_with_changed_parameters_and_outlives_the_units(
     build, family, inputs, randomise, name, order, patch
 ):
     if family in ("llama", "t5") and (patch is by_a_kernel or name != "weight_mask"):
-        pytest.skip("RMSNorm and T5's linears have no bias for this patch; RMSNorm is not changed inside")
+        pytest.skip(
+            "RMSNorm and T5's linears have no bias for this patch; RMSNorm is not changed inside"
+        )
     merged, kind = attached(build(family), name, randomise)
     expected = logits(patched(merge(merged), kind, patch), inputs)
     plain = logits(patched(build(family), kind, patch), inputs)

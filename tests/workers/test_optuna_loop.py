@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from statistics import fmean
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from sparsearch.config import StudyConfig
 from sparsearch.results.store import Store
@@ -175,6 +177,68 @@ def test_an_undefined_score_teaches_nothing_and_breaks_nothing(store):
     simulate(config, store, SimulatedRunner(Undefined()))
     assert {t.state for t in store.trials("front")[6:]} == {"ok", "cancelled"}
     assert all((t.score is None) for t in store.trials("front")[::3])
+
+
+class Diverging(SyntheticFront):
+    """Every third proposal has a score that is not finite from its second epoch on."""
+
+    def __init__(self, score):
+        super().__init__()
+        object.__setattr__(self, "diverged", score)
+
+    def course(self, trial):
+        course = super().course(trial)
+        if trial.number % 3:
+            return course
+        return replace(course, scores=(course.scores[0], *(self.diverged,) * 2))
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("rule", ["asha", "hyperband"])
+def test_a_diverged_proposal_is_the_first_to_go_and_frees_its_worker(store, rule, score):
+    config = study(sampler="random", trials=60, early_stop=rule)
+    runner = SimulatedRunner(Diverging(score))
+    simulate(config, store, runner)
+    planned, proposed = store.trials("front")[:6], store.trials("front")[6:]
+    assert {t.state for t in planned} == {"ok"}, "planned trials always finish"
+    diverged = [t for t in proposed if t.number % 3 == 0]
+    assert {t.state for t in diverged} == {"cancelled"}
+    assert max(t.seconds for t in diverged) == 2 * 60, "of three epochs"
+    assert runner.now() == sum(t.seconds for t in store.trials("front"))
+
+
+def test_a_diverged_proposal_goes_on_where_nothing_is_stopped_early(store):
+    simulate(study(sampler="random", trials=12), store, SimulatedRunner(Diverging(float("nan"))))
+    assert {t.state for t in store.trials("front")} == {"ok"}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "tpe-front", "gp", "gp-front", "nsga2"])
+def test_what_failed_is_never_the_samplers_best(store, sampler, monkeypatch):
+    """Optuna takes a trial without a constraint for feasible, and the first constraint for the last word."""
+    seen = []
+    real = optuna.create_study
+
+    def create(**settings):
+        seen.append(real(**settings))
+        return seen[-1]
+
+    monkeypatch.setattr(optuna, "create_study", create)
+    config = study(sampler=sampler, trials=14, baselines=())
+    simulate(config, store, SimulatedRunner(Narrow(), failures=Failures(nan=0.4)))
+    states = {t.state for t in store.trials("front")}
+    assert states == {"ok", "failed", "infeasible"}
+    expected = {"tpe": "TPESampler", "gp": "GPSampler", "nsga2": "NSGAIISampler"}
+    asked = [s for s in seen if s.study_name != "race"]
+    for asked_of in asked:
+        inner = getattr(asked_of.sampler, "_base_sampler", asked_of.sampler)
+        assert type(inner).__name__ == expected[sampler.removesuffix("-front")]
+        finished = [t for t in asked_of.trials if t.state == TrialState.COMPLETE]
+        violated = [t.constraints.get("limits", 0.0) > 0 for t in finished]
+        if any(violated):
+            assert all(set(t.constraints) == {"limits"} for t in finished)
+    last = asked[-1].trials
+    assert any(t.constraints.get("limits", 0.0) > 0 for t in last)
+    assert all(t.constraints["limits"] <= 0 for t in asked[-1].best_trials)
 
 
 def test_failures_are_outcomes_and_many_workers_lose_nothing(store):

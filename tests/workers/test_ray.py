@@ -243,6 +243,59 @@ def test_a_killed_driver_takes_its_ray_along_and_the_study_goes_on(study, whole,
     assert rows(db) == whole
 
 
+class KillsTheExchange(Listener):
+    """Kills the process through which driver and workers talk, in the middle of a trial."""
+
+    def progressed(self, trial, phase, done, total, score):
+        if trial.number == 1:
+            for process in psutil.process_iter(["name"]):
+                if process.info["name"].startswith("ray::Exchange") and mine(process):
+                    process.kill()
+
+
+def mine(process):
+    """Whether this process started it, be it through Ray's own."""
+    return os.getpid() in [parent.pid for parent in process.parents()]
+
+
+@pytest.mark.timeout(280)
+def test_a_dead_exchange_is_a_failure_of_ray_and_the_study_goes_on(study, whole, db):
+    with pytest.raises(WorkersError, match="^Ray failed: ActorDiedError: [^\n]{,200}\n") as caught:
+        run(study | {"workers": RAY}, db, listener=KillsTheExchange())
+    assert "the same command continues" in caught.value.hint
+    assert finished(db) < len(whole)
+    with Store.open(db, create=False) as store:
+        assert store.find_study("tiny").owner is None
+    run(study, db)
+    assert rows(db) == whole
+
+
+@pytest.mark.timeout(400)
+def test_a_dead_node_is_a_failure_of_ray_and_the_study_goes_on(study, whole, db, tmp_path):
+    """The agent takes its node along, and that all actors on it."""
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study | {"workers": RAY}, sort_keys=False))
+    command = [
+        sys.executable,
+        "-c",
+        "from sparsearch.cli import main; main()",
+        "run",
+        str(path),
+        "--db",
+        db,
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
+        while driver.poll() is None and finished(db) < 1:
+            time.sleep(0.1)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        next(p for p in family if p.name().startswith("ray::DashboardAg")).kill()
+        _, said = driver.communicate()
+    assert driver.returncode == 1
+    assert "error: Ray failed: " in said and "the same command continues" in said
+    assert run(study, db).finished == len(whole)
+    assert rows(db) == whole
+
+
 def finished(db):
     try:
         with Store.open(db, create=False) as store:
