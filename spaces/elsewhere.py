@@ -59,8 +59,11 @@ def check_here(tensor: Tensor, name: str) -> None:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether something runs around a module's forward: its tensors may then be here only inside that."""
-    forward = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-    return bool(forward or module._backward_pre_hooks or module._backward_hooks)
+    forward = vars(module).get("forward")
+    if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
+        return True
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    return bool(before or after or module._backward_pre_hooks or module._backward_hooks)
 
 
 def check_complete(module: nn.Module, name: str) -> None:

@@ -149,7 +149,7 @@ class _Host:
             slot.seen = None
         z = y
         for slot in _running(self.sequential):
-            z = slot.add_to(z, y[..., slot.start : slot.start + slot.width])
+            z = slot.add_to(z, slot.part_of(y))
         return z
 
     def hook(self, module: nn.Module) -> Iterator[Handle]:

@@ -73,7 +73,23 @@ class Slot:
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """Y plus the unit's change, on the unit's slice of a fused output."""
+        rest = self._rest(y)
         change = self.delta(x).to(y.dtype)
+        if self.start or rest:
+            change = nn.functional.pad(change, (self.start, rest))
+        return y + change
+
+    def part_of(self, y: Tensor) -> Tensor:
+        """The unit's slice of a fused output."""
+        self._rest(y)
+        return y[..., self.start : self.start + self.width]
+
+    def _rest(self, y: Tensor) -> int:
+        """Output features behind the unit's slice.
+
+        Raises:
+            StructureError: If there are fewer output features than the unit needs.
+        """
         rest = y.shape[-1] - self.start - self.width
         if rest < 0:
             raise StructureError(
@@ -81,6 +97,4 @@ class Slot:
                 f"and there are {y.shape[-1]}: the linear's output is split, as by tensor parallelism",
                 "merge(model) before its layers are split, or run them whole",
             )
-        if self.start or rest:
-            change = nn.functional.pad(change, (self.start, rest))
-        return y + change
+        return rest

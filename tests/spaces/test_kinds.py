@@ -96,13 +96,18 @@ def test_flops_are_what_torch_counts(build, family, kind, inputs):
     assert counter.get_total_flops() - before == expected
 
 
-def test_each_unit_changes_the_output(build, family, kind, inputs, randomise):
-    model = build(family)
-    before = logits(model, inputs)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_each_unit_changes_the_output(build, family, kind, inputs, randomise, mode):
+    def output():
+        torch.manual_seed(0)  # the same dropout
+        return logits(model, inputs)
+
+    model = build(family).train(mode == "train")
+    before = output()
     for unit in units_of(model, kind):
         attach_units(model, [unit], train_head=False)
         randomise(model)
-        changed = not torch.equal(logits(model, inputs), before)
+        changed = not torch.equal(output(), before)
         # Softmax does not see a shift of all keys of a query, nor a lone position's own scale.
         blind = unit[0].name.endswith(("attn.k", "cross.k")) and kind.name == "bitfit"
         assert changed or blind, unit[0].name
@@ -212,6 +217,28 @@ def test_norms_of_models_in_half_precision_are_changed(
         assert found.dtype == dtype
         error = (found.float() - expected).abs().max()
         assert error < (expected - before).abs().max() / 2
+
+
+@pytest.mark.parametrize("name", ["lnfit", "bitfit"])
+def test_small_steps_move_the_norms_of_a_model_in_bfloat16(build, family, inputs, name):
+    """A gain held in the model's own type would stay: 1.001 in bfloat16 is 1."""
+    model, kind = build(family).to(torch.bfloat16), make_kind(name, {})
+    norms = [p for p in positions_of(model) if p.role == "norm"]
+    attachment = attach_units(model, [(p, kind, 1, 1) for p in norms], train_head=False)
+    outputs: dict[str, list[torch.Tensor]] = {p.name: [] for p in norms}
+    for position in norms:
+        base_of(model).get_submodule(position.module).register_forward_hook(
+            lambda module, args, y, seen=outputs[position.name]: seen.append(y.detach())
+        )
+    parameters = list(attachment.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    model(**inputs).logits.float().square().sum().backward()
+    optimizer.step()
+    logits(model, inputs)
+    for parameter in parameters:
+        assert parameter.dtype == torch.float32
+        assert (parameter.abs() > 5e-4).any()
+    assert not any(torch.equal(*seen) for seen in outputs.values())
 
 
 def test_an_idle_unit_holds_no_input(build, inputs):
