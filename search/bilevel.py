@@ -145,7 +145,8 @@ class BilevelSearch:
             if last:
                 break
         watch.look(self.taken)
-        self.guard.look()
+        if self.taken:
+            self.guard.look()
         self.supernet.model.eval()
         return kept if kept is not None else self.gates.alpha.detach().cpu().clone()
 

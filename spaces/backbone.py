@@ -131,8 +131,8 @@ def locate(path: str, relative_to: Path | None = None) -> str:
         if not folder.is_dir() or not folder.is_relative_to(root):
             raise BackboneError(f"model.path {path!r}: the package has no folder {inside!r}")
         return str(folder)
-    folder = find_folder(path, relative_to)
-    return path if folder is None else str(folder)
+    local = find_folder(path, relative_to)
+    return path if local is None else str(local)
 
 
 def _load(what: str, path: str, load: Any) -> Any:

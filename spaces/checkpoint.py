@@ -128,7 +128,7 @@ def save_checkpoint(
     Example:
         >>> save_checkpoint(slim(model, structure), structure, "small/")  # doctest: +SKIP
     """
-    check_state(model, allow=("attached",))
+    check_state(model, allow={"attached"})
     folder = Path(folder)
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
@@ -234,7 +234,7 @@ def verify_checkpoint(model: nn.Module, checkpoint: Checkpoint | str | Path) -> 
         StructureError: If they are others.
         ModelStateError: If the model is in a state where its weights cannot be read, see ``model_state``.
     """
-    check_state(model, allow=("attached",))
+    check_state(model, allow={"attached"})
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
     expected = checkpoint.weight_fingerprint

@@ -55,7 +55,7 @@ def merge(model: M) -> M:
         >>> merge(attach(model, "exported/")).save_pretrained("merged/")  # doctest: +SKIP
     """
     check_state(
-        model, allow=("attached", "integer")
+        model, allow={"attached", "integer"}
     )  # a weight of integers is named with its unit
     attachment = attachment_of(model)
     if attachment is None:
@@ -105,7 +105,7 @@ def count_zeros(model: nn.Module) -> tuple[int, int]:
 @torch.no_grad()
 def _zeros(model: nn.Module) -> Iterator[tuple[str, int, int]]:
     """Name, zeros and weights of each linear position."""
-    check_state(model, allow=("attached",))
+    check_state(model, allow={"attached"})
     attachment = attachment_of(model)
     masked = {
         slot.position.name: host.used(slot)

@@ -54,7 +54,7 @@ def _has(folder: str, name: str) -> bool:
 
 def _is_hub_id(path: str) -> bool:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(path)

@@ -64,7 +64,7 @@ def slim(model: M, structure: Structure, *, attached: bool = True) -> M:
     Example:
         >>> small = slim(attach(model, "exported/"), structure)      # doctest: +SKIP
     """
-    check_state(model, allow=("attached",))
+    check_state(model, allow={"attached"})
     if not attached:
         return _cut_plain(model, structure)
     slots = _check_attached(model, structure)
@@ -156,7 +156,7 @@ def cut_units(model: M, removed: Mapping[str, Sequence[int]]) -> M:
     Example:
         >>> model = cut_units(model, {"layers.0.attn.heads": [1, 3]})  # doctest: +SKIP
     """
-    check_state(model, allow=("attached", "meta"))
+    check_state(model, allow={"attached", "meta"})
     if attachment_of(model) is not None:
         raise StructureError(
             "nothing can be cut under an attached structure", "detach(model) first"

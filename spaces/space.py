@@ -301,7 +301,7 @@ def build_space(
         >>> build_space(model, kinds={"bitfit": {"on": ["*.attn.q"]}}).trainable_params
         128
     """
-    check_state(model, allow=("meta", "attached"))
+    check_state(model, allow={"attached", "meta"})
     if (preset is None) == (kinds is None):
         raise ConfigError(["a space is given by either a preset or kinds, not both"])
     chosen = _preset(preset) if preset is not None else (kinds or {})

@@ -103,7 +103,8 @@ def check_study(
         except ConfigError as error:
             problems += [p if p.startswith("space") else f"space: {p}" for p in error.problems]
         except SparsearchError as error:
-            problems.append(error.message)
+            message = error.message
+            problems.append(message if message.startswith("model") else f"model.path: {message}")
             hint = error.hint
     if space is not None and "study" in sections:
         problems += _misfits(sections["study"], space)
