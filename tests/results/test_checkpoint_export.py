@@ -241,7 +241,9 @@ def test_an_onnx_file_of_the_smallest_layers_quantises_and_still_computes(
     export(small, packed, "checkpoint", tmp_path / "small", also=["onnx"])
     model = sparsearch.load_checkpoint(tmp_path / "small")
     widths = {p.shape[-1] for n, p in model.named_parameters() if p.dim() == 2}
-    assert 0 < min(widths) <= 24 and 64 in widths  # one head (fused with its keys and values), 64 neurons
+    assert (
+        0 < min(widths) <= 24 and 64 in widths
+    )  # one head (fused with its keys and values), 64 neurons
     quantize_dynamic(tmp_path / "small" / "model.onnx", tmp_path / "int8.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "int8.onnx")
     fed = inputs | {"token_type_ids": torch.zeros_like(inputs["input_ids"])}
