@@ -63,7 +63,7 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
     return (f"{settings}; load it as README.md says", *notes), difference
 
 
-def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callable[[], nn.Module]]:
+def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callable[[], Any]]:
     """What users do with an adapter, by name: each gives a model that computes what was trained."""
     import peft
 
@@ -72,23 +72,22 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
         _check_names(model, plan)
         return model
 
-    def by_auto_class() -> nn.Module:
+    def by_auto_class() -> Any:
         auto: Any = peft.AutoPeftModelForSequenceClassification
-        model: nn.Module = auto.from_pretrained(folder, **task_keywords(folder))
-        return model
+        return auto.from_pretrained(folder, **task_keywords(folder))
 
-    def by_transformers() -> nn.Module:
+    def by_transformers() -> Any:
         model = trained.fresh_model()
         model.load_adapter(str(folder))
         return model
 
-    def merged() -> nn.Module:
+    def merged() -> Any:
         with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder) as whole:
             model = by_peft().merge_and_unload()
             model.save_pretrained(whole)
             return load_model(whole, num_labels=model.config.num_labels)
 
-    ways: dict[str, Callable[[], nn.Module]] = {
+    ways: dict[str, Callable[[], Any]] = {
         "loaded by PeftModel": by_peft,
         "loaded by AutoPeftModelForSequenceClassification": by_auto_class,
         "loaded by transformers' load_adapter": by_transformers,
@@ -129,7 +128,7 @@ def _check_names(model: nn.Module, plan: AdapterPlan) -> None:
                 f"PEFT {verb} other modules than planned: {sorted(found ^ wanted)[:4]}"
             )
     for module in plan.modules if plan.method == "lora" else ():
-        rank = modules[module.path].r["default"]  # type: ignore[index, union-attr]
+        rank = modules[module.path].r["default"]
         if rank != module.rank:
             raise ExportError(f"PEFT gives {module.path} rank {rank}, planned {module.rank}")
 
