@@ -6,8 +6,6 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select
 
-from sparsearch.results.tables import to_json
-
 __all__ = ["HINTS", "INSTALL", "lock_schema", "open_engines"]
 
 INSTALL = "pip install 'sparsearch[postgres]'"
@@ -46,7 +44,7 @@ def open_engines(url: URL, *, writable: bool, lock_seconds: int) -> tuple[Engine
     """
     patience = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
     # A study writes every few minutes; by then the server may have dropped a connection.
-    engine = create_engine(url, connect_args=patience, pool_pre_ping=True, json_serializer=to_json)
+    engine = create_engine(url, connect_args=patience, pool_pre_ping=True)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: object) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from sqlalchemy import Connection, Engine, NullPool, QueuePool, create_engine, event, inspect
 
 from sparsearch.errors import MissingStoreError, StoreError
-from sparsearch.results.tables import to_json
 
 __all__ = [
     "READER_HINTS",
@@ -145,7 +144,6 @@ def open_engine(path: Path, *, writable: bool, lock_seconds: int) -> Engine:
         "sqlite://",
         creator=connect,
         poolclass=NullPool if looks else QueuePool,
-        json_serializer=to_json,
     )
 
     @event.listens_for(engine, "connect")

@@ -647,7 +647,7 @@ class StoreConformance:
                 store.best(**vars(question))
             assert "--task or --study" in caught.value.hint
         for asked in ({"task": other[:8]}, {"study": "b"}):
-            best = store.best(**asked)  # type: ignore[arg-type]
+            best = store.best(**asked)
             assert best is not None and best.study == "b"
         assert store.best(task=other[:3]) is None, "as short as that it is a name"
         assert store.transferable("5ace", first) == "b"
@@ -715,7 +715,7 @@ class StoreConformance:
         assert "study a (2-aaaa), study b (2-bbbb)" in caught.value.problems[0]
         assert "--study" in caught.value.hint
         for asked in ({"model": "../m", "study": "b"}, {"model": "../m", "task": "rte"}):
-            best = store.best(**asked)  # type: ignore[arg-type]
+            best = store.best(**asked)
             assert best is not None and best.study == "b"
         best = store.best(model="../m", task="trec")
         assert best is not None and best.study == "e", "other forms of a fingerprint say nothing"

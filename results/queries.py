@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select, true
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from sparsearch.errors import ConfigError, StoreError
 from sparsearch.results import front, lease
@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 _Winner: TypeAlias = tuple[int, float | None, int | None, int, int]
+_Group: TypeAlias = tuple[str, str, int, str, int, str]
 
 _BEST_FIRST = (
     TrialRow.score.desc(),
@@ -306,45 +307,51 @@ def best_of_each_task(session: Session, question: BestQuery) -> tuple[Best, ...]
     return tuple(_load(session, TrialRow.id == winner.id)[0] for winner in winners)
 
 
-def _groups(
-    session: Session, question: BestQuery, only: int | None
-) -> list[Row[str, str, int, int]]:
-    """The (model, task_fingerprint, backbone_params) that a question is about, oldest first."""
-    wanted: list[ColumnElement[bool]] = []
-    if only is not None:
-        wanted.append(StudyRow.id == only)
-    if question.task is not None:
-        wanted.append(StudyRow.task_fingerprint.in_(_tasks_called(session, question.task)))
-    if question.model is not None:
-        wanted.append(StudyRow.model == question.model)
-        _check_one_backbone(session, question.model, wanted)
+def _groups(session: Session, question: BestQuery, only: int | None) -> list[Row[*_Group]]:
+    """What a question is about, oldest first: a row for each (model, task_fingerprint, backbone_params)."""
     key = (StudyRow.model, StudyRow.task_fingerprint, StudyRow.backbone_params)
-    query = select(*key, func.min(StudyRow.id).label("first")).where(*wanted).group_by(*key)
-    return sorted(session.execute(query), key=lambda group: group.first)
+    oldest = (func.min(StudyRow.id).label("first"), func.min(StudyRow.name).label("study"))
+    query = select(*key, StudyRow.backbone, *oldest).group_by(*key, StudyRow.backbone)
+    if only is not None:
+        query = query.where(StudyRow.id == only)
+    if question.model is not None:
+        query = query.where(StudyRow.model == question.model)
+    for of_task in _tasks_called(question.task):
+        rows = sorted(session.execute(query.where(of_task)), key=lambda row: row.first)
+        if rows:
+            break
+    if question.model is not None:
+        _check_one_backbone(question.model, rows)
+    groups: dict[tuple[str, str, int], Row[*_Group]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.task_fingerprint, row.backbone_params), row)
+    return list(groups.values())
 
 
-def _tasks_called(session: Session, task: str) -> Sequence[str]:
-    """Fingerprints of the tasks of that name, else of those whose fingerprint begins with it."""
+def _tasks_called(task: str | None) -> list[ColumnElement[bool]]:
+    """Conditions to try in turn: the tasks of that name, those whose fingerprint begins with it."""
+    if task is None:
+        return [true()]
     column = StudyRow.task_fingerprint
-    named = session.scalars(select(column).where(StudyRow.task == task).distinct()).all()
-    if named or _HASH_PREFIX.fullmatch(task) is None:
-        return named
-    return session.scalars(select(column).where(column.between(task, f"{task}g")).distinct()).all()
+    named = aliased(StudyRow)
+    conditions: list[ColumnElement[bool]] = [
+        column.in_(select(named.task_fingerprint).where(named.task == task))
+    ]
+    if _HASH_PREFIX.fullmatch(task) is not None:
+        conditions.append(column.between(task, f"{task}g"))
+    return conditions
 
 
-def _check_one_backbone(
-    session: Session, model: str, wanted: Sequence[ColumnElement[bool]]
-) -> None:
+def _check_one_backbone(model: str, groups: Sequence[Row[*_Group]]) -> None:
     """A model's name stands for one backbone: a folder may have changed, or another have its name.
 
     Fingerprints of two forms, and those of the first one, say nothing about each other.
     """
-    query = select(StudyRow.name, StudyRow.backbone).where(*wanted).order_by(StudyRow.id)
     forms: dict[str, dict[str, str]] = {}
-    for row in session.execute(query):
-        form, dash, _ = row.backbone.partition("-")
+    for group in groups:
+        form, dash, _ = group.backbone.partition("-")
         if dash:
-            forms.setdefault(form, {}).setdefault(row.backbone, row.name)
+            forms.setdefault(form, {}).setdefault(group.backbone, group.study)
     for studies in forms.values():
         if len(studies) > 1:
             names = ", ".join(f"study {name} ({b[:10]})" for b, name in studies.items())
@@ -354,7 +361,7 @@ def _check_one_backbone(
             )
 
 
-def _best_first(only: int | None, group: Row[str, str, int, int]) -> Select[*_Winner]:
+def _best_first(only: int | None, group: Row[*_Group]) -> Select[*_Winner]:
     columns = (
         TrialRow.id,
         TrialRow.score,

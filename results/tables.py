@@ -30,6 +30,7 @@ __all__ = [
     "AttemptRow",
     "Base",
     "FormerHashRow",
+    "FiniteJson",
     "MeasurementRow",
     "PlacementRow",
     "RankingRow",
@@ -38,20 +39,26 @@ __all__ = [
     "TrialRow",
     "UtcDateTime",
     "WeightsRow",
-    "to_json",
 ]
 
 
-def to_json(value: Any) -> str:
-    """The text of a JSON column; one number that is not finite would break every JSON query of its table.
+class FiniteJson(TypeDecorator[Any]):
+    """JSON; one number that is not finite would break every JSON query of its table. None is NULL."""
 
-    Raises:
-        ValueError: If there is one.
-    """
-    try:
-        return json.dumps(value, allow_nan=False)
-    except ValueError as error:
-        raise ValueError(f"{value!r:.200} has a number that is not finite") from error
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """The value as it is.
+
+        Raises:
+            ValueError: If a number in it is not finite.
+        """
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"{value!r:.200} has a number that is not finite") from error
+        return value
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -86,10 +93,10 @@ class Base(DeclarativeBase):
         int: BigInteger().with_variant(Integer, "sqlite"),
         str: Text,
         datetime: UtcDateTime,
-        dict[str, Any]: JSON(none_as_null=True),
+        dict[str, Any]: FiniteJson,
         float: Double,
-        list[float]: JSON(none_as_null=True),
-        list[float | None]: JSON(none_as_null=True),
+        list[float]: FiniteJson,
+        list[float | None]: FiniteJson,
         bytes: LargeBinary,
     }
 
