@@ -101,7 +101,8 @@ def begin_study(connection: Connection, spec: StudySpec) -> None:
 def _check_growth(study: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse a configuration that differs from the stored one in more than what a study grows by."""
     grows = growth.growing(old, new)
-    fixed = _differences(*({k: v for k, v in c.items() if k not in grows} for c in (old, new)))
+    kept, wanted = ({k: v for k, v in c.items() if k not in grows} for c in (old, new))
+    fixed = _differences(kept, wanted)
     if not fixed:
         return
     differences = list(dict.fromkeys([*fixed, *_differences(old, new)]))
