@@ -81,9 +81,7 @@ def test_every_kind_is_right_when_its_units_alone_are_offloaded(
         assert torch.allclose(logits(model, inputs), expected, atol=1e-6)
 
 
-def test_every_kind_refuses_units_that_no_hook_of_theirs_brings_in(
-    build, kind, inputs, randomise
-):
+def test_every_kind_refuses_units_that_no_hook_of_theirs_brings_in(build, kind, inputs, randomise):
     model = attached(build("bert"), kind, randomise)
     offload_units(model, preload_module_classes=["Attachment"])
     with pytest.raises(StructureError, match=f"what {kind.name} at .* accelerate"):
@@ -152,9 +150,7 @@ def trained(model, inputs):
 
 @pytest.mark.parametrize("sharded", ["layers and model", "units too", "every linear and norm too"])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
-def test_every_kind_trains_alike_under_fsdp(
-    build, family, kind, inputs, randomise, mesh, sharded
-):
+def test_every_kind_trains_alike_under_fsdp(build, family, kind, inputs, randomise, mesh, sharded):
     expected = trained(attached(build(family), kind, randomise), inputs)
     model, parts = attached(build(family), kind, randomise), []
     if sharded == "units too":
