@@ -421,11 +421,11 @@ def find_structure(session: Session, prefix: str, study: str | None = None) -> B
     found = _hash_of(session, prefix, among)
     trials = and_(TrialRow.recommendable, TrialRow.structure_hash == found, *among)
     rows = session.execute(
-        select(StudyRow.task, StudyRow.metric, StudyRow.name)
+        select(StudyRow.task, StudyRow.task_fingerprint, StudyRow.name)
         .where(StudyRow.id.in_(select(TrialRow.study_id).where(trials)))
         .order_by(StudyRow.id)
     ).all()
-    if len({(row.task, row.metric) for row in rows}) > 1:  # their scores do not compare
+    if len({row.task_fingerprint for row in rows}) > 1:  # their scores do not compare
         names = ", ".join(f"{row.name} ({row.task})" for row in rows[:_SHOWN])
         raise StoreError(
             f"structure {found[:12]} was trained on several tasks: {names}",

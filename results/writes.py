@@ -101,6 +101,8 @@ def begin_study(connection: Connection, spec: StudySpec) -> None:
 def _check_growth(study: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse a configuration that differs from the stored one in more than what a study grows by."""
     grows = growth.growing(old, new)
+    if "data_sha256" not in old:  # version 0.1 knew it of data files, not of folders
+        new = {name: value for name, value in new.items() if name != "data_sha256"}
     kept, wanted = ({k: v for k, v in c.items() if k not in grows} for c in (old, new))
     fixed = _differences(kept, wanted)
     if not fixed:

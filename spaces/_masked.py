@@ -35,7 +35,7 @@ class Masked:
         self.inside = inside
         self.substitution = Substitution(module, self._weight)
 
-    def _weight(self) -> Mapping[str, Tensor]:
+    def _weight(self, x: Tensor) -> Mapping[str, Tensor]:
         """The weight that is used, of all slices together, in the module's own form and type."""
         own = self._own()
         with torch.autocast(own.device.type, enabled=False):

@@ -29,6 +29,12 @@ def _running(slots: list[Slot]) -> Iterator[Slot]:
     return (slot for slot in slots if not slot.idle)
 
 
+def _is_in_norm(slot: Slot) -> bool:
+    """Whether a unit changes a norm's gain, or the bias that the norm has."""
+    shifts = slot.unit.constant and slot.position.has_bias
+    return slot.position.role == "norm" and (shifts or isinstance(slot.unit, LNFitUnit))
+
+
 def _add_together(y: Tensor, x: Tensor, thin: list[Slot], vectors: list[Slot]) -> Tensor:
     """Low-rank units and vectors of one host in one go."""
     x = x if torch.is_autocast_enabled(x.device.type) else x.to(y.dtype)
@@ -69,41 +75,63 @@ def _cast_once(x: Tensor) -> Tensor:
 
 
 class _Norm:
-    """Units that change gain and bias of a LayerNorm, inside it: one norm, where adding their changes needs two.
+    """Units that change gain and bias of a norm, inside it: one norm, where adding their changes needs two.
 
-    Inside is for wide gains alone: 1.001 in bfloat16 is 1. And a gain that is elsewhere, or a unit that is hooked,
-    cannot be read before the norm's forward. The units then run beside the norm, as at an RMSNorm.
+    A norm in half precision then computes in float32: in bfloat16, a number times 1.001 is that number. Where types
+    are mixed, or gain or units cannot be read before the norm's forward, the units run beside the norm.
     """
 
-    def __init__(self, norm: nn.LayerNorm, slots: list[Slot]) -> None:
+    def __init__(self, norm: nn.Module, slots: list[Slot]) -> None:
         self.norm, self.slots = norm, slots
         self.substitution = Substitution(norm, self._changed)
+        self.widening = norm.register_forward_pre_hook(self._widen)
 
     @property
     def beside(self) -> list[Slot]:
         """The units that are still to be added to the output."""
         return [] if self.substitution.active else self.slots
 
-    def _changed(self) -> dict[str, Tensor]:
+    @property
+    def _widens(self) -> bool:
+        return self.substitution.active and self._own()["weight"].dtype.itemsize < 4
+
+    def _changed(self, x: Tensor) -> dict[str, Tensor]:
         """Gain and bias with their changes; nothing where the units run beside."""
-        running = list(_running(self.slots))
-        gain, bias = (self.norm._parameters.get(name) for name in ("weight", "bias"))
-        if not running or gain is None or bias is None or any(s.hooked for s in running):
+        running, own = list(_running(self.slots)), self._own()
+        names = ["weight", *(["bias"] if any(s.unit.constant for s in running) else [])]
+        if not running or any(slot.hooked for slot in running) or not own.keys() >= {*names}:
             return {}
-        if any(own.dtype.itemsize < 4 or is_elsewhere(own) for own in (gain, bias)):
+        dtype = own["weight"].dtype
+        half = dtype.itemsize < 4
+        mixed = half and (x.dtype != dtype or torch.is_autocast_enabled(x.device.type))
+        if mixed or any(is_elsewhere(tensor) for tensor in own.values()):
             return {}
-        changed: dict[str, Tensor] = {"weight": gain, "bias": bias}
+        dtype = torch.float32 if half else dtype
+        changed = {name: tensor.to(dtype) for name, tensor in own.items()}
         for slot in running:
             slot.check_here()
             if isinstance(slot.unit, LNFitUnit):
                 changed["weight"] = changed["weight"] + slot.unit.change(slot.gate)
             else:
-                changed["bias"] = changed["bias"] + slot.unit(bias, slot.gate)
-        return {name: tensor.to(gain.dtype) for name, tensor in changed.items()}
+                changed["bias"] = changed["bias"] + slot.unit(x, slot.gate)
+        return {name: tensor.to(dtype) for name, tensor in changed.items()}
+
+    def _own(self) -> dict[str, Tensor]:
+        """Gain and bias, also while others stand in their place."""
+        own = {name: self.norm._parameters.get(name) for name in ("weight", "bias")}
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
+
+    def _widen(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (args[0].float(), *args[1:]) if self._widens else None
+
+    def narrowed(self, y: Tensor) -> Tensor:
+        """The norm's output in the norm's own type."""
+        return y.to(self._own()["weight"].dtype) if self._widens else y
 
     def remove(self) -> None:
         """The module as it was."""
         self.substitution.remove()
+        self.widening.remove()
 
 
 class _Host:
@@ -132,7 +160,7 @@ class _Host:
         return None if x is args[0] else (x, *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        y = output
+        y = self.norm.narrowed(output) if self.norm else output
         beside = self.norm.beside if self.norm else []
         running = list(_running([*self.parallel, *beside]))
         whole = [slot for slot in running if y.shape[-1] == slot.width]
@@ -153,12 +181,8 @@ class _Host:
         return z
 
     def hook(self, module: nn.Module) -> Iterator[Handle]:
-        in_norm: list[Slot] = []
-        if isinstance(module, nn.LayerNorm) and module.bias is not None:
-            in_norm = [
-                s for s in self.parallel if s.unit.constant or isinstance(s.unit, LNFitUnit)
-            ]
-            self.parallel = [slot for slot in self.parallel if slot not in in_norm]
+        in_norm = [s for s in self.parallel if _is_in_norm(s)]
+        self.parallel = [slot for slot in self.parallel if slot not in in_norm]
         if self.masks:
             masked = {slot.position.name for slot in self.masks}
             inside = [s for s in self.parallel if s.changes_weight and s.position.name in masked]

@@ -23,10 +23,12 @@ class Substitution:
 
     Args:
         module: The module.
-        compute: Gives the tensors by the names of the parameters; none at all where nothing is replaced.
+        compute: The input -> tensors by the names of the parameters; none at all where nothing is replaced.
     """
 
-    def __init__(self, module: nn.Module, compute: Callable[[], Mapping[str, Tensor]]) -> None:
+    def __init__(
+        self, module: nn.Module, compute: Callable[[Tensor], Mapping[str, Tensor]]
+    ) -> None:
         self.module, self.compute = module, compute
         self.names: set[str] = set()
         self.threads: set[int] = set()
@@ -40,8 +42,8 @@ class Substitution:
         """Whether the forward that runs computes with other tensors."""
         return bool(self.names)
 
-    def _enter(self, module: nn.Module, args: object) -> None:
-        tensors = self.compute()
+    def _enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        tensors = self.compute(args[0])
         with _alone() as thread:
             self.threads.add(thread)
             self.names.update(tensors)
