@@ -670,6 +670,26 @@ class StoreConformance:
         best = store.best(task="task-0")
         assert best is not None and best.study == "study-3"
 
+    def test_a_structure_of_two_tasks_of_one_name_wants_a_study(self, store: Store) -> None:
+        """Its scores on the two do not compare."""
+        for name, train in (("one", "aa"), ("two", "bb")):
+            store.begin_study(sample_study(name, 1, config=task_config(train)))
+            store.finish(name, 0, sample_outcome())
+        best = store.best(study="one")
+        assert best is not None
+        with pytest.raises(StoreError, match="trained on several tasks"):
+            store.find_structure(best.structure.hash)
+        assert store.find_structure(best.structure.hash, "two").study == "two"
+
+    def test_a_study_of_a_folder_goes_on_whose_digests_were_not_stored(self, store: Store) -> None:
+        """Version 0.1 stored those of single files alone."""
+        config = {"task": {"data": {"path": "folder"}, "text": ["text"]}}
+        spec = sample_study("folder", 1, config=json.dumps(config))
+        store.begin_study(spec)
+        now = json.dumps({**config, "data_sha256": {"train.jsonl": "aa"}})
+        store.begin_study(sample_study("folder", 2, config=now))
+        assert store.find_study("folder").trials == 2
+
     @pytest.mark.parametrize(
         "changed",
         [
@@ -681,24 +701,6 @@ class StoreConformance:
             {"data": {"path": "json", "splits": {"validation": "train[80%:]"}}},
         ],
     )
-    def test_a_structure_of_two_tasks_of_one_name_wants_a_study(self, store: Store) -> None:
-        for name, train in (("one", "aa"), ("two", "bb")):
-            store.begin_study(sample_study(name, 1, config=task_config(train)))
-            store.finish(name, 0, sample_outcome())
-        best = store.best(study="one")
-        assert best is not None
-        with pytest.raises(StoreError, match="trained on several tasks"):
-            store.find_structure(best.structure.hash)
-        assert store.find_structure(best.structure.hash, "two").study == "two"
-
-    def test_a_study_of_a_folder_goes_on_whose_digests_were_not_stored(self, store: Store) -> None:
-        config = {"task": {"data": {"path": "folder"}, "text": ["text"]}}
-        spec = sample_study("folder", 1, config=json.dumps(config))
-        store.begin_study(spec)
-        now = json.dumps({**config, "data_sha256": {"train.jsonl": "aa"}})
-        store.begin_study(sample_study("folder", 2, config=now))
-        assert store.find_study("folder").trials == 2
-
     def test_what_changes_the_scores_makes_another_task(
         self, store: Store, changed: dict[str, Any]
     ) -> None:
