@@ -91,15 +91,11 @@ class _Norm:
         """The units that are still to be added to the output."""
         return [] if self.substitution.active else self.slots
 
-    @property
-    def _widens(self) -> bool:
-        return self.substitution.active and self._own()["weight"].dtype.itemsize < 4
-
     def _changed(self, x: Tensor) -> dict[str, Tensor]:
         """Gain and bias with their changes; nothing where the units run beside."""
         running, own = list(_running(self.slots)), self._own()
-        names = ["weight", *(["bias"] if any(s.unit.constant for s in running) else [])]
-        if not running or any(slot.hooked for slot in running) or not own.keys() >= {*names}:
+        wanted = {"bias" if slot.unit.constant else "weight" for slot in running} | {"weight"}
+        if not running or any(slot.hooked for slot in running) or not wanted <= own.keys():
             return {}
         dtype = own["weight"].dtype
         half = dtype.itemsize < 4
@@ -122,11 +118,16 @@ class _Norm:
         return {name: tensor for name, tensor in own.items() if tensor is not None}
 
     def _widen(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return (args[0].float(), *args[1:]) if self._widens else None
+        x = args[0]
+        return (x.float(), *args[1:]) if x.dtype.itemsize < 4 and self._widens else None
 
     def narrowed(self, y: Tensor) -> Tensor:
         """The norm's output in the norm's own type."""
         return y.to(self._own()["weight"].dtype) if self._widens else y
+
+    @property
+    def _widens(self) -> bool:
+        return self.substitution.active and self._own()["weight"].dtype.itemsize < 4
 
     def remove(self) -> None:
         """The module as it was."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,17 +43,29 @@ class Substitution:
 
     def _enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         tensors = self.compute(args[0])
-        with _alone() as thread:
-            self.threads.add(thread)
-            self.names.update(tensors)
-            vars(module).update(tensors)
+        if torch.compiler.is_compiling():  # a compiler knows no locks, and traces in one thread
+            self._put(0, tensors)
+            return
+        with _LOCK:
+            self._put(threading.get_ident(), tensors)
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
         """Also after an error, our own in ``compute`` included."""
-        with _alone() as thread:
-            self.threads.discard(thread)
-            if not self.threads:
-                self._clear()
+        if torch.compiler.is_compiling():
+            self._take(0)
+            return
+        with _LOCK:
+            self._take(threading.get_ident())
+
+    def _put(self, thread: int, tensors: Mapping[str, Tensor]) -> None:
+        self.threads.add(thread)
+        self.names.update(tensors)
+        vars(self.module).update(tensors)
+
+    def _take(self, thread: int) -> None:
+        self.threads.discard(thread)
+        if not self.threads:
+            self._clear()
 
     def _clear(self) -> None:
         for name in self.names:
@@ -66,14 +77,3 @@ class Substitution:
         for handle in self.handles:
             handle.remove()
         self._clear()
-
-
-@contextlib.contextmanager
-def _locked() -> Iterator[int]:
-    with _LOCK:
-        yield threading.get_ident()
-
-
-def _alone() -> contextlib.AbstractContextManager[int]:
-    """No other thread meanwhile, and this one's number; a compiler knows no locks, and traces in one thread."""
-    return contextlib.nullcontext(0) if torch.compiler.is_compiling() else _locked()
