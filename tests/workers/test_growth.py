@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
@@ -65,7 +64,7 @@ def test_a_study_grows_by_further_seeds_budgets_and_baselines(study, db, name):
 
 def test_the_order_of_growth_changes_no_set_of_trials(study, tmp_path):
     found = []
-    for number, order in enumerate(itertools.permutations(FURTHER.values())):
+    for number, order in enumerate((list(FURTHER.values()), list(FURTHER.values())[::-1])):
         db = f"sqlite:///{tmp_path / f'{number}.db'}"
         run(study, db)
         for i in range(3):
