@@ -157,7 +157,8 @@ def _foreign(model: nn.Module) -> Iterator[ModelState]:
 def _sharded(model: nn.Module) -> Iterator[ModelState]:
     for name, tensor in _tensors(model):
         if hasattr(tensor, "ds_id"):
-            how, way = "partitioned by DeepSpeed ZeRO-3", "attach before deepspeed.initialize"
+            how = "partitioned by DeepSpeed ZeRO stage 3"
+            way = "use ZeRO stage 1 or 2, which leave the weights whole, and attach"
         elif {"DTensor", "FlatParameter"} & {c.__name__ for c in _classes(tensor)}:
             how, way = "sharded over several processes", "attach before sharding"
         else:

@@ -158,7 +158,7 @@ STATES = {
     "compiled in place": (changed(lambda m: m.compile()), "compiled"),
     "compiled layer": (changed(lambda m: m.bert.encoder.layer[1].compile()), "compiled"),
     "in parallel": (nn.DataParallel, "wrapped for parallel training .DataParallel"),
-    "partitioned": (changed(partition), "partitioned by DeepSpeed ZeRO-3: bert"),
+    "partitioned": (changed(partition), "partitioned by DeepSpeed ZeRO stage 3: bert"),
 }
 ON_WEIGHTS_OF_INTEGERS = {
     "integers": (changed(in_integers), r"quantised: .*query.weight is of torch.int8"),
