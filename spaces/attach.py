@@ -146,8 +146,8 @@ def check_structure(
     """All checks before any change."""
     check_state(model)
     check_half(model, (c.position for c in structure.candidates), structure.backbone.params)
-    _check_backbone(model, structure.backbone)
     positions = positions_of(model)
+    _check_backbone(model, structure.backbone)
     kinds = {kind.name: kind for kind in structure.kinds}
     problems = structure.problems()
     for c in structure.candidates:
