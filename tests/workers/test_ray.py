@@ -150,7 +150,7 @@ def test_jobs_are_cancelled_and_errors_of_loading_come_back(study, tmp_path):
         update={"model": config.model.model_copy(update={"path": str(tmp_path / "empty")})}
     )
     with (
-        pytest.raises(BackboneError, match="cannot load"),
+        pytest.raises(BackboneError, match="empty has no config.json"),
         RayRunner(broken, lambda key: None, None),
     ):
         pass
