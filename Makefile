@@ -11,7 +11,7 @@ demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes 
 	HF_HUB_OFFLINE=1 $(BIN)/sparsearch run examples/demo.yaml --db sqlite:///demo.db
 
 test: $(STAMP)  ## every test, offline, two at a time
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) links  ## style, formatting and types
 	$(BIN)/ruff check .

@@ -99,7 +99,7 @@ def shown(name: str, values: dict[str, Any]) -> None:
 
 
 def measure_reads(db: str, asked: dict[str, Question], seconds: float) -> dict[str, Any]:
-    """Each question alone, for so many seconds."""
+    """Each question alone, for so many seconds, once at least."""
     print(f"\n{'read, ms':26} {'count':>7} {'p50':>9} {'p99':>9} {'max':>9} {'CPU':>9}")
     rows = {}
     with Store.open(db, create=False) as store:
@@ -108,7 +108,7 @@ def measure_reads(db: str, asked: dict[str, Question], seconds: float) -> dict[s
             ask(store, draw)
             taken: list[float] = []
             until, cpu = time.perf_counter() + seconds, time.process_time()
-            while time.perf_counter() < until:
+            while not taken or time.perf_counter() < until:
                 started = time.perf_counter()
                 ask(store, draw)
                 taken.append(time.perf_counter() - started)

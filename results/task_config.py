@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsearch.errors import BackboneError
-from sparsearch.spaces.backbone import load_tokenizer, locate
+from sparsearch.spaces.backbone import load_tokenizer, locate, pads_as_configured
 from sparsearch.spaces.structure import Structure
 
 __all__ = [
@@ -45,13 +45,14 @@ def set_task(config: Any, classes: Sequence[str], tokenizer: Any) -> None:
     Args:
         config: Of the backbone; it is changed.
         classes: Names of the classes; none for regression.
-        tokenizer: Whose padding token the model was trained with; None where the backbone has none.
+        tokenizer: Whose padding token the model was trained with; None where the backbone has none. It does not
+            replace one that the model counts its positions from.
     """
     names = list(classes) or ["LABEL_0"]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
     config.problem_type = "single_label_classification" if classes else "regression"
-    if tokenizer is not None:
+    if tokenizer is not None and not pads_as_configured(config):
         config.pad_token_id = tokenizer.pad_token_id
     for name in _OF_AN_EARLIER_TASK:
         if hasattr(config, name):
@@ -94,6 +95,11 @@ def notes_on_padding(config: Any, tokenizer: Any) -> tuple[str, ...]:
     if config.pad_token_id is None:
         notes.append(
             "no padding token is known: set model.config.pad_token_id before a batch of several rows"
+        )
+    elif tokenizer is not None and tokenizer.pad_token_id != config.pad_token_id:
+        notes.append(
+            f"pad with token {config.pad_token_id}, from which this model counts its positions: the tokenizer pads "
+            f"with {tokenizer.pad_token_id}"
         )
     return tuple(notes)
 

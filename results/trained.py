@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
@@ -94,6 +95,20 @@ class Trained:
         check_structure(model, self.structure)
         set_task(model.config, self.classes, self.tokenizer)
         return model
+
+    def model_by(self, config: Path) -> PreTrainedModel:
+        """The backbone from disk with a new head, as the user of an export loads it.
+
+        Args:
+            config: File of the config that was written.
+        """
+        from transformers import AutoConfig
+
+        return load_model(
+            self.base,
+            revision=self.structure.backbone.revision,
+            config=AutoConfig.from_pretrained(config),
+        )
 
     def attached_model(self) -> PreTrainedModel:
         """The structure attached to the backbone, with the trained weights.

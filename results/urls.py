@@ -77,8 +77,22 @@ def parse_url(url: str | Path) -> URL:
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == "sqlite":
+        _check_plain(parsed)
         return parsed
     raise StoreError(f"database {without_password(url)} is neither SQLite nor PostgreSQL", _FORMS)
+
+
+def _check_plain(url: URL) -> None:
+    """SQLite is opened by our own settings, so that parameters and other drivers would be dropped in silence.
+
+    Raises:
+        StoreError: If the URL names any.
+    """
+    unknown = [f"the parameter {name!r}" for name in url.query]
+    if url.drivername not in ("sqlite", "sqlite+pysqlite"):
+        unknown.append(f"the driver {url.drivername!r}")
+    if unknown:
+        raise StoreError(f"an SQLite database takes no {unknown[0].removeprefix('the ')}", _FORMS)
 
 
 def _check_one_at(url: str) -> None:

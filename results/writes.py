@@ -107,11 +107,10 @@ def _check_growth(study: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     fixed = _differences(kept, wanted)
     if not fixed:
         return
-    differences = list(dict.fromkeys([*fixed, *_differences(old, new)]))
-    more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    more = f", and {len(fixed) - _SHOWN} more" if len(fixed) > _SHOWN else ""
     reason = "" if grows else "; one with an outer loop grows by outer.trials alone"
     raise StoreError(
-        f"study {study!r} exists with another config: {', '.join(differences[:_SHOWN])}{more}{reason}",
+        f"study {study!r} exists with another config: {', '.join(fixed[:_SHOWN])}{more}{reason}",
         "choose another name, or restore the config to continue the study",
     )
 

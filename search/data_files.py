@@ -206,6 +206,8 @@ def _json_rows(lines: io.TextIOWrapper, columns: Sequence[str]) -> Rows:
             if isinstance(value, str) and not value.isascii():
                 _check_characters(value, f"{where}: {name!r}")
             column.append(value)
+    if not names and any(values.values()):
+        raise DataError("its objects are empty", "write each row's text and label into its object")
     return Rows({name: values[name] for name in columns if name in names}, tuple(names))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _check_columns(
             others = [c for c in ";\t|," if c != config.delimiter and c in found[0]]
             hint = "correct task.text or task.label"
             if config.path == "csv" and len(found) == 1 and others:
-                hint = f"name what separates the fields: --set 'task.data.delimiter={others[0]!r}'"
+                hint = f"name what separates the fields: --set 'task.data.delimiter={json.dumps(others[0])}'"
             raise DataError(
                 f"split {split!r} has no column {column!r}; it has: {', '.join(found)}", hint
             )

@@ -25,6 +25,7 @@ __all__ = [
     "FORMS",
     "BackboneId",
     "base_of",
+    "check_padding_token",
     "count_params",
     "count_with_pooler",
     "dense_flops_per_token",
@@ -40,6 +41,7 @@ __all__ = [
     "locate",
     "longest_input",
     "most_tokens",
+    "pads_as_configured",
     "positions_of",
     "replaced_weights",
     "same_fingerprints",
@@ -178,6 +180,7 @@ def load_model(
     revision: str | None = None,
     num_labels: int = 2,
     sha256: str | None = None,
+    config: Any | None = None,
 ) -> PreTrainedModel:
     """A pretrained model with a sequence-classification head, in float32 and evaluation mode.
 
@@ -186,6 +189,7 @@ def load_model(
         revision: Hub revision.
         num_labels: Outputs of the head; 1 for regression.
         sha256: If given, the checksum that ``model.safetensors`` must have.
+        config: In the place of the folder's own, with its own number of labels.
 
     Raises:
         BackboneError: If it cannot be loaded, is of an unknown family, or the checksum differs.
@@ -194,7 +198,8 @@ def load_model(
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    load_config(path, revision)
+    own = load_config(path, revision)
+    own.num_labels = num_labels
     check_weights(path)
     if sha256 is not None:
         _check_sha256(Path(path) / "model.safetensors", sha256)
@@ -209,7 +214,7 @@ def load_model(
                 lambda: AutoModelForSequenceClassification.from_pretrained(
                     path,
                     revision=revision,
-                    num_labels=num_labels,
+                    config=config or own,
                     dtype=torch.float32,
                     trust_remote_code=False,
                     use_safetensors=True,
@@ -271,13 +276,30 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
+def check_padding_token(path: str, config: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that pads with another token than the one from which the model counts positions.
+
+    Raises:
+        BackboneError: If so; families that do not count from it take any.
+    """
+    if pads_as_configured(config) and config.pad_token_id != tokenizer.pad_token_id:
+        raise BackboneError(
+            f"model.path {path!r}: the tokenizer pads with token {tokenizer.pad_token_id}, but this model counts its "
+            f"positions from token {config.pad_token_id} (pad_token_id in config.json)",
+            "put the tokenizer that the model was trained with into its folder",
+        )
+
+
+def pads_as_configured(config: Any) -> bool:
+    """Whether the config's padding token is a part of what the model computes, so that no other may pad."""
+    return "pad_token_id" in FAMILIES[config.model_type].tokens
+
+
 def most_tokens(config: Any) -> int | None:
     """Longest input that a model's position embeddings allow; None where they are relative."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type == "roberta":
-        return (
-            positions - int(config.pad_token_id) - 1
-        )  # its position ids start behind the padding's
+    if positions is not None and pads_as_configured(config):
+        return positions - int(config.pad_token_id) - 1
     return positions
 
 
@@ -406,13 +428,14 @@ def identify(model: nn.Module, path: str = "", revision: str | None = None) -> B
 def hash_settings(model: nn.Module) -> str:
     """SHA-256 of the settings of a model's config that change what its backbone computes, defaults left out."""
     config = model.config
+    tokens = FAMILIES[config.model_type].tokens  # type: ignore[union-attr,index]
     defaults = type(config)().to_dict()  # type: ignore[operator, union-attr]
     settings = {
         key: value
         for key, value in config.to_dict().items()  # type: ignore[operator, union-attr]
         if (value != defaults[key] if key in defaults else value)
         and key not in _VOLATILE
-        and not _VOLATILE_NAMES.search(key)
+        and (key in tokens or not _VOLATILE_NAMES.search(key))
     }
     encoded = json.dumps(settings, sort_keys=True, default=str).encode()
     return (_SETTINGS_FORM + hashlib.sha256(encoded).hexdigest())[:64]

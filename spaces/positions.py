@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,10 +94,14 @@ class Stack:
 
 @dataclass(frozen=True)
 class Family:
-    """Where one architecture keeps its layers, and what lies outside them."""
+    """Where one architecture keeps its layers, and what lies outside them.
+
+    ``tokens`` names the special tokens of the config that change what the model computes.
+    """
 
     stacks: tuple[Stack, ...]
     outside: Mapping[str, str]
+    tokens: frozenset[str] = frozenset()
 
 
 # How a path is written: "a.b" a module; "a|b" the first of two that exists; "a[1/3]" the second
@@ -299,6 +303,7 @@ _T5 = Family(
         "encoder.norm": "encoder.final_layer_norm",
         "decoder.norm": "decoder.final_layer_norm",
     },
+    tokens=frozenset({"decoder_start_token_id"}),
 )
 
 FAMILIES: Mapping[str, Family] = {
@@ -308,7 +313,7 @@ FAMILIES: Mapping[str, Family] = {
     "gpt2": _GPT2,
     "llama": _LLAMA,
     "opt": _OPT,
-    "roberta": _BERT,
+    "roberta": replace(_BERT, tokens=frozenset({"pad_token_id"})),  # its position ids start behind
     "t5": _T5,
 }
 

@@ -120,6 +120,11 @@ def make_inputs(rows: int = 2, tokens: int = 7) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, those of the workers: two processes then end at about the same time."""
+    items.sort(key=lambda item: "workers" not in item.path.parts)
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     """Every family."""

@@ -12,6 +12,7 @@ from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.cut import Limits, kept, smallest
 from sparsearch.search.strategies import UNIFORM, unfit
 from sparsearch.spaces.backbone import (
+    check_padding_token,
     load_config,
     load_tokenizer,
     locate,
@@ -98,8 +99,10 @@ def check_study(
             model = sections["model"]
             path = locate(model.path, folder)
             space = space_of(skeleton(path, model.revision), sections["space"])
-            most = most_tokens(load_config(path, model.revision))
-            tokens = longest_input(tokens, load_tokenizer(path, model.revision), most)
+            settings = load_config(path, model.revision)
+            tokenizer = load_tokenizer(path, model.revision)
+            tokens = longest_input(tokens, tokenizer, most_tokens(settings))
+            check_padding_token(path, settings, tokenizer)
         except ConfigError as error:
             problems += [p if p.startswith("space") else f"space: {p}" for p in error.problems]
         except SparsearchError as error:

@@ -26,6 +26,7 @@ from sparsearch.spaces.attach import attach, check_structure
 from sparsearch.spaces.backbone import (
     FORMS,
     BackboneId,
+    check_padding_token,
     identify,
     load_config,
     load_model,
@@ -101,11 +102,11 @@ def load_backbone(
     # A slim model has many widths, and batches many lengths: oneDNN would forget their kernels and compile them anew.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     path, remembered = located(config, folder)
-    tokenizer = load_tokenizer(path, config.revision)
+    tokenizer, settings = load_tokenizer(path, config.revision), load_config(path, config.revision)
+    check_padding_token(path, settings, tokenizer)
 
     def load() -> Task:
-        limit = most_tokens(load_config(path, config.revision))
-        return load_task(task, folder, tokenizer, limit)
+        return load_task(task, folder, tokenizer, most_tokens(settings))
 
     data = load() if shelf is None else shelf.task(load)
     model = load_model(

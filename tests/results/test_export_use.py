@@ -135,6 +135,20 @@ def test_the_padding_of_the_training_travels_with_every_format(
     assert furthest(alone, case.logits[1:2]) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("to", FORMATS)
+def test_positions_that_begin_behind_the_padding_token_stay_where_they_are(
+    to, on_disk, randomise, tmp_path
+):
+    base = on_disk("roberta")
+    case = train_on(base, LORA, randomise)
+    report = export(case.best, case.weights, to, tmp_path / "out")
+    assert any("pad with token 1" in n and "the tokenizer pads with 0" in n for n in report.notes)
+    model = model_of(to, tmp_path / "out", base)
+    assert model.config.pad_token_id == 1
+    assert furthest(logits_of(model), case.logits) < 1e-5
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_model_without_any_padding_token_says_so(to, build, randomise, tmp_path):
     build("gpt2", pad_token_id=None).save_pretrained(tmp_path / "base")

@@ -35,6 +35,19 @@ def test_what_is_no_database_of_ours(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite:///x.db?mode=ro", "takes no parameter 'mode'"),
+        ("sqlite:///x.db?timeout=abc", "takes no parameter 'timeout'"),
+        ("sqlite+aiosqlite:///x.db", "takes no driver 'sqlite\\+aiosqlite'"),
+    ],
+)
+def test_what_sqlite_would_drop_in_silence_is_refused(url: str, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        parse_url(url)
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "postgresql://me:p@ss/w:rd#1%20@127.0.0.1:5432/studies",

@@ -155,7 +155,7 @@ def test_csv_fields_may_be_parted_by_another_delimiter(delimiter, read):
     assert found == {"text": ["good film", "bad song"], "label": ["yes", "no"]}
     with pytest.raises(DataError, match="no column 'text'") as caught:
         read(table, path="csv")
-    assert f"task.data.delimiter={delimiter!r}" in caught.value.hint
+    assert f"--set 'task.data.delimiter={json.dumps(delimiter)}'" in caught.value.hint
 
 
 def test_long_csv_fields_are_read(read):
@@ -232,6 +232,8 @@ def test_a_slice_that_cannot_be_is_refused(wanted, message, read):
         (LINES + '{"text": "x", "label": 1, "label": 2}', "json", "line 3: .* the key 'label' twice"),
         (LINES + '{"text": "\\ud83d", "label": "x"}', "json", "line 3: 'text' holds half a character"),
         (LINES + '{"text": "x", "label": "\\ude00"}', "json", "line 3: 'label' holds half a character"),
+        ("{}\n{}\n", "json", "its objects are empty"),
+        ("[{}, {}]", "json", "its objects are empty"),
         ('{"label": 1, "label": 2}', "json", "line 1: .* the key 'label' twice"),
         (LINES + '["x", 1]\n', "json", "line 3 holds \\['x', 1\\] where an object belongs"),
         ('["x", "y"]', "json", "row 0 holds 'x' where an object belongs"),

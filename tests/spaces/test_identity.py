@@ -76,12 +76,14 @@ def test_identity_sees_buffers_that_are_saved_with_the_weights(build):
         ("bert", {"hidden_act": "relu"}),
         ("bert", {"layer_norm_eps": 1e-5}),
         ("roberta", {"hidden_act": "relu"}),
+        ("roberta", {"pad_token_id": 0}),  # its position ids begin behind it
         ("distilbert", {"n_heads": 2}),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
         ("gpt2", {"n_head": 2}),
         ("llama", {"rms_norm_eps": 1e-3}),
         ("opt", {"do_layer_norm_before": False}),
         ("t5", {"relative_attention_max_distance": 16}),
+        ("t5", {"decoder_start_token_id": 5}),
         ("deberta-v2", {"pos_att_type": ["c2p"]}),
     ],
 )

@@ -138,6 +138,16 @@ def test_a_folder_of_quantised_weights_is_named(study, folder, tmp_path):
         assert code == 2 and "the model's weights are quantised (bitsandbytes)" in text
 
 
+def test_a_tokenizer_that_pads_with_another_token_than_positions_are_counted_from(
+    study, folder, tmp_path, build
+):
+    build("roberta").save_pretrained(folder)
+    code, text = run(study, folder, tmp_path)
+    assert code == 2 and (
+        "the tokenizer pads with token 0, but this model counts its positions from token 1" in text
+    )
+
+
 @pytest.mark.parametrize("to", ["spec", "peft", "checkpoint"])
 @pytest.mark.parametrize("change", ["gone", "no config", "no weights", "adapter"])
 def test_an_export_names_what_became_of_its_backbone(folder, tmp_path, to, change):
