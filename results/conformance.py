@@ -214,13 +214,12 @@ class StoreConformance:
             store.begin_study(sample_study(config=json.dumps(new)))
         for part in (
             "search.steps: 300 -> 400",
-            "seeds.1: 1 -> 2",
-            "seeds.2: (not set) -> 3",
             "gone: true -> (not set)",
             'new: (not set) -> {"a": 1}',
         ):
             assert part in caught.value.message
         assert "lr" not in caught.value.message
+        assert "seeds" not in caught.value.message, "which may differ"
         assert "another name" in caught.value.hint
         many = json.dumps({f"k{i}": i for i in range(7)} | old)
         with pytest.raises(StoreError, match="and 2 more"):

@@ -108,6 +108,15 @@ class Store:
         with self._database.transaction() as connection:
             writes.begin_study(connection, spec)
 
+    def check_config(self, spec: StudySpec) -> None:
+        """Refuse a config with which the stored study of that name cannot go on; nothing is written.
+
+        Raises:
+            StoreError: As from ``begin_study``, for its config.
+        """
+        with self._database.reading() as session:
+            writes.check_config(session, spec)
+
     def acquire(self, study: str, lease_seconds: float = LEASE_SECONDS) -> None:
         """Take the lease of a study and queue again what a dead driver left running.
 

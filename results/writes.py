@@ -98,6 +98,17 @@ def begin_study(connection: Connection, spec: StudySpec) -> None:
     connection.execute(update(StudyRow).where(StudyRow.id == study_id).values(config=united))
 
 
+def check_config(session: Session, spec: StudySpec) -> None:
+    """Refuse what ``begin_study`` would for its config, and write nothing.
+
+    Raises:
+        StoreError: If a study of that name differs in more than what a study grows by.
+    """
+    config = session.scalar(select(StudyRow.config).where(StudyRow.name == spec.name))
+    if config is not None:
+        _check_growth(spec.name, json.loads(config), json.loads(spec.config))
+
+
 def _check_growth(study: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse a configuration that differs from the stored one in more than what a study grows by."""
     grows = growth.growing(old, new)

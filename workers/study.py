@@ -309,6 +309,13 @@ def _check_backbone(store: Store, study: str, backbone: Callable[[str], Backbone
     )
 
 
+def _grows(store: Store, spec: StudySpec) -> bool:
+    """Whether a stored study would get further trials."""
+    if spec.name not in {record.name for record in store.studies()}:
+        return False
+    return not {key_of(t) for t in spec.trials} <= {key_of(t) for t in store.trials(spec.name)}
+
+
 def _with_budgets(config: StudyConfig, stored: StudyRecord) -> StudyConfig:
     """A configuration with all budgets of its stored study: a search that draws budgets serves them all."""
     budgets = json.loads(stored.config)["budgets"]
@@ -327,6 +334,9 @@ def _drive(
     backbone: Callable[[str], BackboneId],
 ) -> None:
     """Hold the study's lease while those of its unfinished trials run that are asked for."""
+    if _grows(store, spec):
+        store.check_config(spec)
+        _check_backbone(store, spec.name, backbone)
     store.begin_study(spec)
     with _held(store, spec.name):
         asks_for, stored = _asks_for(spec, config), store.trials(spec.name)

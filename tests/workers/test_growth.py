@@ -127,7 +127,7 @@ def test_trials_that_another_command_asks_for_wait_for_it(study, db):
 def test_what_would_change_trials_that_have_run_is_refused_by_name(study, db):
     run(study, db)
     before = records(db)
-    with pytest.raises(StoreError, match=r"another config: train.epochs: 1 -> 2, seeds"):
+    with pytest.raises(StoreError, match=r"another config: train.epochs: 1 -> 2\n"):
         run(study, db, ["seeds=[0,1]", "train.epochs=2"])
     assert records(db) == before
 

@@ -422,6 +422,10 @@ def test_a_study_goes_on_with_the_weights_it_began_with(study, db, tiny_folder, 
     safetensors.torch.save_file(changed, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(StoreError, match="began with other weights"):
         run(own, db)
+    before = [t.number for t in records(db)]
+    with pytest.raises(StoreError, match="began with other weights"):
+        run(own | {"seeds": [0, 7]}, db)
+    assert [t.number for t in records(db)] == before, "a growth that is refused queues nothing"
     safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     run(own, db)
     assert {t.state for t in records(db)} == {"ok"}
