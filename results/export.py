@@ -108,13 +108,14 @@ def _write_spec(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]
     (folder / "modules.safetensors").write_bytes(trained.packed)
     if Structure.load(folder).hash != structure.hash:
         raise ExportError("the written structure is not the one that was exported")
-    expected = logits_of(trained.attached_model())
+    model = trained.attached_model()
+    expected = logits_of(model)
     check_padding(expected)
     notes = (
         "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`",
         f"labels, problem type and padding token are in {TASK_CONFIG}: give AutoConfig.from_pretrained of that file "
         "to the model as its config",
-        *write_task(trained.fresh_model().config, trained.tokenizer, folder),
+        *write_task(model.config, trained.tokenizer, folder),
     )
     model = attach(trained.model_by(folder / TASK_CONFIG), folder)
     added = sum(p.numel() for n, p in model.named_parameters() if n.startswith("sparsearch."))

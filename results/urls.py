@@ -88,11 +88,11 @@ def _check_plain(url: URL) -> None:
     Raises:
         StoreError: If the URL names any.
     """
-    unknown = [f"the parameter {name!r}" for name in url.query]
+    unknown = [f"parameter {name!r}" for name in url.query]
     if url.drivername not in ("sqlite", "sqlite+pysqlite"):
-        unknown.append(f"the driver {url.drivername!r}")
+        unknown.append(f"driver {url.drivername!r}")
     if unknown:
-        raise StoreError(f"an SQLite database takes no {unknown[0].removeprefix('the ')}", _FORMS)
+        raise StoreError(f"an SQLite database takes no {unknown[0]}", _FORMS)
 
 
 def _check_one_at(url: str) -> None:
