@@ -26,6 +26,9 @@ base = AutoModelForSequenceClassification.from_pretrained(
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 ```
 
+Give a pipeline this model: `pipeline("text-classification", model=model, tokenizer="{folder}")`. Given the folder
+alone, transformers loads the base by its own config: its labels are not the task's.
+
 `base.load_adapter("{folder}")` of transformers does it in place; call `base.eval()` then. It leaves the head trainable.
 In one step:
 

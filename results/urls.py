@@ -66,7 +66,7 @@ def parse_url(url: str | Path) -> URL:
     """
     if isinstance(url, Path) or "://" not in url:
         _check_is_path(str(url))
-        return URL.create("sqlite", database=str(url))
+        return URL.create("sqlite", database=str(Path(url).expanduser()))
     if not url.startswith("sqlite"):
         _check_one_at(url)
     try:

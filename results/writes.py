@@ -286,6 +286,9 @@ def _queued(study_id: int, trial: Trial) -> dict[str, Any]:
     }
 
 
+_DIGESTS = "data_sha256."
+
+
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Where two JSON values differ: dotted path, old and new value."""
     if isinstance(old, list) and isinstance(new, list):
@@ -298,6 +301,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
         return found
     if old == new:
         return []
+    if path.startswith(_DIGESTS):
+        return [f"the content of the data file(s) {path.removeprefix(_DIGESTS)!r} changed"]
     shown = ["(not set)" if value is _ABSENT else json.dumps(value) for value in (old, new)]
     return [f"{path}: {shown[0]} -> {shown[1]}"]
 

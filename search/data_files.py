@@ -281,7 +281,7 @@ def _csv_rows(lines: io.TextIOWrapper, columns: Sequence[str], delimiter: str) -
             if len(row) != len(header):
                 raise DataError(
                     f"line {reader.line_num} ends a row of {len(row)} fields, the header has {len(header)}",
-                    "put fields that contain the delimiter into double quotes",
+                    _fields_hint(row),
                 )
             for name, place in places.items():
                 values[name].append(row[place])
@@ -313,3 +313,12 @@ def _parquet_rows(opener: _Opener, columns: Sequence[str]) -> Rows:
         names,
         {n: tuple(features[n].names) for n in there if hasattr(features[n], "names")},
     )
+
+
+def _fields_hint(row: Sequence[str]) -> str:
+    """What to do about a row of too many or too few fields."""
+    if not any(field.strip() for field in row):
+        return "remove that line: it holds blanks alone"
+    if any(field.lstrip().startswith('"') for field in row):
+        return "write no blank between a delimiter and a double quote: the quote would be a part of the field"
+    return "put fields that contain the delimiter into double quotes"

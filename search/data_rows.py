@@ -51,6 +51,15 @@ def _check_files(config: DataConfig, folder: Path) -> None:
         raise DataError(
             f"task.data.path is {config.path!r}; with data_files it is one of {FORMATS}"
         )
+    for split, files in config.files.items():
+        paths = [(folder / file).resolve() for file in files]
+        if twice := [
+            file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1
+        ]:
+            raise DataError(
+                f"task.data.data_files: {split} lists one file twice: {', '.join(twice)}",
+                "list each file once: each of its rows would count twice",
+            )
     missing = [
         f"{split}: {file}"
         for split, files in config.files.items()
@@ -104,8 +113,14 @@ def _check_columns(
             if config.path == "csv" and len(found) == 1 and others:
                 hint = f"name what separates the fields: --set 'task.data.delimiter={json.dumps(others[0])}'"
             raise DataError(
-                f"split {split!r} has no column {column!r}; it has: {', '.join(found)}", hint
+                f"split {split!r} has no column {column!r}; it has: {', '.join(map(_shown, found))}",
+                hint,
             )
+
+
+def _shown(column: str) -> str:
+    """A column's name; in quotes where blanks around it, or none in it, would not be seen."""
+    return column if column == column.strip() != "" else repr(column)
 
 
 def _slice(config: DataConfig, split: str, read: Callable[[str], Rows]) -> Rows:

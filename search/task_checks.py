@@ -123,12 +123,17 @@ def check_metric(config: TaskConfig, split: str, labels: Tensor, classes: Sequen
 
 
 def class_warnings(config: TaskConfig, summary: DataSummary) -> list[str]:
-    """Classes that cannot be learnt, and splits of one class, on which any constant guess is right."""
+    """Classes that cannot be learnt or look like one, and splits of one class, on which any constant guess is right."""
     warnings = [
         f"class {name!r} has no row in split 'train': it cannot be learnt"
         for name, counts in summary.classes.items()
         if counts[0] == 0
     ]
+    for one, other in combinations(summary.classes, 2):
+        if _plain(one) == _plain(other):
+            warnings.append(
+                f"classes {one!r} and {other!r} differ by case, blanks or quotes alone: they are learnt as two"
+            )
     for i, split in enumerate(SPLITS):
         held = [name for name, counts in summary.classes.items() if counts[i]]
         if len(held) == 1:
@@ -137,6 +142,11 @@ def class_warnings(config: TaskConfig, summary: DataSummary) -> list[str]:
                 f"{config.metric}"
             )
     return warnings
+
+
+def _plain(name: str) -> str:
+    """A class name without what a slip of the pen adds."""
+    return " ".join(name.strip(" \t\"'").casefold().split())
 
 
 def check_texts(split: str, columns: Mapping[str, Sequence[Any]]) -> None:

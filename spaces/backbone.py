@@ -149,8 +149,13 @@ def _load(what: str, path: str, load: Any) -> Any:
         ) from error
 
 
-def load_config(path: str, revision: str | None = None) -> Any:
+def load_config(path: str, revision: str | None = None, *, slim: bool = False) -> Any:
     """The model's configuration, after the checks that can be made before its weights are loaded.
+
+    Args:
+        path: Hub id or local folder.
+        revision: Hub revision.
+        slim: Whether the model may be a slim one of ours, which transformers cannot load.
 
     Raises:
         BackboneError: If it cannot be read, its family is not in the table, its weights are quantised, or a PEFT
@@ -158,7 +163,7 @@ def load_config(path: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    check_folder(path, revision)
+    check_folder(path, revision, slim=slim)
     config = _load(
         "config",
         path,
@@ -428,7 +433,8 @@ def identify(model: nn.Module, path: str = "", revision: str | None = None) -> B
 def hash_settings(model: nn.Module) -> str:
     """SHA-256 of the settings of a model's config that change what its backbone computes, defaults left out."""
     config = model.config
-    tokens = FAMILIES[config.model_type].tokens  # type: ignore[union-attr,index]
+    family = FAMILIES.get(config.model_type)  # type: ignore[union-attr,arg-type]
+    tokens = () if family is None else family.tokens
     defaults = type(config)().to_dict()  # type: ignore[operator, union-attr]
     settings = {
         key: value

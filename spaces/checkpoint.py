@@ -273,7 +273,7 @@ def _empty(folder: Path, device: str = "cpu") -> PreTrainedModel:
     from transformers.initialization import no_init_weights
 
     try:
-        config = load_config(str(folder))
+        config = load_config(str(folder), slim=True)
         with torch.device(device), no_init_weights():
             model = AutoModelForSequenceClassification.from_config(config)
     except Exception as error:  # there is no end to what transformers raises on a malformed one

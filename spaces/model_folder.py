@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sparsearch.documents import read_json
 from sparsearch.errors import BackboneError
 
 __all__ = ["check_config", "check_folder", "check_weights", "find_folder"]
 
 _CONFIG = "config.json"
 _ADAPTER = "adapter_config.json"
+_CHECKPOINT = "checkpoint.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _GIVE = "give a folder with config.json and model.safetensors, a hub id, or pkg:NAME/FOLDER"
 
@@ -63,19 +65,25 @@ def _is_hub_id(path: str) -> bool:
     return True
 
 
-def check_folder(path: str, revision: str | None = None) -> None:
-    """Refuse a model that is not there, or that a PEFT adapter lies beside: transformers would load both.
+def check_folder(path: str, revision: str | None = None, *, slim: bool = False) -> None:
+    """Refuse a model that is not there, is slim, or has a PEFT adapter beside it: transformers would load both.
 
     Args:
         path: Local folder or hub id.
         revision: Hub revision.
+        slim: Whether a slim model of ours is fine.
 
     Raises:
         BackboneError: If so.
     """
     from transformers.utils import find_adapter_config_file
 
-    find_folder(path)
+    folder = find_folder(path)
+    if not slim and folder is not None and _is_slim(folder):
+        raise BackboneError(
+            f"model.path {path!r}: the folder holds a slim model of sparsearch, which transformers cannot load",
+            "give the model that it was made from; sparsearch.load_checkpoint(folder) loads the slim one",
+        )
     if find_adapter_config_file(path, revision=revision) is not None:
         raise BackboneError(
             f"model.path {path!r}: a PEFT adapter lies beside the model ({_ADAPTER}), and transformers would "
@@ -83,6 +91,15 @@ def check_folder(path: str, revision: str | None = None) -> None:
             f"move {_ADAPTER} and adapter_model.safetensors elsewhere, or merge the adapter with PEFT's "
             "merge_and_unload() and save the model to a new folder",
         )
+
+
+def _is_slim(folder: Path) -> bool:
+    """Whether ``export --to checkpoint`` wrote the folder, and its model is not a plain one of transformers."""
+    try:
+        found = read_json((folder / _CHECKPOINT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("plain") is False
 
 
 def check_config(path: str, config: Any) -> None:

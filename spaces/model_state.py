@@ -36,8 +36,15 @@ def check_state(model: nn.Module, allow: Collection[StateName] = ()) -> None:
         allow: States that the caller can work with.
 
     Raises:
-        ModelStateError: With the state that was found first.
+        ModelStateError: With the state that was found first, or if it is no module.
     """
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise ModelStateError(
+            f"{model!r:.60} is no model",
+            "load one, for example with AutoModelForSequenceClassification.from_pretrained(path)",
+        )
     for state in states_of(model):
         if state.name not in allow:
             raise ModelStateError(state.message, state.hint)

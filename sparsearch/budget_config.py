@@ -26,13 +26,13 @@ def _share(value: Any) -> float | None:
 
 def _limit(value: Any) -> Any:
     """A limit: a whole number above 0, or a percentage above 0% and up to 100%."""
-    if isinstance(value, str):
-        share = _share(value)
-        if share is None or not 0 < share <= 100:
-            raise ValueError(f"{value!r} is no share: write a percentage above 0% and up to 100%")
-    elif value is not None and (
-        isinstance(value, bool) or not isinstance(value, int) or value <= 0
-    ):
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1e4
+    share = _share(value)
+    if share is not None and not 0 < share <= 100:
+        raise ValueError(f"{value!r} is no share: write a percentage above 0% and up to 100%")
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value is not None and share is None and not whole:
         raise ValueError(
             f"{value!r} is no limit: write a whole number above 0, or like '0.01%', or a range of "
             "either, {from: '0.01%', to: '1%', points: 3}"

@@ -71,6 +71,14 @@ def _class_name(value: Any) -> Any:
     return value
 
 
+def _delimiter(value: Any) -> Any:
+    if not isinstance(value, str) or len(value) != 1 or value in '\r\n"':
+        raise ValueError(
+            f'{value!r} is no delimiter: write one character in quotes, as ";", or "\\t" for a tab'
+        )
+    return value
+
+
 class DataConfig(Section):
     """Where the rows are, and which of them play which part.
 
@@ -86,7 +94,7 @@ class DataConfig(Section):
     name: str | None = None
     data_files: Annotated[dict[str, str | list[str]], BeforeValidator(_data_files)] | None = None
     splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
-    delimiter: Annotated[str, Field(pattern=r"^[^\r\n\"]$")] = ","
+    delimiter: Annotated[str, BeforeValidator(_delimiter)] = ","
 
     @model_validator(mode="after")
     def _delimiter_fits(self) -> DataConfig:

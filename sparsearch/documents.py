@@ -17,14 +17,29 @@ _MOST_VALUES = 100_000
 """A study has some hundred values; aliases of aliases make billions out of a few lines."""
 
 
+_AS_IN_1_1 = ("null", "merge")
+_CORE = {
+    "bool": (r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "int": (r"([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
+    "float": (
+        r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        "-+.0123456789",
+    ),
+}
+"""The core schema of YAML 1.2 (section 10.3.2): what a plain scalar of a type looks like, and how it may begin."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that notes keys that stand twice and refuses aliases that explode or hold themselves.
 
-    Only true and false are booleans, as in YAML 1.2: ``on`` is a key of a kind.
+    Plain scalars are what the core schema of YAML 1.2 says, not what YAML 1.1 did: ``on`` is a text and a key of a
+    kind, ``010`` is ten, ``1:30`` is a text, ``1e-3`` is a number.
     """
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in _AS_IN_1_1
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -46,10 +61,8 @@ class _Loader(yaml.SafeLoader):
         lines: dict[Any, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                plain = key.tag.endswith(
-                    (":merge", ":value")
-                )  # which stand for no value of their own
-                name = key.value if plain else self.construct_object(key)
+                merges = key.tag.endswith(":merge")  # which stands for no value of its own
+                name = key.value if merges else self.construct_object(key)
                 line = key.start_mark.line + 1
                 if name in lines:
                     where = (
@@ -82,10 +95,21 @@ class _Loader(yaml.SafeLoader):
             problem = f"aliases hold themselves, or stand for more than {_MOST_VALUES:,} values"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
+    def _construct_int(self, node: Any) -> int:
+        """A number that begins with 0 is decimal, unless 0o or 0x stands before it."""
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
-)
+    def _construct_float(self, node: Any) -> float:
+        """Python writes infinity and NaN without the point."""
+        text = self.construct_scalar(node)
+        return float(text.replace(".", "") if text[-1].isalpha() else text)
+
+
+for _type, (_pattern, _first) in _CORE.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(_pattern), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader._construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader._construct_float)
 
 
 def read_yaml(text: str) -> Any:

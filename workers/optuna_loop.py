@@ -75,7 +75,8 @@ class Result:
         place: Of its budget in the unit cube of limits.
         score: On validation, None where there is none.
         epochs: Validation scores that it gave before it was cancelled; 0 where it ran to its end.
-        violation: How far beyond the limits it is, as a share; above 0 where it is not feasible.
+        violation: How far beyond the limits it is, as a share; above 0 where it is not feasible, None where it failed
+            and nobody knows its size.
         costs: What it spent by each limit that varies, as far as it was counted.
     """
 
@@ -83,7 +84,7 @@ class Result:
     place: tuple[float, ...]
     score: float | None
     epochs: int
-    violation: float
+    violation: float | None
     costs: tuple[float, ...]
 
 
@@ -233,8 +234,11 @@ class OptunaLoop:
             return study.ask(self._distributions).params
 
     def _frozen(self, place: tuple[float, ...] | None) -> list[FrozenTrial]:
-        """What is known as Optuna's trials: finished ones nearest to a budget, then those under way."""
-        results = [r for r in self._results if r.score is not None or r.violation > 0]
+        """What is known as Optuna's trials: finished ones nearest to a budget, those that failed, those under way.
+
+        Optuna takes a finished trial without a constraint for feasible, so what failed must not be a finished one.
+        """
+        results = [r for r in self._results if r.score is not None or r.violation]
         if place is not None:
             shown = min(max(_LEAST_SHOWN, len(results) // 3), _MOST_SHOWN)
             results = [results[i] for i in nearest([r.place for r in results], place, shown)]
@@ -247,24 +251,24 @@ class OptunaLoop:
                 else [0.0] * len(gains)
             )
             values = [[u + g, *r.costs] for u, g, r in zip(usual, gains, results, strict=True)]
-        violated = any(r.violation > 0 for r in results)
+        violated = any(r.violation for r in results)
         generation = NSGAIISampler._get_generation_key()
         finished = [
             create_trial(
                 params=dict(result.params),
                 distributions=self._distributions,
                 values=values[i],
-                constraints={"limits": result.violation} if violated else None,
+                constraints={"limits": result.violation or 0.0} if violated else None,
                 system_attrs={generation: i // _POPULATION},
             )
             for i, result in enumerate(results)
         ]
-        running = list(self._running.values())[-_MOST_SHOWN:]
+        failed = [r.params for r in self._results if r.violation is None]
+        others = {TrialState.FAIL: failed, TrialState.RUNNING: list(self._running.values())}
         return finished + [
-            create_trial(
-                params=dict(params), distributions=self._distributions, state=TrialState.RUNNING
-            )
-            for params in running
+            create_trial(params=dict(params), distributions=self._distributions, state=state)
+            for state, points in others.items()
+            for params in points[-_MOST_SHOWN:]
         ]
 
     def _gains(self, results: Sequence[Result]) -> list[float]:
@@ -282,16 +286,17 @@ class OptunaLoop:
         return [least if gain is None else gain for gain in gains]
 
 
-def _violation(ended: Outcome | TrialRecord, budget: Budget) -> float:
-    """How far beyond the limits the least is that would do; 1 for what failed, 0 for what is feasible."""
+def _violation(ended: Outcome | TrialRecord, budget: Budget) -> float | None:
+    """How far beyond the limits the least is that would do: 0 for what is feasible, None for what failed."""
     if ended.state in ("ok", "cancelled"):
         return 0.0
+    if ended.state != "infeasible":
+        return None
     beyond = 0.0
-    if ended.state == "infeasible":
-        if budget.max_trainable_params and ended.trainable_params:
-            beyond = ended.trainable_params / budget.max_trainable_params - 1
-        if budget.max_inference_flops and ended.inference_flops_ratio:
-            beyond = max(beyond, ended.inference_flops_ratio / budget.max_inference_flops - 1)
+    if budget.max_trainable_params and ended.trainable_params:
+        beyond = ended.trainable_params / budget.max_trainable_params - 1
+    if budget.max_inference_flops and ended.inference_flops_ratio:
+        beyond = max(beyond, ended.inference_flops_ratio / budget.max_inference_flops - 1)
     return beyond if beyond > 0 else 1.0
 
 

@@ -309,11 +309,12 @@ def _check_backbone(store: Store, study: str, backbone: Callable[[str], Backbone
     )
 
 
-def _grows(store: Store, spec: StudySpec) -> bool:
-    """Whether a stored study would get further trials."""
-    if spec.name not in {record.name for record in store.studies()}:
-        return False
-    return not {key_of(t) for t in spec.trials} <= {key_of(t) for t in store.trials(spec.name)}
+def _begin(store: Store, spec: StudySpec, backbone: Callable[[str], BackboneId]) -> None:
+    """Queue the trials of a held study that are not stored yet, once it is sure that they may run."""
+    if not {key_of(t) for t in spec.trials} <= {key_of(t) for t in store.trials(spec.name)}:
+        store.check_config(spec)
+        _check_backbone(store, spec.name, backbone)
+    store.begin_study(spec)
 
 
 def _with_budgets(config: StudyConfig, stored: StudyRecord) -> StudyConfig:
@@ -334,11 +335,10 @@ def _drive(
     backbone: Callable[[str], BackboneId],
 ) -> None:
     """Hold the study's lease while those of its unfinished trials run that are asked for."""
-    if _grows(store, spec):
-        store.check_config(spec)
-        _check_backbone(store, spec.name, backbone)
-    store.begin_study(spec)
+    if spec.name not in {record.name for record in store.studies()}:
+        store.begin_study(spec)
     with _held(store, spec.name):
+        _begin(store, spec, backbone)
         asks_for, stored = _asks_for(spec, config), store.trials(spec.name)
         queued = [trial for trial in store.queued(spec.name) if asks_for(trial)]
         others = [trial for trial in stored if not asks_for(trial)]

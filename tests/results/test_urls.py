@@ -34,6 +34,11 @@ def test_what_is_no_database_of_ours(url: str) -> None:
     assert "secret" not in str(caught.value) and "postgresql://" in caught.value.hint
 
 
+def test_a_path_under_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse_url("~/.x.db").database == "/home/me/.x.db"
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [

@@ -254,6 +254,32 @@ def test_a_damaged_file_is_named_with_the_place(content, path, message, read, tm
 
 
 @pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("   \n", "remove that line: it holds blanks alone"),
+        ('x, "a, b"\n', "no blank between a delimiter and a double quote"),
+        ("a, b, c\n", "fields that contain the delimiter into double quotes"),
+    ],
+)
+def test_a_row_of_another_length_has_a_hint_for_its_cause(line, hint, read):
+    with pytest.raises(DataError, match="line 4 ends a row of") as caught:
+        read(TABLE + line, path="csv")
+    assert hint in caught.value.hint
+
+
+def test_blanks_in_a_header_are_seen(read):
+    with pytest.raises(DataError, match=r"has no column 'label'; it has: text, ' label', ''"):
+        read("text, label,\na,b,c\n", path="csv")
+
+
+def test_a_file_that_is_listed_twice_is_refused(tmp_path):
+    (tmp_path / "a").write_text(LINES)
+    files = {"train": ["a", "./a"], "validation": "a", "test": "a"}
+    with pytest.raises(DataError, match=r"train lists one file twice: a, \./a"):
+        load_rows(DataConfig(path="json", data_files=files), tmp_path, ["text", "label"])
+
+
+@pytest.mark.parametrize(
     ("content", "path"), [("", "json"), ("\n \n", "json"), ("", "csv"), ("text,label\n", "csv")]
 )
 def test_a_file_without_rows_is_empty(content, path, read):

@@ -140,6 +140,16 @@ def test_a_class_that_is_not_trained_on_is_said(load):
     assert task.warnings == ("class '2' has no row in split 'train': it cannot be learnt",)
 
 
+def test_classes_that_look_like_one_are_said(load):
+    labels = ("Spam", "spam ", "ham")
+    task = load(rows(*labels), rows("ham", "Spam", more=" so"), rows("spam ", "ham", more=" not"))
+    said = (
+        "classes 'Spam' and 'spam ' differ by case, blanks or quotes alone: they are learnt as two"
+    )
+    assert said in task.warnings
+    assert not any("differ by" in w for w in load(rows("a", "b"), rows("b"), rows("a")).warnings)
+
+
 def test_a_summary_counts_classes_and_gives_the_range_of_targets(load):
     summary = load(rows("a", "b", "a"), rows("b", "b", "a"), rows("a")).summary
     assert summary.rows == {"train": 3, "validation": 3, "test": 1}

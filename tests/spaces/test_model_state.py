@@ -219,6 +219,13 @@ def test_a_state_that_came_after_attaching_is_named(build, structure, tmp_path, 
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("thing", [None, "a/path", {"model": 1}])
+def test_what_is_no_model_is_named_at_every_entry_point(structure, tmp_path, thing):
+    for entry in ENTRIES.values():
+        with pytest.raises(ModelStateError, match="is no model"):
+            entry(thing, structure, tmp_path)
+
+
 def test_a_state_is_an_error_of_the_backbone_and_of_the_structure(build, structure):
     model = nn.DataParallel(build("bert"))
     for error in (BackboneError, StructureError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
@@ -49,6 +50,23 @@ def test_merge_keys_may_name_what_a_mapping_has_itself():
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10), ("08", 8), ("+7", 7), ("-0", 0), ("0o17", 15), ("0x1F", 31),
+        ("1e3", 1000.0), ("1e-3", 0.001), ("1.", 1.0), (".5", 0.5), ("-.inf", -math.inf),
+        ("1:30", "1:30"), ("190:20:30", "190:20:30"), ("1_0", "1_0"), ("0b1", "0b1"), ("1e", "1e"),
+        ("2026-01-01", "2026-01-01"), ("on", "on"), ("No", "No"), ("y", "y"), ("truest", "truest"),
+        ("=", "="), ("true", True), ("FALSE", False), ("~", None), ("null", None),
+        ("!!float 3", 3.0), ("!!int 010", 10), ("'010'", "010"),
+    ],
+)  # fmt: skip
+def test_plain_scalars_are_those_of_yaml_1_2(text, value):
+    """YAML 1.2, section 10.3.2; YAML 1.1 read 010 as 8, 1:30 as 90 and 1e-3 as a text."""
+    found = read_yaml(text)
+    assert (found, type(found)) == (value, type(value))
+
+
 MALFORMED = {
     "a key twice": ("{search: {steps: 4}, search: {steps: 2}}", "'search' in line 1"),
     "lists": ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
@@ -57,7 +75,7 @@ MALFORMED = {
     "list in itself": ("a: &a [*a]", "aliases hold themselves"),
     "mapping in itself": ("a: &a {b: *a}", "aliases hold themselves"),
     "nul": ("a: b\0c", "#x0000"),
-    "no such day": ("a: 1\nb: 2024-13-45", "'2024-13-45' is no timestamp .* line 2"),
+    "no such day": ("a: 1\nb: !!timestamp 2024-13-45", "'2024-13-45' is no timestamp .* line 2"),
     "no timestamp": ("a: !!timestamp x", "'x' is no timestamp"),
     "no integer": ("a: !!int x", "'x' is no int"),
     "no boolean": ("a: !!bool x", "'x' is no bool"),

@@ -128,6 +128,16 @@ def test_a_folder_of_an_adapter_alone_is_named(study, folder, tmp_path):
     assert code == 2 and f"the folder {folder} holds a PEFT adapter, not a model" in text
 
 
+def test_a_folder_of_a_slim_model_is_named(study, folder, tmp_path):
+    (folder / "checkpoint.json").write_text('{"plain": true}')
+    load_config(str(folder))
+    (folder / "checkpoint.json").write_text('{"plain": false}')
+    for code, text in (run(study, folder, tmp_path), call("space", folder)):
+        assert code == 2 and f"model.path '{folder}': the folder holds a slim model" in text
+    with pytest.raises(BackboneError, match="a slim model of sparsearch"):
+        load_model(str(folder))
+
+
 def test_a_folder_of_quantised_weights_is_named(study, folder, tmp_path):
     file = folder / "config.json"
     quantisation = {"quant_method": "bitsandbytes", "load_in_4bit": True}

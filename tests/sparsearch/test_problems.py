@@ -78,6 +78,8 @@ def test_an_unknown_setting_that_is_tuned_gets_the_known_ones(problems, path, me
         ({"seeds": 3}, "seeds: must be a list, not 3"),
         ({"search": {"allocation": {"heads": "all"}}}, "search.allocation.heads: Input should be"),
         ({"budgets": ["3%", "300%"]}, "budgets.1: '300%' is no share"),
+        ({"budgets": ["1e3"]}, "budgets.0: '1e3' is no limit: write a whole number above 0, or"),
+        ({"budgets": [1.5]}, "budgets.0: 1.5 is no limit"),
         ({"budgets": {"max_bytes": [5, -1]}}, "budgets.max_bytes: Input should be greater than 0"),
     ],
 )
@@ -87,6 +89,12 @@ def test_a_wrong_value_is_named_where_the_user_wrote_it(problems, changes, messa
     words = r"literal|function-|\[key\]|Extra inputs|valid dictionary|instance of|Field required"
     assert not re.search(words, " ".join(p.partition(": Input")[0] for p in found)), found
     assert not any(re.search(r"\.(range|choices|int|float|bool|str)\b", p) for p in found), found
+
+
+@pytest.mark.parametrize("written", [r"\t", '""', ";;", '"\\n"', "7"])
+def test_a_wrong_delimiter_is_told_how_to_write_one(problems, written):
+    (found,) = problems("task.data.path=csv", f"task.data.delimiter={written}")
+    assert 'is no delimiter: write one character in quotes, as ";", or "\\t" for a tab' in found
 
 
 def test_settings_of_a_proposal_are_checked_in_the_same_words(study):

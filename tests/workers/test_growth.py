@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import sparsearch.workers.trial as trial_module
 from sparsearch.cli import app
-from sparsearch.errors import StoreError
+from sparsearch.errors import LeaseError, StoreError
+from sparsearch.results.lease import Owner
 from sparsearch.results.store import Store
 from sparsearch.workers.listener import Listener
 from sparsearch.workers.study import run
@@ -122,6 +123,16 @@ def test_trials_that_another_command_asks_for_wait_for_it(study, db):
     assert run(study, db, listener=listener).finished == 2
     assert listener.others == [(1, "queued")] * 2
     assert run(study, db, ["seeds=[0,1]"]).finished == 4
+
+
+def test_a_study_that_another_driver_holds_does_not_grow(study, db):
+    run(study, db)
+    before = records(db), config_of(db)
+    with Store.open(db, create=True, owner=Owner("elsewhere", 7, 0.0)) as store:
+        store.acquire("tiny")
+    with pytest.raises(LeaseError, match="elsewhere:7"):
+        run(study, db, ["seeds=[0,1]"])
+    assert (records(db), config_of(db)) == before
 
 
 def test_what_would_change_trials_that_have_run_is_refused_by_name(study, db):

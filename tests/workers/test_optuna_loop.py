@@ -237,6 +237,9 @@ def test_what_failed_is_never_the_samplers_best(store, sampler, monkeypatch):
         if any(violated):
             assert all(set(t.constraints) == {"limits"} for t in finished)
     last = asked[-1].trials
+    failed = [t.number for t in store.trials("front") if t.state == "failed"]
+    assert sum(t.state == TrialState.FAIL for t in last) == len([n for n in failed if n < 16]) > 0
+    assert not any(t.values for t in last if t.state == TrialState.FAIL)
     assert any(t.constraints.get("limits", 0.0) > 0 for t in last)
     assert all(t.constraints["limits"] <= 0 for t in asked[-1].best_trials)
 

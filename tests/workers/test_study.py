@@ -317,7 +317,7 @@ def test_changed_data_is_another_study_and_another_ranking(study, db, tmp_path):
         .replace('"label": 1', '"label": 0')
         .replace('"label": 2', '"label": 1')
     )
-    with pytest.raises(StoreError, match="data_sha256.train"):
+    with pytest.raises(StoreError, match="the content of the data file.s. 'train' changed"):
         run(study | {"task": task, "baselines": []}, db)
 
 
