@@ -10,8 +10,8 @@ ROOMS := search spaces workers results
 demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes on two cores
 	HF_HUB_OFFLINE=1 $(BIN)/sparsearch run examples/demo.yaml --db sqlite:///demo.db
 
-test: $(STAMP)  ## every test, offline, two at a time
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## every test, offline, three at a time: some wait for processes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) links  ## style, formatting and types
 	$(BIN)/ruff check .

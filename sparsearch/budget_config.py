@@ -29,7 +29,7 @@ def _limit(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 1e4
     share = _share(value)
-    if share is not None and not 0 < share <= 100:
+    if isinstance(value, str) and "%" in value and not 0 < (share or 0) <= 100:
         raise ValueError(f"{value!r} is no share: write a percentage above 0% and up to 100%")
     whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
     if value is not None and share is None and not whole:

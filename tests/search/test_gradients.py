@@ -261,14 +261,14 @@ def supernet(build):
 @pytest.mark.parametrize("score", ["l1", "l2", "step", "fisher"])
 def test_scores_are_the_gradients_of_each_candidates_own_parameters(supernet, score):
     task, train = make_task(), TRAIN
-    found = probe(supernet, task, ProbeConfig(score=score, rows=32), train, seed=0)
-    rows = sample_rows(task, 0, 32)
+    found = probe(supernet, task, ProbeConfig(score=score, rows=12), train, seed=0)
+    rows = sample_rows(task, 0, 12)
     attachment = supernet.attachment
     expected = []
     for name, unit in attachment.units.items():
         parameters = dict(unit.named_parameters())
         total = {n: torch.zeros_like(p) for n, p in parameters.items()}
-        for batch in batches(rows, 1 if score == "fisher" else 32, CPU):
+        for batch in batches(rows, 1 if score == "fisher" else 12, CPU):
             loss = loss_of(forward(supernet.model, batch, "fp32"), batch["labels"], task.type)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for n, g in zip(parameters, gradients, strict=True):

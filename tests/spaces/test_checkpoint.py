@@ -126,11 +126,9 @@ def test_it_loads_in_a_new_process(slimmed, inputs, tmp_path):
         "model = sparsearch.load_checkpoint(sys.argv[1])\n"
         "with torch.no_grad(): print(torch.equal(model(**inputs).logits, expected))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip() == "True"
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
 
 
 def test_half_precision_stays(slimmed, inputs, tmp_path):

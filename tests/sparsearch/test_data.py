@@ -123,7 +123,7 @@ def test_a_split_of_several_files_is_known_by_all_of_them(call, folder):
     assert code == 0 and "all rows 64 24 24" in told
     (folder / "b.jsonl").write_text("".join(lines[41:]))
     code, _, told = call(data=data)
-    assert code == 1 and "data_sha256.train" in told
+    assert code == 1 and "the content of the data file(s) 'train' changed" in told
 
 
 @pytest.mark.parametrize("path", ["json", "csv"])

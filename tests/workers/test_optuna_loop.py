@@ -223,7 +223,7 @@ def test_what_failed_is_never_the_samplers_best(store, sampler, monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(optuna, "create_study", create)
-    config = study(sampler=sampler, trials=14, baselines=())
+    config = study(sampler=sampler, trials=20, baselines=())
     simulate(config, store, SimulatedRunner(Narrow(), failures=Failures(nan=0.4)))
     states = {t.state for t in store.trials("front")}
     assert states == {"ok", "failed", "infeasible"}
@@ -238,7 +238,7 @@ def test_what_failed_is_never_the_samplers_best(store, sampler, monkeypatch):
             assert all(set(t.constraints) == {"limits"} for t in finished)
     last = asked[-1].trials
     failed = [t.number for t in store.trials("front") if t.state == "failed"]
-    assert sum(t.state == TrialState.FAIL for t in last) == len([n for n in failed if n < 16]) > 0
+    assert sum(t.state == TrialState.FAIL for t in last) == len([n for n in failed if n < 22]) > 0
     assert not any(t.values for t in last if t.state == TrialState.FAIL)
     assert any(t.constraints.get("limits", 0.0) > 0 for t in last)
     assert all(t.constraints["limits"] <= 0 for t in asked[-1].best_trials)
@@ -260,13 +260,13 @@ def test_failures_are_outcomes_and_many_workers_lose_nothing(store):
 
 
 def test_thousands_of_trials_end_once_each_whatever_comes_late(store):
-    config = study(sampler="random", trials=2000, seeds=(0, 1, 2))
+    config = study(sampler="random", trials=1000, seeds=(0, 1, 2))
     failures = Failures(oom=0.02, nan=0.02, killed=0.05, late=0.05, slow=0.1)
     runner = SimulatedRunner(SyntheticFront(), [1.0, 0.5, 2.0] * 20, failures)
     record = simulate(config, store, runner)
-    assert record.finished == record.trials == 3 * 6 + 2000
+    assert record.finished == record.trials == 3 * 6 + 1000
     attempts = Counter(a.state for a in store.attempts("front"))
-    assert attempts["late"] > 60 and attempts["lost"] > 150
+    assert attempts["late"] > 30 and attempts["lost"] > 75
     last = {*FINISHED} - {"oom"}  # which is tried again
     ended = Counter(a.trial for a in store.attempts("front") if a.state in last)
     assert set(ended.values()) == {1}, "a late result is no second outcome"
