@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ROOMS := search spaces workers results
 
-.PHONY: demo test lint links setup wheel clean
+.PHONY: demo test quick lint links setup wheel clean
 
 demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes on two cores
 	HF_HUB_OFFLINE=1 $(BIN)/sparsearch run examples/demo.yaml --db sqlite:///demo.db
@@ -13,15 +13,18 @@ demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes 
 test: $(STAMP)  ## every test, offline, three at a time: some wait for processes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
+quick: $(STAMP)  ## the tests of single parts, a minute
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 -m unit
+
 lint: $(STAMP) links  ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 
-setup: $(STAMP)
+setup: $(STAMP) links
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
@@ -29,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 links:  # mypy does not follow an editable install: show it the rooms under their import names
 	rm -rf .types && mkdir -p .types/sparsearch
-	ln -s $(foreach f,$(wildcard sparsearch/*.py) sparsearch/py.typed $(ROOMS),../../$(f)) .types/sparsearch/
+	ln -s $(foreach f,$(wildcard sparsearch/*) $(ROOMS),../../$(f)) .types/sparsearch/
 
 wheel: $(STAMP)
 	rm -rf build dist

@@ -1,8 +1,14 @@
-"""What is remembered: studies, trials and outcomes, written and read through ``Store``."""
+"""What is remembered and handed over.
 
-from sparsearch.results.lease import Owner
-from sparsearch.results.store import Store
-from sparsearch.results.values import (
+| file or folder | what it does |
+|---|---|
+| records | studies, trials and outcomes as values |
+| store | the database, written and read through ``Store`` |
+| report | summaries, comparisons, plots |
+| export | structures for training and serving |
+"""
+
+from sparsearch.results.records import (
     FINISHED,
     Attempt,
     Best,
@@ -16,6 +22,8 @@ from sparsearch.results.values import (
     Trial,
     TrialRecord,
 )
+from sparsearch.results.store.store import Store
+from sparsearch.results.store.writing.lease import Owner
 
 __all__ = [
     "FINISHED",

@@ -1,1 +1,12 @@
-"""How a structure is chosen: supernet, gates, budget, bi-level search, strategies, cut, training."""
+"""How a structure is found and trained.
+
+| folder | what it does |
+|---|---|
+| strategies | ways to choose candidates for a budget: the searches, the probes, the baselines |
+| bilevel, gates | the S3PET search: a supernet, and gates that meet a budget |
+| selection | from scores to the candidates that fit |
+| tasks | rows of text become token ids and labels |
+| training | the training loop, and what searching shares with it |
+
+``README.md`` has the maths in one page.
+"""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sparsearch.budget_config import SHARE
-from sparsearch.config import BudgetConfig
+from sparsearch.config.budgets import SHARE
+from sparsearch.config.study import BudgetConfig
 from sparsearch.errors import ConfigError
 
 __all__ = ["Budget", "parse_share", "resolve", "resolve_all", "served_limits"]

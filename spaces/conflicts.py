@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sparsearch.spaces.kinds import Kind, Removal, WeightMask
-from sparsearch.spaces.positions import Position
+from sparsearch.spaces.families.position import Position
+from sparsearch.spaces.kinds import Kind
 
 __all__ = ["conflicts"]
 
@@ -20,7 +20,7 @@ def conflicts(places: Places) -> Iterator[str]:
     that parts of a group cannot go. One problem for each two kinds, with the first position where they meet.
     """
     for removal, cuts in places.items():
-        if not isinstance(removal, Removal):
+        if removal.role != "remove":
             continue
         readers = {p.module: p for p in cuts if _may_be_cut(removal, p)}
         for kind, hosts in places.items():
@@ -32,25 +32,25 @@ def conflicts(places: Places) -> Iterator[str]:
                     break
 
 
-def _may_be_cut(removal: Removal, position: Position) -> bool:
+def _may_be_cut(removal: Kind, position: Position) -> bool:
     """Whether at least one part may go."""
     return position.units - min(removal.sizes(position)) >= removal.least(position)
 
 
-def _problem(removal: Removal, cut: Position, kind: Kind, host: Position) -> str | None:
+def _problem(removal: Kind, cut: Position, kind: Kind, host: Position) -> str | None:
     """Why a kind at the linear that reads what may be cut does not go with the cut."""
     if removal.aligns and kind.stage(host) in ("input", "mask"):
         return (
             f"space.kinds.{removal.name}.compensate: what stands in for {cut.name} does not merge with {kind.name} at "
             f"{host.name}; set compensate to none, or leave {host.name} out of {kind.name} with `on`"
         )
-    if isinstance(kind, WeightMask) and kind.pattern:
-        width = cut.in_features // cut.units
-        parts = [size * width for size in removal.sizes(cut)]
-        if any(part % kind.group for part in parts):
-            block = "set block to a multiple of it, or " if hasattr(removal, "block") else ""
-            return (
-                f"space.kinds.{removal.name}: parts of {parts[0]} inputs of {host.name} may go, which breaks groups of "
-                f"{kind.group} in weight_mask's pattern {kind.pattern}; {block}leave {host.name} out of it with `on`"
-            )
+    width = cut.in_features // cut.units
+    parts = [size * width for size in removal.sizes(cut)]
+    if pattern := next(filter(None, map(kind.breaks_groups, parts)), ""):
+        block = "set block to a multiple of it, or " if hasattr(removal, "block") else ""
+        return (
+            f"space.kinds.{removal.name}: parts of {parts[0]} inputs of {host.name} may go, which breaks groups of "
+            f"{pattern.partition(':')[2]} in {kind.name}'s pattern {pattern}; {block}leave {host.name} out of it with "
+            "`on`"
+        )
     return None

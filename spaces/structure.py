@@ -18,9 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sparsearch.documents import read_json
 from sparsearch.errors import ConfigError, StructureError
-from sparsearch.spaces.backbone import BackboneId
+from sparsearch.spaces.backbone.identity import BackboneId
+from sparsearch.spaces.candidate import Candidate
+from sparsearch.spaces.costs import merge_same_position, narrowed_positions, recompute_costs
 from sparsearch.spaces.kinds import Kind, make_kind
-from sparsearch.spaces.space import Candidate, Space, narrow, recount, together
+from sparsearch.spaces.space import Space
 
 __all__ = ["SCHEMA_VERSION", "Provenance", "Structure", "json_schema", "make_structure"]
 
@@ -204,9 +206,9 @@ def make_structure(
 
     What is cut makes the rest cheaper: a low-rank unit loses its rows on a head that is gone.
     """
-    merged = together(space, chosen)
-    narrowed = narrow(space.positions, merged, trained=True)
-    merged = [recount(c, space.kinds[c.kind], narrowed) for c in merged]
+    merged = merge_same_position(space, chosen)
+    narrowed = narrowed_positions(space.positions, merged, trained=True)
+    merged = [recompute_costs(c, space.kinds[c.kind], narrowed) for c in merged]
     order = {p.name: i for i, p in enumerate(space.positions)}
     kind_order = {name: i for i, name in enumerate(space.kinds)}
     candidates = sorted(merged, key=lambda c: (order[c.position], kind_order[c.kind]))

@@ -13,16 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsearch.config import StudyConfig
+    from sparsearch.config.study import StudyConfig
     from sparsearch.errors import SparsearchError
-    from sparsearch.results.export import export
-    from sparsearch.results.store import Store
-    from sparsearch.results.store import open_store as open
-    from sparsearch.spaces.align import align
-    from sparsearch.spaces.attach import attach, detach
-    from sparsearch.spaces.checkpoint import load_checkpoint
-    from sparsearch.spaces.merge import measured_sparsity, merge
-    from sparsearch.spaces.slim import slim
+    from sparsearch.results.export.export import export
+    from sparsearch.results.store.store import Store
+    from sparsearch.results.store.store import open_store as open
+    from sparsearch.spaces.attachment.attach import attach, detach
+    from sparsearch.spaces.calibration.calibrate import align
+    from sparsearch.spaces.compaction.checkpoint import load_checkpoint
+    from sparsearch.spaces.compaction.compact import slim
+    from sparsearch.spaces.compaction.merge import merge
+    from sparsearch.spaces.compaction.sparsity import measured_sparsity
     from sparsearch.spaces.space import Space, build_space
     from sparsearch.spaces.structure import Structure
     from sparsearch.workers.study import run
@@ -52,20 +53,20 @@ __version__ = "0.1.0"
 _HOME = {
     "Space": "spaces.space:Space",
     "SparsearchError": "errors:SparsearchError",
-    "Store": "results.store:Store",
+    "Store": "results.store.store:Store",
     "Structure": "spaces.structure:Structure",
-    "StudyConfig": "config:StudyConfig",
-    "align": "spaces.align:align",
-    "attach": "spaces.attach:attach",
+    "StudyConfig": "config.study:StudyConfig",
+    "align": "spaces.calibration.calibrate:align",
+    "attach": "spaces.attachment.attach:attach",
     "build_space": "spaces.space:build_space",
-    "detach": "spaces.attach:detach",
-    "export": "results.export:export",
-    "load_checkpoint": "spaces.checkpoint:load_checkpoint",
-    "measured_sparsity": "spaces.merge:measured_sparsity",
-    "merge": "spaces.merge:merge",
-    "open": "results.store:open_store",
+    "detach": "spaces.attachment.attach:detach",
+    "export": "results.export.export:export",
+    "load_checkpoint": "spaces.compaction.checkpoint:load_checkpoint",
+    "measured_sparsity": "spaces.compaction.sparsity:measured_sparsity",
+    "merge": "spaces.compaction.merge:merge",
+    "open": "results.store.store:open_store",
     "run": "workers.study:run",
-    "slim": "spaces.slim:slim",
+    "slim": "spaces.compaction.compact:slim",
 }
 
 
@@ -74,7 +75,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOME[name].split(":")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.msg}: sparsearch is not installed here; in a clone run `make setup` and use .venv/bin/python, "
+            "elsewhere `pip install sparsearch`",
+            name=error.name,
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -120,9 +120,36 @@ def make_inputs(rows: int = 2, tokens: int = 7) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+TIERS = {
+    "system": (
+        300,
+        "test_lost_database test_postgres test_ray test_readers test_resume test_shelf",
+    ),
+    "integration": (
+        180,
+        """test_architecture test_artefacts test_bad_input test_bilevel test_checkpoint test_checkpoint_export
+        test_cli test_data test_documents test_elsewhere test_examples test_export test_export_conformance
+        test_export_use test_gradients test_growth test_kinds test_late_tickets test_masking test_merge
+        test_migrations test_model_state test_optuna_loop test_other_hooks test_outer_study test_plugins
+        test_slim test_sparse_delta test_store test_study test_task_identity test_train test_transfer
+        test_two_budgets test_weight_mask""",
+    ),
+}
+"""Tier -> seconds that a test may take, and its files; all others are unit tests, and may take a minute."""
+
+_TIER_OF = {
+    name: (tier, limit) for tier, (limit, names) in TIERS.items() for name in names.split()
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, those of the workers: two processes then end at about the same time."""
+    """Give each test its tier; the files of the workers, the longest, go first: all processes then end together."""
     items.sort(key=lambda item: "workers" not in item.path.parts)
+    for item in items:
+        tier, limit = _TIER_OF.get(item.path.stem, ("unit", 60))
+        item.add_marker(tier)
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(limit))
 
 
 @pytest.fixture(params=FAMILIES)
@@ -305,6 +332,25 @@ def postgres_server() -> Iterator[str]:
             do(control, "stop", "-w", "-m", "immediate", "-D", str(data))
     finally:
         shutil.rmtree(folder)
+
+
+_OURS = {
+    "PYTEST_CURRENT_TEST",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",  # a session sets it
+    "KMP_DUPLICATE_LIB_OK",  # these two: scikit-learn, as it is imported
+    "KMP_INIT_AT_FORK",
+}
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_trace() -> Iterator[None]:
+    """What a test changes of the process would reach processes that later tests start."""
+    before, folder = dict(os.environ), os.getcwd()
+    yield
+    changed = {k: v for k, v in os.environ.items() if before.get(k) != v}
+    gone = before.keys() - os.environ.keys()
+    assert (changed.keys() | gone) <= _OURS, (changed, gone)
+    assert os.getcwd() == folder
 
 
 _numbers = itertools.count()

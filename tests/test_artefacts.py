@@ -20,16 +20,16 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import sparsearch as ss
-from sparsearch.config import StudyConfig
+from sparsearch.config.reader import read_study
+from sparsearch.config.study import StudyConfig
 from sparsearch.errors import StoreError
-from sparsearch.spaces.backbone import identify
+from sparsearch.spaces.backbone.identity import identify
+from sparsearch.spaces.backbone.legacy import legacy_space_fingerprint
 from sparsearch.spaces.budget import resolve_all
-from sparsearch.spaces.legacy import legacy_space_fingerprint
 from sparsearch.spaces.structure import Structure
-from sparsearch.study_file import read_study
-from sparsearch.workers.study import _identity
-from sparsearch.workers.trial import ranking_key
-from sparsearch.workers.workbench import open_workbench
+from sparsearch.workers.plan import study_identity
+from sparsearch.workers.trials.ranking_key import ranking_key
+from sparsearch.workers.trials.session import open_session
 
 ARTEFACTS = Path(__file__).parent / "artefacts"
 FIRST = ARTEFACTS / "v0.1.0"
@@ -81,11 +81,11 @@ def test_backbones_studies_and_rankings_keep_their_names(model, study):
     raw, folder = read_study(study)
     config = StudyConfig.model_validate(raw)
     config._folder = folder
-    assert _identity(config) == GOLDEN["study"] == WRITTEN["study"]
-    bench = open_workbench(config)
-    budget = resolve_all(config.budgets, bench.space.backbone_params)[0]
+    assert study_identity(config) == GOLDEN["study"] == WRITTEN["study"]
+    session = open_session(config)
+    budget = resolve_all(config.budgets, session.space.backbone_params)[0]
     for strategy, key in GOLDEN["ranking"].items():
-        assert ranking_key(bench, strategy, budget, 0) == key
+        assert ranking_key(session, strategy, budget, 0) == key
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsearch.errors import ModelStateError
-from sparsearch.results.store import Store
+from sparsearch.results.store.store import Store
 from sparsearch.spaces.space import build_space
 from sparsearch.workers.study import run
 

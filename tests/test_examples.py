@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparsearch.spaces.space import preset_names
-from sparsearch.study_file import sections_of
+from sparsearch.config.presets import preset_names
+from sparsearch.config.reader import validate_study
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,14 +39,14 @@ def test_docstring_examples_run(name):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda f: f.stem)
 def test_shipped_studies_are_valid(file):
-    _, problems = sections_of(yaml.safe_load(file.read_text()), file.parent)
+    _, problems = validate_study(yaml.safe_load(file.read_text()), file.parent)
     assert problems == []
 
 
 def test_the_readmes_study_is_valid_and_its_preset_ships():
     text = (ROOT / "README.md").read_text()
     block = next(b for b in re.findall(r"```yaml\n(.*?)```", text, re.S) if "study.yaml" in b)
-    sections, problems = sections_of(yaml.safe_load(block), ROOT)
+    sections, problems = validate_study(yaml.safe_load(block), ROOT)
     assert problems == []
     assert sections["study"].space.preset in preset_names()
 

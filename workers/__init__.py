@@ -1,1 +1,10 @@
-"""Who runs a study: runners, trials, and the loop over budgets, seeds and baselines."""
+"""How a study runs.
+
+| file or folder | what it does |
+|---|---|
+| study, plan, preflight | `run`; the trials and what makes two runs one study; checks before anything is written |
+| driver, callbacks, resources | hands trials out and stores what comes back; who is told; what fits on a machine |
+| trials | one trial, from its job to its outcome |
+| execution | where trials run: in this process, or on Ray |
+| scheduling | which trial is next |
+"""

@@ -4,22 +4,49 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sparsearch.errors import Stopped
-from sparsearch.results.lease import LEASE_SECONDS
-from sparsearch.results.store import Store
-from sparsearch.results.values import Outcome, Trial
-from sparsearch.workers.listener import Listener
-from sparsearch.workers.outer_loop import OuterLoop
-from sparsearch.workers.runners import Ended, Event, Job, Lost, Progressed, Ranked, Runner, Started
+from sparsearch.results.records import Outcome, Trial
+from sparsearch.results.store.store import Store
+from sparsearch.results.store.writing.lease import LEASE_SECONDS
+from sparsearch.workers.callbacks import StudyCallbacks
+from sparsearch.workers.execution.events import (
+    Ended,
+    Event,
+    Job,
+    Lost,
+    Progressed,
+    Ranked,
+    Started,
+)
+from sparsearch.workers.execution.runner import Runner
+from sparsearch.workers.scheduling.scheduler import Scheduler
 
-__all__ = ["Driver"]
+__all__ = ["Driver", "DriverRules"]
 
 _RENEW_SECONDS = 15.0
 _LOOK_SECONDS = 2.0
 _STOP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class DriverRules:
+    """How a driver treats trials.
+
+    Attributes:
+        listen: Told how it goes.
+        shared: Key of the ranking that a trial will make, or None. Trials with the same key wait until the first has
+            made it.
+        max_attempts: How often a trial is tried, counted over all drivers of the study.
+        attempt_seconds: How long an attempt is believed in without progress.
+    """
+
+    listen: StudyCallbacks = field(default_factory=StudyCallbacks)
+    shared: Callable[[Trial], Hashable | None] = lambda trial: None
+    max_attempts: int = 3
+    attempt_seconds: float = LEASE_SECONDS
 
 
 class Driver:
@@ -33,11 +60,7 @@ class Driver:
         study: Its name.
         runner: Executes.
         loop: Proposes.
-        listen: Told how it goes.
-        shared: What a trial makes that another one would reuse (a ranking), None for nothing: of trials
-            with equal ones only one runs at a time, until it is made.
-        max_attempts: How often a trial is tried, counted over all drivers of the study.
-        attempt_seconds: How long an attempt is believed in without progress.
+        rules: How it treats trials.
     """
 
     def __init__(
@@ -45,15 +68,13 @@ class Driver:
         store: Store,
         study: str,
         runner: Runner,
-        loop: OuterLoop,
-        listen: Listener,
-        shared: Callable[[Trial], Hashable | None],
-        max_attempts: int = 3,
-        attempt_seconds: float = LEASE_SECONDS,
+        loop: Scheduler,
+        rules: DriverRules | None = None,
     ) -> None:
+        rules = rules or DriverRules()
         self.store, self.study, self.runner, self.loop = store, study, runner, loop
-        self.listen, self.shared = listen, shared
-        self.max_attempts, self.attempt_seconds = max_attempts, attempt_seconds
+        self.listen, self.shared = rules.listen, rules.shared
+        self.max_attempts, self.attempt_seconds = rules.max_attempts, rules.attempt_seconds
         self._running: dict[int, Job] = {}
         self._making: dict[int, Hashable | None] = {}
         self._again: list[Trial] = []

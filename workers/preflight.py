@@ -7,24 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparsearch.config import StudyConfig
+from sparsearch.config.reader import read_study, validate_study
+from sparsearch.config.registry import STRATEGIES
+from sparsearch.config.study import StudyConfig
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
-from sparsearch.search.cut import Limits, kept, smallest
-from sparsearch.search.strategies import UNIFORM, unfit
-from sparsearch.spaces.backbone import (
+from sparsearch.search.selection.limits import Limits, smallest
+from sparsearch.search.selection.selector import Selector
+from sparsearch.search.strategies.registry import find_strategy
+from sparsearch.spaces.backbone.loading import (
     check_padding_token,
     load_config,
     load_tokenizer,
     locate,
-    longest_input,
-    most_tokens,
     skeleton,
 )
+from sparsearch.spaces.backbone.tokens import longest_input, most_tokens
 from sparsearch.spaces.budget import Budget, resolve_all
-from sparsearch.spaces.space import Candidate, Space
-from sparsearch.study_file import read_study, sections_of
-from sparsearch.workers.places import worker_problems
-from sparsearch.workers.workbench import space_of
+from sparsearch.spaces.candidate import Candidate
+from sparsearch.spaces.space import Space
+from sparsearch.workers.resources import worker_problems
+from sparsearch.workers.trials.session import space_of
 
 __all__ = ["Feasibility", "Preflight", "check_study"]
 
@@ -86,7 +88,7 @@ def check_study(
         sections["study"] = source
         problems: list[str] = []
     else:
-        sections, problems = sections_of(*read_study(source, overrides))
+        sections, problems = validate_study(*read_study(source, overrides))
     folder = sections["study"].folder if "study" in sections else _folder(source)
     problems += _data_problems(sections, folder)
     if "workers" in sections:
@@ -122,14 +124,14 @@ def check_study(
         raise InfeasibleError("\n".join(e.message for e in too_small), too_small[0].hint)
     assert space is not None
     feasibility = tuple(_feasibility(space, b, tokens) for b in budgets)
-    attachable = any(not c.removes for c in space.candidates)
+    attachable = any(c.role == "attach" for c in space.candidates)
     least = smallest(space) if attachable else None
     return Preflight(sections["study"], space, budgets, feasibility, least)
 
 
 def _feasibility(space: Space, budget: Budget, tokens: int) -> Feasibility:
     limits = Limits(space, replace(budget, max_inference_flops=None), tokens)
-    alone = sum(limits.fits([c]) for c in space.candidates if not c.removes)
+    alone = sum(limits.fits([c]) for c in space.candidates if c.role == "attach")
     return Feasibility(budget, alone, len(_most(space, budget, tokens)))
 
 
@@ -154,7 +156,7 @@ def _misfits(config: StudyConfig, space: Space) -> list[str]:
     strategies = dict.fromkeys(
         [config.search.strategy, *config.baselines, *config.proposed_strategies]
     )
-    problems = [problem for s in strategies for problem in unfit(s, space)]
+    problems = [problem for s in strategies for problem in find_strategy(s).check(space)]
     if not config.train.backbone:
         return problems
     others = sorted({c.kind for c in space.candidates if not c.which})
@@ -163,7 +165,7 @@ def _misfits(config: StudyConfig, space: Space) -> list[str]:
             "train.backbone fine-tunes what cut heads and neurons leave of the backbone; the space also has "
             f"{', '.join(others)}: leave train.backbone out, or these kinds"
         )
-    if attaching := [s for s in strategies if s in UNIFORM]:
+    if attaching := [s for s in strategies if STRATEGIES.family(s) == "uniform"]:
         problems.append(f"train.backbone goes with cuts alone: leave {', '.join(attaching)} out")
     limits = {name for b in config.budgets for name, v in b.model_dump().items() if v is not None}
     if above := sorted(limits - {"max_inference_flops"}):
@@ -178,7 +180,9 @@ def _most(space: Space, budget: Budget, tokens: int) -> list[int]:
     """What is attached when the smallest candidates are taken first."""
     scores = [-float(c.params) for c in space.candidates]
     return [
-        i for i in kept(space, scores, budget, "greedy", tokens) if not space.candidates[i].removes
+        i
+        for i in Selector(space, budget, "greedy", tokens).indices(scores)
+        if space.candidates[i].role == "attach"
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import threading
@@ -16,50 +15,55 @@ from typing import Any
 
 import torch
 
-from sparsearch.config import BudgetConfig, StudyConfig
+from sparsearch.config.registry import TRANSFER
+from sparsearch.config.study import BudgetConfig, StudyConfig
 from sparsearch.errors import ConfigError, LeaseError, MissingStoreError, StoreError
-from sparsearch.results.database import check_creatable
-from sparsearch.results.growth import key_of
-from sparsearch.results.store import DEFAULT_URL, Store
-from sparsearch.results.values import StudyRecord, StudySpec, Trial, TrialRecord
-from sparsearch.search.strategies import REFERENCES, TRANSFER
-from sparsearch.search.task_checks import DataSummary
-from sparsearch.spaces.backbone import BackboneId, form_of, same_fingerprints, same_settings
-from sparsearch.spaces.budget import Budget, resolve_all
-from sparsearch.workers.driver import Driver
-from sparsearch.workers.listener import Listener
-from sparsearch.workers.outer_loop import OuterLoop, Planned
-from sparsearch.workers.places import quieten_ray
+from sparsearch.results.records import StudyRecord, StudySpec, Trial, TrialRecord
+from sparsearch.results.store.connection.database import check_creatable
+from sparsearch.results.store.store import DEFAULT_URL, Store
+from sparsearch.results.store.writing.growth import key_of
+from sparsearch.search.tasks.checks import DataSummary
+from sparsearch.spaces.backbone.identity import (
+    BackboneId,
+    form_of,
+    same_fingerprints,
+    same_settings,
+)
+from sparsearch.spaces.budget import resolve_all
+from sparsearch.workers.callbacks import StudyCallbacks
+from sparsearch.workers.driver import Driver, DriverRules
+from sparsearch.workers.execution.in_process import InProcessRunner
+from sparsearch.workers.execution.runner import Runner
+from sparsearch.workers.plan import asks_for_trial, plan, study_identity
 from sparsearch.workers.preflight import Preflight, check_study
-from sparsearch.workers.proposals import Proposals
-from sparsearch.workers.runners import InProcessRunner, Runner
-from sparsearch.workers.transfer import FindSource, finder, with_source, with_sources
-from sparsearch.workers.trial import FindRanking, shared_ranking
-from sparsearch.workers.workbench import identify_backbone, open_workbench
+from sparsearch.workers.resources import quieten_ray
+from sparsearch.workers.scheduling.scheduler import FixedPlan, Scheduler
+from sparsearch.workers.scheduling.search_space import SearchSpace
+from sparsearch.workers.scheduling.transfer import FindSource, finder, with_source, with_sources
+from sparsearch.workers.trials.execute import FindRanking
+from sparsearch.workers.trials.ranking_key import shared_ranking
+from sparsearch.workers.trials.session import identify_backbone, open_session
 
-__all__ = ["make_loop", "plan", "run"]
+__all__ = [
+    "make_scheduler",
+    "run",
+]
 
 _RENEW_SECONDS = 60.0
+
+
 _DRIVEN: set[tuple[str, str]] = set()
 """Databases and studies that this process drives: a lease tells processes apart, not threads."""
+
+
 _DRIVING = threading.Lock()
-
-
-def plan(config: StudyConfig, budgets: Sequence[Budget]) -> tuple[Trial, ...]:
-    """Every trial of a study in order: seed by seed; the references, then each budget's strategies."""
-    strategies = list(dict.fromkeys([config.search.strategy, *config.baselines]))
-    cells: list[tuple[str, Budget | None, int]] = []
-    for seed in config.seeds:
-        cells += [(s, None, seed) for s in strategies if s in REFERENCES]
-        cells += [(s, b, seed) for b in budgets for s in strategies if s not in REFERENCES]
-    return tuple(Trial(number, *cell) for number, cell in enumerate(cells))
 
 
 def run(
     study: str | Path | Mapping[str, Any] | StudyConfig,
     db: str = DEFAULT_URL,
     overrides: Sequence[str] = (),
-    listener: Listener | None = None,
+    listener: StudyCallbacks | None = None,
     ray_address: str | None = None,
 ) -> StudyRecord:
     """Launch a study, or continue it: the same command ends with the same trials, whatever happened between.
@@ -86,7 +90,7 @@ def run(
         >>> run("study.yaml").finished                               # doctest: +SKIP
         15
     """
-    listen = listener or Listener()
+    listen = listener or StudyCallbacks()
     address = ray_address or os.environ.get("RAY_ADDRESS") or None
     checked = check_study(study, overrides, address)  # type: ignore[arg-type]
     config = checked.config
@@ -97,7 +101,7 @@ def run(
         torch.set_num_threads(config.workers.threads)
     spec = StudySpec(
         name=config.name,
-        config=json.dumps(_identity(config), sort_keys=True),
+        config=json.dumps(study_identity(config), sort_keys=True),
         model=config.model.path,
         task=config.task.title,
         metric=config.task.metric,
@@ -134,12 +138,12 @@ def _runner(
     """What the configuration names; Ray takes seconds to import."""
     if config.workers.runner == "ray":
         quieten_ray()
-        from sparsearch.workers.ray_runner import RayRunner
+        from sparsearch.workers.execution.ray_runner import RayRunner
 
         return RayRunner(config, find_ranking, address, loaded)
-    bench = open_workbench(config)
-    loaded(bench.task.summary)
-    return InProcessRunner(bench, find_ranking)
+    session = open_session(config)
+    loaded(session.task.summary)
+    return InProcessRunner(session, find_ranking)
 
 
 def _stored_trials(db: str, study: str) -> tuple[TrialRecord, ...] | None:
@@ -180,44 +184,9 @@ def _sourced(
         return tuple(with_source(t, source) if t in missing else t for t in trials)
 
 
-def _asks_for(spec: StudySpec, config: StudyConfig) -> Callable[[Trial | TrialRecord], bool]:
-    """Whether a trial of a stored study is one that is planned now; an outer loop's proposals always are."""
-    planned = {key_of(trial) for trial in spec.trials}
-    return lambda trial: config.outer is not None or key_of(trial) in planned
-
-
-def _identity(config: StudyConfig) -> dict[str, Any]:
-    """What two runs of one study must agree on: its settings and the content of its local data files.
-
-    A setting left out equals its default, now and in later versions. Who runs it and how many trials are proposed
-    may change.
-    """
-    settings = config.model_dump(
-        mode="json", exclude={"workers": True, "outer": {"trials"}}, exclude_defaults=True
-    )
-    content = {}
-    for name, files in _local_data(config).items():
-        digests = [_sha256(file) for file in files]
-        joined = "\n".join(digests).encode()
-        content[name] = digests[0] if len(digests) == 1 else hashlib.sha256(joined).hexdigest()
-    return settings | ({"data_sha256": content} if content else {})
-
-
-def _local_data(config: StudyConfig) -> dict[str, list[Path]]:
-    """Local data files by their splits; where the data is a folder, all that is in it by its names."""
-    data, folder = config.task.data, Path(config.task.data.path)
-    if data.data_files is not None:
-        return {s: [config.folder / name for name in names] for s, names in data.files.items()}
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): [file] for file in files}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSource) -> OuterLoop:
+def make_scheduler(
+    store: Store, spec: StudySpec, config: StudyConfig, find: FindSource
+) -> Scheduler:
     """The outer loop of a stored study, knowing all that has ended: its planned trials, and proposals if it has any.
 
     Args:
@@ -226,30 +195,26 @@ def make_loop(store: Store, spec: StudySpec, config: StudyConfig, find: FindSour
         config: With or without ``outer``.
         find: What may be transferred.
     """
-    queued = [t for t in store.queued(spec.name) if _asks_for(spec, config)(t)]
-    feared = _killers(store, spec.name)
+    queued = [t for t in store.queued(spec.name) if asks_for_trial(spec, config)(t)]
+    feared = _poison_trials(store, spec.name)
     if config.outer is None:
-        return Planned(sorted(queued, key=lambda trial: trial.number in feared))
-    from sparsearch.workers.optuna_loop import OptunaLoop  # optuna takes a while to import
+        return FixedPlan(sorted(queued, key=lambda trial: trial.number in feared))
+    from sparsearch.workers.scheduling.optuna_scheduler import OptunaScheduler, Priors, StudyState
 
     budgets, known = resolve_all(config.budgets, spec.backbone_params), store.trials(spec.name)
     first = [t.strategy for t in known[len(spec.trials) :]][:1]
     # Whether there are priors is settled with the first proposal, whatever other studies find later.
     priors = config.outer.priors and first in ([], [TRANSFER])
-    return OptunaLoop(
+    return OptunaScheduler(
         config,
-        Proposals(config, budgets, spec.backbone_params),
-        [b for b in budgets if priors and find(b) is not None],
-        len(spec.trials),
-        known,
-        queued,
-        feared,
+        SearchSpace(config, budgets, spec.backbone_params),
+        StudyState(len(spec.trials), known, queued, feared),
         lambda trial: store.add_trial(spec.name, trial),
-        find,
+        Priors(find, [b for b in budgets if priors and find(b) is not None]),
     )
 
 
-def _killers(store: Store, study: str) -> set[int]:
+def _poison_trials(store: Store, study: str) -> set[int]:
     """Numbers of trials that two drivers did not survive: they come last, so that they keep no other waiting."""
     ended = Counter(a.trial for a in store.attempts(study) if a.state == "interrupted")
     return {number for number, times in ended.items() if times > 1}
@@ -329,7 +294,7 @@ def _drive(
     store: Store,
     spec: StudySpec,
     config: StudyConfig,
-    listen: Listener,
+    listen: StudyCallbacks,
     runner: Callable[[StudyConfig], Runner],
     find: FindSource,
     backbone: Callable[[str], BackboneId],
@@ -339,7 +304,7 @@ def _drive(
         store.begin_study(spec)
     with _held(store, spec.name):
         _begin(store, spec, backbone)
-        asks_for, stored = _asks_for(spec, config), store.trials(spec.name)
+        asks_for, stored = asks_for_trial(spec, config), store.trials(spec.name)
         queued = [trial for trial in store.queued(spec.name) if asks_for(trial)]
         others = [trial for trial in stored if not asks_for(trial)]
         asked = len(stored) - len(others)
@@ -353,14 +318,16 @@ def _drive(
         _check_backbone(store, spec.name, backbone)
         config = _with_budgets(config, store.find_study(spec.name))
         budgets = resolve_all(config.budgets, spec.backbone_params)
-        loop = make_loop(store, spec, config, find)
+        loop = make_scheduler(store, spec, config, find)
         Driver(
             store,
             spec.name,
             runner(config),
             loop,
-            listen,
-            lambda trial: shared_ranking(config, budgets, trial),
-            config.workers.max_attempts,
-            config.workers.attempt_seconds,
+            DriverRules(
+                listen,
+                lambda trial: shared_ranking(config, budgets, trial),
+                config.workers.max_attempts,
+                config.workers.attempt_seconds,
+            ),
         ).run()

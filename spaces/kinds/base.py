@@ -6,15 +6,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sparsearch.spaces.positions import Position
+from sparsearch.spaces.families.position import Position
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sparsearch.spaces.units.base import Basis, Unit
+    from sparsearch.spaces.kinds.module_base import Basis, Unit
 
-__all__ = ["Kind", "Stage"]
+__all__ = ["KindRole", "Kind", "Stage", "Statistics"]
 
+KindRole = Literal["attach", "remove", "mask"]
+"""What a kind does to the backbone: add a module, take heads or neurons out, or set weights to zero."""
+
+Statistics = Literal["weight change", "input covariance", "second moments"]
+"""What a kind learns from calibration data: how its host's weight would change, or what passes through its host."""
 
 Stage = Literal["input", "cut", "parallel", "mask", "sequential"]
 """Where a unit acts: on the position's input, as a factor on that, beside it (fed with its input), on its weight
@@ -26,8 +31,10 @@ class Kind:
     """What may be attached or cut, and what it costs. Options of a kind are the fields of its dataclass."""
 
     name: ClassVar[str]
-    removes: ClassVar[bool] = False
-    """Whether a candidate is something of the backbone that is cut; its FLOPs are then negative."""
+    role: ClassVar[KindRole] = "attach"
+    """What it does to the backbone; FLOPs of what is removed are negative."""
+    statistics: ClassVar[Statistics] = "weight change"
+    """What its frozen parts are made from, where it has some."""
     mergeable: ClassVar[bool] = True
     """Whether the unit folds into the backbone's weights and then adds no inference FLOPs of its own."""
     default_on: ClassVar[tuple[str, ...]] = ("*",)
@@ -58,6 +65,22 @@ class Kind:
         """Where the unit acts at this position."""
         raise NotImplementedError
 
+    def least(self, position: Position) -> int:
+        """Heads or neurons that always stay; for kinds that remove."""
+        return 0
+
+    def untrained(self) -> Kind:
+        """The kind with nothing about it trained, where it masks weights."""
+        return self
+
+    def pruned_fraction(self, size: int) -> float | None:
+        """Fraction of its matrix that a candidate sets to zero; None for what is no mask."""
+        return None
+
+    def breaks_groups(self, part: int) -> str:
+        """The pattern that removing so many neighbouring inputs of its host would break; "" if none."""
+        return ""
+
     def sizes(self, position: Position) -> tuple[int, ...]:
         """Sizes of the candidates offered at this position; equal sizes add up (rank units)."""
         return (1,)
@@ -65,6 +88,10 @@ class Kind:
     def largest(self, position: Position) -> int:
         """Size of the largest unit there: all candidates together, unless uniform structures may go beyond."""
         return sum(self.sizes(position))
+
+    def largest_useful(self, position: Position) -> int:
+        """Size beyond which more buys nothing; uniform structures grow up to it."""
+        return self.largest(position)
 
     def params(self, position: Position, size: int) -> int:
         """Trainable parameters of a unit of this size."""

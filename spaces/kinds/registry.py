@@ -1,4 +1,4 @@
-"""The registry of kinds: one line each, in the order in which a space lists them."""
+"""Kinds that are known, and making one from its options."""
 
 from __future__ import annotations
 
@@ -7,38 +7,14 @@ import difflib
 import math
 from collections.abc import Mapping
 
+from sparsearch.config import registry
 from sparsearch.errors import ConfigError
-from sparsearch.spaces.kinds.adapter import Adapter
 from sparsearch.spaces.kinds.base import Kind
-from sparsearch.spaces.kinds.bitfit import BitFit
-from sparsearch.spaces.kinds.heads import Heads
-from sparsearch.spaces.kinds.ia3 import IA3
-from sparsearch.spaces.kinds.lnfit import LNFit
-from sparsearch.spaces.kinds.lora import Lora
-from sparsearch.spaces.kinds.low_rank_adapter import LowRankAdapter
-from sparsearch.spaces.kinds.neurons import Neurons
-from sparsearch.spaces.kinds.sparse_delta import SparseDelta
-from sparsearch.spaces.kinds.spectral import Spectral
-from sparsearch.spaces.kinds.weight_mask import WeightMask
 
 __all__ = ["KINDS", "make_kind"]
 
-KINDS: Mapping[str, type[Kind]] = {
-    kind.name: kind
-    for kind in (
-        Spectral,
-        Lora,
-        SparseDelta,
-        BitFit,
-        LNFit,
-        LowRankAdapter,
-        Adapter,
-        IA3,
-        Heads,
-        Neurons,
-        WeightMask,
-    )
-}
+KINDS: Mapping[str, type[Kind]] = registry.KINDS
+"""By name: those that ship, then those of the entry point group ``sparsearch.kinds``."""
 
 
 def make_kind(name: str, options: Mapping[str, object]) -> Kind:

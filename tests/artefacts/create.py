@@ -134,15 +134,15 @@ def make_folders() -> None:
     from transformers import AutoModelForSequenceClassification
 
     import sparsearch as ss
-    from sparsearch.config import StudyConfig
-    from sparsearch.results.export import export
-    from sparsearch.spaces.backbone import identify
+    from sparsearch.config.reader import read_study
+    from sparsearch.config.study import StudyConfig
+    from sparsearch.results.export.export import export
+    from sparsearch.spaces.backbone.identity import identify
     from sparsearch.spaces.budget import resolve_all
     from sparsearch.spaces.structure import make_structure
-    from sparsearch.study_file import read_study
-    from sparsearch.workers.study import _identity
-    from sparsearch.workers.trial import ranking_key
-    from sparsearch.workers.workbench import open_workbench
+    from sparsearch.workers.plan import study_identity
+    from sparsearch.workers.trials.ranking_key import ranking_key
+    from sparsearch.workers.trials.session import open_session
 
     file = HERE / "r0006.db"
     with ss.open(f"sqlite:///{file}") as store:
@@ -167,14 +167,14 @@ def make_folders() -> None:
     raw, folder = read_study(HERE / "study" / "study.yaml")
     config = StudyConfig.model_validate(raw)
     config._folder = folder
-    bench = open_workbench(config)
-    budget = resolve_all(config.budgets, bench.space.backbone_params)[0]
+    session = open_session(config)
+    budget = resolve_all(config.budgets, session.space.backbone_params)[0]
     identities |= {
         "structures": structures,
         "spaces": spaces,
         "backbone": identify(model).as_dict() | {"path": ""},
-        "study": _identity(config),
-        "ranking": {s: ranking_key(bench, s, budget, 0) for s in ("s3pet", "probe", "random")},
+        "study": study_identity(config),
+        "ranking": {s: ranking_key(session, s, budget, 0) for s in ("s3pet", "probe", "random")},
     }
     (HERE / "identities.json").write_text(json.dumps(identities, indent=1) + "\n")
 

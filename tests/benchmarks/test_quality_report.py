@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "quality_report.py"
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "quality" / "quality_report.py"
 
 
 @pytest.fixture(scope="module")

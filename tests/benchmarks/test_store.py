@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sparsearch.results.oracle import check_answers
-from sparsearch.results.store import Store
+from sparsearch.results.store.store import Store
+from sparsearch.testing.store_reference import check_answers
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "store"
 
 
 def test_a_small_database_is_filled_read_and_written(

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import T5Config, T5Model
 
+from sparsearch.config.presets import preset_names
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.budget import resolve
-from sparsearch.spaces.space import build_space, preset_names
-from tests.spaces.test_slim import WIDTH
+from sparsearch.spaces.space import build_space
+from tests.spaces.compaction.test_slim import WIDTH
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,21 @@ from safetensors.torch import save_file
 
 import sparsearch.spaces.structure as structure_module
 from sparsearch.errors import StructureError
-from sparsearch.spaces.attach import attach, detach
-from sparsearch.spaces.attachment import attachment_of
-from sparsearch.spaces.backbone import (
+from sparsearch.spaces.attachment.attach import attach, detach
+from sparsearch.spaces.attachment.attachment import attachment_of
+from sparsearch.spaces.attachment.weights_file import load_weights, weights_of
+from sparsearch.spaces.backbone.identity import (
     FORMS,
     form_of,
     identify,
-    positions_of,
     same_weights,
     weight_fingerprint,
 )
-from sparsearch.spaces.positions import find
-from sparsearch.spaces.space import build_space, make_candidate
+from sparsearch.spaces.backbone.parameters import positions_of
+from sparsearch.spaces.candidate import make_candidate
+from sparsearch.spaces.families.position import find
+from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import Structure, json_schema, make_structure
-from sparsearch.spaces.weights_file import load_weights, weights_of
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from sparsearch.cli import app
-from sparsearch.results.lease import Owner
-from sparsearch.results.store import Store
+from sparsearch.cli.main import app
+from sparsearch.results.store.store import Store
+from sparsearch.results.store.writing.lease import Owner
 
 
 @pytest.fixture

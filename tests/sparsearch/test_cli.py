@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sparsearch.cli import app
+from sparsearch.cli.main import app
 from sparsearch.errors import InfeasibleError
 from sparsearch.results import Outcome, Owner, Store, StudyRecord, StudySpec, Trial
-from sparsearch.results.conformance import (
+from sparsearch.results.store.store import DEFAULT_URL
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.structure import Structure
+from sparsearch.testing.store_conformance import (
     sample_outcome,
     sample_structure,
     sample_study,
     task_config,
 )
-from sparsearch.results.store import DEFAULT_URL
-from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.structure import Structure
 
 COMMANDS = (
     "run",
@@ -158,7 +158,7 @@ def test_bad_usage_exits_2(words: tuple[str, ...]) -> None:
 
 def test_command_line_starts_without_torch() -> None:
     code = (
-        "import sys, sparsearch.cli; heavy = {'torch', 'transformers', 'sqlalchemy', 'plotly'}; "
+        "import sys, sparsearch.cli.main; heavy = {'torch', 'transformers', 'sqlalchemy', 'plotly'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -178,7 +178,7 @@ def test_questions_are_answered_without_torch(db: str, form: list[str]) -> None:
     code = f"""
 import sys
 from typer.testing import CliRunner
-from sparsearch.cli import app
+from sparsearch.cli.main import app
 for question in {questions}:
     done = CliRunner().invoke(app, [*question, "--db", {db!r}, *{form}])
     assert done.exit_code == 0, done.output
@@ -193,7 +193,7 @@ def test_version() -> None:
 
 
 def test_default_database_is_the_stores() -> None:
-    from sparsearch._options import DEFAULT_DB
+    from sparsearch.cli.options import DEFAULT_DB
 
     assert DEFAULT_DB == DEFAULT_URL
 
@@ -247,7 +247,7 @@ def test_stop_frees_a_study_that_nobody_runs_and_asks_who_runs_one(
         done = call("stop", "stu", "--db", url)
         assert done.code == 0 and "nobody runs study study" in done.out
         store.acquire("study")
-        monkeypatch.setattr("sparsearch._commands_run._STOP_SECONDS", 0)
+        monkeypatch.setattr("sparsearch.cli.commands.stop._STOP_SECONDS", 0)
         done = call("stop", "study", "--db", url)
         assert done.code == 1 and "elsewhere:7 still holds" in done.err
         assert store.stop_asked("study")
@@ -269,6 +269,7 @@ def test_trials_take_a_prefix(db: str) -> None:
     assert trials[0]["budget"] is None and trials[0]["structure"] is None
     assert trials[2]["budget"] == {"max_trainable_params": 100, "text": "0.01%"}
     assert len(trials[2]["structure"]) == 64
+    assert trials[2]["started_at"] <= trials[2]["finished_at"] and "environment" in trials[2]
     table = call("trials", "trec", "--db", db).out
     assert max(map(len, table.splitlines())) <= 100
     assert trials[2]["structure"][:8] in table
@@ -686,7 +687,7 @@ def test_errors_are_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_export(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsearch.results.export import ExportReport
+    from sparsearch.results.export.export import ExportReport
 
     asked: dict[str, Any] = {}
 
@@ -696,7 +697,7 @@ def test_export(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
         asked.update(weights=weights, to=to, also=also)
         return ExportReport(out, ("structure.json",), ("a note",), 1e-7)
 
-    monkeypatch.setattr("sparsearch.results.export.export", export)
+    monkeypatch.setattr("sparsearch.results.export.export.export", export)
     name = answer("best", "--db", db)["structure"]
     report = answer("export", name[:8], "--to", "peft", "--out", "x", "--db", db)
     assert asked == {"weights": b"weights", "to": "peft", "also": ()}
@@ -719,7 +720,7 @@ def test_export_without_weights(new_db: str) -> None:
 
 def test_train_takes_a_folder_or_a_hash(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
-    class Retrained:
+    class TrainedStructure:
         structure: Structure
         trainable_params: int = 7
         metric: str = "accuracy"
@@ -730,12 +731,12 @@ def test_train_takes_a_folder_or_a_hash(db: str, monkeypatch: pytest.MonkeyPatch
         out: Path | None = None
         warnings: tuple[str, ...] = ("rows stand in two splits",)
 
-    def train(structure: Structure, study: Path, **rest: Any) -> Retrained:
+    def train(structure: Structure, study: Path, **rest: Any) -> TrainedStructure:
         rest["observe"]("train", 1, 2)
         assert rest["overrides"] == ("seeds=[1]",)
-        return Retrained(structure, out=rest["out"])
+        return TrainedStructure(structure, out=rest["out"])
 
-    fake(monkeypatch, "sparsearch.workers.retrain", train_structure=train)
+    fake(monkeypatch, "sparsearch.workers.trials.train_structure", train_structure=train)
     Path("study.yaml").write_text("name: x\n")
     Path("spec").mkdir()
     Path("spec/structure.json").write_text(sample_structure().to_json())

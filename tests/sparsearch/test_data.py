@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from sparsearch.cli import app
+from sparsearch.cli.main import app
 
 SPLITS = ("train", "validation", "test")
 

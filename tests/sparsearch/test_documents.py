@@ -8,12 +8,12 @@ import math
 import pytest
 from typer.testing import CliRunner
 
-from sparsearch.cli import app
+from sparsearch.cli.main import app
+from sparsearch.config.reader import read_study
 from sparsearch.documents import read_json, read_yaml
 from sparsearch.errors import ConfigError, StructureError
-from sparsearch.spaces.checkpoint import read_checkpoint
+from sparsearch.spaces.compaction.checkpoint_document import read_checkpoint
 from sparsearch.spaces.structure import Structure
-from sparsearch.study_file import read_study
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)

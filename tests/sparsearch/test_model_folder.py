@@ -13,11 +13,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from sparsearch.cli import app
+from sparsearch.cli.main import app
 from sparsearch.errors import BackboneError
-from sparsearch.results.export import export
-from sparsearch.results.values import Best
-from sparsearch.spaces.backbone import identify, load_config, load_model, locate, skeleton
+from sparsearch.results.export.export import export
+from sparsearch.results.records import Best
+from sparsearch.spaces.backbone.identity import identify
+from sparsearch.spaces.backbone.loading import load_config, load_model, locate, skeleton
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
 
@@ -184,8 +185,8 @@ def trial(folder: Path) -> tuple[Best, bytes]:
     """A structure on a model folder, and its weights as the store gives them."""
     import safetensors.torch
 
-    from sparsearch.spaces.attach import attach
-    from sparsearch.spaces.weights_file import weights_of
+    from sparsearch.spaces.attachment.attach import attach
+    from sparsearch.spaces.attachment.weights_file import weights_of
 
     model = load_model(str(folder), num_labels=3)
     space = build_space(model, kinds={"lora": {"max_rank": 1}})

@@ -6,13 +6,13 @@ import pytest
 
 from sparsearch.errors import Stopped
 from sparsearch.results import Store
-from sparsearch.results.conformance import sample_outcome, sample_study
-from sparsearch.results.values import Outcome
+from sparsearch.results.records import Outcome
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.workers.driver import Driver
-from sparsearch.workers.listener import Listener
-from sparsearch.workers.outer_loop import Planned
-from sparsearch.workers.runners import Ended, Lost, Progressed, Ranked, Started
+from sparsearch.testing.store_conformance import sample_outcome, sample_study
+from sparsearch.workers.callbacks import StudyCallbacks
+from sparsearch.workers.driver import Driver, DriverRules
+from sparsearch.workers.execution.events import Ended, Lost, Progressed, Ranked, Started
+from sparsearch.workers.scheduling.scheduler import FixedPlan
 
 
 class Scripted:
@@ -76,9 +76,9 @@ def store(tmp_path):
 
 
 def drive(store, runner, listen=None, shared=lambda trial: None, **settings):
-    listen = listen or Listener()
-    queued = Planned(store.queued("study"))
-    Driver(store, "study", runner, queued, listen, shared, **settings).run()
+    listen = listen or StudyCallbacks()
+    queued = FixedPlan(store.queued("study"))
+    Driver(store, "study", runner, queued, DriverRules(listen, shared, **settings)).run()
 
 
 def tries(store):
@@ -140,28 +140,28 @@ def test_a_late_result_is_a_further_attempt(store):
 
 def test_trials_of_one_ranking_wait_only_until_it_is_made(store):
     ranked = Ranking((0.5,), "s3pet", 0)
-    together = []
+    merge_same_position = []
 
     class Busy(Scripted):
         def wait(self, handle):
-            together.append(len(self.open))
+            merge_same_position.append(len(self.open))
             super().wait(handle)
             self.open = self.open[1:] + self.open[:1]  # the first one trains on behind the others
 
     runner = Busy({0: [[lambda job: Ranked(job, "key", ranked)]]}, slots=3)
     drive(store, runner, shared=lambda trial: "one ranking")
-    assert together[:2] == [1, 3]
+    assert merge_same_position[:2] == [1, 3]
     assert states(store) == ["ok"] * 3
     assert store.ranking("key") == ranked
 
 
 def test_a_ranking_that_is_stored_already_holds_nobody_up(store):
     """Who finds it says so, and the others start beside it."""
-    together = []
+    merge_same_position = []
 
     class Busy(Scripted):
         def wait(self, handle):
-            together.append(len(self.open))
+            merge_same_position.append(len(self.open))
             super().wait(handle)
 
     ranked = Ranking((0.5,), "s3pet", 0)
@@ -171,7 +171,9 @@ def test_a_ranking_that_is_stored_already_holds_nobody_up(store):
         lambda job: Ended(job, Outcome("failed")),
     ]
     drive(store, Busy({0: [found]}, slots=3), shared=lambda trial: "one ranking")
-    assert together == [1, 2, 1], "the other two run together, though the first one failed"
+    assert merge_same_position == [1, 2, 1], (
+        "the other two run together, though the first one failed"
+    )
 
 
 def test_progress_renews_the_attempts_deadline(store):
@@ -188,7 +190,7 @@ def test_progress_renews_the_attempts_deadline(store):
 
 
 def test_a_driver_that_is_asked_to_stop_cancels_and_queues_again(store):
-    class Impatient(Listener):
+    class Impatient(StudyCallbacks):
         def finished(self, trial, outcome):
             store.ask_to_stop("study")
 

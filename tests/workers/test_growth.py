@@ -8,12 +8,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import sparsearch.workers.trial as trial_module
-from sparsearch.cli import app
+import sparsearch.workers.trials.execute as trial_module
+from sparsearch.cli.main import app
 from sparsearch.errors import LeaseError, StoreError
-from sparsearch.results.lease import Owner
-from sparsearch.results.store import Store
-from sparsearch.workers.listener import Listener
+from sparsearch.results.store.store import Store
+from sparsearch.results.store.writing.lease import Owner
+from sparsearch.workers.callbacks import StudyCallbacks
 from sparsearch.workers.study import run
 
 
@@ -109,7 +109,7 @@ def test_a_study_that_has_all_that_is_asked_for_says_so_and_what_more_it_has(stu
 
 
 def test_trials_that_another_command_asks_for_wait_for_it(study, db):
-    class Ends(Listener):
+    class Ends(StudyCallbacks):
         def started(self, trial):
             if trial.seed == 1:
                 raise KeyboardInterrupt

@@ -6,12 +6,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from sparsearch.cli import app
+from sparsearch.cli.main import app
 from sparsearch.errors import StoreError
-from sparsearch.results.conformance import sample_study
-from sparsearch.results.store import Store
+from sparsearch.results.store.store import Store
+from sparsearch.testing.store_conformance import sample_study
 from sparsearch.workers import study as study_module
-from sparsearch.workers.listener import Listener
+from sparsearch.workers.callbacks import StudyCallbacks
 from sparsearch.workers.study import run
 
 
@@ -19,7 +19,7 @@ from sparsearch.workers.study import run
 def test_a_study_whose_database_is_gone_trains_nothing_more(study, tmp_path, replaced):
     path = tmp_path / "t.db"
 
-    class Removing(Listener):
+    class Removing(StudyCallbacks):
         started_trials = 0
 
         def started(self, trial):
@@ -62,7 +62,7 @@ def test_a_database_that_cannot_be_made_is_refused_before_the_model_loads(
     study, tmp_path, monkeypatch
 ):
     opened = []
-    monkeypatch.setattr(study_module, "open_workbench", lambda *_: opened.append(1))
+    monkeypatch.setattr(study_module, "open_session", lambda *_: opened.append(1))
     with pytest.raises(StoreError, match="folder does not exist"):
         run(study, str(tmp_path / "no" / "t.db"))
     assert opened == []

@@ -7,8 +7,8 @@ import json
 import yaml
 from typer.testing import CliRunner
 
-from sparsearch.cli import app
-from sparsearch.results.store import Store
+from sparsearch.cli.main import app
+from sparsearch.results.store.store import Store
 from sparsearch.workers.study import run
 
 

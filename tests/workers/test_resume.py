@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from sparsearch.results.store import Store
+from sparsearch.results.store.store import Store
 
 DRIVER = """
 import sys, torch

@@ -13,21 +13,24 @@ import safetensors.torch
 import torch
 import yaml
 
-import sparsearch.workers.trial as trial_module
-from sparsearch.config import StudyConfig
+import sparsearch.workers.trials.execute as trial_module
+import sparsearch.workers.trials.fit as fit_module
+from sparsearch.config.study import StudyConfig
 from sparsearch.errors import ExportError, InfeasibleError, LeaseError, StoreError, StructureError
-from sparsearch.results.export import export
-from sparsearch.results.lease import Owner
-from sparsearch.results.store import Store
-from sparsearch.results.values import Trial
+from sparsearch.results.export.export import export
+from sparsearch.results.records import Trial
+from sparsearch.results.store.store import Store
+from sparsearch.results.store.writing.lease import Owner
+from sparsearch.spaces.attachment.weights_file import weights_of
 from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.checkpoint import load_checkpoint, read_checkpoint
-from sparsearch.spaces.merge import count_zeros
-from sparsearch.spaces.weights_file import weights_of
-from sparsearch.workers.listener import Listener
-from sparsearch.workers.retrain import train_structure
-from sparsearch.workers.study import plan, run
-from sparsearch.workers.workbench import open_workbench
+from sparsearch.spaces.compaction.checkpoint import load_checkpoint
+from sparsearch.spaces.compaction.checkpoint_document import read_checkpoint
+from sparsearch.spaces.compaction.sparsity import count_zeros
+from sparsearch.workers.callbacks import StudyCallbacks
+from sparsearch.workers.plan import plan
+from sparsearch.workers.study import run
+from sparsearch.workers.trials.session import open_session
+from sparsearch.workers.trials.train_structure import train_structure
 
 
 @pytest.fixture
@@ -110,7 +113,7 @@ def test_seeds_differ(study, db):
 def test_the_same_command_again_changes_nothing_and_loads_nothing(study, db, monkeypatch):
     run(study, db)
     before = essence(db)
-    monkeypatch.setattr("sparsearch.workers.study.open_workbench", lambda c: pytest.fail("loaded"))
+    monkeypatch.setattr("sparsearch.workers.study.open_session", lambda c: pytest.fail("loaded"))
     assert run(study, db).finished == len(before)
     assert essence(db) == before
 
@@ -146,7 +149,7 @@ def test_a_second_driver_is_refused_by_name(study, db):
 
 @pytest.mark.parametrize("max_attempts", [1, 3])
 def test_what_goes_wrong_in_a_trial_is_its_outcome(study, db, monkeypatch, max_attempts):
-    real = trial_module.train
+    real = fit_module.train
 
     def failing(*arguments):
         failing.calls += 1
@@ -157,7 +160,7 @@ def test_what_goes_wrong_in_a_trial_is_its_outcome(study, db, monkeypatch, max_a
         return real(*arguments)
 
     failing.calls = 0
-    monkeypatch.setattr(trial_module, "train", failing)
+    monkeypatch.setattr(fit_module, "train", failing)
     workers = {"max_attempts": max_attempts}
     run(study | {"baselines": ["random"], "workers": workers}, db)
     first, second, *others = records(db)
@@ -234,7 +237,7 @@ def test_an_option_that_no_cost_tells_of_is_another_ranking(study):
         config = StudyConfig.model_validate(
             study | {"space": {"kinds": {"lora": {"alpha": alpha}}}}
         )
-        keys.add(trial_module.ranking_key(open_workbench(config), "s3pet", Budget(600), 0))
+        keys.add(trial_module.ranking_key(open_session(config), "s3pet", Budget(600), 0))
     assert len(keys) == 2
 
 
@@ -244,14 +247,14 @@ def test_a_brief_fine_tuning_reaches_ranking_and_trial(study):
     for steps in (0, 2, 2):
         content = study | {"space": {"kinds": kinds}}
         content["train"] = content["train"] | {"start_steps": steps}
-        bench = open_workbench(StudyConfig.model_validate(content))
+        session = open_session(StudyConfig.model_validate(content))
         trial = Trial(0, "s3pet", budget, 0)
         seen = []
         outcome = trial_module.execute(
-            bench, trial, lambda key: None, lambda *told, seen=seen: seen.append(told[0])
+            session, trial, lambda key: None, lambda *told, seen=seen: seen.append(told[0])
         )
         assert outcome.state == "ok", outcome.message
-        keys.append(trial_module.ranking_key(bench, "s3pet", budget, 0))
+        keys.append(trial_module.ranking_key(session, "s3pet", budget, 0))
         weights.append(safetensors.torch.load(outcome.weights))
         phases.append(seen.count("directions"))
     assert phases == [0, 2, 2], "once for ranking and training together"
@@ -266,15 +269,15 @@ def test_a_brief_fine_tuning_reaches_ranking_and_trial(study):
 
 def test_no_trial_changes_the_backbone(study):
     config = StudyConfig.model_validate(study)
-    bench = open_workbench(config)
-    before = {n: p.clone() for n, p in bench.model.base_model.state_dict().items()}
+    session = open_session(config)
+    before = {n: p.clone() for n, p in session.model.base_model.state_dict().items()}
     for trial in plan(config, (Budget(600, text="600"),)):
-        outcome = trial_module.execute(bench, trial, lambda key: None)
+        outcome = trial_module.execute(session, trial, lambda key: None)
         assert outcome.state == "ok", outcome.message
-        after = bench.model.base_model.state_dict()
+        after = session.model.base_model.state_dict()
         assert after.keys() == before.keys()
         assert all(torch.equal(t, before[n]) for n, t in after.items())
-        assert all(name.startswith("head:") for name in weights_of(bench.model))
+        assert all(name.startswith("head:") for name in weights_of(session.model))
 
 
 def test_regression_runs_end_to_end(study, db, tmp_path):
@@ -324,7 +327,7 @@ def test_changed_data_is_another_study_and_another_ranking(study, db, tmp_path):
 def test_a_second_driver_in_the_same_process_is_refused_too(study, db):
     refused = []
 
-    class Second(Listener):
+    class Second(StudyCallbacks):
         def finished(self, trial, outcome):
             with pytest.raises(LeaseError, match="by this process already") as caught:
                 run(study, db, ["baselines=[]"])
@@ -344,7 +347,7 @@ def test_the_lease_is_renewed_while_nothing_is_heard(study, db, monkeypatch):
         lambda *a, **k: (renewed.append(threading.current_thread()), renew(*a, **k)),
     )
 
-    class Watch(Listener):
+    class Watch(StudyCallbacks):
         def started(self, trial):
             before = len(renewed)
             time.sleep(0.3)
@@ -355,7 +358,7 @@ def test_the_lease_is_renewed_while_nothing_is_heard(study, db, monkeypatch):
 
 
 def test_a_trial_that_kills_its_drivers_comes_last(study, db):
-    class Started(Listener):
+    class Started(StudyCallbacks):
         def __init__(self):
             self.order = []
 
@@ -374,7 +377,7 @@ def test_a_trial_that_kills_its_drivers_comes_last(study, db):
 
 
 def test_what_a_listener_raises_is_no_outcome(study, db):
-    class Broken(Listener):
+    class Broken(StudyCallbacks):
         def progressed(self, trial, phase, done, total, score=None):
             raise RuntimeError("the dashboard is down")
 
@@ -410,7 +413,7 @@ def test_a_study_goes_on_with_the_weights_it_began_with(study, db, tiny_folder, 
     shutil.copytree(tiny_folder, folder)
     own = study | {"model": {"path": str(folder)}}
 
-    class Once(Listener):
+    class Once(StudyCallbacks):
         def finished(self, trial, outcome):
             if outcome.structure is not None:
                 raise KeyboardInterrupt
@@ -451,8 +454,8 @@ def test_a_checkpoint_without_a_pooler_exports_the_one_it_trained(
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForSequenceClassification
 
-    from sparsearch.results.export import export
-    from sparsearch.spaces.checkpoint import read_checkpoint
+    from sparsearch.results.export.export import export
+    from sparsearch.spaces.compaction.checkpoint_document import read_checkpoint
 
     folder = tmp_path / "poolerless"
     shutil.copytree(tiny_folder, folder)

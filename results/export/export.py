@@ -1,0 +1,144 @@
+"""Exports: files that other tools load, each proven by loading it again before it counts.
+
+``spec`` is our own folder (structure.json + modules.safetensors), ``peft`` a PEFT adapter
+folder, ``checkpoint`` a merged and physically smaller model. What PEFT cannot express, or what cannot be
+merged exactly, is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sparsearch.errors import ExportError
+from sparsearch.results.export.checkpoint import write_checkpoint
+from sparsearch.results.export.folders import check_target, new_folder
+from sparsearch.results.export.peft_folder import write_peft
+from sparsearch.results.export.serving import check_serving, write_serving
+from sparsearch.results.export.task_config import TASK_CONFIG, write_task
+from sparsearch.results.export.trained import Trained
+from sparsearch.results.export.verify import check_padding, compare, logits_of
+from sparsearch.results.records import Best
+from sparsearch.spaces.attachment.attach import attach
+from sparsearch.spaces.backbone.parameters import positions_of
+from sparsearch.spaces.families.position import Position, find
+from sparsearch.spaces.structure import Structure
+
+__all__ = ["FORMATS", "ExportReport", "check_target", "export", "write_spec"]
+
+FORMATS = ("spec", "peft", "checkpoint")
+
+Writer = Callable[[Path], tuple[tuple[str, ...], float]]
+"""Fills a folder; gives notes for the user, and the largest difference of a logit."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: The folder.
+        files: Names in it.
+        notes: What a user of the files should know.
+        max_difference: Of the logits, before and after the round trip.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+    max_difference: float
+
+
+def export(
+    best: Best, weights: bytes, to: str, out: str | Path, also: Sequence[str] = ()
+) -> ExportReport:
+    """Write a trained structure and prove it: load what was written and compare names, counts and logits.
+
+    Args:
+        best: The trial to export, as a query gives it.
+        weights: Its trained weights, as the store gives them.
+        to: ``spec``, ``peft`` or ``checkpoint``.
+        out: A folder that does not exist yet, or is empty.
+        also: Serving files to write beside a checkpoint: ``onnx``, ``torch``.
+
+    Raises:
+        ExportError: If the folder cannot be written, PEFT cannot express the structure, it cannot be merged, or
+            the round trip differs. Nothing is left behind; only where a serving file cannot be
+            made, the checkpoint itself stays.
+    """
+    if to not in FORMATS:
+        raise ExportError(f"unknown format {to!r}; known: {', '.join(FORMATS)}")
+    if also and to != "checkpoint":
+        raise ExportError(f"serving files go with a checkpoint, not with {to}", "--to checkpoint")
+    check_serving(also)
+    trained = Trained(best.structure, weights)
+    if to != "checkpoint" and trained.whole:
+        raise ExportError(
+            f"what this structure leaves of the backbone was fine-tuned as a whole; {to} holds attached modules",
+            "export it with --to checkpoint",
+        )
+    writers: dict[str, Writer] = {
+        "spec": lambda folder: _write_spec(trained, folder),
+        "peft": lambda folder: write_peft(trained, folder),
+        "checkpoint": lambda folder: write_checkpoint(trained, folder, best.inference_flops_ratio),
+    }
+    report = _into(Path(out), writers[to])
+    for name in dict.fromkeys(also):
+        report = _add_serving(report, name)
+    return report
+
+
+def write_spec(structure: Structure, weights: bytes, out: str | Path) -> ExportReport:
+    """Write and prove the ``spec`` format, see ``export``."""
+    return _into(Path(out), lambda folder: _write_spec(Trained(structure, weights), folder))
+
+
+def _into(out: Path, write: Writer) -> ExportReport:
+    """Write a folder that appears under its name only when it is proven."""
+    with new_folder(out) as folder:
+        notes, difference = write(folder)
+        files = tuple(sorted(f.name for f in folder.iterdir()))
+    return ExportReport(out, files, notes, difference)
+
+
+def _write_spec(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
+    structure = trained.structure
+    (folder / "structure.json").write_text(structure.to_json(), encoding="utf-8")
+    (folder / "modules.safetensors").write_bytes(trained.packed)
+    if Structure.load(folder).hash != structure.hash:
+        raise ExportError("the written structure is not the one that was exported")
+    model = trained.attached_model()
+    expected = logits_of(model)
+    check_padding(expected)
+    notes = (
+        "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`",
+        f"labels, problem type and padding token are in {TASK_CONFIG}: give AutoConfig.from_pretrained of that file "
+        "to the model as its config",
+        *write_task(model.config, trained.tokenizer, folder),
+    )
+    model = attach(trained.model_by(folder / TASK_CONFIG), folder)
+    added = sum(p.numel() for n, p in model.named_parameters() if n.startswith("sparsearch."))
+    if added != (planned := _attached_params(structure, positions_of(model))):
+        raise ExportError(f"{added} parameters are attached, the structure has {planned}")
+    return notes, compare(expected, logits_of(model))
+
+
+def _attached_params(structure: Structure, positions: Sequence[Position]) -> int:
+    """Parameters of what is attached to the whole backbone: what is cut takes nothing off them yet."""
+    return sum(
+        structure.kind(c.kind).params(find(positions, c.position), c.size)
+        for c in structure.candidates
+    )
+
+
+def _add_serving(report: ExportReport, to: str) -> ExportReport:
+    """Write one serving file into a finished checkpoint."""
+    try:
+        made = write_serving(report.path, to)
+    except ExportError as error:
+        message = f"{report.path} holds the checkpoint, without {to}: {error.message}"
+        raise ExportError(message, error.hint) from error
+    note = f"{made.name}: {', '.join(made.inputs)} -> logits, which differ by {made.max_difference:.2g}"
+    files = tuple(sorted(file.name for file in report.path.iterdir()))
+    return replace(report, files=files, notes=(*report.notes, note))

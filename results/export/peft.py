@@ -1,0 +1,290 @@
+"""A structure as a PEFT adapter: anchored, escaped, fully qualified names, and nothing dropped.
+
+- ``lora``: LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one.
+- ``spectral``: LoRA too, the values folded into ``lora_B``; its directions would then train as well.
+- ``bitfit`` on a linear: BEFT where nothing else is on linears and PEFT merges that; else the bias of ``lora_B``,
+  beside a zero rank-1 unit where there is no LoRA.
+- ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``. LN tuning is not used: unloading it leaves the
+  head in its wrapper, so that a merged model's file does not fit the model.
+- ``ia3``: IA3, alone: PEFT saves no adapter of mixed types.
+- any other kind is refused: PEFT has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.errors import ExportError
+from sparsearch.spaces.attachment.weights_file import HEAD
+from sparsearch.spaces.backbone.parameters import base_of, positions_of
+from sparsearch.spaces.families.position import Position, find
+from sparsearch.spaces.kinds.ia3.spec import IA3
+from sparsearch.spaces.kinds.lora.spec import Lora
+from sparsearch.spaces.structure import Structure
+
+__all__ = ["AdaptedModule", "AdapterPlan", "plan_adapter", "saved_module"]
+
+Method = Literal["lora", "ia3", "beft"]
+
+_EXPRESSED = ("lora", "spectral", "bitfit", "lnfit", "ia3")
+"""Kinds that PEFT has, or that can be written as one of its own."""
+_WHY_NOT = {
+    "heads": "PEFT cuts nothing out of a backbone",
+    "neurons": "PEFT cuts nothing out of a backbone",
+    "sparse_delta": "PEFT has no adapter of any number of single entries; SHiRA fixes it by a rank",
+    "weight_mask": "PEFT does not change the backbone's weights",
+}
+"""Why PEFT lacks a kind, where there is more to say than that it does."""
+_SAVED_BY_PEFT = ("classifier", "score")
+"""Ends of the names of modules that PEFT saves whole with every sequence classifier, unasked."""
+_NAMED = 4
+
+
+@dataclass
+class AdaptedModule:
+    """One backbone module that the adapter changes; tensors of all its units, joined.
+
+    Attributes:
+        path: Full name in the model.
+        width: Output features of the whole module, parts of a fused one together.
+        A: (rank, in) and ``B`` (out, rank): the low-rank update B A, without its scale.
+        bias: (out) added to the output.
+        gain: (features) added to a norm's gain.
+        factor: (features) IA3's 1 + scale.
+        feed_forward: Whether IA3 rescales the module's input.
+        has_bias: Whether the module has a bias of its own.
+    """
+
+    path: str
+    width: int
+    A: Tensor | None = None
+    B: Tensor | None = None
+    bias: Tensor | None = None
+    gain: Tensor | None = None
+    factor: Tensor | None = None
+    feed_forward: bool = False
+    is_norm: bool = False
+    has_bias: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Rank of its LoRA; a linear without one carries a zero unit of rank 1."""
+        return 1 if self.A is None else int(self.A.shape[0])
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What the adapter consists of.
+
+    Attributes:
+        method: Of PEFT.
+        modules: Linears that get an adapter layer.
+        norms: Those that are saved whole.
+        head: Tensor name -> trained value of the task head.
+        scale: Of every LoRA unit.
+        notes: What a user of the adapter should know.
+        unmergeable: Why PEFT cannot merge the adapter; empty if it can.
+    """
+
+    method: Method
+    modules: list[AdaptedModule]
+    norms: list[AdaptedModule]
+    head: dict[str, Tensor]
+    scale: float
+    notes: tuple[str, ...] = field(default=())
+    unmergeable: str = ""
+
+    @property
+    def with_bias(self) -> bool:
+        """Whether any linear has a trained bias."""
+        return any(m.bias is not None for m in self.modules)
+
+    @property
+    def saved(self) -> list[str]:
+        """Modules that are saved whole: those of the head, and the norms."""
+        return sorted({saved_module(name) for name in self.head}) + [m.path for m in self.norms]
+
+
+def plan_adapter(
+    model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor]
+) -> AdapterPlan:
+    """Join a structure's tensors module by module.
+
+    Args:
+        model: The structure's backbone, with its head.
+        structure: What to express.
+        tensors: Trained weights by file name.
+
+    Raises:
+        ExportError: If PEFT cannot express it; the message counts what it cannot, by kind and reason.
+    """
+    positions = positions_of(model)
+    _refuse(structure, positions)
+    scale = next((k.alpha for k in structure.kinds if isinstance(k, Lora)), 1.0)
+    paths = {module: name for name, module in model.named_modules()}
+    modules: dict[str, AdaptedModule] = {}
+    for candidate in structure.candidates:
+        position = find(positions, candidate.position)
+        if position.module not in modules:
+            modules[position.module] = _adapted(model, position, positions, paths)
+        name = f"{candidate.position}:{candidate.kind}."
+        unit = {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
+        if candidate.kind == "spectral":
+            unit = _as_lora(unit, scale)
+        _join(modules[position.module], position, candidate.kind, unit)
+    head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
+    norms = [m for m in modules.values() if m.is_norm]
+    linears = [m for m in modules.values() if not m.is_norm]
+    notes = _norm_notes(norms)
+    if not linears:  # PEFT takes no adapter that adapts nothing
+        first = next(p for p in positions if p.role == "linear")
+        linears = [_adapted(model, first, positions, paths)]
+        notes += (
+            f"PEFT wants an adapted linear: {linears[0].path} carries a zero rank-1 LoRA, which stays zero in training",
+        )
+    method = _method(model, linears, head)
+    notes += _bias_notes(method, linears) + _basis_notes(structure)
+    plan = AdapterPlan(method, linears, norms, head, scale, notes)
+    return replace(plan, unmergeable=_unmergeable(plan))
+
+
+def _adapted(
+    model: nn.Module,
+    position: Position,
+    positions: Sequence[Position],
+    paths: Mapping[nn.Module, str],
+) -> AdaptedModule:
+    module = base_of(model).get_submodule(position.module)
+    return AdaptedModule(
+        paths[module],
+        width=max(p.start + p.out_features for p in positions if p.module == position.module),
+        is_norm=position.role == "norm",
+        has_bias=getattr(module, "bias", None) is not None,
+    )
+
+
+def _method(
+    model: nn.Module, linears: Sequence[AdaptedModule], head: Mapping[str, Tensor]
+) -> Method:
+    if any(m.factor is not None for m in linears):
+        return "ia3"
+    biases_alone = all(m.A is None and m.bias is not None for m in linears)
+    plain = all(isinstance(model.get_submodule(m.path), nn.Linear) for m in linears)
+    return "beft" if biases_alone and plain and not _composite(head) else "lora"
+
+
+def _unmergeable(plan: AdapterPlan) -> str:
+    without = sum(not m.has_bias for m in plan.modules) if plan.with_bias else 0
+    if without:
+        return f"{without} of the adapted linears have no bias that could take the trained one"
+    if plan.method == "ia3" and (composite := _composite(plan.head)):
+        return f"it unloads an IA3 adapter only where each saved module is one layer; {composite[0]} is several"
+    return ""
+
+
+def _composite(head: Mapping[str, Tensor]) -> list[str]:
+    """Saved modules of the head that are made of several layers; LoRA alone unloads them."""
+    return [saved for name in head if (saved := saved_module(name)) != name.rpartition(".")[0]]
+
+
+def _as_lora(unit: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Spectral as LoRA: the right directions are A, the left ones times the values are B."""
+    return {"A": unit["right"], "B": unit["left"] * unit["values"].flatten() / scale}
+
+
+def _basis_notes(structure: Structure) -> tuple[str, ...]:
+    if not any(c.kind == "spectral" for c in structure.candidates):
+        return ()
+    return (
+        "PEFT has no spectral units: they are written as LoRA of the same rank, all of which would train",
+    )
+
+
+def _bias_notes(method: Method, linears: Sequence[AdaptedModule]) -> tuple[str, ...]:
+    if not any(m.bias is not None for m in linears):
+        return ()
+    if method == "beft":
+        return ("a bias-only adapter: PEFT's method is BEFT, which needs peft 0.21 or newer",)
+    alone = [m for m in linears if m.A is None]
+    if not alone:
+        return ("PEFT sets lora_bias for the whole adapter: every adapted linear has a bias",)
+    return (
+        f"PEFT has no bias-only layer here: {len(alone)} linears carry their bias on a zero rank-1 "
+        "LoRA, which stays zero in training",
+        "PEFT sets lora_bias for the whole adapter: every adapted linear has a bias",
+    )
+
+
+def _norm_notes(norms: Sequence[AdaptedModule]) -> tuple[str, ...]:
+    if not norms:
+        return ()
+    return (
+        f"PEFT saves whole norms: {len(norms)} norms carry gain and bias, though one may be untouched",
+    )
+
+
+def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
+    """Raise for everything that PEFT cannot express: each kind once, with its reason and where it is."""
+    kinds = {c.kind for c in structure.candidates}
+    refused: dict[tuple[str, str], list[str]] = {}
+    for candidate in structure.candidates:
+        position = find(positions, candidate.position)
+        if candidate.kind not in _EXPRESSED:
+            reason = _WHY_NOT.get(candidate.kind, "PEFT has no such adapter")
+        elif candidate.kind == "ia3" and kinds != {"ia3"}:
+            reason = "PEFT saves no mix of IA3 with others"
+        elif position.role == "norm" and candidate.kind == "bitfit" and not position.has_bias:
+            reason = "this norm has no bias"
+        else:
+            continue
+        refused.setdefault((candidate.kind, reason), []).append(candidate.position)
+    if refused:
+        lines = (f"  - {len(at)} {k} ({why}): {_some(at)}" for (k, why), at in refused.items())
+        raise ExportError(
+            "PEFT cannot express:\n" + "\n".join(lines),
+            "export --to spec holds everything, --to checkpoint is a merged model; for PEFT search with lora, "
+            "bitfit and lnfit, bitfit only on norms that have a bias",
+        )
+
+
+def _some(positions: Sequence[str]) -> str:
+    more = len(positions) - _NAMED
+    return ", ".join(positions[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _join(
+    module: AdaptedModule, position: Position, kind: str, unit: Mapping[str, Tensor]
+) -> None:
+    """Add one unit's tensors, at its rows of a fused projection."""
+    rows = slice(position.start, position.start + position.out_features)
+    if kind in ("lora", "spectral"):
+        wide = torch.zeros(module.width, unit["B"].shape[1])
+        wide[rows] = unit["B"]
+        module.A = unit["A"] if module.A is None else torch.cat([module.A, unit["A"]])
+        module.B = wide if module.B is None else torch.cat([module.B, wide], dim=1)
+    elif kind == "bitfit":
+        module.bias = torch.zeros(module.width) if module.bias is None else module.bias
+        module.bias[rows] += unit["bias"]
+    elif kind == "lnfit":
+        module.gain = unit["gain"]
+    elif kind == "ia3":
+        module.feed_forward = IA3().stage(position) == "input"
+        if module.feed_forward:
+            module.factor = 1 + unit["scale"]
+        else:
+            module.factor = torch.ones(module.width) if module.factor is None else module.factor
+            module.factor[rows] += unit["scale"]
+
+
+def saved_module(name: str) -> str:
+    """The module that is saved for a tensor of the head: its own, or the one around it that PEFT saves anyway."""
+    path = name.split(".")[:-1]
+    for depth, part in enumerate(path, 1):
+        if part.endswith(_SAVED_BY_PEFT):
+            return ".".join(path[:depth])
+    return ".".join(path)

@@ -1,0 +1,151 @@
+"""The ``peft`` format: an adapter folder, and the proof that what users do with one works."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparsearch.errors import ExportError, SparsearchError
+from sparsearch.results.export.folders import first_line, write_problem
+from sparsearch.results.export.peft import AdapterPlan, plan_adapter
+from sparsearch.results.export.peft_model import fill, make_config
+from sparsearch.results.export.peft_readme import readme
+from sparsearch.results.export.task_config import TASK_CONFIG, task_keywords, write_task
+from sparsearch.results.export.trained import Trained
+from sparsearch.results.export.verify import check_padding, compare, logits_of
+from sparsearch.spaces.attachment.attach import detach
+from sparsearch.spaces.backbone.loading import load_model
+
+__all__ = ["write_peft"]
+
+
+def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
+    """Write a PEFT adapter, and prove it: load it in each way, pad a batch, merge it, save and load that.
+
+    Args:
+        trained: The structure with its weights.
+        folder: Exists, and is empty.
+
+    Returns:
+        Notes for the user, and the largest difference of a logit.
+
+    Raises:
+        ExportError: If PEFT cannot express the structure, or a step gives other logits.
+    """
+    import peft
+
+    model = trained.attached_model()
+    plan = plan_adapter(model, trained.structure, trained.tensors)
+    expected = logits_of(model)
+    check_padding(expected)
+    with _quiet():
+        adapted = peft.get_peft_model(detach(model), make_config(plan, trained.structure))
+        fill(adapted, plan)
+        adapted.save_pretrained(folder)
+        notes = plan.notes + write_task(model.config, trained.tokenizer, folder)
+        text = readme(trained, plan, notes, peft.__version__)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        steps = _ways(trained, plan, folder)
+        difference = max(
+            compare(expected, logits_of(_tried(step, load)), step) for step, load in steps.items()
+        )
+    if plan.unmergeable:
+        notes += (
+            f"PEFT cannot merge it: {plan.unmergeable}; --to checkpoint writes the merged model",
+        )
+    settings = f"labels, problem type and padding token are in {TASK_CONFIG}"
+    return (f"{settings}; load it as README.md says", *notes), difference
+
+
+def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callable[[], Any]]:
+    """What users do with an adapter, by name: each gives a model that computes what was trained."""
+    import peft
+
+    def by_peft() -> Any:
+        model = peft.PeftModel.from_pretrained(trained.fresh_model(), folder)
+        _check_names(model, plan)
+        return model
+
+    def by_auto_class() -> Any:
+        auto: Any = peft.AutoPeftModelForSequenceClassification
+        return auto.from_pretrained(folder, **task_keywords(folder))
+
+    def by_transformers() -> Any:
+        model = trained.fresh_model()
+        model.load_adapter(str(folder))
+        return model
+
+    def merged() -> Any:
+        with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder) as whole:
+            model = by_peft().merge_and_unload()
+            model.save_pretrained(whole)
+            return load_model(whole, num_labels=model.config.num_labels)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "loaded by PeftModel": by_peft,
+        "loaded by AutoPeftModelForSequenceClassification": by_auto_class,
+        "loaded by transformers' load_adapter": by_transformers,
+    }
+    return ways if plan.unmergeable else ways | {"merged, saved and loaded again": merged}
+
+
+def _tried(step: str, load: Callable[[], nn.Module]) -> nn.Module:
+    """What a step gives, or its error in our words."""
+    try:
+        return load()
+    except SparsearchError:
+        raise
+    except Exception as error:  # PEFT raises what the code under it happens to raise
+        if write_problem(error):
+            raise
+        raise ExportError(
+            f"the adapter cannot be {step}: {type(error).__name__}: {first_line(error)}",
+            "export it with --to spec or --to checkpoint",
+        ) from error
+
+
+def _check_names(model: nn.Module, plan: AdapterPlan) -> None:
+    """The loaded adapter touches exactly the planned modules, with the planned ranks."""
+    from peft.utils import ModulesToSaveWrapper
+
+    modules = {n.removeprefix("base_model.model."): m for n, m in model.named_modules()}
+    saved = {name for name, m in modules.items() if isinstance(m, ModulesToSaveWrapper)}
+    adapted = {
+        name
+        for name, m in modules.items()
+        if hasattr(m, "active_adapters") and hasattr(m, "base_layer")
+    } - saved
+    planned = {m.path for m in plan.modules}
+    for found, wanted, verb in ((adapted, planned, "adapts"), (saved, set(plan.saved), "saves")):
+        if found != wanted:
+            raise ExportError(
+                f"PEFT {verb} other modules than planned: {sorted(found ^ wanted)[:4]}"
+            )
+    for module in plan.modules if plan.method == "lora" else ():
+        rank = modules[module.path].r["default"]
+        if rank != module.rank:
+            raise ExportError(f"PEFT gives {module.path} rank {rank}, planned {module.rank}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks of PEFT and transformers on what the notes say."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

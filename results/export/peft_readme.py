@@ -1,0 +1,124 @@
+"""The README.md of an exported PEFT adapter: what it is, how to load it, and what PEFT cannot do with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from sparsearch.results.export.peft import AdapterPlan
+from sparsearch.results.export.task_config import TASK_CONFIG
+from sparsearch.results.export.trained import Trained
+
+__all__ = ["readme"]
+
+_LOADING = """\
+The base model's folder knows neither the task's labels nor its padding token; `{config}` holds both. `{folder}` is the
+path of this folder.
+
+```python
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+config = AutoConfig.from_pretrained("{folder}/{config}")
+base = AutoModelForSequenceClassification.from_pretrained(
+    {base}, {revision}config=config, dtype="float32", ignore_mismatched_sizes=True
+)
+model = PeftModel.from_pretrained(base, "{folder}").eval()
+```
+
+Give a pipeline this model: `pipeline("text-classification", model=model, tokenizer="{folder}")`. Given the folder
+alone, transformers loads the base by its own config: its labels are not the task's.
+
+`base.load_adapter("{folder}")` of transformers does it in place; call `base.eval()` then. It leaves the head trainable.
+In one step:
+
+```python
+names = ("id2label", "label2id", "problem_type", "pad_token_id")
+task = {{name: getattr(config, name) for name in names}}
+model = AutoPeftModelForSequenceClassification.from_pretrained(
+    "{folder}", **task, dtype="float32", ignore_mismatched_sizes=True
+)
+```
+"""
+_MERGED = """\
+`model.merge_and_unload().save_pretrained("merged")` gives a plain transformers model of the same logits.
+"""
+_NOT_MERGED = """\
+PEFT {version} cannot merge it: {reason}. Use `sparsearch export {hash} --to checkpoint` for a merged model.
+"""
+
+
+def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: str) -> str:
+    """The text, which names only what the export has tried.
+
+    Args:
+        trained: What was exported.
+        plan: What the adapter consists of.
+        notes: What a user should know beside that.
+        version: Of PEFT.
+    """
+    structure, backbone = trained.structure, trained.structure.backbone
+    header = {"base_model": backbone.path, "library_name": "peft", "pipeline_tag": _TAG}
+    lines = [
+        *("---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""),
+        "# A sequence classifier as a PEFT adapter",
+        "",
+        f"Structure {structure.hash[:12]} of {backbone.family}, written by sparsearch with PEFT {version} as "
+        f"{plan.method.upper()}: {len(plan.modules)} adapted linears, {len(plan.norms)} norms and the task's head.",
+        "",
+        *_task(trained),
+        "",
+        "## Loading",
+        "",
+        _LOADING.format(
+            config=TASK_CONFIG,
+            folder="adapter",
+            base=json.dumps(trained.base),
+            revision=f"revision={json.dumps(backbone.revision)}, " if backbone.revision else "",
+        ),
+        "## Merging",
+        "",
+        _NOT_MERGED.format(version=version, reason=plan.unmergeable, hash=structure.hash[:12])
+        if plan.unmergeable
+        else _MERGED,
+        "## What to know",
+        "",
+        *(f"- {note[0].upper()}{note[1:]}." for note in (*notes, *_limits(plan))),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_TAG = "text-classification"
+
+
+def _task(trained: Trained) -> Iterator[str]:
+    if not trained.classes:
+        yield "It gives one raw number a row (regression)."
+        return
+    yield "Labels, in the order of the logits:"
+    yield ""
+    yield from (
+        f"{number}. {json.dumps(name, ensure_ascii=False)}"
+        for number, name in enumerate(trained.classes)
+    )
+
+
+def _limits(plan: AdapterPlan) -> Iterator[str]:
+    """What PEFT does otherwise than one would guess, where it touches this adapter."""
+    yield (
+        "Merging by name, `merge_and_unload(adapter_names=[...])`, keeps the head of the *active* adapter: "
+        "call `set_adapter` first"
+    )
+    if plan.method != "beft":
+        yield "`add_weighted_adapter` refuses adapters that save the same head, as this one does"
+    if plan.method == "lora":
+        yield (
+            "`hotswap_adapter` fails on adapters with a head and forgets ranks that differ between modules: "
+            "load a fresh model instead"
+        )
+    if plan.method == "lora" and plan.with_bias:
+        yield "Saving or loading it warns of `lora_bias`; the biases are right all the same"
+    yield (
+        "On a base with `torch.nn.utils.prune` masks or parametrizations, `merge_and_unload` leaves the adapter "
+        "out without an error: make them permanent first"
+    )

@@ -1,0 +1,93 @@
+"""What proves an export: logits of fixed rows, one by one and in a padded batch, before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.errors import ExportError
+from sparsearch.spaces.families.registry import FAMILIES
+
+__all__ = ["check_padding", "compare", "logits_of"]
+
+TOLERANCE = 1e-5
+"""Largest allowed difference of a logit after the round trip, relative to the largest logit if that is above 1."""
+PADDING_TOLERANCE = 1e-3
+"""The same, between a row alone and the row in a padded batch: other products, other rounding."""
+_LENGTHS = (4, 9, 16)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module) -> Tensor:
+    """Logits of three fixed rows of tokens in float32, of other lengths: one by one, then in one padded batch.
+
+    Returns:
+        (6, labels); (3, labels) where the model knows no padding token.
+    """
+    model.eval()
+    pad: Any = model.config.pad_token_id  # type: ignore[union-attr]
+    rows = _rows(model)
+    logits = [model(input_ids=r, attention_mask=torch.ones_like(r)).logits for r in rows]
+    if pad is not None:
+        longest = max(_LENGTHS)
+        ids = torch.cat([nn.functional.pad(r, (0, longest - r.shape[1]), value=pad) for r in rows])
+        mask = torch.arange(longest) < torch.tensor(_LENGTHS)[:, None]
+        logits.append(model(input_ids=ids, attention_mask=mask.long()).logits)
+    return torch.cat(logits)
+
+
+def _rows(model: nn.Module) -> list[Tensor]:
+    """Random tokens, neither padding nor an end; where the family's rows end with one, each has it last."""
+    config: Any = model.config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    special = {config.pad_token_id, *ends}
+    tokens = torch.tensor([t for t in range(5, config.vocab_size) if t not in special])
+    generator = torch.Generator().manual_seed(0)
+    rows = [tokens[torch.randint(len(tokens), (1, n), generator=generator)] for n in _LENGTHS]
+    for row in rows if FAMILIES[config.model_type].rows_end else ():
+        row[:, -1] = config.eos_token_id
+    return rows
+
+
+def compare(expected: Tensor, found: Tensor, step: str = "loaded again") -> float:
+    """Largest difference of two sets of logits.
+
+    Args:
+        expected: Those of the trained model.
+        found: Those of the export.
+        step: What was done with the export, for the message.
+
+    Raises:
+        ExportError: If it is above what rounding explains.
+    """
+    difference = float((expected - found).abs().max())
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= allowed:
+        raise ExportError(
+            f"the export does not survive its round trip: {step}, its logits differ by {difference:.2e} "
+            f"(allowed {allowed:.0e})"
+        )
+    return difference
+
+
+def check_padding(logits: Tensor) -> None:
+    """Check that rows have the logits in a padded batch that they have alone.
+
+    Args:
+        logits: As ``logits_of`` gives them.
+
+    Raises:
+        ExportError: If they have others: the padding token is not the one that the model was made for.
+    """
+    alone, padded = logits[: len(_LENGTHS)], logits[len(_LENGTHS) :]
+    if not len(padded):
+        return
+    difference = float((alone - padded).abs().max())
+    if not difference <= PADDING_TOLERANCE * max(1.0, float(alone.abs().max())):
+        raise ExportError(
+            f"rows in a padded batch and alone have logits that differ by {difference:.2e}: the tokenizer's "
+            "padding token is not the one that the model was made for",
+            "set pad_token_id in the backbone's config.json to the tokenizer's, and run the study anew",
+        )

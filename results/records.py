@@ -1,0 +1,290 @@
+"""What crosses the border of this room: trials, outcomes, and the records that queries give back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from sparsearch.results.store.task_identity import task_fingerprint
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.ranking import Ranking
+
+if TYPE_CHECKING:
+    from sparsearch.spaces.structure import Structure
+
+__all__ = [
+    "FINISHED",
+    "SPARSITY",
+    "Attempt",
+    "Best",
+    "Environment",
+    "FinishedState",
+    "Measurement",
+    "Outcome",
+    "BestQuery",
+    "Setting",
+    "StudyRecord",
+    "StudySpec",
+    "Trial",
+    "TrialRecord",
+]
+
+FinishedState = Literal["ok", "infeasible", "oom", "failed", "cancelled"]
+FINISHED: tuple[FinishedState, ...] = ("ok", "infeasible", "oom", "failed", "cancelled")
+
+SPARSITY = "weight_sparsity"
+"""A metric of the split ``test``: share of the weights of the dense backbone's linears that are zero or gone."""
+
+
+Setting: TypeAlias = tuple[str, bool | int | float | str | None]
+"""A dotted path into a study's configuration, and a value: ("search.alpha_lr", 0.03)."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One (strategy, budget, seed) of a study, and the settings in which it differs from the study's own.
+
+    With the study's configuration that is all one needs to run it again. ``budget`` is None for a
+    reference that has none.
+    """
+
+    number: int
+    strategy: str
+    budget: Budget | None
+    seed: int
+    settings: tuple[Setting, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric of one trial on one split."""
+
+    metric: str
+    split: Literal["validation", "test"]
+    value: float
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a trial ran on."""
+
+    commit: str
+    versions: Mapping[str, str]
+    hardware: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        state: ok, infeasible, oom, failed or cancelled.
+        message: Why, where the state is not ok.
+        measurements: On validation and test; empty where the state is not ok.
+        history: Validation score after each epoch of training, also of a trial that was cancelled; NaN where
+            the metric is undefined.
+        structure: None for the references ``head`` and ``full``, and where none fits.
+        trainable_params: Trained parameters; the head is not among them. Of an infeasible trial, what the
+            smallest structure would need.
+        head_params: Parameters of the task head.
+        inference_flops_ratio: After merging, 1.0 = dense backbone; of an infeasible trial the least there is.
+        weights: Attached modules and head as safetensors bytes; None where nothing is to be
+            exported.
+        ranking: The ranking that was cut, with the key under which other trials may reuse it.
+        seconds: Wall time.
+        peak_bytes: Peak memory of the process (of the GPU where there is one).
+        environment: What it ran on.
+    """
+
+    state: FinishedState
+    message: str = ""
+    measurements: tuple[Measurement, ...] = ()
+    history: tuple[float, ...] = ()
+    structure: Structure | None = None
+    trainable_params: int = 0
+    head_params: int = 0
+    inference_flops_ratio: float = 1.0
+    weights: bytes | None = field(default=None, repr=False)
+    ranking: tuple[str, Ranking] | None = field(default=None, repr=False)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    environment: Environment | None = None
+
+    def score(self, split: str) -> float | None:
+        """The measured value on a split, if any."""
+        return next((m.value for m in self.measurements if m.split == split), None)
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """What a study is, fixed when it is created.
+
+    Attributes:
+        name: Unique in a database.
+        config: The study's validated configuration as JSON text; two runs of one study must
+            agree on it.
+        model: Backbone path or hub id, as the user wrote it.
+        task: Name of the task.
+        metric: Validation metric; higher is better.
+        backbone_params: Parameters of the backbone, to resolve "0.01%" in queries.
+        trials: All that are planned, in order, numbered from 0.
+    """
+
+    name: str
+    config: str
+    model: str
+    task: str
+    metric: str
+    backbone_params: int
+    trials: tuple[Trial, ...]
+
+    @property
+    def task_fingerprint(self) -> str:
+        """Equal for the studies whose scores compare, see ``results.task_identity``.
+
+        Raises:
+            ConfigError: If the configuration holds NaN or an infinity.
+        """
+        return task_fingerprint(self.name, self.config, self.task, self.metric)
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study as stored; scores of studies with an equal ``task_fingerprint`` compare."""
+
+    name: str
+    model: str
+    task: str
+    metric: str
+    backbone_params: int
+    config: str
+    created_at: datetime
+    owner: str | None
+    trials: int
+    finished: int
+    best_score: float | None
+    task_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as stored; ``state`` is queued, running or one of FINISHED.
+
+    ``ranking_key`` names the ranking that its structure was cut from, see ``Store.ranking``; None where
+    there was none, and in what was stored before keys were kept. ``environment`` has commit, versions and hardware.
+    When and where it ran does not make two records differ.
+    """
+
+    study: str
+    number: int
+    strategy: str
+    seed: int
+    budget: Mapping[str, Any] | None
+    state: str
+    message: str
+    score: float | None
+    test_score: float | None
+    structure: str | None
+    trainable_params: int | None
+    head_params: int | None
+    inference_flops_ratio: float | None
+    seconds: float | None
+    peak_bytes: int | None
+    attempts: int
+    ranking_key: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[float, ...] = ()
+    weight_sparsity: float = 0.0
+    started_at: datetime | None = field(default=None, compare=False)
+    finished_at: datetime | None = field(default=None, compare=False)
+    environment: Mapping[str, Any] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a trial.
+
+    Attributes:
+        trial: Number of the trial.
+        number: 1 for the first.
+        worker: Who tried.
+        state: running; how the trial ended, if with this attempt; ``oom`` or ``lost`` (it was tried
+            again, or given up for good), ``interrupted`` (its driver ended), or ``late``: what came of one
+            that had been given up.
+        message: Why, where it did not succeed.
+        started_at: When it began.
+        deadline: Until when it is believed in; progress moves it.
+        ended_at: None while it runs.
+    """
+
+    trial: int
+    number: int
+    worker: str
+    state: str
+    message: str
+    started_at: datetime
+    deadline: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class BestQuery:
+    """What ``Store.best`` is asked: its arguments, None for no limit."""
+
+    study: str | None = None
+    model: str | None = None
+    task: str | None = None
+    max_trainable_params: int | str | None = None
+    max_inference_flops: float | str | None = None
+    min_weight_sparsity: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Best:
+    """A trial that has a structure and may be recommended.
+
+    Attributes:
+        study: Name of the study.
+        trial: Number in it.
+        strategy: What made the structure.
+        metric: Name of the metric.
+        score: On validation.
+        test_score: On test, None if there is none.
+        structure: The structure itself, ready to attach.
+        trainable_params: Head not counted.
+        head_params: Parameters of the head.
+        inference_flops_ratio: 1.0 = dense.
+        budget: As the user set it.
+        seed: Seed of the trial.
+        model: Backbone as the user wrote it.
+        task: Name of the task.
+        weight_sparsity: Share of the weights of the dense backbone's linears that are zero or gone.
+        task_fingerprint: Identifies the task: scores compare where it is equal.
+    """
+
+    study: str
+    trial: int
+    strategy: str
+    metric: str
+    score: float
+    test_score: float | None
+    structure: Structure
+    trainable_params: int
+    head_params: int
+    inference_flops_ratio: float
+    budget: Mapping[str, Any] | None
+    seed: int
+    model: str
+    task: str
+    weight_sparsity: float = 0.0
+    task_fingerprint: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object of ``best`` and ``pareto``; the structure by its hash."""
+        keys = (
+            "study trial strategy metric score test_score trainable_params head_params inference_flops_ratio "
+            "budget seed model task weight_sparsity task_fingerprint"
+        )
+        return {"structure": self.structure.hash} | {k: getattr(self, k) for k in keys.split()}

@@ -1,0 +1,311 @@
+"""The summary of a study: per budget and strategy the mean and spread over seeds, and who wins."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+from sparsearch.config.registry import HEAD_ALONE, STRATEGIES
+from sparsearch.config.study import SearchConfig
+from sparsearch.results.records import FINISHED, StudyRecord, TrialRecord
+from sparsearch.results.report.comparison import Comparison, compare, comparison_text, has_score
+from sparsearch.spaces.budget import resolve
+
+__all__ = [
+    "BudgetSummary",
+    "Spread",
+    "StrategySummary",
+    "StudySummary",
+    "budget_name",
+    "spread",
+    "summarise",
+]
+
+_PRICES = {"probe": ", and costs seconds", "search": ""}
+"""What a rival costs, where it is not nothing."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value over seeds.
+
+    Attributes:
+        mean: Arithmetic mean.
+        std: Sample standard deviation; None where there is one value only.
+        n: Number of seeds.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class StrategySummary:
+    """What a strategy reached at one budget, over the seeds that succeeded.
+
+    Attributes:
+        strategy: Name of the strategy.
+        validation: The study's metric on validation.
+        test: The study's metric on test; None where it was not measured.
+        trainable_params: Mean over the seeds; the head is not counted.
+    """
+
+    strategy: str
+    validation: Spread
+    test: Spread | None
+    trainable_params: float
+
+
+@dataclass(frozen=True)
+class BudgetSummary:
+    """What one budget bought.
+
+    Attributes:
+        budget: As the user set it.
+        strategies: Best mean validation score first.
+        best: The trial with the best validation score that has a structure.
+        comparisons: The searched strategy against the best of each family of rivals.
+        verdict: Whether the searched strategy beats the others; empty where none is searched.
+    """
+
+    budget: Mapping[str, Any]
+    strategies: tuple[StrategySummary, ...]
+    best: TrialRecord | None
+    comparisons: tuple[Comparison, ...]
+    verdict: str
+
+    @property
+    def name(self) -> str:
+        """The budget in words."""
+        return budget_name(self.budget)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """A study in figures.
+
+    Attributes:
+        study: Its name.
+        metric: Name of the metric.
+        searched: The strategy that the study searches with.
+        budgets: In the study's order.
+        references: Strategies without a budget: the head alone, and full fine-tuning.
+        unsuccessful: Finished trials that are neither ok nor cancelled.
+        front: With an outer loop, the trials that score more than all with as few parameters, fewest first.
+        warnings: What makes the scores worth less than they look, as far as the database knows.
+    """
+
+    study: str
+    metric: str
+    searched: str
+    budgets: tuple[BudgetSummary, ...]
+    references: tuple[StrategySummary, ...]
+    unsuccessful: tuple[TrialRecord, ...]
+    front: tuple[TrialRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def findings(self, budget: BudgetSummary) -> tuple[str, ...]:
+        """What a report says of a budget: a line for each family of rivals, and the verdict."""
+        lines = (comparison_text(c, self.searched, budget.name) for c in budget.comparisons)
+        return (*lines, budget.verdict) if budget.verdict else ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def budget_name(budget: Mapping[str, Any] | None) -> str:
+    """A stored budget in words; the user's own where there are any.
+
+    >>> budget_name({"max_trainable_params": 2271, "text": "0.01%"})
+    '0.01%'
+    >>> budget_name({"max_trainable_params": 2271})
+    'max_trainable_params 2271'
+    """
+    if budget is None:
+        return "none"
+    limits = (f"{limit} {value}" for limit, value in budget.items() if limit != "text")
+    return str(budget.get("text") or ", ".join(limits))
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Mean and sample standard deviation of one value or more."""
+    listed = list(values)
+    std = statistics.stdev(listed) if len(listed) > 1 else None
+    return Spread(statistics.fmean(listed), std, len(listed))
+
+
+def summarise(study: StudyRecord, trials: Sequence[TrialRecord]) -> StudySummary:
+    """Summarise a study, finished or not, from its trials.
+
+    Args:
+        study: As ``Store.find_study`` gives it.
+        trials: All of its trials, as ``Store.trials`` gives them.
+    """
+    default = SearchConfig.model_fields["strategy"].default
+    config = json.loads(study.config)
+    searched = str(config.get("search", {}).get("strategy", default))
+    planned = None if "outer" not in config else _planned(study, config["budgets"])
+    groups: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        key = json.dumps(trial.budget, sort_keys=True)
+        if trial.budget is not None and (planned is None or key in planned):
+            groups.setdefault(key, []).append(trial)
+    heads = [t for t in trials if t.budget is None and t.strategy == HEAD_ALONE and has_score(t)]
+    return StudySummary(
+        study=study.name,
+        metric=study.metric,
+        searched=searched,
+        budgets=tuple(_budget(group, searched, heads) for group in groups.values()),
+        references=_strategies(t for t in trials if t.budget is None),
+        unsuccessful=tuple(
+            t for t in trials if t.state in FINISHED and t.state not in ("ok", "cancelled")
+        ),
+        front=() if planned is None else _front(trials),
+        warnings=_same_files(config),
+    )
+
+
+def _same_files(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Splits whose files have the same content."""
+    if "splits" in config.get("task", {}).get("data", {}):
+        return ()
+    digests = config.get("data_sha256", {})
+    return tuple(
+        f"splits {one!r} and {other!r} are the same file"
+        for one, other in combinations(digests, 2)
+        if digests[one] == digests[other]
+    )
+
+
+def _planned(study: StudyRecord, budgets: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The budgets that the study lists; an outer loop proposes others between them."""
+    resolved = (resolve(study.backbone_params, **b).as_dict() for b in budgets)
+    return {json.dumps(budget, sort_keys=True) for budget in resolved}
+
+
+def _front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """The trials with a structure that score more than all before them, by parameters."""
+    front: list[TrialRecord] = []
+    ranked = [t for t in trials if has_score(t) and t.structure is not None]
+    for t in sorted(ranked, key=lambda t: (t.trainable_params or 0, -(t.score or 0.0), t.number)):
+        if not front or (t.score or 0.0) > (front[-1].score or 0.0):
+            front.append(t)
+    return tuple(front)
+
+
+def _budget(
+    trials: Sequence[TrialRecord], searched: str, heads: Sequence[TrialRecord]
+) -> BudgetSummary:
+    """Summary of the trials of one budget."""
+    budget = trials[0].budget or {}
+    strategies = _strategies(trials)
+    structures = [t for t in trials if has_score(t) and t.structure is not None]
+    best = min(
+        structures,
+        key=lambda t: (-(t.score or 0.0), t.trainable_params or 0, t.number),
+        default=None,
+    )
+    planned = any(t.strategy == searched for t in trials)
+    rivals = compare(trials, searched, [row.strategy for row in strategies])
+    verdict = _verdict(strategies, rivals, searched, budget_name(budget)) if planned else ""
+    verdict += _head_alone(trials, heads, searched) if planned else ""
+    return BudgetSummary(budget, strategies, best, rivals, verdict)
+
+
+def _strategies(trials: Iterable[TrialRecord]) -> tuple[StrategySummary, ...]:
+    """One row per strategy with a score, the best first."""
+    groups: dict[str, list[TrialRecord]] = {}
+    for trial in filter(has_score, trials):
+        groups.setdefault(trial.strategy, []).append(trial)
+    rows = []
+    for strategy, group in groups.items():
+        tests = [t.test_score for t in group if t.test_score is not None]
+        rows.append(
+            StrategySummary(
+                strategy=strategy,
+                validation=spread(t.score for t in group if t.score is not None),
+                test=spread(tests) if tests else None,
+                trainable_params=statistics.fmean(t.trainable_params or 0 for t in group),
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: (-row.validation.mean, row.trainable_params)))
+
+
+def _verdict(
+    strategies: Sequence[StrategySummary],
+    comparisons: Sequence[Comparison],
+    searched: str,
+    budget: str,
+) -> str:
+    """Whether the searched strategy earned its time at a budget, with the figures."""
+    ours = next((s for s in strategies if s.strategy == searched), None)
+    other = next((s for s in strategies if s.strategy != searched), None)
+    if ours is None:
+        return f"{searched} has no successful trial at {budget}"
+    if other is None:
+        return f"nothing to compare {searched} with at {budget}: no other strategy succeeded there"
+    a, b = ours.validation, other.validation
+    digits = _digits(a.mean, b.mean)
+    mine, theirs = f"{a.mean:.{digits}f}", f"{b.mean:.{digits}f}"
+    paired = next((c for c in comparisons if c.rival == other.strategy), None)
+    evidence = _evidence(a, b, paired)
+    if a.mean <= b.mean:
+        return (
+            f"{searched} {mine} does not beat {other.strategy} {theirs} at {budget}: "
+            f"use {other.strategy} ({evidence})"
+        )
+    return (
+        f"{searched} {mine} beats {other.strategy} {theirs}, the best other strategy, "
+        f"at {budget} by {a.mean - b.mean:.{digits}f} ({evidence}){_doubt(paired)}"
+    )
+
+
+def _head_alone(trials: Sequence[TrialRecord], heads: Sequence[TrialRecord], searched: str) -> str:
+    """That the head alone does as well, with no parameter of the budget; empty where it does not."""
+    ours = [t.score for t in trials if t.strategy == searched and t.score is not None]
+    alone = [t.score for t in heads if t.score is not None]
+    if not ours or not alone:
+        return ""
+    mean = statistics.fmean(alone)
+    paired = next(iter(compare([*trials, *heads], searched, [HEAD_ALONE])), None)
+    said = f"; training the head alone ({mean:.4f}, 0 parameters) is as good"
+    if mean >= statistics.fmean(ours):
+        return said
+    if paired is not None and paired.low is not None and paired.low <= 0:
+        return f"{said} for all that these seeds show"
+    return ""
+
+
+def _digits(a: float, b: float) -> int:
+    """Decimals that tell two scores apart, at least four."""
+    return next((d for d in range(4, 8) if f"{a:.{d}f}" != f"{b:.{d}f}"), 4)
+
+
+def _evidence(a: Spread, b: Spread, paired: Comparison | None) -> str:
+    """What a difference of means rests on."""
+    counts = f"{a.n} seeds" if a.n == b.n else f"{a.n} and {b.n} seeds"
+    if paired is None:
+        return "no seed in common: add seeds"
+    if paired.n > 1:
+        return f"mean validation over {counts}"
+    nothing = "one seed decides nothing: add seeds"
+    return nothing if a.n == b.n == 1 else f"mean validation over {counts}; {nothing}"
+
+
+def _doubt(paired: Comparison | None) -> str:
+    """Why a higher mean may be no better; empty where the interval lies above zero."""
+    if paired is None or paired.low is None or paired.low > 0:
+        return ""
+    if paired.difference <= 0:
+        return f"; over the {paired.n} seeds that both have it is no better: use {paired.rival}"
+    price = _PRICES.get(STRATEGIES.family(paired.rival), ", and needs no search")
+    return (
+        f"; the interval includes zero: {paired.rival} is as good for all that these seeds "
+        f"show{price}"
+    )

@@ -1,0 +1,12 @@
+"""The database: its tables, and every statement that reads or writes them.
+
+| file | what it does |
+|---|---|
+| store | `Store`: what the rest of the program may ask and tell; one method, one transaction |
+| reader | the half of it that asks |
+| reading | queries: lists, the best structures, the front, advice where there is no answer |
+| writing | statements that write: studies, trials and outcomes, attempts, the lease, growth |
+| connection | opening a database, safely for its kind |
+| tables, migrations | the schema, and how older databases reach it |
+| task_identity | what makes two tasks one |
+"""

@@ -1,0 +1,1 @@
+"""Opening a database: SQLite with its own locks, PostgreSQL, and their URLs."""

@@ -1,0 +1,213 @@
+"""Reading: the half of the store that asks."""
+
+from __future__ import annotations
+
+from sparsearch.results.records import (
+    Attempt,
+    Best,
+    BestQuery,
+    StudyRecord,
+    Trial,
+    TrialRecord,
+)
+from sparsearch.results.store.connection.database import Database
+from sparsearch.results.store.reading import best as best_structures
+from sparsearch.results.store.reading import queries
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.structure import Structure
+
+__all__ = ["StoreReader"]
+
+
+class StoreReader:
+    """Questions to the database. Values come out, without a link to it.
+
+    Attributes:
+        _database: Where they are asked.
+    """
+
+    _database: Database
+
+    def stop_asked(self, study: str) -> bool:
+        """Whether the driver of a study was asked to end."""
+        with self._database.reading() as session:
+            return queries.stop_asked(session, study)
+
+    def queued(self, study: str) -> tuple[Trial, ...]:
+        """The trials still to run, in order of number.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.queued(session, study)
+
+    def ranking(self, key: str) -> Ranking | None:
+        """The ranking stored under a key, None if there is none."""
+        with self._database.reading() as session:
+            return queries.ranking(session, key)
+
+    def transferable(
+        self,
+        space: str,
+        task: str,
+        *,
+        backbone: str | None = None,
+        study: str | None = None,
+        max_trainable_params: int | None = None,
+    ) -> str | None:
+        """The key of the searched ranking whose structure has the best validation score on another task.
+
+        One whose structure keeps within a limit comes before one that does not.
+
+        Args:
+            space: Fingerprint of the space that it ranks.
+            task: Fingerprint of the task that it is to serve, see ``StudySpec.task_fingerprint``.
+            backbone: Weight fingerprint of the backbone that it was made on; None for any.
+            study: Take it from this study (a unique prefix of its name), whatever its task.
+            max_trainable_params: The budget that it is to be cut at.
+
+        Returns:
+            None if there is none.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.transferable(
+                session, space, task, backbone, study, max_trainable_params
+            )
+
+    def weights(self, study: str, number: int) -> bytes | None:
+        """Attached modules and head of a trial as safetensors bytes, None if none were stored.
+
+        Raises:
+            StoreError: If there is no such trial.
+        """
+        with self._database.reading() as session:
+            return queries.weights(session, study, number)
+
+    def studies(self) -> tuple[StudyRecord, ...]:
+        """All studies, oldest first."""
+        with self._database.reading() as session:
+            return queries.studies(session)
+
+    def find_study(self, prefix: str) -> StudyRecord:
+        """The study of that name, or the only one whose name starts with it.
+
+        Raises:
+            StoreError: If there is none, or more than one.
+        """
+        with self._database.reading() as session:
+            return queries.find_study(session, prefix)
+
+    def trials(self, study: str) -> tuple[TrialRecord, ...]:
+        """All trials of a study, in order of number.
+
+        Args:
+            study: Name of the study, or a unique prefix of it.
+
+        Raises:
+            StoreError: If there is none, or more than one.
+        """
+        with self._database.reading() as session:
+            return queries.trials(session, study)
+
+    def attempts(self, study: str) -> tuple[Attempt, ...]:
+        """All attempts at the trials of a study, trial by trial, in order.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.attempts(session, study)
+
+    def best(
+        self,
+        *,
+        study: str | None = None,
+        model: str | None = None,
+        task: str | None = None,
+        max_trainable_params: int | str | None = None,
+        max_inference_flops: float | str | None = None,
+        min_weight_sparsity: float | str | None = None,
+    ) -> Best | None:
+        """The feasible trial with the highest validation score whose structure fits the limits.
+
+        Of equal scores the one with fewer trainable parameters wins, then the earlier trial.
+        References without a structure (``head``, ``full``) are never the best.
+
+        Scores of different tasks or metrics do not compare: where several have a trial that fits, name the study
+        or the task, or ask ``best_of_each_task``.
+
+        Args:
+            study: Name of a study, or a unique prefix of it.
+            model: The backbone, as the user wrote it.
+            task: Name of the task, or the beginning of its fingerprint (4 characters or more).
+            max_trainable_params: A number of parameters, or a share of each study's backbone
+                ("0.01%"), rounded down. The task head is not counted.
+            max_inference_flops: A share of the dense backbone's, "75%" or 0.75.
+            min_weight_sparsity: A share of its linears' weights that are zero or gone, likewise.
+
+        Returns:
+            None if no trial fits.
+
+        Raises:
+            ConfigError: If a limit cannot be read, if several tasks have a trial that fits, or if the model had
+                different weights in the studies that fit.
+            StoreError: If there is no such study.
+        """
+        question = BestQuery(
+            study, model, task, max_trainable_params, max_inference_flops, min_weight_sparsity
+        )
+        with self._database.reading() as session:
+            return best_structures.best(session, question)
+
+    def best_of_each_task(self, question: BestQuery) -> tuple[Best, ...]:
+        """What ``best`` answers for each task that has a trial that fits; the task of the oldest study first.
+
+        Raises:
+            ConfigError: If a limit cannot be read, or if the model had different weights in the studies that fit.
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return best_structures.best_of_each_task(session, question)
+
+    def pareto(self, study: str) -> tuple[Best, ...]:
+        """Feasible trials with a structure that no other one beats, by trainable parameters.
+
+        One beats another if it is as good in validation score, trainable parameters, inference
+        FLOPs and weight sparsity (both to hundredths of a percent), and better in one of them. Of equal
+        ones the earliest is kept.
+
+        Args:
+            study: Name of the study, or a unique prefix of it.
+
+        Raises:
+            StoreError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return best_structures.pareto(session, study)
+
+    def find_structure(self, prefix: str, study: str | None = None) -> Best:
+        """The best trial whose structure's hash starts with a prefix of 4 characters or more.
+
+        Args:
+            prefix: Of the hash.
+            study: Name of a study, or a unique prefix of it: only its trials count.
+
+        Raises:
+            StoreError: If the prefix is too short, fits none, or fits more than one structure; or if the structure
+                was trained on several tasks, whose scores do not compare, and no study is given.
+        """
+        with self._database.reading() as session:
+            return best_structures.find_structure(session, prefix, study)
+
+    def load_structure(self, prefix: str) -> Structure:
+        """The structure whose hash starts with a prefix of 4 characters or more, whatever it was trained on.
+
+        Raises:
+            StoreError: If the prefix is too short, fits none, or fits more than one structure.
+        """
+        with self._database.reading() as session:
+            return best_structures.load_structure(session, prefix)

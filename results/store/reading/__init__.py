@@ -1,0 +1,1 @@
+"""Queries: each takes a session and returns records."""

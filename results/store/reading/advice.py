@@ -1,0 +1,75 @@
+"""What to ask instead where a question has no answer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
+
+if TYPE_CHECKING:
+    from sparsearch.results.records import Best
+    from sparsearch.results.store.store import Store
+
+
+__all__ = [
+    "nothing_found",
+]
+
+
+def nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
+    """Say which name is unknown, or which filter to loosen: one without which there is an answer."""
+    words = {key: f"--{key.replace('_', '-')}" for key in asked}
+    limits = ", ".join(f"{words[key]} {value}" for key, value in asked.items())
+    within = f" within {limits}" if limits else " yet"
+    message = f"no successful trial has a structure{within}"
+    studies = store.studies()
+    named = {
+        "model": {s.model for s in studies},
+        "task": {s.task for s in studies},
+    }
+    for key, known in named.items():
+        wanted = asked.get(key)
+        by_fingerprint = key == "task" and any(
+            s.task_fingerprint.startswith(wanted or "") for s in studies
+        )
+        if wanted is not None and known and wanted not in known and not by_fingerprint:
+            there = ", ".join(sorted(known))
+            return InfeasibleError(message, f"there is no such {key}; there are: {there}")
+    for key in reversed(asked):
+        other = _highest(store, {k: v for k, v in asked.items() if k != key})
+        if other is None:
+            continue
+        hint = (
+            f"without {words[key]} the best is {other.score:.4f} with {other.trainable_params:,} "
+            f"trainable parameters at {100 * other.inference_flops_ratio:.1f}% of the dense FLOPs "
+            f"(study {other.study}, model {other.model}, task {other.task})"
+            f"{_reached(store.pareto(other.study), key)}"
+        )
+        return InfeasibleError(message, hint)
+    if asked and _highest(store, {}) is not None:
+        return InfeasibleError(message, "leave out two or more of these")
+    return InfeasibleError(message, "`sparsearch studies` and `sparsearch trials STUDY` tell why")
+
+
+def _highest(store: Store, asked: dict[str, str]) -> Best | None:
+    """The highest of the best of each task, None too where a model's name is ambiguous: to hint at."""
+    from sparsearch.results.records import BestQuery
+
+    with contextlib.suppress(ConfigError):
+        found = store.best_of_each_task(BestQuery(**asked))
+        return max(found, key=lambda b: b.score, default=None)
+    return None
+
+
+def _reached(front: Sequence[Best], limit: str) -> str:
+    """How far a study got towards a limit."""
+    if limit == "max_trainable_params":
+        return f"; the smallest in that study has {min(b.trainable_params for b in front):,}"
+    if limit == "max_inference_flops":
+        return f"; the fewest in that study are {min(b.inference_flops_ratio for b in front):.2%}"
+    if limit == "min_weight_sparsity":
+        most = max(b.weight_sparsity for b in front)
+        return f"; the sparsest in that study has {most:.2%} of its weights zero or gone"
+    return ""

@@ -1,0 +1,291 @@
+"""The best structures: within limits, on the front, by their hash."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, true
+from sqlalchemy.orm import Session, aliased
+
+from sparsearch.errors import ConfigError, StoreError
+from sparsearch.results.records import (
+    Best,
+    BestQuery,
+)
+from sparsearch.results.store.reading import pareto_front as front
+from sparsearch.results.store.reading.queries import (
+    _SHOWN,
+    BEST_FIRST,
+    study_row,
+)
+from sparsearch.results.store.tables import (
+    FormerHashRow,
+    StructureRow,
+    StudyRow,
+    TrialRow,
+)
+from sparsearch.spaces.budget import parse_share
+from sparsearch.spaces.structure import Structure
+
+__all__ = [
+    "best",
+    "best_of_each_task",
+    "find_structure",
+    "pareto",
+]
+
+_Winner: TypeAlias = tuple[int, float | None, int | None, int, int]
+
+
+_Group: TypeAlias = tuple[str, str, int, str, int, str]
+
+
+_HASH_PREFIX = re.compile(r"[0-9a-f]{4,64}")
+
+
+def best(session: Session, question: BestQuery) -> Best | None:
+    """The best trial within the limits, see ``Store.best``."""
+    found = best_of_each_task(session, question)
+    if len(found) > 1:
+        tasks = "; ".join(
+            f"{b.task} ({b.metric}, study {b.study}), fingerprint {b.task_fingerprint[:8]}"
+            for b in found
+        )
+        raise ConfigError(
+            [f"scores of different tasks or metrics do not compare; there are: {tasks}"],
+            "name one with --task or --study; --task takes a name or the beginning of a fingerprint",
+        )
+    return found[0] if found else None
+
+
+def best_of_each_task(session: Session, question: BestQuery) -> tuple[Best, ...]:
+    """The best trial of each task within the limits, see ``Store.best_of_each_task``."""
+    limit = _params_limit(question.max_trainable_params)
+    ratio = _share_limit("max_inference_flops", question.max_inference_flops)
+    sparsity = _share_limit("min_weight_sparsity", question.min_weight_sparsity)
+    only = study_row(session, question.study).id if question.study is not None else None
+    found: dict[str, list[Row[*_Winner]]] = {}
+    # One walk down the index per group, since a share is another number for each backbone.
+    for group in _groups(session, question, only):
+        query = _best_first(only, group)
+        if limit is not None:
+            most = int(limit * group.backbone_params) if isinstance(limit, Fraction) else limit
+            query = query.where(TrialRow.trainable_params <= most)
+        if ratio is not None:
+            query = query.where(TrialRow.inference_flops_ratio <= ratio)
+        if sparsity is not None:
+            query = query.where(TrialRow.weight_sparsity >= sparsity)
+        found.setdefault(group.task_fingerprint, []).extend(session.execute(query.limit(1)))
+    winners = (
+        min(rows, key=lambda r: (-r.score, r.trainable_params, r.study_id, r.number))
+        for rows in found.values()
+        if rows
+    )
+    return tuple(_load(session, TrialRow.id == winner.id)[0] for winner in winners)
+
+
+def _groups(session: Session, question: BestQuery, only: int | None) -> list[Row[*_Group]]:
+    """What a question is about, oldest first: a row for each (model, task_fingerprint, backbone_params)."""
+    key = (StudyRow.model, StudyRow.task_fingerprint, StudyRow.backbone_params)
+    oldest = (func.min(StudyRow.id).label("first"), func.min(StudyRow.name).label("study"))
+    query = select(*key, StudyRow.backbone, *oldest).group_by(*key, StudyRow.backbone)
+    if only is not None:
+        query = query.where(StudyRow.id == only)
+    if question.model is not None:
+        query = query.where(StudyRow.model == question.model)
+    for of_task in _tasks_called(question.task):
+        rows = sorted(session.execute(query.where(of_task)), key=lambda row: row.first)
+        if rows:
+            break
+    if question.model is not None:
+        _check_one_backbone(question.model, rows)
+    groups: dict[tuple[str, str, int], Row[*_Group]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.task_fingerprint, row.backbone_params), row)
+    return list(groups.values())
+
+
+def _tasks_called(task: str | None) -> list[ColumnElement[bool]]:
+    """Conditions to try in turn: the tasks of that name, those whose fingerprint begins with it."""
+    if task is None:
+        return [true()]
+    column = StudyRow.task_fingerprint
+    named = aliased(StudyRow)
+    conditions: list[ColumnElement[bool]] = [
+        column.in_(select(named.task_fingerprint).where(named.task == task))
+    ]
+    if _HASH_PREFIX.fullmatch(task) is not None:
+        conditions.append(column.between(task, f"{task}g"))
+    return conditions
+
+
+def _check_one_backbone(model: str, groups: Sequence[Row[*_Group]]) -> None:
+    """A model's name stands for one backbone: a folder may have changed, or another have its name.
+
+    Fingerprints of two forms, and those of the first one, say nothing about each other.
+    """
+    forms: dict[str, dict[str, str]] = {}
+    for group in groups:
+        form, dash, _ = group.backbone.partition("-")
+        if dash:
+            forms.setdefault(form, {}).setdefault(group.backbone, group.study)
+    for studies in forms.values():
+        if len(studies) > 1:
+            names = ", ".join(f"study {name} ({b[:10]})" for b, name in studies.items())
+            raise ConfigError(
+                [f"model {model!r} had {len(studies)} different weights: {names}"],
+                "name one with --study",
+            )
+
+
+def _best_first(only: int | None, group: Row[*_Group]) -> Select[*_Winner]:
+    columns = (
+        TrialRow.id,
+        TrialRow.score,
+        TrialRow.trainable_params,
+        TrialRow.study_id,
+        TrialRow.number,
+    )
+    query = select(*columns).where(TrialRow.on_front).order_by(*BEST_FIRST)
+    if only is not None:
+        return query.where(TrialRow.study_id == only)
+    return query.where(
+        TrialRow.model == group.model,
+        TrialRow.task_fingerprint == group.task_fingerprint,
+        TrialRow.backbone_params == group.backbone_params,
+    )
+
+
+def _params_limit(limit: int | str | None) -> int | Fraction | None:
+    """A command line gives whole numbers as text too; none is larger than a database counts."""
+    if isinstance(limit, str) and not limit.strip().isdecimal():
+        return _share("max_trainable_params", limit)
+    return None if limit is None else min(int(limit), 2**63 - 1)
+
+
+def _share_limit(name: str, limit: float | str | None) -> float | None:
+    return float(_share(name, limit)) if isinstance(limit, str) else limit
+
+
+def _share(name: str, limit: str) -> Fraction:
+    """The share that a limit names; one that cannot be read is told by its name."""
+    whole = name == "max_trainable_params"
+    try:
+        share = parse_share(limit)
+    except ConfigError as error:
+        allowed = "neither a whole number nor a percentage" if whole else "no percentage"
+        example = "0.01%" if whole else "75%"
+        if limit.strip().replace(".", "", 1).isdecimal():
+            # The sign was forgotten, or a share of 1 meant.
+            meant = 1 if whole or float(limit) > 1 else 100
+            example = f"{meant * float(limit):g}%"
+        raise ConfigError([f"{name}: {limit!r} is {allowed}"], f"write {example}") from error
+    if share > 1 and name != "max_inference_flops":  # units that do not merge add FLOPs
+        raise ConfigError([f"{name}: {limit!r} is more than the whole"], "write at most 100%")
+    return share
+
+
+def pareto(session: Session, study: str) -> tuple[Best, ...]:
+    """The trials of a study that no other one beats, see ``Store.pareto``."""
+    row = study_row(session, study)
+    members = _load(session, and_(TrialRow.study_id == row.id, TrialRow.on_front))
+    return tuple(front.pareto(members))
+
+
+def find_structure(session: Session, prefix: str, study: str | None = None) -> Best:
+    """The best trial of the structure whose hash starts with a prefix, see ``Store.find_structure``."""
+    among = [] if study is None else [TrialRow.study_id == study_row(session, study).id]
+    found = _hash_of(session, prefix, among)
+    trials = and_(TrialRow.recommendable, TrialRow.structure_hash == found, *among)
+    rows = session.execute(
+        select(StudyRow.task, StudyRow.task_fingerprint, StudyRow.name)
+        .where(StudyRow.id.in_(select(TrialRow.study_id).where(trials)))
+        .order_by(StudyRow.id)
+    ).all()
+    if len({row.task_fingerprint for row in rows}) > 1:  # their scores do not compare
+        names = ", ".join(f"{row.name} ({row.task})" for row in rows[:_SHOWN])
+        raise StoreError(
+            f"structure {found[:12]} was trained on several tasks: {names}",
+            f"say which: --study {rows[0].name}",
+        )
+    best = select(TrialRow.id).where(trials).order_by(*BEST_FIRST).limit(1)
+    return _load(session, TrialRow.id == session.scalars(best).one())[0]
+
+
+def load_structure(session: Session, prefix: str) -> Structure:
+    """The structure whose hash starts with a prefix, whatever it was trained on."""
+    found = _hash_of(session, prefix, [])
+    query = select(StructureRow.document).where(StructureRow.hash == found)
+    return Structure.from_json(session.scalars(query).one())
+
+
+def _hash_of(session: Session, prefix: str, among: Sequence[ColumnElement[bool]]) -> str:
+    """The whole hash of a structure of some successful trials, by its start or that of one it had before."""
+    wanted = prefix.strip().lower()
+    if _HASH_PREFIX.fullmatch(wanted) is None:
+        raise StoreError(
+            f"{prefix!r} names no structure: give 4 to 64 characters of its hash (0-9, a-f)",
+            "`sparsearch best` and `sparsearch trials STUDY` show the hashes",
+        )
+    # A range, unlike LIKE, uses the index on every backend; "g" follows all hexadecimal digits.
+    end = f"{wanted}g"
+    former = select(FormerHashRow.hash).where(FormerHashRow.former.between(wanted, end))
+    fits = or_(TrialRow.structure_hash.between(wanted, end), TrialRow.structure_hash.in_(former))
+    hashes = session.scalars(
+        select(TrialRow.structure_hash)
+        .where(TrialRow.recommendable, fits, *among)
+        .distinct()
+        .limit(_SHOWN + 1)
+    ).all()
+    if not hashes:
+        raise StoreError(
+            f"no successful trial has a structure that starts with {wanted!r}",
+            "`sparsearch best` and `sparsearch trials STUDY` show the hashes",
+        )
+    if len(hashes) > 1:
+        candidates = sorted(h[: max(12, len(wanted) + 4)] for h in hashes if h is not None)
+        more = " and more" if len(candidates) > _SHOWN else ""
+        raise StoreError(
+            f"{wanted!r} fits more than one structure: {', '.join(candidates[:_SHOWN])}{more}",
+            "type more of the hash",
+        )
+    return str(hashes[0])
+
+
+def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
+    # Single columns: a mapped trial costs as much as reading its structure.
+    query = (
+        select(
+            StudyRow.name.label("study"),
+            TrialRow.number.label("trial"),
+            TrialRow.strategy,
+            StudyRow.metric,
+            TrialRow.score,
+            TrialRow.test_score,
+            StructureRow.document.label("structure"),
+            TrialRow.trainable_params,
+            TrialRow.head_params,
+            TrialRow.inference_flops_ratio,
+            TrialRow.budget,
+            TrialRow.seed,
+            StudyRow.model,
+            StudyRow.task,
+            TrialRow.weight_sparsity,
+            StudyRow.task_fingerprint,
+        )
+        .join_from(TrialRow, StudyRow)
+        .join(StructureRow)
+    )
+    return [_best(dict(row)) for row in session.execute(query.where(where)).mappings()]
+
+
+def _best(row: dict[str, Any]) -> Best:
+    structure = Structure.from_json(row["structure"])
+    # Equal structures are stored once; the provenance has to be this trial's.
+    own = {key: row[key] for key in ("study", "trial", "strategy", "seed")}
+    provenance = replace(structure.provenance, **own)
+    return Best(**row | {"structure": replace(structure, provenance=provenance)})

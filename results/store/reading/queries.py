@@ -1,0 +1,269 @@
+"""Reading studies, trials, attempts and rankings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sqlalchemy import case, func, select, true
+from sqlalchemy.orm import Session
+
+from sparsearch.config.registry import STRATEGIES
+from sparsearch.errors import StoreError
+from sparsearch.results.records import (
+    FINISHED,
+    Attempt,
+    StudyRecord,
+    Trial,
+    TrialRecord,
+)
+from sparsearch.results.store.tables import (
+    RankingRow,
+    StudyRow,
+    TrialRow,
+    WeightsRow,
+)
+from sparsearch.results.store.writing import lease
+from sparsearch.results.store.writing.attempts import of_study
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.ranking import Ranking
+
+__all__ = [
+    "BEST_FIRST",
+    "attempts",
+    "find_study",
+    "names_listed",
+    "no_study",
+    "no_trial",
+    "queued",
+    "ranking",
+    "stop_asked",
+    "studies",
+    "study_records",
+    "study_row",
+    "transferable",
+    "trials",
+    "weights",
+]
+
+BEST_FIRST = (
+    TrialRow.score.desc(),
+    TrialRow.trainable_params,
+    TrialRow.study_id,
+    TrialRow.number,
+)
+
+
+_SHOWN = 10
+
+
+def names_listed(names: Sequence[str]) -> str:
+    """Names with commas between them; where there are many, how many more."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def no_study(session: Session, name: str) -> StoreError:
+    """The error for a study that is not there; it lists those that are."""
+    names = session.scalars(select(StudyRow.name).order_by(StudyRow.name)).all()
+    there = f"there are: {names_listed(names)}" if names else "the database has no study yet"
+    return StoreError(f"there is no study {name!r}; {there}", "`sparsearch studies` lists them")
+
+
+def no_trial(session: Session, study: str, number: int) -> StoreError:
+    """The error for a trial that is not there, be it for want of its study."""
+    if session.scalar(select(StudyRow.id).where(StudyRow.name == study)) is None:
+        return no_study(session, study)
+    return StoreError(
+        f"study {study!r} has no trial {number}", f"`sparsearch trials {study}` lists them"
+    )
+
+
+def study_row(session: Session, prefix: str) -> StudyRow:
+    """The row of a study, by its name or the beginning of one name alone.
+
+    Raises:
+        StoreError: If there is none, or several begin like that.
+    """
+    exact = session.scalar(select(StudyRow).where(StudyRow.name == prefix))
+    if exact is not None:
+        return exact
+    names = session.scalars(select(StudyRow.name).order_by(StudyRow.name)).all()
+    fitting = [name for name in names if prefix and name.startswith(prefix)]
+    if not fitting:
+        raise no_study(session, prefix)
+    if len(fitting) > 1:
+        raise StoreError(
+            f"{prefix!r} fits {len(fitting)} studies: {names_listed(fitting)}",
+            "type more of the name",
+        )
+    return session.scalars(select(StudyRow).where(StudyRow.name == fitting[0])).one()
+
+
+def study_records(session: Session, only: int | None = None) -> tuple[StudyRecord, ...]:
+    """All studies, or one: then the trials of no other one are counted."""
+    trials = TrialRow.study_id == only if only is not None else true()
+    studies = StudyRow.id == only if only is not None else true()
+    counts = (
+        select(
+            TrialRow.study_id,
+            func.count().label("trials"),
+            func.sum(case((TrialRow.state.in_(FINISHED), 1), else_=0)).label("finished"),
+            func.max(case((TrialRow.recommendable, TrialRow.score))).label("best_score"),
+        )
+        .where(trials)
+        .group_by(TrialRow.study_id)
+        .subquery()
+    )
+    query = select(StudyRow, counts.c.trials, counts.c.finished, counts.c.best_score)
+    query = query.outerjoin(counts, counts.c.study_id == StudyRow.id).where(studies)
+    return tuple(
+        StudyRecord(
+            name=row.name,
+            model=row.model,
+            task=row.task,
+            metric=row.metric,
+            backbone_params=row.backbone_params,
+            config=row.config,
+            created_at=row.created_at,
+            owner=str(owner) if (owner := lease.holder(row)) is not None else None,
+            trials=total or 0,
+            finished=finished or 0,
+            best_score=score,
+            task_fingerprint=row.task_fingerprint,
+        )
+        for row, total, finished, score in session.execute(query.order_by(StudyRow.id))
+    )
+
+
+def studies(session: Session) -> tuple[StudyRecord, ...]:
+    """All studies, oldest first."""
+    return study_records(session)
+
+
+def find_study(session: Session, prefix: str) -> StudyRecord:
+    """The study of that name, or the only one whose name starts with it.
+
+    Raises:
+        StoreError: If there is none, or more than one.
+    """
+    return study_records(session, study_row(session, prefix).id)[0]
+
+
+def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
+    """All trials of a study, in order of number."""
+    row = study_row(session, study)
+    query = select(TrialRow).where(TrialRow.study_id == row.id).order_by(TrialRow.number)
+    return tuple(
+        TrialRecord(
+            study=row.name,
+            number=t.number,
+            strategy=t.strategy,
+            seed=t.seed,
+            budget=t.budget,
+            state=t.state,
+            message=t.message,
+            score=t.score,
+            test_score=t.test_score,
+            structure=t.structure_hash,
+            ranking_key=t.ranking_key,
+            trainable_params=t.trainable_params,
+            head_params=t.head_params,
+            inference_flops_ratio=t.inference_flops_ratio,
+            weight_sparsity=t.weight_sparsity,
+            seconds=t.seconds,
+            peak_bytes=t.peak_bytes,
+            attempts=t.attempts,
+            settings=t.settings or {},
+            history=tuple(math.nan if score is None else score for score in t.history or ()),
+            started_at=t.started_at,
+            finished_at=t.finished_at,
+            environment=t.environment,
+        )
+        for t in session.scalars(query)
+    )
+
+
+def attempts(session: Session, study: str) -> tuple[Attempt, ...]:
+    """All attempts at the trials of a study."""
+    return of_study(session, study_row(session, study).id)
+
+
+def stop_asked(session: Session, study: str) -> bool:
+    """Whether the driver of a study was asked to end."""
+    asked = select(StudyRow.stop_asked_at).where(StudyRow.name == study)
+    return session.scalar(asked) is not None
+
+
+def queued(session: Session, study: str) -> tuple[Trial, ...]:
+    """The trials of a study that are still to run, in order of number."""
+    study_id = session.scalar(select(StudyRow.id).where(StudyRow.name == study))
+    if study_id is None:
+        raise no_study(session, study)
+    query = select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.state == "queued")
+    return tuple(
+        Trial(
+            t.number,
+            t.strategy,
+            None if t.budget is None else Budget(**t.budget),
+            t.seed,
+            tuple((t.settings or {}).items()),
+        )
+        for t in session.scalars(query.order_by(TrialRow.number))
+    )
+
+
+def ranking(session: Session, key: str) -> Ranking | None:
+    """The ranking stored under a key."""
+    row = session.get(RankingRow, key)
+    if row is None:
+        return None
+    return Ranking(
+        tuple(row.scores), row.strategy, row.seed, row.steps, row.seconds,
+        row.backbone, row.space, row.task,
+    )  # fmt: skip
+
+
+def transferable(
+    session: Session,
+    space: str,
+    task: str,
+    backbone: str | None,
+    study: str | None,
+    max_trainable_params: int | None,
+) -> str | None:
+    """The key of the ranking that served another task best, see ``Store.transferable``."""
+    searches = STRATEGIES.of_family("search")
+    fits = TrialRow.trainable_params <= (max_trainable_params or 0)
+    query = (
+        select(TrialRow.ranking_key)
+        .join(RankingRow, RankingRow.key == TrialRow.ranking_key)
+        .where(
+            RankingRow.space == space,
+            RankingRow.strategy.in_(searches),
+            TrialRow.strategy == RankingRow.strategy,
+        )
+        .where(TrialRow.recommendable)
+    )
+    if backbone is not None:
+        query = query.where(RankingRow.backbone == backbone)
+    if study is None:
+        query = query.where(TrialRow.task_fingerprint != task)
+    else:
+        query = query.where(TrialRow.study_id == study_row(session, study).id)
+    return session.scalar(query.order_by(case((fits, 0), else_=1), *BEST_FIRST).limit(1))
+
+
+def weights(session: Session, study: str, number: int) -> bytes | None:
+    """The safetensors bytes of a trial, None if none were stored."""
+    found = session.execute(
+        select(WeightsRow.data)
+        .select_from(TrialRow)
+        .join(StudyRow)
+        .outerjoin(WeightsRow)
+        .where(StudyRow.name == study, TrialRow.number == number)
+    ).one_or_none()
+    if found is None:
+        raise no_trial(session, study, number)
+    data: bytes | None = found[0]
+    return data

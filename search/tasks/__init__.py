@@ -1,0 +1,9 @@
+"""Tasks: rows of text become token ids and labels.
+
+| file | what it does |
+|---|---|
+| data_files, data_rows | reading files as they are written; splits and columns |
+| labels | from values to class numbers |
+| tasks | `Task` and `Split`, tokenised; batches |
+| checks | what makes data useless, and what makes its scores worth less than they look |
+"""

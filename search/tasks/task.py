@@ -1,0 +1,238 @@
+"""Tasks: a data set's three splits, tokenised once, cut into length-bucketed batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsearch.config.study import TaskConfig
+from sparsearch.search.tasks.checks import (
+    DataSummary,
+    check_enough_rows,
+    check_labels_vary,
+    check_metric,
+    check_texts,
+    check_tokens,
+    class_warnings,
+    summarise_labels,
+    text_warnings,
+)
+from sparsearch.search.tasks.data_files import Rows
+from sparsearch.search.tasks.data_rows import SPLITS, load_rows
+from sparsearch.search.tasks.labels import class_table, targets
+from sparsearch.spaces.backbone.tokens import longest_input
+
+__all__ = [
+    "SPLITS",
+    "Split",
+    "StoredInputs",
+    "Task",
+    "batches",
+    "endless",
+    "load_task",
+    "subset",
+]
+
+_POOL = 16
+
+
+@dataclass(frozen=True)
+class StoredInputs:
+    """Inputs of some layer for every row, without padding.
+
+    Attributes:
+        tokens: (all tokens, width).
+        starts: (rows,) where each row begins.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+
+    def batch(self, rows: Tensor, longest: int) -> Tensor:
+        """(rows, longest, width); what stands at padding is of other rows, and masked as padding is."""
+        places = self.starts[rows][:, None] + torch.arange(longest)[None, :]
+        return self.tokens[places.clamp_(max=self.tokens.shape[0] - 1).to(self.tokens.device)]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows as padded tensors.
+
+    Attributes:
+        inputs: Name of a model input -> (rows, max length) integers.
+        lengths: Tokens of each row.
+        labels: (rows,) class indices, or float targets.
+        stored: Inputs of a layer, where the layers below are skipped.
+    """
+
+    inputs: Mapping[str, Tensor]
+    lengths: Tensor
+    labels: Tensor
+    stored: StoredInputs | None = None
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task ready to train on.
+
+    Attributes:
+        name: For queries.
+        type: ``classification`` or ``regression``.
+        metric: Name of the metric, higher is better.
+        classes: Class names in the order of their indices; empty for regression.
+        max_length: Tokens per row at most.
+        train: Training split; likewise ``validation`` and ``test``.
+        warnings: What makes the scores worth less than they look.
+    """
+
+    name: str
+    type: str
+    metric: str
+    classes: tuple[str, ...]
+    max_length: int
+    train: Split
+    validation: Split
+    test: Split
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of every token and label, and of what they mean: equal for equal data."""
+        digest = hashlib.sha256(f"{self.type} {self.metric} {self.classes}".encode())
+        for split in (self.train, self.validation, self.test):
+            for tensor in (*split.inputs.values(), split.labels):
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def summary(self) -> DataSummary:
+        """Rows and classes of each split."""
+        labels = {split: getattr(self, split).labels for split in SPLITS}
+        return summarise_labels(labels, self.classes, self.warnings)
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head."""
+        return len(self.classes) or 1
+
+
+def subset(split: Split, rows: Tensor) -> Split:
+    """The given rows of a split."""
+    return Split(
+        {k: v[rows] for k, v in split.inputs.items()}, split.lengths[rows], split.labels[rows]
+    )
+
+
+def batches(
+    split: Split, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """One epoch of batches, each padded to its own longest row.
+
+    With a generator rows are shuffled, then sorted by length inside pools of 16 batches, and the
+    batches shuffled; without one, rows come sorted by length. A batch holds the model's inputs
+    and ``labels``; ``rows`` are its row numbers.
+    """
+    count = len(split)
+    if generator is None:
+        order = torch.argsort(split.lengths, stable=True)
+        chunks = list(order.split(batch_size))  # type: ignore[no-untyped-call]
+    else:
+        shuffled = torch.randperm(count, generator=generator)
+        chunks = []
+        for pool in shuffled.split(batch_size * _POOL):  # type: ignore[no-untyped-call]
+            chunks += pool[torch.argsort(split.lengths[pool], stable=True)].split(batch_size)
+        chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
+    for rows in chunks:
+        longest = int(split.lengths[rows].max())
+        batch = {
+            k: v[rows, :longest].to(device, non_blocking=True) for k, v in split.inputs.items()
+        }
+        if split.stored is not None:
+            batch["hidden"] = split.stored.batch(rows, longest)
+        yield batch | {"labels": split.labels[rows].to(device, non_blocking=True), "rows": rows}
+
+
+def endless(
+    split: Split, batch_size: int, device: torch.device, generator: torch.Generator
+) -> Iterator[dict[str, Tensor]]:
+    """Epoch after epoch of batches."""
+    while True:
+        yield from batches(split, batch_size, device, generator)
+
+
+def load_task(
+    config: TaskConfig, folder: Path, tokenizer: Any, most_tokens: int | None = None
+) -> Task:
+    """Load, check and tokenise a task.
+
+    Args:
+        config: The task.
+        folder: Where relative paths of local files start.
+        tokenizer: The backbone's tokenizer.
+        most_tokens: Longest input that the backbone takes, None without limit.
+
+    Raises:
+        DataError: If the data cannot be read, a column is missing or holds something else than text or labels,
+            a label is outside the classes, one cannot learn from the training split, or the metric has no value on
+            another one.
+    """
+    rows = load_rows(config.data, folder, tuple(dict.fromkeys([*config.text, config.label])))
+    total = len(rows["train"])
+    check_enough_rows(config, total)
+    labels, classes = _read_labels(config, rows)
+    used = config.max_train_rows or total
+    rows["train"], labels["train"] = rows["train"].part(0, used), labels["train"][:used]
+    texts = {split: {c: data.columns[c] for c in config.text} for split, data in rows.items()}
+    for split in SPLITS:
+        check_texts(split, texts[split])
+    check_labels_vary(config, labels["train"], total)
+    for split in SPLITS[1:]:
+        check_metric(config, split, labels[split], classes)
+    warnings = text_warnings(texts)
+    warnings += class_warnings(config, summarise_labels(labels, classes))
+    limit = longest_input(config.max_length, tokenizer, most_tokens)
+    splits = {
+        s: _tokenise(s, [texts[s][c] for c in config.text], labels[s], tokenizer, limit)
+        for s in SPLITS
+    }
+    return Task(
+        config.title,
+        config.type,
+        config.metric,
+        classes,
+        limit,
+        **splits,
+        warnings=tuple(warnings),
+    )
+
+
+def _read_labels(
+    config: TaskConfig, rows: Mapping[str, Rows]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The labels of each split, and the names of the classes."""
+    if config.type == "regression":
+        columns = {split: data.columns[config.label] for split, data in rows.items()}
+        return {split: targets(config, split, values) for split, values in columns.items()}, ()
+    table = class_table(config, rows)
+    return {split: table.indices(split) for split in rows}, table.names
+
+
+def _tokenise(
+    split: str, columns: Sequence[Sequence[str]], labels: Tensor, tokenizer: Any, limit: int
+) -> Split:
+    encoded = tokenizer(*map(list, columns), truncation=True, max_length=limit, padding="longest")
+    inputs = {k: torch.tensor(v) for k, v in encoded.items()}
+    lengths = inputs["attention_mask"].sum(dim=1)
+    check_tokens(split, tokenizer, inputs["input_ids"], lengths)
+    return Split(inputs, lengths, labels)

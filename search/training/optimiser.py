@@ -1,0 +1,102 @@
+"""Learning rates, their schedule, and the guard against NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from sparsearch.config.study import TrainConfig
+from sparsearch.errors import TrainingDiverged
+from sparsearch.spaces.attachment.attachment import attachment_of
+
+__all__ = [
+    "NanGuard",
+    "learning_rates",
+    "linear_schedule",
+    "rates_of",
+]
+
+_CHECK_EVERY = 20
+
+
+def linear_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> LambdaLR:
+    """Up from 0 during the warm-up share of the steps, then linearly down to 0."""
+    rising = math.ceil(steps * warmup)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return max(0.0, (steps - step) / max(1, steps - rising))
+
+    return LambdaLR(optimizer, factor)
+
+
+def learning_rates(
+    model: nn.Module, lr: float, kind_lr: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Optimiser groups of everything trainable: one per kind of attached module, one for the rest.
+
+    A learning rate per kind, because a bias and a scaled low-rank factor want rates an order of
+    magnitude apart.
+
+    Args:
+        model: With or without something attached.
+        lr: Where ``kind_lr`` says nothing.
+        kind_lr: Kind, or ``head``, -> rate.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for kind, parameter in _attached(model):
+        groups.setdefault(kind, []).append(parameter)
+        seen.add(id(parameter))
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in seen]
+    return [
+        {"params": parameters, "lr": kind_lr.get(kind, lr)}
+        for kind, parameters in [*groups.items(), ("head", rest)]
+    ]
+
+
+def rates_of(model: nn.Module, config: TrainConfig, *, whole: bool) -> list[dict[str, Any]]:
+    """Optimiser groups at the rates of a study: one for a whole model, else one per kind of attached module."""
+    if whole:
+        return learning_rates(model, config.full_lr, {})
+    return learning_rates(model, config.lr, config.kind_lr)
+
+
+def _attached(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    attachment = attachment_of(model)
+    for name, unit in attachment.units.items() if attachment is not None else ():
+        for parameter in unit.parameters():
+            yield name.rpartition(":")[2], parameter
+
+
+class NanGuard:
+    """Notices NaN and infinity without a host synchronisation per step."""
+
+    def __init__(self, phase: str, advice: str) -> None:
+        self.phase, self.advice = phase, advice
+        self.finite: Tensor | None = None
+
+    def see(self, step: int, *values: Tensor) -> None:
+        """Take note of a step's values; raises at the next look.
+
+        Raises:
+            TrainingDiverged: If a value was NaN or infinite.
+        """
+        for value in values:
+            good = torch.isfinite(value.detach())
+            self.finite = good if self.finite is None else self.finite & good
+        if step % _CHECK_EVERY == 0:
+            self.look(step)
+
+    def look(self, step: int) -> None:
+        """Synchronise and check."""
+        if self.finite is not None and not bool(self.finite):
+            raise TrainingDiverged(
+                f"the {self.phase} diverged: NaN or infinity by step {step}", self.advice
+            )

@@ -1,0 +1,117 @@
+"""A slot: one unit at one position of a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.errors import StructureError
+from sparsearch.spaces.attachment.elsewhere import check_complete, check_here, is_hooked
+from sparsearch.spaces.families.position import Position
+from sparsearch.spaces.kinds import Kind
+from sparsearch.spaces.kinds.module_base import LowRankUnit, Unit
+from sparsearch.spaces.kinds.prunable.module import RemovalUnit
+from sparsearch.spaces.kinds.weight_mask.module import WeightMaskUnit
+
+__all__ = ["AttachedUnit"]
+
+
+class AttachedUnit:
+    """One unit at one position; ``gate`` is set while a supernet runs."""
+
+    def __init__(self, unit: Unit, position: Position, kind: Kind) -> None:
+        self.unit = unit
+        self.kind = kind
+        self.position = position
+        self.gate: Tensor | None = None
+        self.idle = False
+        self.start = position.start
+        self.width = position.out_features
+        self.seen: Tensor | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the unit among the attached ones."""
+        return f"{self.position.name.replace('.', '/')}:{self.kind.name}"
+
+    @property
+    def removal(self) -> RemovalUnit | None:
+        """The module, where it removes heads or neurons."""
+        return self.unit if isinstance(self.unit, RemovalUnit) else None
+
+    @property
+    def mask(self) -> WeightMaskUnit | None:
+        """The module, where it masks weights."""
+        return self.unit if isinstance(self.unit, WeightMaskUnit) else None
+
+    @property
+    def low_rank(self) -> LowRankUnit | None:
+        """The module, where its change is a product of thin matrices."""
+        return self.unit if isinstance(self.unit, LowRankUnit) else None
+
+    @property
+    def changes_weight(self) -> bool:
+        """Whether the unit, beside a linear, is one with a change of its weight."""
+        return self.kind.mergeable and not self.unit.constant
+
+    @property
+    def hooked(self) -> bool:
+        """Whether something runs around the unit's forward; nothing else of it may then be relied on."""
+        return is_hooked(self.unit)
+
+    @property
+    def learnt(self) -> str:
+        """What the unit's parameters are, in a message."""
+        return f"what {self.kind.name} at {self.position.name} has learnt"
+
+    def check_here(self) -> None:
+        """Refuse to read the unit's parameters outside its forward while another library keeps them elsewhere."""
+        for parameter in self.unit.parameters():
+            check_here(parameter, self.learnt)
+
+    def run(self, *inputs: Tensor | None) -> Tensor:
+        """The unit's forward; parameters that are elsewhere are brought in by its hooks, or it is refused."""
+        check_complete(self.unit, self.learnt)
+        result: Tensor = self.unit(*inputs)
+        return result
+
+    def delta(self, x: Tensor) -> Tensor:
+        """The unit's change."""
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(next(self.unit.parameters()).dtype)
+        return self.run(x, self.gate)
+
+    def dense(self, weight: Tensor) -> Tensor:
+        """The unit's change as one of its host's weight (out, in), which gives type and device."""
+        if self.hooked:  # by its forward, for each input feature
+            return Unit.dense(self.unit, weight, self.gate)
+        self.check_here()
+        return self.unit.dense(weight, self.gate)
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """Y plus the unit's change, on the unit's slice of a fused output."""
+        rest = self._rest(y)
+        change = self.delta(x).to(y.dtype)
+        if self.start or rest:
+            change = nn.functional.pad(change, (self.start, rest))
+        return y + change
+
+    def part_of(self, y: Tensor) -> Tensor:
+        """The unit's slice of a fused output."""
+        self._rest(y)
+        return y[..., self.start : self.start + self.width]
+
+    def _rest(self, y: Tensor) -> int:
+        """Output features behind the unit's slice.
+
+        Raises:
+            StructureError: If there are fewer output features than the unit needs.
+        """
+        rest = y.shape[-1] - self.start - self.width
+        if rest < 0:
+            raise StructureError(
+                f"{self.kind.name} at {self.position.name} needs {self.start + self.width} output features, "
+                f"and there are {y.shape[-1]}: the linear's output is split, as by tensor parallelism",
+                "merge(model) before its layers are split, or run them whole",
+            )
+        return rest

@@ -1,0 +1,126 @@
+"""Whether a structure belongs to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from sparsearch.errors import ConfigError, StructureError
+from sparsearch.spaces.backbone.identity import (
+    BackboneId,
+    hash_settings,
+    same_settings,
+    same_weights,
+    weight_fingerprint,
+)
+from sparsearch.spaces.backbone.parameters import (
+    positions_of,
+)
+from sparsearch.spaces.backbone.state import check_half, check_state
+from sparsearch.spaces.candidate import Candidate, make_candidate
+from sparsearch.spaces.costs import narrowed_positions, recompute_costs
+from sparsearch.spaces.families.position import Position, find
+from sparsearch.spaces.kinds import Kind
+from sparsearch.spaces.structure import Structure
+
+__all__ = [
+    "check_structure",
+]
+
+
+def check_structure(
+    model: nn.Module, structure: Structure
+) -> list[tuple[Position, Kind, int, int]]:
+    """All checks before any change."""
+    check_state(model)
+    check_half(model, (c.position for c in structure.candidates), structure.backbone.params)
+    positions = positions_of(model)
+    _check_backbone(model, structure.backbone)
+    kinds = {kind.name: kind for kind in structure.kinds}
+    problems = structure.problems()
+    for c in structure.candidates:
+        if c.kind in kinds:
+            problems += _misplaced(c, kinds[c.kind], positions)
+    if not problems:
+        problems = _mispriced(structure, positions)
+    if problems:
+        raise StructureError("the structure cannot be attached: " + "; ".join(problems))
+    return [(find(positions, c.position), kinds[c.kind], c.size, 1) for c in structure.candidates]
+
+
+def _check_backbone(model: nn.Module, expected: BackboneId) -> None:
+    """The model must have the structure's backbone: its family, its weights and its settings."""
+    family = model.config.model_type  # type: ignore[union-attr]
+    if family != expected.family or not same_weights(model, expected.weight_fingerprint):
+        dtype = next(model.parameters()).dtype
+        rounded = (
+            "" if dtype.itemsize >= 4 else f"; if they were rounded to {dtype}, cast after attach"
+        )
+        raise StructureError(
+            f"the structure belongs to another backbone: {expected.family} from {expected.path!r} "
+            f"(fingerprint {expected.weight_fingerprint[:12]}), the model is {family} "
+            f"(fingerprint {weight_fingerprint(model)[:12]})",
+            f"load the backbone that the structure names, with its original weights{rounded}",
+        )
+    if not same_settings(hash_settings(model), expected.config_hash):
+        raise StructureError(
+            f"the model has the weights of the structure's backbone {expected.path!r}, but its config has other "
+            "settings, with which they compute something else",
+            "load the model with the config.json of that backbone: heads, activations, epsilons and positions as "
+            "they are there",
+        )
+
+
+def _misplaced(candidate: Candidate, kind: Kind, positions: Sequence[Position]) -> Iterator[str]:
+    """Why a candidate cannot be at its position in its size."""
+    name = f"{kind.name} at {candidate.position}"
+    try:
+        position = find(positions, candidate.position)
+        largest = kind.largest(position) if kind.accepts(position) else 0
+    except StructureError as error:
+        yield f"{name}: {error.message} ({error.hint})"
+    except ConfigError as error:
+        yield from error.problems
+    else:
+        if not largest:
+            yield f"{kind.name} cannot be attached at {position.name}"
+        elif kind.role == "remove" or candidate.which:
+            yield from _wrong_cut(candidate, kind, position)
+        elif candidate.size > largest:
+            yield f"{name} has size {candidate.size}, of at most {largest}"
+
+
+def _wrong_cut(candidate: Candidate, kind: Kind, position: Position) -> Iterator[str]:
+    """What is cut must exist, each part be cut once, and enough be left."""
+    sizes, which = kind.sizes(position) if kind.role == "remove" else (), candidate.which
+    least = kind.least(position)
+    if not which or len(set(which)) < len(which) or not set(range(len(sizes))).issuperset(which):
+        yield (
+            f"{kind.name} at {position.name}: {list(which)} cannot be cut; its {len(sizes)} parts are "
+            "numbered from 0, each is cut at most once"
+        )
+    elif sum(sizes[i] for i in which) != candidate.size:
+        yield f"{candidate.size} {kind.name} cannot be cut at {position.name}: its parts add up to other sizes"
+    elif position.units - candidate.size < least:
+        yield (
+            f"{candidate.size} {kind.name} cannot be cut at {position.name}: of {position.units}, {least} stay"
+        )
+
+
+def _mispriced(structure: Structure, positions: Sequence[Position]) -> list[str]:
+    """Candidates that do not cost what the structure says."""
+    now, before = (
+        narrowed_positions(positions, structure.candidates, trained=t) for t in (True, False)
+    )
+    problems = []
+    for c in structure.candidates:
+        kind = structure.kind(c.kind)
+        whole = make_candidate(kind, find(positions, c.position), c.size, c.which)
+        earlier = make_candidate(kind, find(before, c.position), c.size, c.which)
+        # Earlier files count neither what stands in for a cut as read, nor what has no gradient as stored.
+        if c not in (recompute_costs(whole, kind, now), earlier):
+            problems.append(
+                f"{c.kind} of size {c.size} at {c.position} does not cost what the structure says"
+            )
+    return problems

@@ -1,0 +1,28 @@
+"""FLOPs of a dense backbone."""
+
+from __future__ import annotations
+
+from sparsearch.spaces.families.position import Position
+
+__all__ = [
+    "dense_flops_per_token",
+]
+
+
+def dense_flops_per_token(positions: tuple[Position, ...], tokens: int) -> int:
+    """Inference FLOPs (2 x MACs) per token of the dense layers at a sequence length.
+
+    Linears cost 2 in out; scores and mixing 4 n d per attention (methods, section 0).
+    Embeddings, norms, pooler and head are left out, and DeBERTa's relative positions.
+
+    Args:
+        positions: The backbone's positions.
+        tokens: Sequence length n.
+    """
+    total = 0
+    for position in positions:
+        if position.role == "linear":
+            total += 2 * position.in_features * position.out_features
+            if position.name.endswith((".attn.q", ".cross.q")):
+                total += 4 * tokens * position.out_features
+    return total

@@ -1,0 +1,227 @@
+"""Loading a backbone: where it lies, its config, weights and tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsearch.errors import BackboneError
+from sparsearch.spaces.backbone.folder import (
+    check_config,
+    check_folder,
+    check_weights,
+    find_folder,
+)
+from sparsearch.spaces.families.registry import FAMILIES
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+from sparsearch.spaces.backbone.parameters import NEW_POOLER, head_parameters, is_pooler
+from sparsearch.spaces.backbone.tokens import pads_as_configured
+
+__all__ = [
+    "check_padding_token",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "locate",
+    "skeleton",
+]
+
+
+def locate(path: str, relative_to: Path | None = None) -> str:
+    """Resolve a model path: ``pkg:NAME/FOLDER`` in an installed package, a local folder, or a hub id.
+
+    Raises:
+        BackboneError: If a package or the folder is missing, or the folder has no ``config.json``.
+    """
+    if path.startswith("pkg:"):
+        package, _, inside = path.removeprefix("pkg:").partition("/")
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # no name of a package, or its parent is missing
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise BackboneError(
+                f"model.path {path!r}: the package {package!r} is not installed",
+                f"pip install {package.replace('_', '-')}",
+            )
+        root = Path(next(iter(spec.submodule_search_locations))).resolve()
+        folder = (root / inside).resolve()
+        if not folder.is_dir() or not folder.is_relative_to(root):
+            raise BackboneError(f"model.path {path!r}: the package has no folder {inside!r}")
+        return str(folder)
+    local = find_folder(path, relative_to)
+    return path if local is None else str(local)
+
+
+def _load(what: str, path: str, load: Any) -> Any:
+    """Call a transformers loader; turn its many errors into one that names the path."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(
+            f"model.path {path!r}: cannot load the {what}: {first}",
+            "give a hub id, a folder with config.json and model.safetensors, or pkg:NAME/FOLDER",
+        ) from error
+
+
+def load_config(path: str, revision: str | None = None, *, slim: bool = False) -> Any:
+    """The model's configuration, after the checks that can be made before its weights are loaded.
+
+    Args:
+        path: Hub id or local folder.
+        revision: Hub revision.
+        slim: Whether the model may be a slim one of ours, which transformers cannot load.
+
+    Raises:
+        BackboneError: If it cannot be read, its family is not in the table, its weights are quantised, or a PEFT
+            adapter lies beside it.
+    """
+    from transformers import AutoConfig
+
+    check_folder(path, revision, slim=slim)
+    config = _load(
+        "config",
+        path,
+        lambda: AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False),
+    )
+    if config.model_type not in FAMILIES:
+        raise BackboneError(
+            f"model.path {path!r}: model family {config.model_type!r} is not supported; "
+            f"supported: {', '.join(sorted(FAMILIES))}",
+            "choose a model of a supported family",
+        )
+    check_config(path, config)
+    return config
+
+
+def load_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    num_labels: int = 2,
+    sha256: str | None = None,
+    config: Any | None = None,
+) -> PreTrainedModel:
+    """A pretrained model with a sequence-classification head, in float32 and evaluation mode.
+
+    Args:
+        path: Hub id or local folder, as ``locate`` returns it.
+        revision: Hub revision.
+        num_labels: Outputs of the head; 1 for regression.
+        sha256: If given, the checksum that ``model.safetensors`` must have.
+        config: In the place of the folder's own, with its own number of labels.
+
+    Raises:
+        BackboneError: If it cannot be loaded, is of an unknown family, or the checksum differs.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    own = load_config(path, revision)
+    own.num_labels = num_labels
+    check_weights(path)
+    if sha256 is not None:
+        _check_sha256(Path(path) / "model.safetensors", sha256)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model, report = _load(
+                "weights",
+                path,
+                lambda: AutoModelForSequenceClassification.from_pretrained(
+                    path,
+                    revision=revision,
+                    config=config or own,
+                    dtype=torch.float32,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                ),
+            )
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    _check_complete(model, path, report)
+    return model.eval()
+
+
+def _check_complete(model: nn.Module, path: str, report: dict[str, Any]) -> None:
+    """All but the head must be in the file; a pooler that it lacks counts as part of the head."""
+    head = {name for name, _ in head_parameters(model)}
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
+    poolers = {name for name in report["missing_keys"] if is_pooler(name)}
+    setattr(model, NEW_POOLER, frozenset(poolers))
+    broken = sorted((mismatched | set(report["missing_keys"])) - head - poolers)
+    if broken:
+        raise BackboneError(
+            f"model.path {path!r}: {len(broken)} of the backbone's weights are missing or of another "
+            f"shape, the first is {broken[0]}",
+            "the file belongs to another config, or is incomplete",
+        )
+
+
+def _check_sha256(file: Path, expected: str) -> None:
+    if not file.is_file():
+        raise BackboneError(f"model.sha256 is given, but there is no file {file.name!r}")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected.lower():
+        raise BackboneError(
+            f"{file.name} has SHA-256 {found}, not {expected}",
+            "the file is damaged or not the published one; install it anew",
+        )
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """The tokenizer; where it has no padding token, the end-of-sequence token pads."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(
+        "tokenizer",
+        path,
+        lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False),
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise BackboneError(
+            f"model.path {path!r}: the tokenizer has neither a padding nor an end token"
+        )
+    tokenizer.padding_side = "right"  # batches are cut to their longest row at the right
+    return tokenizer
+
+
+def check_padding_token(path: str, config: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that pads with another token than the one from which the model counts positions.
+
+    Raises:
+        BackboneError: If so; families that do not count from it take any.
+    """
+    if pads_as_configured(config) and config.pad_token_id != tokenizer.pad_token_id:
+        raise BackboneError(
+            f"model.path {path!r}: the tokenizer pads with token {tokenizer.pad_token_id}, but this model counts its "
+            f"positions from token {config.pad_token_id} (pad_token_id in config.json)",
+            "put the tokenizer that the model was trained with into its folder",
+        )
+
+
+def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> PreTrainedModel:
+    """The model's architecture on the meta device: shapes and names, no weights, no memory."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config = load_config(path, revision)
+    config.num_labels = num_labels
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)

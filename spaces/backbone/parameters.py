@@ -1,0 +1,128 @@
+"""The parts of a model: backbone, head, positions, layers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from sparsearch.spaces.families.position import Position
+from sparsearch.spaces.families.registry import FAMILIES
+from sparsearch.spaces.families.scan import scan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "NEW_POOLER",
+    "base_of",
+    "count_params",
+    "count_with_pooler",
+    "head_parameters",
+    "is_pooler",
+    "mark_new_pooler",
+    "layers_of",
+    "positions_of",
+    "replaced_weights",
+]
+
+ATTACHED = "sparsearch"
+"""Name under which attached modules live on a model; they are no part of the backbone."""
+
+
+NEW_POOLER = "sparsearch_new_pooler"
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The backbone inside a model with a head (the model itself if it has none)."""
+    from torch import nn
+
+    base = getattr(model, "base_model", model)
+    return base if isinstance(base, nn.Module) else model
+
+
+@contextlib.contextmanager
+def replaced_weights(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Other weights in the place of some modules' own, inside the context.
+
+    Args:
+        model: Its own weights are never written to.
+        weights: Path of a module in the backbone -> its weight meanwhile.
+    """
+    modules = {path: base_of(model).get_submodule(path) for path in weights}
+    own = {path: module.get_parameter("weight") for path, module in modules.items()}
+    try:
+        for path, module in modules.items():
+            module.weight = weights[path]
+        yield
+    finally:
+        for path, module in modules.items():
+            module.weight = own[path]
+
+
+def positions_of(model: nn.Module) -> tuple[Position, ...]:
+    """Every position of a model's backbone, see ``positions.scan``."""
+    return scan(base_of(model), str(model.config.model_type))  # type: ignore[union-attr]
+
+
+def layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
+    """The list of layers with the module that holds it and its name there.
+
+    None for several stacks, and where another module runs beside whichever layer is the first.
+    """
+    from torch import nn
+
+    base = base_of(model)
+    stacks = FAMILIES[base.config.model_type].stacks  # type: ignore[union-attr,index]
+    beside = stacks[0].beside_first
+    if len(stacks) > 1 or (beside and beside in dict(base.named_modules())):
+        return None
+    owner, _, name = stacks[0].layers.rpartition(".")
+    layers = base.get_submodule(stacks[0].layers)
+    assert isinstance(layers, nn.ModuleList), "layers stand in a list"
+    return base.get_submodule(owner), name, layers
+
+
+def backbone_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters of the backbone, named under it; nothing attached, no head, no new pooler."""
+    new = {id(p) for n, p in model.named_parameters() if n in getattr(model, NEW_POOLER, ())}
+    for name, parameter in base_of(model).named_parameters():
+        if not name.startswith(f"{ATTACHED}.") and id(parameter) not in new:
+            yield name, parameter
+
+
+def head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters of the task head: what is neither backbone nor attached.
+
+    A pooler that the checkpoint lacked is part of it: drawn anew, trained and stored with it.
+    """
+    inside = {id(p) for _, p in backbone_parameters(model)}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in inside and not name.startswith(f"{ATTACHED}."):
+            yield name, parameter
+
+
+def count_params(model: nn.Module) -> int:
+    """Parameters of the backbone."""
+    return sum(p.numel() for _, p in backbone_parameters(model))
+
+
+def count_with_pooler(model: nn.Module) -> int:
+    """The same with a pooler that the checkpoint lacked, as ``skeleton``, which sees no checkpoint, counts them."""
+    named = base_of(model).named_parameters()
+    return sum(p.numel() for name, p in named if not name.startswith(f"{ATTACHED}."))
+
+
+def mark_new_pooler(model: nn.Module, params: int) -> None:
+    """Take a model's pooler for a new one where the checkpoint, of so many parameters, had none.
+
+    ``load_model`` sees what a checkpoint lacks; of a model from elsewhere only the numbers tell.
+    """
+    pooler = {n: p for n, p in model.named_parameters() if is_pooler(n)}
+    if pooler and count_params(model) - sum(p.numel() for p in pooler.values()) == params:
+        setattr(model, NEW_POOLER, frozenset(pooler))
+
+
+def is_pooler(name: str) -> bool:
+    """Whether a parameter belongs to the pooler."""
+    return ".pooler." in name

@@ -1,0 +1,31 @@
+"""Tokens that a backbone reads: how many, and which one pads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsearch.spaces.families.registry import FAMILIES
+
+__all__ = [
+    "longest_input",
+    "most_tokens",
+    "pads_as_configured",
+]
+
+
+def pads_as_configured(config: Any) -> bool:
+    """Whether the config's padding token is a part of what the model computes, so that no other may pad."""
+    return "pad_token_id" in FAMILIES[config.model_type].tokens
+
+
+def most_tokens(config: Any) -> int | None:
+    """Longest input that a model's position embeddings allow; None where they are relative."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and pads_as_configured(config):
+        return positions - int(config.pad_token_id) - 1
+    return positions
+
+
+def longest_input(wanted: int, tokenizer: Any, most: int | None) -> int:
+    """Tokens at which rows are cut: as wanted, or fewer where the tokenizer or the model (``most_tokens``) ends."""
+    return min(wanted, int(tokenizer.model_max_length), most or wanted)

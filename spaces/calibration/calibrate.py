@@ -1,0 +1,174 @@
+"""Aligning: frozen parts of units that the task chooses, by how weights change and what passes through them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.errors import StructureError
+from sparsearch.spaces.attachment.attachment import attachment_of
+from sparsearch.spaces.backbone.parameters import base_of
+from sparsearch.spaces.backbone.state import check_state
+from sparsearch.spaces.calibration.statistics import RECORDERS
+from sparsearch.spaces.families.position import Position, weight_at
+from sparsearch.spaces.kinds import Kind
+from sparsearch.spaces.kinds.module_base import Basis
+
+__all__ = [
+    "Aligning",
+    "Bases",
+    "align",
+    "aligning_at",
+    "find_bases",
+    "hosts_by_weight",
+    "take_bases",
+]
+
+Aligning = Collection[tuple[Position, Kind]]
+"""Kinds whose units have frozen parts that the task chooses, and where."""
+
+Bases = Mapping[tuple[str, str], Basis]
+"""Names of position and kind -> frozen parts."""
+
+
+def align(
+    model: nn.Module, losses: Iterable[Tensor], changes: Mapping[str, Tensor] | None = None
+) -> None:
+    """Choose the frozen parts of attached, untrained units by the mean gradient of their hosts' weights.
+
+    The singular vectors of the first gradient say where a low-rank change lowers the loss, as LoRA-GA
+    and GoRA start LoRA; those of the weights themselves, which ``attach`` takes, do not. Let the head learn
+    first: gradients through a random head say little. Where nothing aligns, no loss is asked for.
+
+    Args:
+        model: With something attached that has not been trained, so that it is still the identity.
+        losses: Losses of a few batches, computed as they are asked for.
+        changes: Path of a module in the backbone -> how its weight changes in a brief fine-tuning (of a copy, by
+            any trainer), in the place of the gradient.
+
+    Raises:
+        StructureError: If a change is missing, or has another shape than its weight.
+        ModelStateError: If the model is in a state where its weights cannot be read, see ``model_state``.
+
+    Example:
+        >>> align(model, (model(**batch).loss for batch in loader))  # doctest: +SKIP
+    """
+    check_state(model, allow={"attached"})
+    attachment = attachment_of(model)
+    slots = attachment.slots if attachment is not None else []
+    aligning = [(slot.position, slot.kind) for slot in slots if slot.kind.aligns]
+    if changes is not None:
+        _check_changes(model, hosts_by_weight(aligning), changes)
+    cutting = [slot for slot in slots if slot.kind.role == "remove"]
+    for slot in cutting:
+        slot.idle = True  # what goes is seen before it does
+    try:
+        bases = find_bases(model, aligning, losses, changes)
+    finally:
+        for slot in cutting:
+            slot.idle = False
+    take_bases(model, bases)
+
+
+def _check_changes(
+    model: nn.Module, hosts: Collection[str], changes: Mapping[str, Tensor]
+) -> None:
+    base = base_of(model)
+    shapes = {
+        path: tuple(base.get_submodule(path).get_parameter("weight").shape) for path in hosts
+    }
+    problems = []
+    for path, shape in shapes.items():
+        if path not in changes:
+            near = difflib.get_close_matches(path, changes, n=1)
+            problems.append(f"{path} is missing" + (f" (there is {near[0]})" if near else ""))
+        elif tuple(changes[path].shape) != shape:
+            problems.append(f"{path} is {tuple(changes[path].shape)}, its weight {shape}")
+    if problems:
+        raise StructureError(
+            "changes do not fit: " + "; ".join(problems[:5]),
+            "name modules by their path inside the backbone, without '.weight'",
+        )
+
+
+def aligning_at(kinds: Iterable[Kind], positions: Iterable[Position]) -> Aligning:
+    """The kinds that align, wherever they may go."""
+    aligning = [kind for kind in kinds if kind.aligns]
+    return [(p, kind) for p in positions for kind in aligning if kind.accepts(p)]
+
+
+def hosts_by_weight(aligning: Aligning) -> list[str]:
+    """Paths of the modules whose kinds look at a change of the weight; the others look at what passes through."""
+    by_weight = (p.module for p, k in aligning if k.statistics == "weight change")
+    return list(dict.fromkeys(by_weight))
+
+
+def find_bases(
+    model: nn.Module,
+    aligning: Aligning,
+    losses: Iterable[Tensor],
+    changes: Mapping[str, Tensor] | None = None,
+) -> Bases:
+    """What kinds take from the mean gradient (or a change) at some positions, and from what passes through linears.
+
+    Args:
+        model: The identity point: nothing attached, or nothing of it trained.
+        aligning: The kinds and positions.
+        losses: Losses of a few batches, computed as they are asked for; none is if nothing needs them.
+        changes: Path of a module -> how its weight would change, in the place of the gradient.
+    """
+    if not aligning:
+        return {}
+    base = base_of(model)
+    hosts = {p.module: base.get_submodule(p.module) for p, _ in aligning}
+    # Several positions may share a module (fused projections), which is seen once.
+    seen = dict.fromkeys((p.module, k.statistics) for p, k in aligning)
+    recorders = {
+        (module, what): RECORDERS[what](hosts[module])
+        for module, what in seen
+        if what in RECORDERS
+    }
+    passing = [*recorders.values()]
+    weights = [host.get_parameter("weight") for host in hosts.values()]
+    before = [weight.requires_grad for weight in weights]
+    by_weight = hosts_by_weight(aligning) if changes is None else []
+    wanted = [hosts[name].get_parameter("weight") for name in by_weight]
+    total = [torch.zeros_like(weight) for weight in wanted]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for loss in losses if wanted or passing else ():
+            outputs = [m.output for m in passing]
+            found = torch.autograd.grad(loss, [*wanted, *outputs])
+            if wanted:
+                torch._foreach_add_(total, found[: len(wanted)])
+            for m, gradient in zip(passing, found[len(wanted) :], strict=True):
+                m.add(gradient)
+    finally:
+        for m in passing:
+            m.hook.remove()
+        for weight, flag in zip(weights, before, strict=True):
+            weight.requires_grad_(flag)
+    if changes is None:
+        changes = dict(zip(by_weight, total, strict=True))
+
+    def basis(p: Position, kind: Kind) -> Basis:
+        if (recorder := recorders.get((p.module, kind.statistics))) is not None:
+            return recorder.basis(p)
+        return kind.basis(p, weight_at(p, hosts[p.module], changes[p.module]))
+
+    return {(p.name, kind.name): basis(p, kind) for p, kind in aligning}
+
+
+def take_bases(model: nn.Module, bases: Bases) -> None:
+    """Give attached, untrained units the frozen parts that were found for them; a mask ranks its weights anew."""
+    attachment = attachment_of(model)
+    for slot in attachment.slots if attachment is not None else []:
+        basis = bases.get((slot.position.name, slot.kind.name))
+        if basis is not None:
+            host = base_of(model).get_submodule(slot.position.module)
+            masked = slot.kind.role == "mask"
+            slot.unit.align(*basis, *((weight_at(slot.position, host),) if masked else ()))

@@ -1,0 +1,95 @@
+"""Candidates: what a structure may choose, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsearch.spaces.families.position import Position
+from sparsearch.spaces.kinds import Kind
+from sparsearch.spaces.kinds.base import KindRole
+
+__all__ = [
+    "BYTES_PER_PARAM",
+    "Candidate",
+    "count_trainable",
+    "make_candidate",
+]
+
+BYTES_PER_PARAM = 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing that may be attached or cut at one position.
+
+    Attributes:
+        position: Canonical name.
+        kind: Name of the kind.
+        size: Rank, bottleneck width, heads or neurons; 1 for a kind that has no size.
+        params: Trainable parameters.
+        flops_per_token: FLOPs per token as attached.
+        merged_flops_per_token: FLOPs per token that remain at inference after merging; negative for what is cut.
+        frozen_bytes: Bytes of what is stored with it but not trained, also of what has no gradient beside a cut.
+        flops_per_pair: The same per token and token of the sequence.
+        which: Numbers of the heads or of the blocks of neurons that are cut; empty for what is attached.
+        pruned_weights: Weights of the backbone that it sets to zero; FLOPs count them all the same. Where heads or
+            neurons are cut too, those of what is left of the matrix, as expected.
+    """
+
+    position: str
+    kind: str
+    size: int
+    params: int
+    flops_per_token: int
+    merged_flops_per_token: int
+    frozen_bytes: int = 0
+    flops_per_pair: int = 0
+    which: tuple[int, ...] = ()
+    pruned_weights: int = 0
+
+    @property
+    def role(self) -> KindRole:
+        """What it does: ``attach`` a module, ``remove`` heads or neurons, or ``mask`` weights."""
+        if self.which:
+            return "remove"
+        return "mask" if self.pruned_weights > 0 else "attach"
+
+    @property
+    def compensates(self) -> bool:
+        """Whether something stored stands in for what it cuts."""
+        return bool(self.which) and self.frozen_bytes > 0
+
+    def inference_flops(self, tokens: int) -> int:
+        """FLOPs per token after merging, in sequences of so many tokens."""
+        return self.merged_flops_per_token + tokens * self.flops_per_pair
+
+    @property
+    def bytes(self) -> int:
+        """Stored size in bytes."""
+        return BYTES_PER_PARAM * self.params + self.frozen_bytes
+
+
+def make_candidate(
+    kind: Kind, position: Position, size: int, which: tuple[int, ...] = ()
+) -> Candidate:
+    """A candidate with its costs."""
+    flops = kind.flops_per_token(position, size)
+    return Candidate(
+        position.name,
+        kind.name,
+        size,
+        kind.params(position, size),
+        flops,
+        0 if kind.mergeable else flops,
+        kind.frozen_bytes(position, size),
+        kind.flops_per_pair(position, size),
+        which,
+        kind.pruned_weights(position, size),
+    )
+
+
+def count_trainable(candidates: Sequence[Candidate]) -> int:
+    """Trainable parameters of candidates together: the scores of a masked matrix count once."""
+    masks = {c.position: c.params for c in candidates if c.role == "mask"}
+    return sum(masks.values()) + sum(c.params for c in candidates if c.role != "mask")

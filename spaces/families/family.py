@@ -1,0 +1,63 @@
+r"""What is declared of a family of transformers.
+
+How a path is written:
+
+| path | means |
+|---|---|
+| ``a.b`` | a module |
+| ``a\|b`` | the first of two that exists |
+| ``a[1/3]`` | the second third of a fused projection's outputs |
+| ``a>b`` | a block that is entered at a and left at b |
+| ``a,b>>c`` | heads or neurons that a and b compute and c reads |
+
+A path that a model lacks (a gate in an ungated feed-forward), or a norm without weights, is no position of that model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Family", "Stack"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of equal layers.
+
+    Attributes:
+        prefix: Of its positions' names.
+        layers: Path of the list of layers.
+        paths: Name of a position in a layer -> its path there.
+        beside_first: Path of a module that runs beside whichever layer is the first, "" if none is.
+    """
+
+    prefix: str
+    layers: str
+    paths: Mapping[str, str]
+    beside_first: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one architecture keeps its layers, and what lies outside them.
+
+    Attributes:
+        stacks: One, or encoder and decoder.
+        outside: Name of a position outside the layers -> its path.
+        head_counters: Attributes of its attention: its heads, and their features together; None if it counts neither.
+        tokens: Names of the special tokens in its config that change what the model computes.
+        rows_end: Whether a classifier pools where a row has its end token, so that each row must end with one.
+        keep_heads: Told of an attention and the heads that stay, where weights and counters are not all there is.
+    """
+
+    stacks: tuple[Stack, ...]
+    outside: Mapping[str, str]
+    head_counters: tuple[str, str] | None = None
+    tokens: frozenset[str] = frozenset()
+    rows_end: bool = False
+    keep_heads: Callable[[nn.Module, Sequence[int]], None] | None = None

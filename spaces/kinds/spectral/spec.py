@@ -1,0 +1,85 @@
+"""Spectral units: trained values on frozen pairs of singular directions, delta = sum_k s_k u_k v_k^T x.
+
+The form of SVF and SVDiff (Sun et al. 2022; Han et al. 2023), on directions that the task chooses: the singular
+vectors of the loss's gradient, as LoRA-GA takes them, or of the change of a brief fine-tuning, instead of the
+weight's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sparsearch.spaces.families.position import Position, weight_at
+from sparsearch.spaces.kinds.base import Kind, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparsearch.spaces.kinds.module_base import Basis
+    from sparsearch.spaces.kinds.spectral.module import SpectralUnit
+
+__all__ = ["Spectral"]
+
+
+@dataclass(frozen=True)
+class Spectral(Kind):
+    """One trained number per direction, one candidate per block of directions.
+
+    A block costs the same few parameters whatever the width of the layer, so that even budgets of a
+    few hundred parameters reach many positions. The directions are stored, not trained.
+
+    Attributes:
+        block: Directions of one candidate.
+        max_blocks: Candidates per position; the first holds the leading directions.
+    """
+
+    name: ClassVar[str] = "spectral"
+    block: int = 16
+    max_blocks: int = 8
+
+    @property
+    def aligns(self) -> bool:
+        """The task chooses the directions."""
+        return True
+
+    def accepts(self, position: Position) -> bool:
+        """Any linear that is wide enough for one block."""
+        narrowed_positions = min(position.in_features, position.out_features)
+        return position.role == "linear" and narrowed_positions >= self.block
+
+    def stage(self, position: Position) -> Stage:
+        """Fed with the linear's input."""
+        return "parallel"
+
+    def sizes(self, position: Position) -> tuple[int, ...]:
+        """One candidate per block."""
+        fit = min(position.in_features, position.out_features) // self.block
+        return (1,) * min(self.max_blocks, fit)
+
+    def params(self, position: Position, size: int) -> int:
+        """One per direction."""
+        return size * self.block
+
+    def frozen_bytes(self, position: Position, size: int) -> int:
+        """The directions, two bytes a number."""
+        return 2 * size * self.block * (position.in_features + position.out_features)
+
+    def basis(self, position: Position, matrix: Tensor) -> Basis:
+        """Leading singular vectors in bfloat16: left (out, k), right (k, in)."""
+        from sparsearch.spaces.kinds.decomposition import truncated_svd
+
+        left, _, right = truncated_svd(matrix, sum(self.sizes(position)) * self.block)
+        return left.bfloat16().contiguous(), right.bfloat16().contiguous()
+
+    def flops_per_token(self, position: Position, size: int) -> int:
+        """Onto the directions and out again."""
+        return 2 * size * self.block * (position.in_features + position.out_features)
+
+    def build(self, position: Position, size: int, host: nn.Module) -> SpectralUnit:
+        """Values zero; until it is aligned with a task, the directions are the weight's own."""
+        from sparsearch.spaces.kinds.spectral.module import SpectralUnit
+
+        unit = SpectralUnit(position.in_features, position.out_features, size, self.block)
+        unit.align(*self.basis(position, weight_at(position, host).detach()))
+        return unit

@@ -1,0 +1,134 @@
+"""`sparsearch run`: launch a study, or continue it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from sparsearch.cli import console
+from sparsearch.cli.commands.studies import study_dict
+from sparsearch.cli.console import errors, output, print_json
+from sparsearch.cli.options import (
+    DEFAULT_DB,
+    Db,
+    Json,
+    Overrides,
+    RayAddress,
+    StudyFile,
+    next_command,
+    password_note,
+    reading,
+)
+from sparsearch.cli.study_view import summary_view
+from sparsearch.cli.tables import warning_line
+from sparsearch.errors import Stopped
+
+if TYPE_CHECKING:
+    from sparsearch.results.records import StudyRecord, TrialRecord
+    from sparsearch.results.report.summary import StudySummary
+    from sparsearch.search.tasks.checks import DataSummary
+
+
+__all__ = [
+    "run",
+]
+
+_ALL_FAILED, _NOTHING_FEASIBLE = 1, 3
+
+
+def run(
+    study: StudyFile,
+    db: Db = DEFAULT_DB,
+    overrides: Overrides = None,
+    ray_address: RayAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Launch a study, or continue it: the same command always ends with the same trials."""
+    from sparsearch.cli.progress import StudyProgress
+    from sparsearch.config.reader import read_study
+
+    # Torch takes seconds to import; a mistyped file name is known before.
+    read_study(study, overrides or ())
+    from sparsearch.results.report.summary import summarise
+    from sparsearch.workers.study import run as run_study
+
+    try:
+        with console.stdout_is_for_results(), StudyProgress(errors()) as progress:
+            record = run_study(study, db, overrides or (), progress, ray_address)
+    except (KeyboardInterrupt, Stopped) as error:
+        settings = [word for item in overrides or () for word in ("--set", item)]
+        settings += ["--ray-address", ray_address] if ray_address is not None else []
+        command = next_command(db, "run", str(study), *settings)
+        hint = "\n".join(
+            filter(None, (f"the same command continues: {command}", password_note(db)))
+        )
+        message = "interrupted; what is finished is stored"
+        console.show_error(error.message if isinstance(error, Stopped) else message, hint)
+        raise typer.Exit(console.INTERRUPTED) from None
+    with reading(db) as store:
+        trials = store.trials(record.name)
+    _print_summary(record, summarise(record, trials), db, as_json, progress.data)
+    _exit_as_trials_went(trials)
+
+
+def _print_summary(
+    record: StudyRecord,
+    summary: StudySummary,
+    db: str,
+    as_json: bool,
+    data: DataSummary | None,
+) -> None:
+    """How the study went, on what data, where it is stored, and what to type next."""
+    from sparsearch.results.store.connection.urls import without_password
+
+    following, shown = _next_commands(record, summary, db), without_password(db)
+    if as_json:
+        document = {"db": shown, "study": study_dict(record), "summary": summary.as_dict()}
+        held = None if data is None else dataclasses.asdict(data)
+        print_json({**document, "data": held, "next": following})
+        return
+    screen = output()
+    screen.print(summary_view(summary))
+    for warning in summary.warnings if data is None else data.warnings:
+        screen.print(warning_line(warning))
+    screen.print(f"\nstored in {shown}\nnext:", soft_wrap=True)
+    for line in following:
+        screen.print(f"  {line}", soft_wrap=True)
+    if note := password_note(db):
+        screen.print(note, soft_wrap=True)
+
+
+def _exit_as_trials_went(trials: Sequence[TrialRecord]) -> None:
+    """Exit 3 where no budget was feasible, 1 where nothing succeeded."""
+    budgeted = [t for t in trials if t.budget is not None]
+    if budgeted and all(t.state == "infeasible" for t in budgeted):
+        hint = "allow more parameters in budgets, or add smaller kinds to the space"
+        console.show_error("no budget of this study is feasible", hint)
+        raise typer.Exit(_NOTHING_FEASIBLE)
+    if trials and not any(t.state == "ok" for t in trials):
+        console.show_error("no trial of this study succeeded", "its messages are listed above")
+        raise typer.Exit(_ALL_FAILED)
+
+
+def _next_commands(record: StudyRecord, summary: StudySummary, db: str) -> list[str]:
+    """What one types after a run, with its real names."""
+    budget = next((b for b in summary.budgets if b.best is not None), None)
+    if budget is None or budget.best is None:
+        return [next_command(db, "trials", summary.study)]
+    limit = budget.budget.get("max_trainable_params")
+    text = str(budget.budget.get("text", ""))
+    within = ["--max-trainable-params", text if text.endswith("%") else str(limit)]
+    name = (budget.best.structure or "")[:8]
+    whole = json.loads(record.config).get("train", {}).get("backbone", False)
+    of = ["--study", summary.study]
+    commands = [
+        ["best", *of, *(within if limit is not None else [])],
+        ["show", name, *of, "--plot", f"{name}.html"],
+        ["pareto", summary.study, "--plot", f"{summary.study}.html"],
+        ["export", name, *of, "--to", "checkpoint" if whole else "spec", "--out", name],
+    ]
+    return [next_command(db, *words) for words in commands]

@@ -1,0 +1,99 @@
+"""`sparsearch space`: what could be chosen in a model, and what it costs."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from sparsearch.cli import console
+from sparsearch.cli.console import output, print_json
+from sparsearch.cli.options import (
+    Json,
+)
+from sparsearch.cli.tables import count_text, table_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sparsearch.spaces.space import Space
+
+
+__all__ = [
+    "space",
+    "space_table",
+]
+
+
+def space_table(model: str, chosen: str, space: Space) -> RenderableType:
+    """What a space holds, kind by kind."""
+    share = 100 * space.trainable_params / space.backbone_params
+    head = Text.assemble(
+        (model, "bold"),
+        f": {space.backbone_params:,} parameters, {len(space.positions)} positions; "
+        f"space: {chosen}",
+    )
+    columns = ("kind", "candidates", "trainable params", "smallest", "largest")
+    table = table_of(*columns, right=columns[1:])
+    for kind, row in space.by_kind.items():
+        sizes = [c.params for c in space.candidates if c.kind == kind]
+        table.add_row(
+            kind,
+            count_text(row["candidates"]),
+            count_text(row["trainable_params"]),
+            count_text(min(sizes)),
+            count_text(max(sizes)),
+        )
+    table.add_section()
+    table.add_row(
+        "all", count_text(len(space.candidates)), count_text(space.trainable_params), "", ""
+    )
+    names = dict.fromkeys(re.sub(r"layers\.\d+", "layers.*", p.name) for p in space.positions)
+    return Group(
+        head,
+        table,
+        Text(f"everything together is {share:.3g}% of the backbone"),
+        Text(f"positions, as `on:` takes them: {', '.join(names)}"),
+    )
+
+
+def space(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Hub id, local folder, or pkg:NAME/FOLDER."),
+    ],
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Name of a preset. [default: s3pet-m]")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="A kind instead of a preset; repeatable.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Hub revision.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what could be chosen in a model, and what it costs. No weights are loaded."""
+    if preset is not None and kind:
+        raise typer.BadParameter("give either --preset or --kind")
+    kinds: dict[str, dict[str, Any]] | None = {name: {} for name in kind} if kind else None
+    if kinds is None:
+        preset = preset or "s3pet-m"
+    from sparsearch.spaces.backbone.loading import locate, skeleton
+    from sparsearch.spaces.space import build_space
+
+    with console.stdout_is_for_results():
+        found = build_space(skeleton(locate(model), revision), preset=preset, kinds=kinds)
+    if not as_json:
+        output().print(space_table(model, preset or ", ".join(kind or ()), found))
+        return
+    numbers = {
+        "backbone_params": found.backbone_params,
+        "candidates": len(found.candidates),
+        "trainable_params": found.trainable_params,
+        "by_kind": found.by_kind,
+    }
+    chosen = {"model": model, "revision": revision, "preset": preset, "kinds": kind or None}
+    names = [position.name for position in found.positions]
+    print_json({**chosen, **numbers, "positions": len(names), "position_names": names})

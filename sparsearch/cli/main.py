@@ -1,0 +1,74 @@
+"""The command line. Results go to stdout, everything else to stderr.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 nothing feasible.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import sparsearch
+from sparsearch.cli.commands.best import best
+from sparsearch.cli.commands.export import export
+from sparsearch.cli.commands.pareto import pareto
+from sparsearch.cli.commands.run import run
+from sparsearch.cli.commands.show import show
+from sparsearch.cli.commands.space import space
+from sparsearch.cli.commands.stop import stop
+from sparsearch.cli.commands.studies import studies
+from sparsearch.cli.commands.train import train
+from sparsearch.cli.commands.trials import trials
+from sparsearch.cli.console import guarded
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="sparsearch",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sparsearch {sparsearch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """Search where PET modules and sparsity go in a pretrained transformer, under a budget."""
+
+
+for _command in (
+    run,
+    stop,
+    space,
+    studies,
+    trials,
+    best,
+    pareto,
+    show,
+    export,
+    train,
+):
+    app.command()(guarded(_command))
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="sparsearch")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What is known of a study before it runs: its budgets and its data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from sparsearch.cli.tables import count_text, table_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sparsearch.search.tasks.checks import DataSummary
+    from sparsearch.workers.preflight import Preflight
+
+
+__all__ = [
+    "data_table",
+    "feasibility_table",
+]
+
+_CLASSES = 20
+"""As many are shown one by one."""
+
+
+def feasibility_table(preflight: Preflight) -> RenderableType:
+    """The smallest candidate, and what each budget buys."""
+    least, space = preflight.smallest, preflight.space
+    head = Text.assemble(
+        (preflight.config.name, "bold"),
+        f": {len(space.candidates):,} candidates with {space.trainable_params:,} trainable "
+        f"parameters on a backbone of {space.backbone_params:,}",
+        f"\nsmallest candidate: {least.kind} at {least.position}, {least.params:,} parameters"
+        if least
+        else "",
+    )
+    columns = ("budget", "parameters", "candidates that fit", "most together")
+    table = table_of(*columns, right=columns[1:])
+    for row in preflight.feasibility:
+        limit = row.budget.max_trainable_params
+        table.add_row(
+            row.budget.text, count_text(limit), count_text(row.fitting), count_text(row.most)
+        )
+    return Group(head, table)
+
+
+def data_table(data: DataSummary) -> RenderableType:
+    """The classes and their rows in each split; of targets the range."""
+    splits = tuple(data.rows)
+    if data.targets:
+        table = table_of(
+            "split",
+            "rows",
+            "smallest",
+            "mean",
+            "largest",
+            right=("rows", "smallest", "mean", "largest"),
+        )
+        for split, numbers in data.targets.items():
+            table.add_row(split, count_text(data.rows[split]), *(f"{n:.4g}" for n in numbers))
+        return table
+    table = table_of("class", *splits, right=splits)
+    listed = list(data.classes.items())
+    for name, counts in listed[:_CLASSES]:
+        table.add_row(Text(name), *map(count_text, counts))
+    if more := listed[_CLASSES:]:
+        rest = [sum(counts) for counts in zip(*(c for _, c in more), strict=True)]
+        table.add_row(f"{len(more)} more classes", *map(count_text, rest))
+    table.add_section()
+    table.add_row("all rows", *(count_text(data.rows[s]) for s in splits))
+    return table

@@ -1,0 +1,10 @@
+"""Configuration: what a study file may say, checked before anything runs.
+
+| file | what it does |
+|---|---|
+| study | `StudyConfig`, the whole file |
+| search, train, budgets, outer | its sections |
+| presets | the recipes of the four papers |
+| reader | study files, `--set` overrides |
+| fields, problems | field types; error messages that name the key |
+"""

@@ -1,0 +1,207 @@
+"""What can be named in a study: what ships, and what installed packages register as entry points.
+
+A package registers its own in its ``pyproject.toml``::
+
+    [project.entry-points."sparsearch.strategies"]
+    mine = "my_package.mine:Mine"
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, TypeAlias
+
+from sparsearch.errors import ConfigError
+
+__all__ = [
+    "HEAD_ALONE",
+    "STRATEGIES",
+    "TRANSFER",
+    "Registry",
+    "StrategyFamily",
+    "StrategyRegistry",
+]
+
+StrategyFamily: TypeAlias = Literal[
+    "search", "probe", "random", "uniform", "reference", "transfer", "other"
+]
+"""How reports group strategies. References have no budget; a search's rankings can be transferred."""
+
+HEAD_ALONE = "head"
+"""The reference that trains the task's head and nothing else."""
+
+TRANSFER = "transfer"
+"""The strategy that takes a ranking which another study made."""
+
+
+class Registry(Mapping[str, Any]):
+    """Plug-ins by name, as a mapping; each is imported when it is first asked for.
+
+    Args:
+        what: Names one of them, for messages.
+        group: Of the entry points that add to it.
+        built_in: Name -> ``module:attribute``; nothing is imported before it is asked for.
+    """
+
+    def __init__(self, what: str, group: str, built_in: Mapping[str, str]) -> None:
+        self.what, self.group, self._built_in = what, group, dict(built_in)
+
+    def names(self) -> tuple[str, ...]:
+        """All names, those that ship first.
+
+        Raises:
+            ConfigError: If a package registers a name that is taken.
+        """
+        return (*self._built_in, *self._outside())
+
+    def __iter__(self) -> Iterator[str]:
+        """All names."""
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is registered; nothing is imported."""
+        return name in self.names()
+
+    def __getitem__(self, name: str) -> Any:
+        """What is registered under a name.
+
+        Raises:
+            KeyError: If there is nothing of that name.
+            ConfigError: If it cannot be imported.
+        """
+        if name not in self:
+            raise KeyError(name)
+        return self.load(name)
+
+    def load(self, name: str) -> Any:
+        """What is registered under a name.
+
+        Raises:
+            ConfigError: If there is nothing of that name, or it cannot be imported.
+        """
+        if name in self._built_in:
+            module, attribute = self._built_in[name].split(":")
+            return getattr(importlib.import_module(module), attribute)
+        outside = self._outside()
+        if name not in outside:
+            raise ConfigError(
+                [f"{name!r} is no {self.what}; there are: {', '.join(self.names())}"]
+            )
+        try:
+            return outside[name].load()
+        except (ImportError, AttributeError) as error:
+            where = outside[name].value
+            raise ConfigError(
+                [f"{self.what} {name!r} cannot be imported from {where}: {error}"]
+            ) from error
+
+    def _outside(self) -> Mapping[str, EntryPoint]:
+        found = installed(self.group)
+        if taken := sorted(self._built_in.keys() & found):
+            where = found[taken[0]].value
+            raise ConfigError(
+                [f"{self.group}: the name {taken[0]!r} of {where} is taken by one that ships"]
+            )
+        return found
+
+
+@functools.cache
+def installed(group: str) -> Mapping[str, EntryPoint]:
+    """Entry points of a group, by name; read once."""
+    return {point.name: point for point in sorted(entry_points(group=group))}
+
+
+class StrategyRegistry(Registry):
+    """Strategies, with the family of each.
+
+    Args:
+        built_in: Name -> (family, ``module:class`` under ``sparsearch.search.strategies``).
+    """
+
+    def __init__(self, built_in: Mapping[str, tuple[StrategyFamily, str]]) -> None:
+        homes = {n: f"sparsearch.search.strategies.{home}" for n, (_, home) in built_in.items()}
+        super().__init__("strategy", "sparsearch.strategies", homes)
+        self._families = {name: family for name, (family, _) in built_in.items()}
+
+    def family(self, name: str) -> StrategyFamily:
+        """How reports group a strategy; of one that is not installed any more ``other``."""
+        if name not in self._families and name not in self.names():
+            return "other"
+        known = self._families.get(name)
+        family: StrategyFamily = self.load(name).family if known is None else known
+        return family
+
+    def of_family(self, family: StrategyFamily) -> tuple[str, ...]:
+        """All strategies of a family."""
+        return tuple(name for name in self.names() if self.family(name) == family)
+
+
+STRATEGIES = StrategyRegistry(
+    {
+        "s3pet": ("search", "s3pet:S3PET"),
+        "probe": ("probe", "probe:Probe"),
+        "random": ("random", "scoreless:Random"),
+        "slimming": ("other", "network_slimming:NetworkSlimming"),
+        "even": ("other", "scoreless:Even"),
+        "magnitude": ("other", "scoreless:Magnitude"),
+        "surgeon": ("other", "optimal_brain_surgeon:OptimalBrainSurgeon"),
+        "update-magnitude": ("other", "update_magnitude:UpdateMagnitude"),
+        TRANSFER: ("transfer", "transfer:Transfer"),
+        "lora": ("uniform", "uniform:LoRA"),
+        "lora-qv": ("uniform", "uniform:LoRAOnQueryAndValue"),
+        "spectral": ("uniform", "uniform:Spectral"),
+        "bitfit": ("uniform", "uniform:BitFit"),
+        "lnfit": ("uniform", "uniform:LNFit"),
+        "adapter": ("uniform", "uniform:Adapter"),
+        HEAD_ALONE: ("reference", "references:Head"),
+        "full": ("reference", "references:Full"),
+    }
+)
+
+KINDS = Registry(
+    "kind",
+    "sparsearch.kinds",
+    {
+        name: f"sparsearch.spaces.kinds.{home}"
+        for name, home in {
+            "spectral": "spectral.spec:Spectral",
+            "lora": "lora.spec:Lora",
+            "sparse_delta": "sparse_delta.spec:SparseDelta",
+            "bitfit": "bitfit.spec:BitFit",
+            "lnfit": "lnfit.spec:LNFit",
+            "low_rank_adapter": "low_rank_adapter.spec:LowRankAdapter",
+            "adapter": "adapter.spec:Adapter",
+            "ia3": "ia3.spec:IA3",
+            "heads": "prunable.heads:Heads",
+            "neurons": "prunable.neurons:Neurons",
+            "weight_mask": "weight_mask.spec:WeightMask",
+        }.items()
+    },
+)
+"""Kinds, in the order in which a space lists them."""
+
+FAMILIES = Registry(
+    "family",
+    "sparsearch.families",
+    {
+        name: f"sparsearch.spaces.families.architectures.{home}"
+        for name, home in {
+            "bert": "bert:BERT",
+            "deberta-v2": "deberta_v2:DEBERTA_V2",
+            "distilbert": "distilbert:DISTILBERT",
+            "gpt2": "gpt2:GPT2",
+            "llama": "llama:LLAMA",
+            "opt": "opt:OPT",
+            "roberta": "bert:ROBERTA",
+            "t5": "t5:T5",
+        }.items()
+    },
+)
+"""Families of transformers, by ``config.model_type``."""

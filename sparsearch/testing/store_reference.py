@@ -1,0 +1,118 @@
+"""Answers by brute force over all trials, to compare the store's own with; for tests and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import product
+
+from sparsearch.results.records import BestQuery, TrialRecord
+from sparsearch.results.store.reading.pareto_front import SHARE_DECIMALS
+from sparsearch.results.store.store import Store
+
+__all__ = ["Point", "best_point", "check_answers", "pareto_points", "recommendable"]
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """A trial that may be recommended, in the order of ``best``."""
+
+    loss: float
+    params: int
+    study: int
+    number: int
+    ratio: float
+    dense: float
+
+    def no_worse(self, other: Point) -> bool:
+        """In score, parameters, FLOPs and zeros."""
+        pairs = (
+            (self.loss, other.loss), (self.params, other.params), (self.ratio, other.ratio),
+            (self.dense, other.dense),
+        )  # fmt: skip
+        return all(a <= b for a, b in pairs)
+
+
+def recommendable(study: int, trials: Iterable[TrialRecord]) -> list[Point]:
+    """Those trials of the study of that index that succeeded with a structure and a score."""
+    return [
+        Point(
+            -t.score,
+            t.trainable_params,
+            study,
+            t.number,
+            t.inference_flops_ratio,
+            -t.weight_sparsity,
+        )
+        for t in trials
+        if t.state == "ok"
+        and t.structure is not None
+        and t.score is not None
+        and t.trainable_params is not None
+        and t.inference_flops_ratio is not None
+    ]
+
+
+def best_point(
+    points: Iterable[Point], params: int | None, ratio: float | None, sparsity: float | None = None
+) -> Point | None:
+    """The first within limits."""
+    return min(
+        (
+            p
+            for p in points
+            if (params is None or p.params <= params)
+            and (ratio is None or p.ratio <= ratio)
+            and (sparsity is None or -p.dense >= sparsity)
+        ),
+        default=None,
+    )
+
+
+def pareto_points(points: Iterable[Point]) -> list[Point]:
+    """Those of one study that no other one beats, by parameters; the earliest of equal ones.
+
+    Shares that differ by less than a hundredth of a percent are equal.
+    """
+    points = [
+        replace(p, ratio=round(p.ratio, SHARE_DECIMALS), dense=round(p.dense, SHARE_DECIMALS))
+        for p in points
+    ]
+    front = []
+    for p in points:
+        better = (q for q in points if q.no_worse(p))
+        if all(p.no_worse(q) and p.number <= q.number for q in better):
+            front.append(p)
+    return sorted(front, key=lambda p: (p.params, p.ratio, p.dense))
+
+
+def check_answers(store: Store) -> None:
+    """Assert that ``best`` within every limit that makes a difference, and ``pareto``, are right."""
+    records = store.studies()
+    names = [record.name for record in records]
+    tasks = {record.name: record.task_fingerprint for record in records}
+    points = {name: recommendable(i, store.trials(name)) for i, name in enumerate(names)}
+    everything = [p for some in points.values() for p in some]
+    sizes = sorted({p.params for p in everything})
+    ratios = sorted({p.ratio for p in everything})
+    zeros = sorted({-p.dense for p in everything if p.dense})
+    limits = product([None, 0, *sizes], [None, 0.0, *ratios], [None, *zeros], [None, *names])
+    for params, ratio, sparsity, study in limits:
+        question = BestQuery(
+            study=study, max_trainable_params=params, max_inference_flops=ratio,
+            min_weight_sparsity=sparsity,
+        )  # fmt: skip
+        expected = set()
+        for task in {tasks[study]} if study else {*tasks.values()}:
+            own = [p for n in names if tasks[n] == task and study in (None, n) for p in points[n]]
+            point = best_point(own, params, ratio, sparsity)
+            expected |= {(point.study, point.number)} if point is not None else set()
+        found = {(names.index(b.study), b.trial) for b in store.best_of_each_task(question)}
+        assert found == expected, question
+        if len(expected) < 2:
+            best = store.best(**vars(question))
+            one = {(names.index(best.study), best.trial)} if best is not None else set()
+            assert one == expected, question
+    for name in names:
+        expected_front = [p.number for p in pareto_points(points[name])]
+        assert [b.trial for b in store.pareto(name)] == expected_front, name

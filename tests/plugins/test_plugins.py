@@ -1,0 +1,91 @@
+"""Strategies, kinds and families that another package registers, with no change to this one: the worked examples."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "examples" / "plugins"
+
+USE = """
+import json, sys, torch
+from transformers import AutoModelForSequenceClassification, RoFormerConfig
+import sparsearch as ss
+from sparsearch.results.store.store import Store
+
+torch.manual_seed(0)
+small = RoFormerConfig(
+    vocab_size=60, hidden_size=32, embedding_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+)
+model = AutoModelForSequenceClassification.from_config(small).eval()
+rows = {"input_ids": torch.randint(5, 60, (2, 7)), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+space = ss.build_space(model, kinds={"output_scale": {"on": ["*.attn.q"]}, "heads": {}, "lora": {"max_rank": 1}})
+found = {"positions": len(space.positions), "kinds": sorted(space.by_kind)}
+
+study = json.loads(sys.argv[1])
+ss.run(study, sys.argv[2])
+with Store.open(sys.argv[2], create=False) as store:
+    found["trials"] = [(t.strategy, t.state, t.trainable_params) for t in store.trials(study["name"])]
+    best = store.best(study=study["name"])
+    found["chosen"] = [[c.position, c.kind] for c in best.structure.candidates]
+    weights = store.weights(study["name"], best.trial)
+ss.export(best, weights, "checkpoint", sys.argv[3])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder on the path that holds the package as pip would install it."""
+    site = tmp_path / "site"
+    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    lines = []
+    for group, entries in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    (site / "toy_plugins").symlink_to(PACKAGE / "toy_plugins")
+    return site
+
+
+def run(site, code, *arguments, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True
+    )
+
+
+def test_a_study_uses_what_another_package_registers(study, site, tmp_path, monkeypatch):
+    chosen = study | {
+        "space": {"kinds": {"output_scale": {"on": ["*.attn.q"]}}},
+        "search": {"strategy": "top-layers"},
+        "baselines": [],
+        "budgets": [40],
+    }
+    db, out = str(tmp_path / "plugins.db"), str(tmp_path / "slim")
+    done = run(site, USE, json.dumps(chosen), db, out, monkeypatch=monkeypatch)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["positions"] == 2 * 12 + 1
+    assert found["kinds"] == ["heads", "lora", "output_scale"]
+    assert found["trials"] == [["top-layers", "ok", 32]]
+    assert found["chosen"] == [["layers.1.attn.q", "output_scale"]]
+
+
+def test_a_name_that_ships_cannot_be_taken(study, site, monkeypatch):
+    info = next(site.glob("*.dist-info"))
+    file = info / "entry_points.txt"
+    file.write_text(file.read_text().replace("top-layers", "probe"))
+    code = "import json, sys, sparsearch as ss; ss.StudyConfig.model_validate(json.loads(sys.argv[1]))"
+    done = run(site, code, json.dumps(study), monkeypatch=monkeypatch)
+    assert done.returncode == 1
+    assert "the name 'probe' of toy_plugins.strategy:TopLayers is taken" in done.stderr

@@ -1,0 +1,45 @@
+"""Documents name what exists: the walk of docs/architecture.md, and each command, strategy and kind in the guide."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from sparsearch.cli.main import app
+from sparsearch.config.registry import KINDS, STRATEGIES
+
+DOCS = Path(__file__).parents[1] / "docs"
+WALK = re.findall(r"^\| \d+ \| `([\w.]+)`", (DOCS / "architecture.md").read_text(), re.M)
+GUIDE = "\n".join(f.read_text() for f in (DOCS / "guide.md", DOCS.parent / "README.md"))
+
+
+def test_the_walk_is_short():
+    assert 8 <= len(WALK) <= 12
+
+
+@pytest.mark.parametrize("name", WALK)
+def test_each_step_of_the_walk_exists(name):
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part)
+        assert callable(found)
+        return
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, *KINDS])
+def test_each_strategy_and_kind_is_documented(name):
+    assert f"`{name}`" in GUIDE or f"`{name}:" in GUIDE or f"`{name} " in GUIDE
+
+
+@pytest.mark.parametrize("command", [c.callback.__name__ for c in app.registered_commands])
+def test_each_command_is_documented(command):
+    assert f"sparsearch {command}" in GUIDE

@@ -1,0 +1,68 @@
+"""The trials of a study, and what makes two runs one study."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsearch.config.registry import STRATEGIES
+from sparsearch.config.study import StudyConfig
+from sparsearch.results.records import StudySpec, Trial, TrialRecord
+from sparsearch.results.store.writing.growth import key_of
+from sparsearch.spaces.budget import Budget
+
+__all__ = [
+    "asks_for_trial",
+    "plan",
+    "study_identity",
+]
+
+
+def plan(config: StudyConfig, budgets: Sequence[Budget]) -> tuple[Trial, ...]:
+    """Every trial of a study in order: seed by seed; the references, then each budget's strategies."""
+    strategies = list(dict.fromkeys([config.search.strategy, *config.baselines]))
+    references = [s for s in strategies if STRATEGIES.family(s) == "reference"]
+    cells: list[tuple[str, Budget | None, int]] = []
+    for seed in config.seeds:
+        cells += [(s, None, seed) for s in references]
+        cells += [(s, b, seed) for b in budgets for s in strategies if s not in references]
+    return tuple(Trial(number, *cell) for number, cell in enumerate(cells))
+
+
+def asks_for_trial(spec: StudySpec, config: StudyConfig) -> Callable[[Trial | TrialRecord], bool]:
+    """Whether a trial of a stored study is one that is planned now; an outer loop's proposals always are."""
+    planned = {key_of(trial) for trial in spec.trials}
+    return lambda trial: config.outer is not None or key_of(trial) in planned
+
+
+def study_identity(config: StudyConfig) -> dict[str, Any]:
+    """What two runs of one study must agree on: its settings and the content of its local data files.
+
+    A setting left out equals its default, now and in later versions. Who runs it and how many trials are proposed
+    may change.
+    """
+    settings = config.model_dump(
+        mode="json", exclude={"workers": True, "outer": {"trials"}}, exclude_defaults=True
+    )
+    content = {}
+    for name, files in _local_data(config).items():
+        digests = [_sha256(file) for file in files]
+        joined = "\n".join(digests).encode()
+        content[name] = digests[0] if len(digests) == 1 else hashlib.sha256(joined).hexdigest()
+    return settings | ({"data_sha256": content} if content else {})
+
+
+def _local_data(config: StudyConfig) -> dict[str, list[Path]]:
+    """Local data files by their splits; where the data is a folder, all that is in it by its names."""
+    data, folder = config.task.data, Path(config.task.data.path)
+    if data.data_files is not None:
+        return {s: [config.folder / name for name in names] for s, names in data.files.items()}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): [file] for file in files}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,289 @@
+"""One trial: rank (or reuse a ranking), cut at the budget, attach, train, measure once on test."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import safetensors.torch
+from transformers import PreTrainedModel
+
+from sparsearch.config.registry import STRATEGIES, TRANSFER
+from sparsearch.errors import (
+    Cancelled,
+    InfeasibleError,
+    SparsearchError,
+    StoreError,
+)
+from sparsearch.results.records import SPARSITY, FinishedState, Measurement, Outcome, Trial
+from sparsearch.search.strategies.base import RankingContext
+from sparsearch.search.strategies.registry import find_strategy, rank
+from sparsearch.search.training.device import is_out_of_memory, peak_bytes, reset_peak
+from sparsearch.search.training.evaluate import evaluate
+from sparsearch.search.training.seeds import derive
+from sparsearch.search.training.train import Observer, TrainResult, silent
+from sparsearch.spaces.attachment.attach import detach
+from sparsearch.spaces.attachment.weights_file import weights_of
+from sparsearch.spaces.backbone.flops import dense_flops_per_token
+from sparsearch.spaces.backbone.parameters import head_parameters
+from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.compaction.sparsity import count_zeros
+from sparsearch.spaces.costs import linear_weights, narrowed_positions
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.structure import Provenance, Structure, make_structure
+from sparsearch.workers.trials.fit import Fitting
+from sparsearch.workers.trials.provenance import environment
+from sparsearch.workers.trials.ranking_key import aligning_of, budgets_of, ranking_key
+from sparsearch.workers.trials.session import Session
+
+__all__ = [
+    "FindRanking",
+    "KeepRanking",
+    "execute",
+    "pack_weights",
+    "rank_on",
+]
+
+FindRanking = Callable[[str], Ranking | None]
+"""Looks a stored ranking up by its key."""
+
+
+KeepRanking = Callable[[str, Ranking], None]
+"""Told of a ranking as soon as it is made, and of its key."""
+
+
+_MOST_STORED = 10**9
+"""Bytes of weights; no row of SQLite or PostgreSQL holds more."""
+
+
+class Rankings(NamedTuple):
+    """Where a trial's ranking may come from, and where a new one goes."""
+
+    find: FindRanking
+    keep: KeepRanking
+
+
+def _forget(key: str, ranking: Ranking) -> None:
+    """The outcome brings the ranking too."""
+
+
+def execute(
+    session: Session,
+    trial: Trial,
+    find_ranking: FindRanking,
+    observe: Observer = silent,
+    keep_ranking: KeepRanking = _forget,
+) -> Outcome:
+    """Run a trial to an outcome. Whatever goes wrong in it is an outcome too, not the end of a study.
+
+    Args:
+        session: Backbone, space and task; as it was when this returns.
+        trial: What to run.
+        find_ranking: Where a ranking may be reused from.
+        observe: Told of every step.
+        keep_ranking: Told of a new ranking.
+    """
+    started = time.monotonic()
+    reset_peak(session.device)
+    history: list[float] = []
+
+    def watch(phase: str, done: int, total: int, score: float | None = None) -> None:
+        if phase == "train" and score is not None and math.isfinite(score):
+            history.append(score)
+        observe(phase, done, total, score)
+
+    try:
+        session = session.with_settings(trial.settings)
+        outcome = _run(session, trial, Rankings(find_ranking, keep_ranking), watch)
+    except StoreError:
+        raise  # the study's, not the trial's: a lease was lost or the database failed
+    except Cancelled as error:
+        outcome = Outcome("cancelled", str(error))
+    except InfeasibleError as error:
+        outcome = Outcome(
+            "infeasible",
+            str(error),
+            trainable_params=error.least_params,
+            inference_flops_ratio=error.least_flops,
+        )
+    except SparsearchError as error:
+        outcome = Outcome("failed", str(error))
+    except Exception as error:  # noqa: BLE001 - any failure of one trial is that trial's outcome
+        state: FinishedState = "oom" if is_out_of_memory(error) else "failed"
+        session.prefix.clear()  # room for another try
+        outcome = Outcome(state, f"{type(error).__name__}: {str(error)[:2000]}")
+    finally:
+        detach(session.model)
+    return replace(
+        outcome,
+        history=tuple(history),
+        seconds=time.monotonic() - started,
+        peak_bytes=peak_bytes(session.device),
+        environment=environment(),
+    )
+
+
+def _run(session: Session, trial: Trial, exchange: Rankings, observe: Observer) -> Outcome:
+    fitting = Fitting(
+        session.model, session.task, session.config.train, session.starts, trial.seed, trial.number,
+        observe, session.prefix,
+    )  # fmt: skip
+    if STRATEGIES.family(trial.strategy) == "reference":
+        return _run_reference(session, trial, fitting)
+    fitting.check_steps()
+    structure, ranking = _choose(session, trial, exchange, observe)
+    fitted = fitting.fit(structure, aligning_of(session))
+    tokens = session.task.max_length
+    dense = dense_flops_per_token(session.space.positions, tokens)
+    whole = session.config.train.backbone
+    weights: bytes | None = pack_weights(fitted.model, session.task.classes, whole=whole)
+    message = ""
+    if weights is not None and len(weights) > _MOST_STORED:
+        message = (
+            f"{len(weights) / 1e9:.1f} GB of weights were not stored, a database takes 1 GB; "
+            f"train the structure anew: sparsearch train {structure.hash[:12]} STUDY.yaml"
+        )
+        weights = None
+    return Outcome(
+        "ok",
+        message,
+        measurements=_measure(session, fitted.model, fitted.result)
+        + _sparsity(session, structure, fitted.model),
+        structure=structure,
+        trainable_params=fitted.trainable_params,
+        head_params=_head_params(fitted.model),
+        inference_flops_ratio=1.0 + structure.inference_flops(tokens) / dense,
+        weights=weights,
+        ranking=ranking,
+    )
+
+
+def _run_reference(session: Session, trial: Trial, fitting: Fitting) -> Outcome:
+    """The head alone, or everything (on a copy: it changes the backbone)."""
+    fitting.start_head()
+    full = find_strategy(trial.strategy).whole_model
+    model = copy.deepcopy(session.model) if full else session.model
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    head = {name for name, _ in head_parameters(model)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(full or name in head)
+    try:
+        whole = full or session.config.train.backbone
+        measurements = _measure(session, model, fitting.train(model, whole=whole, taken=0))
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
+    return Outcome(
+        "ok",
+        measurements=measurements,
+        trainable_params=session.backbone.params if full else 0,
+        head_params=_head_params(model),
+    )
+
+
+def _choose(
+    session: Session, trial: Trial, rankings: Rankings, observe: Observer
+) -> tuple[Structure, tuple[str, Ranking] | None]:
+    """The structure of a budgeted strategy, and the ranking that it was selected by."""
+    budget = trial.budget
+    assert budget is not None, "only references have no budget"
+    strategy = find_strategy(trial.strategy)
+    ranking: tuple[str, Ranking] | None = None
+    if STRATEGIES.family(trial.strategy) == TRANSFER:
+        ranking = _transferred(session, rankings.find)
+    elif strategy.ranks:
+        key = ranking_key(session, trial.strategy, budget, trial.seed)
+        made = rankings.find(key)
+        if made is None:
+            made = rank_on(session, trial.strategy, budget, trial.seed, observe)
+        rankings.keep(key, made)
+        ranking = (key, made)
+    space, chosen = strategy.select(
+        session.space,
+        ranking and ranking[1],
+        budget,
+        session.config.search,
+        session.task.max_length,
+    )
+    provenance = Provenance(
+        session.config.name,
+        trial.number,
+        trial.strategy,
+        trial.seed,
+        environment().versions["sparsearch"],
+    )
+    return make_structure(space, chosen, session.backbone, session.task.type, provenance), ranking
+
+
+def _transferred(session: Session, find_ranking: FindRanking) -> tuple[str, Ranking]:
+    """The ranking that the trial names."""
+    key = session.config.search.transfer_from
+    ranking = find_ranking(key) if key is not None else None
+    if key is None or ranking is None:
+        raise SparsearchError(f"the database has no ranking {key!r} to transfer")
+    return key, ranking
+
+
+def rank_on(
+    session: Session, strategy: str, budget: Budget, seed: int, observe: Observer = silent
+) -> Ranking:
+    """Make a strategy's ranking on a session."""
+    aims = find_strategy(strategy).aims(session.config.search, budgets_of(session), budget)
+    derived = derive(seed, strategy, aims, "ranking")
+    config, space = session.config, session.space
+    start = functools.partial(session.starts.get, seed, aligning_of(session), observe, late=True)
+    context = RankingContext(
+        session.model, space, session.task, config.search, config.train, budgets_of(session), start
+    )
+    return replace(
+        rank(strategy, context, budget, derived, observe),
+        seed=seed,
+        backbone=session.backbone.weight_fingerprint,
+        space=space.fingerprint,
+        task=config.task.title,
+    )
+
+
+def _measure(
+    session: Session, model: PreTrainedModel, result: TrainResult
+) -> tuple[Measurement, ...]:
+    """Validation as kept by training; test is touched here, once."""
+    test = evaluate(model, session.task, session.task.test, session.config.train.precision)
+    metric = session.task.metric
+    return (
+        Measurement(metric, "validation", result.score),
+        Measurement(metric, "test", test),
+    )
+
+
+def _sparsity(
+    session: Session, structure: Structure, model: PreTrainedModel
+) -> tuple[Measurement, ...]:
+    """What is zero or gone, counted after training, where a structure takes anything away."""
+    if not any(c.role != "attach" for c in structure.candidates):
+        return ()
+    zeros, _ = count_zeros(model)
+    positions = session.space.positions
+    dense, left = (
+        linear_weights(positions),
+        linear_weights(narrowed_positions(positions, structure.candidates)),
+    )
+    return (Measurement(SPARSITY, "test", (zeros + dense - left) / dense),)
+
+
+def _head_params(model: PreTrainedModel) -> int:
+    return sum(p.numel() for _, p in head_parameters(model))
+
+
+def pack_weights(
+    model: PreTrainedModel, classes: tuple[str, ...], *, whole: bool = False
+) -> bytes:
+    """Attached modules and head as safetensors, or the whole of a model, with the classes in its metadata."""
+    metadata = {"format": "pt", "classes": json.dumps(classes)}
+    return safetensors.torch.save(weights_of(model, whole=whole), metadata)
