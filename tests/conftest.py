@@ -25,6 +25,7 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
     PretrainedConfig,
+    PreTrainedModel,
     RobertaConfig,
     T5Config,
 )
@@ -346,7 +347,9 @@ _OURS = {
 def _leaves_no_trace() -> Iterator[None]:
     """What a test changes of the process would reach processes that later tests start."""
     before, folder = dict(os.environ), os.getcwd()
+    methods = PreTrainedModel.tie_weights, PreTrainedModel.init_weights
     yield
+    assert (PreTrainedModel.tie_weights, PreTrainedModel.init_weights) == methods
     changed = {k: v for k, v in os.environ.items() if before.get(k) != v}
     gone = before.keys() - os.environ.keys()
     assert (changed.keys() | gone) <= _OURS, (changed, gone)

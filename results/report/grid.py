@@ -37,7 +37,7 @@ def place_of(position: str) -> GridCell:
     """Where a canonical position stands in the map.
 
     >>> place_of("decoder.layers.3.cross.v")
-    Place(stack='decoder', row='layer 3', column='cross.v', layer=3)
+    GridCell(stack='decoder', row='layer 3', column='cross.v', layer=3)
     >>> place_of("embeddings.norm").row
     'embeddings'
     """

@@ -2,7 +2,7 @@
 
 | file | what it does |
 |---|---|
-| loading, folder | config, weights and tokenizer; the folder that they are in |
+| loading, loading_lock, folder | config, weights and tokenizer, one model at a time; the folder that they are in |
 | parameters | the parts of a model: backbone, head, positions, layers |
 | identity | what makes two backbones the same one |
 | tokens, flops | how many tokens it reads; FLOPs of the dense backbone |

@@ -14,6 +14,7 @@ from sparsearch.spaces.backbone.folder import (
     check_weights,
     find_folder,
 )
+from sparsearch.spaces.backbone.loading_lock import LOADING
 from sparsearch.spaces.families.registry import FAMILIES
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def load_model(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with LOADING, torch.random.fork_rng(devices=[]):
             model, report = _load(
                 "weights",
                 path,
@@ -223,5 +224,5 @@ def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> Pre
 
     config = load_config(path, revision)
     config.num_labels = num_labels
-    with torch.device("meta"):
+    with LOADING, torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)

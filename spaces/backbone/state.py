@@ -19,6 +19,7 @@ from sparsearch.spaces.backbone._states import (
     find_compiled,
     has_module,
 )
+from sparsearch.spaces.backbone.loading_lock import LOADING
 from sparsearch.spaces.backbone.parameters import ATTACHED, base_of
 from sparsearch.spaces.families.registry import FAMILIES
 
@@ -122,7 +123,7 @@ def _whole(config: Any) -> nn.Module:
 
     config = copy.deepcopy(config)
     config.is_encoder_decoder = True
-    with torch.device("meta"):
+    with LOADING, torch.device("meta"):
         whole: nn.Module = AutoModel.from_config(config)
     return whole
 

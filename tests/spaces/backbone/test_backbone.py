@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForSequenceClassification, BertForMaskedLM
+from transformers import AutoModelForSequenceClassification, BertForMaskedLM, PreTrainedModel
 
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attach import attach
@@ -58,3 +60,11 @@ def test_a_pooler_of_the_checkpoint_is_no_part_of_the_head(build):
     weights = weights_of(model) | {f"head:{n}": model.get_parameter(n).detach() for n in POOLER}
     with pytest.raises(StructureError, match="unknown .'head:bert.pooler"):
         load_weights(model, weights)
+
+
+def test_threads_that_load_at_once_leave_transformers_as_it_was(folder):
+    """transformers 5.23 replaces methods of its classes while it loads, and threads put replacements back."""
+    before = PreTrainedModel.tie_weights, PreTrainedModel.init_weights
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda make: make(str(folder)), [load_model, skeleton] * 8))
+    assert (PreTrainedModel.tie_weights, PreTrainedModel.init_weights) == before

@@ -202,17 +202,17 @@ def test_one_workers_trouble_ends_no_study_that_another_one_runs(hearing):
 
 
 def test_only_what_a_dead_driver_left_is_removed(tmp_path, monkeypatch):
-    from sparsearch.workers.execution import ray_runner
+    from sparsearch.workers.execution import ray_session
 
-    monkeypatch.setattr(ray_runner.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(ray_runner, "_root", lambda: tmp_path)
+    monkeypatch.setattr(ray_session.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(ray_session, "temporary_root", lambda: tmp_path)
     (tmp_path / "sparsearch-ray-results").mkdir()
     left = tmp_path / "sparsearch-ray-left"
     left.mkdir()
     (left / "driver.lock").touch()
-    with ray_runner._temporary_folder() as live:
+    with ray_session.temporary_folder() as live:
         assert not left.exists()
-        with ray_runner._temporary_folder():
+        with ray_session.temporary_folder():
             assert live.exists(), "its driver lives"
     assert [p.name for p in tmp_path.iterdir()] == ["sparsearch-ray-results"]
 

@@ -223,7 +223,7 @@ def test_what_failed_is_never_the_samplers_best(store, sampler, monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(optuna, "create_study", create)
-    config = study(sampler=sampler, trials=20, baselines=())
+    config = study(sampler=sampler, trials=17, baselines=())
     simulate(config, store, SimulatedRunner(Narrow(), failures=Failures(nan=0.4)))
     states = {t.state for t in store.trials("front")}
     assert states == {"ok", "failed", "infeasible"}
@@ -238,7 +238,7 @@ def test_what_failed_is_never_the_samplers_best(store, sampler, monkeypatch):
             assert all(set(t.constraints) == {"limits"} for t in finished)
     last = asked[-1].trials
     failed = [t.number for t in store.trials("front") if t.state == "failed"]
-    assert sum(t.state == TrialState.FAIL for t in last) == len([n for n in failed if n < 22]) > 0
+    assert sum(t.state == TrialState.FAIL for t in last) == len([n for n in failed if n < 19]) > 0
     assert not any(t.values for t in last if t.state == TrialState.FAIL)
     assert any(t.constraints.get("limits", 0.0) > 0 for t in last)
     assert all(t.constraints["limits"] <= 0 for t in asked[-1].best_trials)
