@@ -13,7 +13,7 @@ demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes 
 test: $(STAMP)  ## every test, offline, three at a time: some wait for processes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-quick: $(STAMP)  ## the tests of single parts, a minute
+quick: $(STAMP)  ## the tests of single parts
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 -m unit
 
 lint: $(STAMP) links  ## style, formatting and types
