@@ -21,6 +21,7 @@ from sparsearch.results.export.trained import Trained
 from sparsearch.results.export.verify import check_padding, compare, logits_of
 from sparsearch.spaces.attachment.attach import detach
 from sparsearch.spaces.backbone.loading import load_model
+from sparsearch.spaces.backbone.loading_lock import LOADING
 
 __all__ = ["write_peft"]
 
@@ -68,17 +69,20 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
     import peft
 
     def by_peft() -> Any:
-        model = peft.PeftModel.from_pretrained(trained.fresh_model(), folder)
+        with LOADING:
+            model = peft.PeftModel.from_pretrained(trained.fresh_model(), folder)
         _check_names(model, plan)
         return model
 
     def by_auto_class() -> Any:
         auto: Any = peft.AutoPeftModelForSequenceClassification
-        return auto.from_pretrained(folder, **task_keywords(folder))
+        with LOADING:
+            return auto.from_pretrained(folder, **task_keywords(folder))
 
     def by_transformers() -> Any:
         model = trained.fresh_model()
-        model.load_adapter(str(folder))
+        with LOADING:
+            model.load_adapter(str(folder))
         return model
 
     def merged() -> Any:

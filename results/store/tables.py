@@ -140,7 +140,7 @@ class TrialRow(Base):
     """A trial.
 
     ``recommendable`` says that it is feasible and has a structure and a score, ``on_front`` that it
-    is one of those of its study that ``best`` or ``pareto`` can answer with, see ``front``. ``model``,
+    is one of those of its study that ``best`` or ``pareto`` can answer with, see ``pareto_front``. ``model``,
     ``task_fingerprint`` and ``backbone_params`` repeat its study's: so one index holds all that ``best`` asks for.
     """
 

@@ -44,7 +44,7 @@ def removal_saliency(
     Args:
         model: The backbone.
         space: Only what compensates in it is priced.
-        bases: What passes through the linears that read heads and neurons, see ``spaces.moments.InputCovariance``.
+        bases: What passes through the linears that read heads and neurons, see ``spaces.calibration.statistics``.
         tokens: Sequence length at which FLOPs are counted.
 
     Returns:
@@ -75,7 +75,7 @@ def pruning_saliency(model: nn.Module, space: Space, bases: Bases) -> dict[int, 
     Args:
         model: The backbone.
         space: Only masks by saliency are priced.
-        bases: Second moments at the masked linears, see ``spaces.moments.SecondMoments``.
+        bases: Second moments at the masked linears, see ``spaces.calibration.statistics``.
 
     Returns:
         Index of the candidate -> rise of the loss per weight pruned, up to a factor that all share.

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 from sparsearch.config.registry import STRATEGIES
-from sparsearch.errors import ConfigError
+from sparsearch.errors import ConfigError, SparsearchError
 from sparsearch.search.strategies.base import RankingContext, Strategy
 from sparsearch.search.training.train import Observer, silent
 from sparsearch.spaces.budget import Budget
@@ -33,6 +33,7 @@ def rank(
 
     Raises:
         ConfigError: If the strategy cannot rank the space.
+        SparsearchError: If it does not give each candidate a score.
     """
     chosen = find_strategy(strategy)
     if problems := chosen.check(context.space):
@@ -41,4 +42,9 @@ def rank(
     late = context.train.steps_before_cut > 0
     with context.start().weights_in_place(context.model) if late else contextlib.nullcontext():
         ranking = chosen.rank(context, budget, seed, observe)
+    scores, wanted = len(ranking.scores), len(context.space.candidates)
+    if scores != wanted:
+        raise SparsearchError(
+            f"strategy {strategy!r} gave {scores} scores for {wanted} candidates"
+        )
     return replace(ranking, seconds=time.monotonic() - started)

@@ -129,11 +129,15 @@ def class_warnings(config: TaskConfig, summary: DataSummary) -> list[str]:
         for name, counts in summary.classes.items()
         if counts[0] == 0
     ]
-    for one, other in combinations(summary.classes, 2):
-        if _plain(one) == _plain(other):
-            warnings.append(
-                f"classes {one!r} and {other!r} differ by case, blanks or quotes alone: they are learnt as two"
-            )
+    alike: dict[str, list[str]] = {}
+    for name in summary.classes:
+        alike.setdefault(_plain(name), []).append(name)
+    warnings += [
+        f"classes {' and '.join(map(repr, names))} differ by case, blanks or quotes alone: they are learnt as "
+        f"{len(names)}"
+        for names in alike.values()
+        if len(names) > 1
+    ]
     for i, split in enumerate(SPLITS):
         held = [name for name, counts in summary.classes.items() if counts[i]]
         if len(held) == 1:

@@ -319,6 +319,6 @@ def _fields_hint(row: Sequence[str]) -> str:
     """What to do about a row of too many or too few fields."""
     if not any(field.strip() for field in row):
         return "remove that line: it holds blanks alone"
-    if any(field.lstrip().startswith('"') for field in row):
+    if any(field[:1].isspace() and field.lstrip().startswith('"') for field in row):
         return "write no blank between a delimiter and a double quote: the quote would be a part of the field"
     return "put fields that contain the delimiter into double quotes"

@@ -61,7 +61,7 @@ def replaced_weights(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> I
 
 
 def positions_of(model: nn.Module) -> tuple[Position, ...]:
-    """Every position of a model's backbone, see ``positions.scan``."""
+    """Every position of a model's backbone, see ``families.scan``."""
     return scan(base_of(model), str(model.config.model_type))  # type: ignore[union-attr]
 
 

@@ -17,7 +17,9 @@ from typing import Any, Literal, TypeAlias
 from sparsearch.errors import ConfigError
 
 __all__ = [
+    "FAMILIES",
     "HEAD_ALONE",
+    "KINDS",
     "STRATEGIES",
     "TRANSFER",
     "Registry",
@@ -84,7 +86,7 @@ class Registry(Mapping[str, Any]):
         """What is registered under a name.
 
         Raises:
-            ConfigError: If there is nothing of that name, or it cannot be imported.
+            ConfigError: If there is nothing of that name, it cannot be imported, or it calls itself otherwise.
         """
         if name in self._built_in:
             module, attribute = self._built_in[name].split(":")
@@ -94,13 +96,20 @@ class Registry(Mapping[str, Any]):
             raise ConfigError(
                 [f"{name!r} is no {self.what}; there are: {', '.join(self.names())}"]
             )
+        where = outside[name].value
         try:
-            return outside[name].load()
+            found = outside[name].load()
         except (ImportError, AttributeError) as error:
-            where = outside[name].value
             raise ConfigError(
                 [f"{self.what} {name!r} cannot be imported from {where}: {error}"]
             ) from error
+        if (
+            own := getattr(found, "name", name)
+        ) != name:  # stored under one, looked up by the other
+            raise ConfigError(
+                [f"{self.what} {name!r} of {where} calls itself {own!r}: give both one name"]
+            )
+        return found
 
     def _outside(self) -> Mapping[str, EntryPoint]:
         found = installed(self.group)
@@ -114,8 +123,19 @@ class Registry(Mapping[str, Any]):
 
 @functools.cache
 def installed(group: str) -> Mapping[str, EntryPoint]:
-    """Entry points of a group, by name; read once."""
-    return {point.name: point for point in sorted(entry_points(group=group))}
+    """Entry points of a group, by name; read once.
+
+    Raises:
+        ConfigError: If two packages register one name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=group):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise ConfigError(
+                [f"{group}: {point.name!r} is registered twice, {other.value} and {point.value}"]
+            )
+    return found
 
 
 class StrategyRegistry(Registry):

@@ -94,7 +94,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _known_kinds(self) -> TrainConfig:
-        unknown = sorted(set(self.kind_lr) - {*KINDS, "head"})
-        if unknown:
+        others = self.kind_lr.keys() - KIND_LR.keys()
+        # Plug-ins are looked up only if a kind without a default rate is named.
+        if others and (unknown := sorted(others - {*KINDS, "head"})):
             raise ValueError(f"kind_lr names {unknown}; known: {', '.join((*KINDS, 'head'))}")
         return self

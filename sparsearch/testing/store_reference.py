@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from sparsearch.results.records import BestQuery, TrialRecord
-from sparsearch.results.store.reading.pareto_front import SHARE_DECIMALS
+from sparsearch.results.store.pareto_front import SHARE_DECIMALS
 from sparsearch.results.store.store import Store
 
 __all__ = ["Point", "best_point", "check_answers", "pareto_points", "recommendable"]

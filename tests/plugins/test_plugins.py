@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -53,7 +54,7 @@ def site(tmp_path):
     for group, entries in project["entry-points"].items():
         lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    (site / "toy_plugins").symlink_to(PACKAGE / "toy_plugins")
+    shutil.copytree(PACKAGE / "toy_plugins", site / "toy_plugins")
     return site
 
 
@@ -81,11 +82,51 @@ def test_a_study_uses_what_another_package_registers(study, site, tmp_path, monk
     assert found["chosen"] == [["layers.1.attn.q", "output_scale"]]
 
 
-def test_a_name_that_ships_cannot_be_taken(study, site, monkeypatch):
+STUDY = {
+    "space": {"kinds": {"output_scale": {}}},
+    "search": {"strategy": "top-layers"},
+    "baselines": [],
+    "budgets": [40],
+}
+LAUNCH = """
+import json, sys, sparsearch as ss
+from sparsearch.results.store.store import Store
+ss.run(json.loads(sys.argv[1]), sys.argv[2])
+with Store.open(sys.argv[2], create=False) as store:
+    print(store.trials("tiny")[0].message, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("entry_points.txt", "top-layers", "probe", "the name 'probe' of toy_plugins.strategy:TopLayers is taken"),
+        ("entry_points.txt", "top-layers =", "top = toy_plugins.strategy:Gone\ntop-layers =", ""),
+        ("entry_points.txt", "output_scale =", "scale =", "unknown kind 'output_scale'"),
+        ("entry_points.txt", "strategy:TopLayers", "strategy:Gone", "'top-layers' cannot be imported from"),
+        ("strategy.py", '"top-layers"', '"other"', "of toy_plugins.strategy:TopLayers calls itself 'other'"),
+        ("strategy.py", "float(layers", "float('nan') * float(layers", "has 12 scores that are not finite"),
+        ("strategy.py", "Ranking(scores,", "Ranking(scores[1:],", "gave 11 scores for 12 candidates"),
+    ],
+)  # fmt: skip
+def test_a_plug_in_that_is_wrong_is_named(
+    study, site, tmp_path, monkeypatch, file, old, new, message
+):
+    (path,) = site.rglob(file)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    arguments = json.dumps(study | STUDY), str(tmp_path / "plugins.db")
+    done = run(site, LAUNCH, *arguments, monkeypatch=monkeypatch)
+    assert message in done.stderr
+    assert message or done.returncode == 0, "what nobody asks for is not imported"
+
+
+def test_a_name_that_two_packages_register_is_named(study, site, tmp_path, monkeypatch):
     info = next(site.glob("*.dist-info"))
-    file = info / "entry_points.txt"
-    file.write_text(file.read_text().replace("top-layers", "probe"))
-    code = "import json, sys, sparsearch as ss; ss.StudyConfig.model_validate(json.loads(sys.argv[1]))"
-    done = run(site, code, json.dumps(study), monkeypatch=monkeypatch)
-    assert done.returncode == 1
-    assert "the name 'probe' of toy_plugins.strategy:TopLayers is taken" in done.stderr
+    other = site / info.name.replace("toy", "other")
+    shutil.copytree(info, other)
+    for name in ("METADATA", "entry_points.txt"):
+        (other / name).write_text((other / name).read_text().replace("toy", "other"))
+    arguments = json.dumps(study | STUDY), str(tmp_path / "plugins.db")
+    done = run(site, LAUNCH, *arguments, monkeypatch=monkeypatch)
+    assert done.returncode == 1 and "is registered twice, other_plugins." in done.stderr

@@ -195,7 +195,7 @@ def _choose(
     assert budget is not None, "only references have no budget"
     strategy = find_strategy(trial.strategy)
     ranking: tuple[str, Ranking] | None = None
-    if STRATEGIES.family(trial.strategy) == TRANSFER:
+    if trial.strategy == TRANSFER:
         ranking = _transferred(session, rankings.find)
     elif strategy.ranks:
         key = ranking_key(session, trial.strategy, budget, trial.seed)

@@ -107,7 +107,7 @@ def identify_backbone(config: StudyConfig, form: str = FORMS[-1]) -> BackboneId:
 
     Args:
         config: The study.
-        form: Of the weight fingerprint, see ``backbone.weight_fingerprint``.
+        form: Of the weight fingerprint, see ``identity.weight_fingerprint``.
     """
     path, remembered = located(config.model, config.folder)
     model = load_model(path, revision=config.model.revision, sha256=config.model.sha256)

@@ -16,7 +16,7 @@ from sparsearch.results.records import (
     Best,
     BestQuery,
 )
-from sparsearch.results.store.reading import pareto_front as front
+from sparsearch.results.store import pareto_front as front
 from sparsearch.results.store.reading.queries import (
     _SHOWN,
     BEST_FIRST,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, bindparam, insert, update
 
 from sparsearch.results.records import SPARSITY, Measurement, Outcome
-from sparsearch.results.store.reading import pareto_front as front
+from sparsearch.results.store import pareto_front as front
 from sparsearch.results.store.tables import Base
 from sparsearch.results.store.writing import attempts
 from sparsearch.results.store.writing.lease import Claim
