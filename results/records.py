@@ -231,14 +231,25 @@ class Attempt:
 
 @dataclass(frozen=True)
 class BestQuery:
-    """What ``Store.best`` is asked: its arguments, None for no limit."""
+    """What ``Store.best`` is asked: its arguments.
+
+    Attributes:
+        study: Name of a study, or a unique prefix of it.
+        model: The backbone, as the user wrote it.
+        task: Name of the task, or the beginning of its fingerprint.
+        limits: By name, see ``spaces.limits``; None is no limit.
+    """
 
     study: str | None = None
     model: str | None = None
     task: str | None = None
-    max_trainable_params: int | str | None = None
-    max_inference_flops: float | str | None = None
-    min_weight_sparsity: float | str | None = None
+    limits: Mapping[str, int | float | str | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> BestQuery:
+        """A question whose names and limits stand in one mapping."""
+        names = {key: asked.get(key) for key in ("study", "model", "task")}
+        return cls(**names, limits={k: v for k, v in asked.items() if k not in names})
 
 
 @dataclass(frozen=True)

@@ -4,47 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from typing import Any
 
-from sparsearch.config.budgets import SHARE
+from sparsearch.config.registry import LIMITS
 from sparsearch.config.study import BudgetConfig
-from sparsearch.errors import ConfigError
 
-__all__ = ["Budget", "parse_share", "resolve", "resolve_all", "served_limits"]
+__all__ = ["Budget", "resolve", "resolve_all", "served_limits"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Budget:
-    """Limits that a structure never exceeds; None is no limit. The task head is counted apart.
+    """Limits that a structure never exceeds. The task head is counted apart.
+
+    >>> budget = Budget(max_trainable_params=2271, text="0.01%")
+    >>> budget.get("max_trainable_params"), budget.get("max_bytes")
+    (2271, None)
+
+    Args:
+        text: The limits as the user wrote them ("0.01%").
+        limits: Resolved values by name, see ``spaces.limits``; None is no limit.
 
     Attributes:
-        max_trainable_params: Trainable parameters.
-        max_bytes: Stored bytes of the attached modules (float32).
-        max_inference_flops: Share of the dense backbone's FLOPs after merging, 1.0 = dense.
-        min_weight_sparsity: Share of the weights of the dense backbone's linears that are zero or gone after
-            merging and cutting.
-        text: The limits as the user wrote them ("0.01%").
+        limits: Names and values of the limits that are set, in the order of their table, however they were written.
+        text: As the user wrote them.
     """
 
-    max_trainable_params: int | None = None
-    max_bytes: int | None = None
-    max_inference_flops: float | None = None
-    min_weight_sparsity: float | None = None
-    text: str = ""
+    limits: tuple[tuple[str, int | float], ...]
+    text: str
 
-    @property
-    def limits(self) -> tuple[tuple[str, int | float], ...]:
-        """Names and values of the limits that are set, however they were written."""
-        named = {
-            "max_trainable_params": self.max_trainable_params,
-            "max_bytes": self.max_bytes,
-            "max_inference_flops": self.max_inference_flops,
-            "min_weight_sparsity": self.min_weight_sparsity,
-        }
-        return tuple((name, value) for name, value in named.items() if value is not None)
+    def __init__(self, *, text: str = "", **limits: float | None) -> None:
+        order = dict.fromkeys((*LIMITS, *limits))  # one of a plug-in that is gone comes last
+        given = tuple((n, v) for n in order if (v := limits.get(n)) is not None)
+        object.__setattr__(self, "limits", given)
+        object.__setattr__(self, "text", text)
+
+    def get(self, name: str) -> int | float | None:
+        """The value of a limit; None if it is not set."""
+        return dict(self.limits).get(name)
+
+    def without(self, name: str) -> Budget:
+        """The same budget, one limit aside."""
+        return Budget(text=self.text, **{n: v for n, v in self.limits if n != name})
 
     def as_dict(self) -> dict[str, int | float | str]:
-        """The limits that are set, and the user's text."""
+        """The limits that are set, and the user's text: the keywords that make it anew."""
         return {**dict(self.limits), "text": self.text}
 
 
@@ -66,64 +69,31 @@ def resolve_all(budgets: Sequence[BudgetConfig], backbone_params: int) -> tuple[
 def served_limits(budgets: Sequence[Budget], *, every: bool) -> list[dict[str, int | float]]:
     """The limits that a search serves which draws budgets: of each one, or the two ends of their range.
 
-    >>> served_limits([Budget(300), Budget(100), Budget(200)], every=False)
-    [{'max_trainable_params': 100}, {'max_trainable_params': 300}]
+    >>> served_limits([Budget(max_bytes=n) for n in (300, 100, 200)], every=False)
+    [{'max_bytes': 100}, {'max_bytes': 300}]
     """
     limits = [dict(budget.limits) for budget in budgets]
     if every:
         return limits
-    names = dict.fromkeys(name for found in limits for name in found)
-    values = {name: [found[name] for found in limits if name in found] for name in names}
+    names = dict.fromkeys(name for of_one in limits for name in of_one)
+    values = {name: [of_one[name] for of_one in limits if name in of_one] for name in names}
     return [{name: end(listed) for name, listed in values.items()} for end in (min, max)]
 
 
-def parse_share(value: str) -> Fraction:
-    """The exact share that a percentage names.
+def resolve(backbone_params: int, **limits: Any) -> Budget:
+    """Resolve limits, as a study file writes them, against a backbone.
 
-    >>> parse_share("0.01%")
-    Fraction(1, 10000)
-
-    Raises:
-        ConfigError: If the text is no percentage.
-    """
-    match = SHARE.match(value)
-    if match is None:
-        raise ConfigError([f"{value!r} is neither a whole number nor a percentage like '0.01%'"])
-    return Fraction(match[1]) / 100
-
-
-def resolve(
-    backbone_params: int,
-    *,
-    max_trainable_params: int | str | None = None,
-    max_bytes: int | None = None,
-    max_inference_flops: str | None = None,
-    min_weight_sparsity: str | None = None,
-) -> Budget:
-    """Resolve relative limits against a backbone.
-
-    >>> resolve(22_713_216, max_trainable_params="0.01%").max_trainable_params
+    >>> resolve(22_713_216, max_trainable_params="0.01%").get("max_trainable_params")
     2271
 
+    Args:
+        backbone_params: Parameters of the backbone.
+        limits: By name; None is no limit.
+
     Raises:
-        ConfigError: If a limit cannot be read.
+        ConfigError: If a limit is unknown or cannot be read.
     """
-    texts = []
-    params: int | None = None
-    if isinstance(max_trainable_params, str):
-        params = int(parse_share(max_trainable_params) * backbone_params)
-        texts.append(max_trainable_params)
-    elif max_trainable_params is not None:
-        params = max_trainable_params
-        texts.append(f"{params:,} params")
-    if max_bytes is not None:
-        texts.append(f"{max_bytes:,} bytes")
-    flops: float | None = None
-    if max_inference_flops is not None:
-        flops = float(parse_share(max_inference_flops))
-        texts.append(f"{max_inference_flops} FLOPs")
-    sparsity: float | None = None
-    if min_weight_sparsity is not None:
-        sparsity = float(parse_share(min_weight_sparsity))
-        texts.append(f"{min_weight_sparsity} sparsity")
-    return Budget(params, max_bytes, flops, sparsity, ", ".join(texts))
+    written = {n: v for n in (*LIMITS, *limits) if (v := limits.get(n)) is not None}
+    table = {name: LIMITS.load(name)() for name in written}
+    values = {name: table[name].resolve(v, backbone_params) for name, v in written.items()}
+    return Budget(text=", ".join(table[n].text(v) for n, v in written.items()), **values)

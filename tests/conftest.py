@@ -336,6 +336,7 @@ def postgres_server() -> Iterator[str]:
 
 
 _OURS = {
+    "RAY_CLIENT_MODE",
     "PYTEST_CURRENT_TEST",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY",  # a session sets it
     "KMP_DUPLICATE_LIB_OK",  # these two: scikit-learn, as it is imported

@@ -51,14 +51,33 @@ def test_the_readmes_study_is_valid_and_its_preset_ships():
     assert sections["study"].space.preset in preset_names()
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "CHANGELOG.md", *(f"docs/{n}" for n in ("guide.md", "results.md"))]
-)
+def documents() -> list[str]:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [file.relative_to(ROOT).as_posix() for file in pages]
+
+
+def anchors(file: Path) -> set[str]:
+    """What a link to a heading of a page may say after its ``#``."""
+    text = re.sub(r"```.*?```", "", file.read_text(), flags=re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("document", documents())
 def test_local_links_lead_somewhere(document):
     file = ROOT / document
-    for target in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
-        if not target.startswith("http"):
-            assert (file.parent / target).exists(), target
+    for link in re.findall(r"\]\(([^)\s]+)\)", file.read_text()):
+        if not link.startswith("http"):
+            path, _, anchor = link.partition("#")
+            target = file.parent / path if path else file
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_the_page_of_results_leads_to_each_of_its_pages():
+    folder = ROOT / "docs" / "results"
+    links = re.findall(r"\]\(results/([^)#]+)", (ROOT / "docs" / "results.md").read_text())
+    assert set(links) == {file.name for file in folder.glob("*.md")}
 
 
 def test_demo_data_is_what_its_script_makes(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from sparsearch.config.reader import read_study, validate_study
 from sparsearch.config.registry import STRATEGIES
 from sparsearch.config.study import StudyConfig
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
-from sparsearch.search.selection.limits import Limits, smallest
+from sparsearch.search.selection.caps import Caps, smallest
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.registry import find_strategy
 from sparsearch.spaces.backbone.loading import (
@@ -130,8 +130,8 @@ def check_study(
 
 
 def _feasibility(space: Space, budget: Budget, tokens: int) -> Feasibility:
-    limits = Limits(space, replace(budget, max_inference_flops=None), tokens)
-    alone = sum(limits.fits([c]) for c in space.candidates if c.role == "attach")
+    caps = Caps(space, budget.without("max_inference_flops"), tokens)
+    alone = sum(caps.fits([c]) for c in space.candidates if c.role == "attach")
     return Feasibility(budget, alone, len(_most(space, budget, tokens)))
 
 

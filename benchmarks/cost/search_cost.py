@@ -23,9 +23,10 @@ from pathlib import Path
 import torch
 
 from sparsearch.config.study import SearchConfig, TrainConfig
-from sparsearch.search.bilevel.search import BilevelSearch
+from sparsearch.search.bilevel.search import BilevelSearch, SearchProblem
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.gates.gates import Gates
+from sparsearch.search.gates.targets import BudgetSchedule, Targets
 from sparsearch.search.tasks.task import Split, Task
 from sparsearch.search.training.device import frozen_cast_once, peak_bytes, reset_peak
 from sparsearch.spaces.backbone.loading import load_model, locate
@@ -59,10 +60,8 @@ def make_searches(arguments: argparse.Namespace) -> dict[str, BilevelSearch]:
         order: BilevelSearch(
             supernet,
             Gates(cost),
-            task,
-            SearchConfig(order=order, batch_size=arguments.batch),
-            train,
-            0.001 * space.backbone_params,
+            SearchProblem(task, SearchConfig(order=order, batch_size=arguments.batch), train),
+            BudgetSchedule(Targets(0.001 * space.backbone_params)),
             seed=0,
         )
         for order in ("first", "second")

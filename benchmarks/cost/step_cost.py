@@ -30,9 +30,10 @@ import torch
 from search_cost import toy_task
 
 from sparsearch.config.study import SearchConfig, TrainConfig
-from sparsearch.search.bilevel.search import BilevelSearch
+from sparsearch.search.bilevel.search import BilevelSearch, SearchProblem
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.gates.gates import Gates
+from sparsearch.search.gates.targets import BudgetSchedule, Targets
 from sparsearch.search.tasks.task import endless
 from sparsearch.search.training.device import autocast, frozen_cast_once, peak_bytes, reset_peak
 from sparsearch.search.training.evaluate import forward, loss_of
@@ -93,15 +94,16 @@ def search_step(arguments: argparse.Namespace, space_name: str) -> Iterator[Step
     task = toy_task(arguments.batch * 8, arguments.tokens, model.config.vocab_size)
     supernet = Supernet(model, space, task.type, arguments.precision)
     gates = Gates(torch.tensor([c.params for c in space.candidates]))
-    search = BilevelSearch(
-        supernet, gates, task,
-        SearchConfig(order="first", batch_size=arguments.batch, skip_below=arguments.skip_below),
-        TrainConfig(precision=arguments.precision), 0.001 * space.backbone_params, 0,
-    )  # fmt: skip
+    config = SearchConfig(
+        order="first", batch_size=arguments.batch, skip_below=arguments.skip_below
+    )
+    problem = SearchProblem(task, config, TrainConfig(precision=arguments.precision))
+    schedule = BudgetSchedule(Targets(0.001 * space.backbone_params))
+    search = BilevelSearch(supernet, gates, problem, schedule, seed=0)
     number = itertools.count(1)
 
     def step() -> None:
-        search._schedule(next(number))  # looks for what is to be skipped
+        search.begin_step(next(number))  # looks for what is to be skipped
         search.step()
 
     with frozen_cast_once(model, arguments.precision):

@@ -76,7 +76,9 @@ def questions(studies: int, smallest: int) -> dict[str, Question]:
         ),
         "best, any model": lambda s, d: s.best(task=d.choice(TASKS), max_trainable_params=some(d)),
         "best of a study": lambda s, d: s.best(study=study(d), max_trainable_params=some(d)),
-        "best of all": lambda s, d: s.best_of_each_task(BestQuery(max_trainable_params=some(d))),
+        "best of all": lambda s, d: s.best_of_each_task(
+            BestQuery(limits={"max_trainable_params": some(d)})
+        ),
         "sparse": lambda s, d: s.best(**asked(d), min_weight_sparsity="50%"),
         "pareto": lambda s, d: s.pareto(study(d)),
         "one study": lambda s, d: s.find_study(study(d)),

@@ -42,7 +42,7 @@ from sparsearch.workers.trials.provenance import environment
 
 GOAL = 0.95
 FLOOR = 88.0
-"""Points of uniform LoRA on TREC at 0.0035%, docs/results.md."""
+"""Points of uniform LoRA on TREC at 0.0035%, docs/results/outer-loop.md."""
 
 TUNE: dict[str, Any] = {
     "train.lr": {"from": 0.002, "to": 0.2, "log": True},
@@ -133,7 +133,7 @@ def by_chance(world: SyntheticFront, trials: int, seed: int) -> Iterator[Trial]:
                 settings.append((path, math.exp(power)))
             else:
                 settings.append((path, stream.randint(allowed["from"], allowed["to"])))
-        yield Trial(number, "s3pet", Budget(params), seed, tuple(settings))
+        yield Trial(number, "s3pet", Budget(max_trainable_params=params), seed, tuple(settings))
 
 
 def race(sampler: str, trials: int, seed: int, noise: float) -> dict[str, Any]:

@@ -128,9 +128,7 @@ class StoreReader:
         study: str | None = None,
         model: str | None = None,
         task: str | None = None,
-        max_trainable_params: int | str | None = None,
-        max_inference_flops: float | str | None = None,
-        min_weight_sparsity: float | str | None = None,
+        **limits: int | float | str | None,
     ) -> Best | None:
         """The feasible trial with the highest validation score whose structure fits the limits.
 
@@ -144,10 +142,10 @@ class StoreReader:
             study: Name of a study, or a unique prefix of it.
             model: The backbone, as the user wrote it.
             task: Name of the task, or the beginning of its fingerprint (4 characters or more).
-            max_trainable_params: A number of parameters, or a share of each study's backbone
-                ("0.01%"), rounded down. The task head is not counted.
-            max_inference_flops: A share of the dense backbone's, "75%" or 0.75.
-            min_weight_sparsity: A share of its linears' weights that are zero or gone, likewise.
+            limits: By name. ``max_trainable_params``: a number, or a percentage of each study's backbone
+                ("0.01%"), rounded down; the task head is not counted. ``max_inference_flops``: a percentage of the
+                dense backbone's, "75%" or 0.75. ``min_weight_sparsity``: of its linears' weights that are zero or gone,
+                likewise. ``max_bytes`` and limits of plug-ins: a number; trials whose budgets set that limit.
 
         Returns:
             None if no trial fits.
@@ -157,9 +155,7 @@ class StoreReader:
                 different weights in the studies that fit.
             StoreError: If there is no such study.
         """
-        question = BestQuery(
-            study, model, task, max_trainable_params, max_inference_flops, min_weight_sparsity
-        )
+        question = BestQuery(study, model, task, limits)
         with self._database.reading() as session:
             return best_structures.best(session, question)
 

@@ -9,16 +9,21 @@ copied.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from sparsearch.config.study import SearchConfig, TrainConfig
 from sparsearch.errors import InfeasibleError
+from sparsearch.search.bilevel.early_stopping import SelectionMonitor
+from sparsearch.search.bilevel.local_search import hard_gates
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.gates.gates import Gates
 from sparsearch.search.gates.idle import IdleModules
+from sparsearch.search.gates.targets import BudgetSchedule
+from sparsearch.search.selection.selector import Selector
 from sparsearch.search.tasks.task import Split, Task, endless, subset
 from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.evaluate import evaluate
@@ -27,7 +32,7 @@ from sparsearch.search.training.optimiser import NanGuard, learning_rates, linea
 from sparsearch.search.training.seeds import derive
 from sparsearch.search.training.train import Observer, silent
 
-__all__ = ["BilevelSearch"]
+__all__ = ["BilevelSearch", "SearchProblem"]
 
 _DIFFERENCE = 0.01
 _BETAS = (0.9, 0.999)
@@ -36,8 +41,19 @@ _REFRESH = 10
 Batch = dict[str, Tensor]
 
 
-Settled = Callable[[Tensor], bool]
-"""Told alpha now and then; whether the search may stop."""
+@dataclass(frozen=True)
+class SearchProblem:
+    """What a search learns from, and how.
+
+    Attributes:
+        task: Its training split is halved at random.
+        search: How to search.
+        train: Learning rates of the module weights.
+    """
+
+    task: Task
+    search: SearchConfig
+    train: TrainConfig
 
 
 class BilevelSearch:
@@ -46,17 +62,11 @@ class BilevelSearch:
     Args:
         supernet: The gated model.
         gates: The gates; changed in place.
-        task: Its training split is halved at random.
-        config: Of the search.
-        train: Learning rates of the module weights.
-        budget: Expected cost that the gates hold; at the end, where it falls.
+        problem: Task and settings.
+        schedule: What the gates are held to, step by step.
         seed: Of the halves, batches, noise and dropout.
-        largest: Upper end of the range that budgets are drawn from, where they are.
-        to_save: FLOPs per token that cuts save: the range that they are drawn from; the gates start at none and
-            reach it cubically over the first half (the schedule of Zhu and Gupta 2017).
-        to_prune: Weights that masks set to zero, likewise.
-        settled: Whether the search may stop early.
-        hard: From alpha to the hard structure that it would be cut to, as gates 0 and 1.
+        monitor: Tells whether the search may stop early; None where it may not.
+        selector: Makes the hard structure that ``checkpoint: hard`` judges.
 
     Attributes:
         taken: Steps taken so far.
@@ -66,25 +76,19 @@ class BilevelSearch:
         self,
         supernet: Supernet,
         gates: Gates,
-        task: Task,
-        config: SearchConfig,
-        train: TrainConfig,
-        budget: float,
+        problem: SearchProblem,
+        schedule: BudgetSchedule,
         seed: int,
-        largest: float | None = None,
-        to_save: tuple[float, float] = (0.0, 0.0),
-        to_prune: tuple[float, float] = (0.0, 0.0),
-        settled: Settled = lambda alpha: False,
-        hard: Callable[[Tensor], Tensor] | None = None,
+        monitor: SelectionMonitor | None = None,
+        selector: Selector | None = None,
     ) -> None:
-        self.supernet, self.gates, self.config, self.budget = supernet, gates, config, budget
-        self.task, self.settled, self.hard = task, settled, hard
-        self.to_save, self.to_prune = to_save, to_prune
-        self.smallest, self.largest = budget, budget if largest is None else largest
+        config, train = problem.search, problem.train
+        self.supernet, self.gates, self.config, self.task = supernet, gates, config, problem.task
+        self.schedule, self.monitor, self.selector = schedule, monitor, selector
+        self.targets = schedule.final
         self.taken = 0
         self.seed, self.dropout = seed, train.dropout
         self.device = gates.alpha.device
-        self.budgets = torch.Generator().manual_seed(derive(seed, "budgets"))
         self.idle = IdleModules(gates, config.skip_below)
         self.noise = torch.Generator().manual_seed(derive(seed, "noise"))
         groups = learning_rates(supernet.model, train.lr, train.kind_lr)
@@ -99,7 +103,7 @@ class BilevelSearch:
             linear_schedule(self.optimizer, config.steps, config.warmup),
             linear_schedule(self.alpha_optimizer, config.steps - self.warm_steps, 0.0),
         ]
-        weight_rows, gate_rows = self._halves(task.train)
+        weight_rows, gate_rows = self._halves(self.task.train)
         self.weight_batches = self._endless(weight_rows, "weights")
         self.gate_batches = self._endless(gate_rows, "gates")
 
@@ -132,7 +136,7 @@ class BilevelSearch:
         best, kept = -math.inf, None
         self.supernet.model.train(self.dropout)
         for step in range(1, config.steps + 1):
-            self._schedule(step)
+            self.begin_step(step)
             loss = self.step() if step > self.warm_steps else self._open_step()
             self.taken = step
             for schedule in self.schedules if step > self.warm_steps else self.schedules[:1]:
@@ -152,33 +156,23 @@ class BilevelSearch:
         self.supernet.model.eval()
         return kept if kept is not None else self.gates.alpha.detach().cpu().clone()
 
-    def _schedule(self, step: int) -> None:
-        """Budget, temperature and idle units of a step."""
+    def begin_step(self, step: int) -> None:
+        """Set the targets, temperature and idle modules of a step, counted from 1."""
         config, share = self.config, (step - 1) / max(1, self.config.steps - 1)
         if config.final_temperature is not None:
             cooling = config.final_temperature / config.temperature
             self.gates.temperature = config.temperature * cooling**share
-        if config.budget_schedule == "sampled":
-            drawn = float(torch.rand((), generator=self.budgets))
-            self.budget = self.smallest * (self.largest / self.smallest) ** drawn
-        elif config.budget_schedule == "annealed":
-            whole = max(self.smallest, float(self.gates.cost[self.gates.attached].sum()))
-            self.budget = whole * (self.smallest / whole) ** min(1.0, 2 * share)
-        self.gates.to_save = self._removed(*self.to_save, share)
-        self.gates.to_prune = self._removed(*self.to_prune, share)
+        self.targets = self.schedule.at(share)
         if config.skip_below and (step - 1) % _REFRESH == 0 and step > self.warm_steps:
-            self.supernet.attachment.skip(self.idle.refresh(max(self.budget, self.largest)))
-
-    def _removed(self, least: float, most: float, share: float) -> float:
-        """What is to be saved or pruned after such a share of the steps."""
-        drawn = float(torch.rand((), generator=self.budgets)) if least < most else 1.0
-        ramp = 1 - (1 - min(1.0, 2 * share)) ** 3
-        return ramp * (least + (most - least) * drawn)
+            most = max(self.targets.params, self.schedule.high.params)
+            self.supernet.attachment.skip(self.idle.refresh(replace(self.targets, params=most)))
 
     def _may_stop(self, step: int) -> bool:
         config = self.config
         look = config.early_stop and step > self.warm_steps and step % config.stop_every == 0
-        return look and self.settled(self.gates.alpha.detach().cpu())
+        if not look or self.monitor is None:
+            return False
+        return self.monitor.settled(self.gates.alpha.detach().cpu().tolist())
 
     def _open_step(self) -> Tensor:
         """Warm-up: weights alone, all gates open, but nothing is cut or pruned."""
@@ -216,28 +210,25 @@ class BilevelSearch:
     def _score(self) -> float:
         """Validation score with every candidate at its probability, or cut to a hard structure.
 
-        Always under the limits that the search ends at, whatever those of the step.
+        Always under the targets that the search ends at, whatever those of the step.
         """
         supernet, task, gates = self.supernet, self.task, self.gates
         if self.config.checkpoint == "hard":
-            assert self.hard is not None, "checkpoint hard needs to know the cut"
+            assert self.selector is not None, "checkpoint hard selects"
             try:
-                z = self.hard(gates.alpha.detach().cpu()).to(self.device)
+                z = hard_gates(self.selector, gates.alpha.detach().cpu()).to(self.device)
             except InfeasibleError:  # nothing fits at this alpha; another one may be kept
                 return -math.inf
         else:
-            before = gates.to_save, gates.to_prune
-            gates.to_save, gates.to_prune = self.to_save[1], self.to_prune[1]
             with torch.no_grad():
-                z = gates.probabilities(self.smallest).float()
-            gates.to_save, gates.to_prune = before
+                z = gates.probabilities(self.schedule.final).float()
         with supernet.alone(z):
             score = evaluate(supernet.model, task, task.validation, supernet.precision)
         supernet.model.train(self.dropout)
         return score
 
     def _sample(self, noise: Tensor) -> Tensor:
-        return self.gates.sample(self.budget, noise)
+        return self.gates.sample(self.targets, noise)
 
     def _draw(self) -> Tensor:
         return self.gates.noise(self.noise)

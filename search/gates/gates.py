@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sparsearch.search.gates.mask_costs import MaskCosts
 from sparsearch.search.gates.shift import shifted_logits, solve_shift, solve_tau
+from sparsearch.search.gates.targets import Targets
 
-__all__ = [
-    "Gates",
-]
+__all__ = ["GateSettings", "Gates", "RemovalCosts"]
 
 _EPS = 1e-12
 
@@ -23,100 +23,116 @@ _STRETCH = (-0.1, 1.1)
 _NEVER = -30.0
 
 
-class Gates(nn.Module):
-    """One gate per candidate; three budgets have three shifts.
-
-    What is cut has its own shift, which holds the expected FLOPs saved at ``to_save``. Bands of masks have theirs,
-    which holds the expected weights that are zero or gone at ``to_prune``. What is attached is then priced by what
-    is expected to be left of its position, under a budget from which the masks' scores are paid.
-
-    Args:
-        cost: (gates,) parameters of each candidate, positive, or 0 for what is cut.
-        control: ``shift`` (global sigmoid, S3PET eq. 8), ``tau-theta`` (softmax), or ``l0`` (no
-            budget, a penalty).
-        gradient: ``exact`` implicit gradient of the shift, or S3PET's ``detach`` trick.
-        relaxation: ``concrete`` (Maddison et al. 2017), ``hard-concrete`` (Louizos et al.
-            2018), or ``none``: z = p.
-        temperature: Of the relaxation.
-        beta: Of the sigmoid.
-        saving: (gates,) FLOPs that a cut saves, 0 for what is attached; None where nothing can be cut.
-        overlap: (gates, gates) sparse: parameters that candidate i loses where j is cut.
-        masks: Prices of masks; None where nothing can be masked.
+@dataclass(frozen=True)
+class GateSettings:
+    """How alpha becomes gates.
 
     Attributes:
-        to_save: Expected FLOPs saved, in the unit of ``saving``.
-        to_prune: Expected weights that are zero or gone.
+        control: ``shift`` (global sigmoid, S3PET eq. 8), ``tau-theta`` (softmax), or ``l0`` (no budget, a penalty).
+        gradient: ``exact`` implicit gradient of the shift, or S3PET's ``detach`` trick.
+        relaxation: ``concrete`` (Maddison et al. 2017), ``hard-concrete`` (Louizos et al. 2018), or ``none``: z = p.
+        temperature: Of the relaxation, at the start.
+        beta: Of the sigmoid.
+    """
+
+    control: str = "shift"
+    gradient: str = "exact"
+    relaxation: str = "concrete"
+    temperature: float = 1.0
+    beta: float = 1.0
+
+
+@dataclass(frozen=True)
+class RemovalCosts:
+    """What removing heads and neurons saves.
+
+    Attributes:
+        saving: (gates,) FLOPs per token that a removal saves, 0 for what is attached or masked.
+        overlap: (gates, gates) sparse: parameters that candidate i loses where j is removed.
+    """
+
+    saving: Tensor
+    overlap: Tensor
+
+
+class Gates(nn.Module):
+    """One gate per candidate; three targets have three shifts.
+
+    Removals have their own shift, which holds the expected FLOPs saved. Bands of masks have theirs, which holds the
+    expected weights that are zero or gone. What is attached is then priced by what is expected to be left of its
+    position, under a number of parameters from which the masks' scores are paid.
+
+    Args:
+        cost: (gates,) parameters of each candidate, positive, or 0 for removals.
+        settings: How alpha becomes gates.
+        removals: What removals save; None where nothing can be removed.
+        masks: What masks cost; None where nothing can be masked.
     """
 
     def __init__(
         self,
         cost: Tensor,
-        *,
-        control: str = "shift",
-        gradient: str = "exact",
-        relaxation: str = "concrete",
-        temperature: float = 1.0,
-        beta: float = 1.0,
-        saving: Tensor | None = None,
-        overlap: Tensor | None = None,
+        settings: GateSettings = GateSettings(),
+        removals: RemovalCosts | None = None,
         masks: MaskCosts | None = None,
     ) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(cost.shape[0], device=cost.device))
         self.cost: Tensor
         self.register_buffer("cost", cost.double())
-        self.control, self.gradient, self.relaxation = control, gradient, relaxation
-        self.temperature, self.beta = temperature, beta
-        self.to_save = self.to_prune = 0.0
-        self.saving, self.overlap, self.masks = saving, overlap, masks
-        removed = torch.zeros_like(cost, dtype=torch.bool)
-        if saving is not None:
-            self.cuts = saving.nonzero().flatten()
-            removed[self.cuts] = True
+        self.control, self.gradient = settings.control, settings.gradient
+        self.relaxation, self.temperature = settings.relaxation, settings.temperature
+        self.beta = settings.beta
+        self.removals, self.masks = removals, masks
+        not_attached = torch.zeros_like(cost, dtype=torch.bool)
+        if removals is not None:
+            self.removed = removals.saving.nonzero().flatten()
+            not_attached[self.removed] = True
         if masks is not None:
-            removed[masks.bands] = True
-        self.removes = bool(removed.any())
-        self.attached = (~removed).nonzero().flatten()
+            not_attached[masks.bands] = True
+        self.attaches_alone = not bool(not_attached.any())
+        self.attached = (~not_attached).nonzero().flatten()
 
-    def logits(self, budget: float | Tensor) -> Tensor:
+    def logits(self, targets: Targets) -> Tensor:
         """logit(p) of every gate, float64: (gates,)."""
-        if not self.removes:
-            return self._logits(self.alpha, self.cost, budget)
+        params: float | Tensor = targets.params
+        if self.attaches_alone:
+            return self._logits(self.alpha, self.cost, params)
         alpha, attached = self.alpha, self.attached
-        found = torch.full_like(alpha, _NEVER, dtype=torch.float64)
-        if self.saving is not None and self.to_save > 0:
-            cuts = self.cuts
-            saved = shifted_logits(alpha[cuts], self.saving[cuts], self.to_save, self.beta)
-            found = found.index_copy(0, cuts, saved)
-        cost = self.expected_cost(torch.sigmoid(found.detach()))
-        if self.masks is not None and self.to_prune > 0:
-            found, paid = self._with_masks(found, cost, self.masks)
-            budget = (budget - paid).clamp_min(_EPS)
+        logits = torch.full_like(alpha, _NEVER, dtype=torch.float64)
+        if self.removals is not None and targets.flops_saved > 0:
+            at, saving = self.removed, self.removals.saving
+            saved = shifted_logits(alpha[at], saving[at], targets.flops_saved, self.beta)
+            logits = logits.index_copy(0, at, saved)
+        cost = self.expected_cost(torch.sigmoid(logits.detach()))
+        if self.masks is not None and targets.weights_removed > 0:
+            logits = self._with_masks(logits, self.masks, targets.weights_removed)
+            paid = self.masks.paid_once(torch.sigmoid(logits.detach()), cost)
+            params = (params - paid).clamp_min(_EPS)
         if len(attached):
-            logits = self._logits(alpha[attached], cost[attached], budget)
-            found = found.index_copy(0, attached, logits)
-        return found
+            of_attached = self._logits(alpha[attached], cost[attached], params)
+            logits = logits.index_copy(0, attached, of_attached)
+        return logits
 
-    def _with_masks(self, found: Tensor, cost: Tensor, masks: MaskCosts) -> tuple[Tensor, Tensor]:
-        """Logits with those of bands in place, and the parameters of the scores of what they mask."""
-        cut, bands = torch.sigmoid(found.detach()), masks.bands
-        weights = masks.left(cut)[bands].clamp_min(_EPS)
-        need = self.to_prune - masks.gone @ cut
+    def _with_masks(self, logits: Tensor, masks: MaskCosts, weights_removed: float) -> Tensor:
+        """Logits with those of bands in place."""
+        p, bands = torch.sigmoid(logits.detach()), masks.bands
+        weights = masks.left(p)[bands].clamp_min(_EPS)
+        need = weights_removed - masks.gone @ p
         pruned = shifted_logits(self.alpha[bands], weights, need, self.beta)
-        found = found.index_copy(0, bands, pruned)
-        return found, masks.paid_once(torch.sigmoid(found.detach()), cost)
+        return logits.index_copy(0, bands, pruned)
 
     def expected_cost(self, p: Tensor) -> Tensor:
-        """Parameters of each candidate where cuts are made with probability p: (gates,)."""
-        if self.overlap is None:
+        """Parameters of each candidate where removals have probability p: (gates,)."""
+        if self.removals is None:
             return self.cost
-        return (self.cost - self.overlap @ self.cut(p)).clamp_min(_EPS)
+        return (self.cost - self.removals.overlap @ self.removal_probabilities(p)).clamp_min(_EPS)
 
-    def cut(self, p: Tensor) -> Tensor:
-        """Probabilities of cuts, 0 for all else: (gates,)."""
-        if self.saving is None:
+    def removal_probabilities(self, p: Tensor) -> Tensor:
+        """Probabilities of removals, 0 for all else: (gates,)."""
+        if self.removals is None:
             return torch.zeros_like(p)
-        return torch.zeros_like(p).index_copy(0, self.cuts, p[self.cuts])
+        return torch.zeros_like(p).index_copy(0, self.removed, p[self.removed])
 
     def expected_params(self, p: Tensor) -> Tensor:
         """Trainable parameters at probabilities p, a scalar: the scores of a matrix count once."""
@@ -140,9 +156,9 @@ class Gates(nn.Module):
         total = p.sum()
         return torch.logit(p * (total.detach() / total), eps=_EPS)
 
-    def probabilities(self, budget: float) -> Tensor:
-        """P of every gate, float64; under ``shift`` and ``tau-theta`` sum(cost * p) equals the budget."""
-        return torch.sigmoid(self.logits(budget))
+    def probabilities(self, targets: Targets) -> Tensor:
+        """P of every gate, float64; under ``shift`` and ``tau-theta`` sum(cost * p) equals the parameters aimed at."""
+        return torch.sigmoid(self.logits(targets))
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """One draw of logistic noise, float64: (gates,); the generator lives on the CPU."""
@@ -150,9 +166,9 @@ class Gates(nn.Module):
         u = u.clamp(_EPS, 1 - _EPS).to(self.alpha.device)
         return torch.log(u) - torch.log1p(-u)
 
-    def sample(self, budget: float, noise: Tensor) -> Tensor:
+    def sample(self, targets: Targets, noise: Tensor) -> Tensor:
         """Relaxed gates z in [0, 1], float32: (gates,)."""
-        logits = self.logits(budget)
+        logits = self.logits(targets)
         if self.relaxation == "none":
             return torch.sigmoid(logits).float()
         s = torch.sigmoid((logits + noise) / self.temperature)

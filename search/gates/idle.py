@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsearch.search.gates.gates import Gates
+from sparsearch.search.gates.targets import Targets
 
 __all__ = [
     "IdleModules",
@@ -29,9 +30,9 @@ class IdleModules:
         self._arrived: torch.cuda.Event | None = None
 
     @torch.no_grad()
-    def refresh(self, budget: float) -> list[bool]:
+    def refresh(self, targets: Targets) -> list[bool]:
         """For every candidate whether it is idle, by the probabilities of the look before this one."""
-        p = self.gates.probabilities(budget)
+        p = self.gates.probabilities(targets)
         known = self._coming if self._arrived is None or self._arrived.query() else None  # type: ignore[no-untyped-call]
         if p.device.type == "cuda":
             self._coming = torch.empty(p.shape, dtype=p.dtype, pin_memory=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sparsearch.config.registry import LIMITS
 from sparsearch.errors import InfeasibleError
-from sparsearch.search.selection.limits import Limits, smallest, without_flops
+from sparsearch.search.selection.caps import Caps, smallest
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.candidate import Candidate
-from sparsearch.spaces.space import Space
 
 __all__ = [
     "no_flops_left",
@@ -20,24 +20,30 @@ __all__ = [
 ]
 
 
-def infeasible(
-    space: Space, budget: Budget, tokens: int = 128, cuts: Sequence[Candidate] = ()
-) -> InfeasibleError:
+_TOLD_APART = ("max_trainable_params", "max_inference_flops")
+
+
+def infeasible(caps: Caps, cuts: Sequence[Candidate] = ()) -> InfeasibleError:
     """The error of a budget under which nothing can be attached beside what is cut."""
-    free = without_flops(space, budget, tokens)
+    space, budget = caps.space, caps.budget
+    free = caps.without("max_inference_flops")
     fitting = [c for c in space.candidates if c.role == "attach" and free.fits([*cuts, c])]
-    limits = Limits(space, budget, tokens)
-    if fitting and not any(limits.fits([*cuts, c]) for c in fitting):
-        return no_flops_left(space, budget, tokens, cuts, fitting)
-    if budget.max_bytes is not None:
-        stored = min(c.bytes for c in space.candidates if c.role == "attach")
-        if stored > budget.max_bytes:
+    if fitting and not any(caps.fits([*cuts, c]) for c in fitting):
+        return no_flops_left(caps, cuts, fitting)
+    attached = [c for c in space.candidates if c.role == "attach"]
+    for name, value in budget.limits:
+        if name in _TOLD_APART or (most := caps.get(name)) is None:
+            continue
+        limit = LIMITS.load(name)()
+        least_cost = min(limit.cost(c, caps.tokens) for c in attached)
+        if least_cost > most:
             return InfeasibleError(
-                f"budget {budget.text} = {budget.max_bytes:,} bytes: the smallest candidate takes {stored:,}",
-                f"allow at least {stored} bytes, or add smaller kinds to the space",
+                f"budget {budget.text} = {value:,} {limit.unit}: the smallest candidate takes {least_cost:,}",
+                f"allow at least {least_cost} {limit.unit}, or add smaller kinds to the space",
             )
     least = smallest(space)
-    have = f" = {budget.max_trainable_params:,} parameters" if budget.max_trainable_params else ""
+    params = budget.get("max_trainable_params")
+    have = f" = {params:,} parameters" if params else ""
     share = 100 * least.params / space.backbone_params
     return InfeasibleError(
         f"budget {budget.text}{have} is too small for any candidate; the smallest is {least.kind} at "
@@ -48,20 +54,17 @@ def infeasible(
 
 
 def no_flops_left(
-    space: Space,
-    budget: Budget,
-    tokens: int,
-    cuts: Sequence[Candidate],
-    fitting: Sequence[Candidate],
+    caps: Caps, cuts: Sequence[Candidate], fitting: Sequence[Candidate]
 ) -> InfeasibleError:
     """The error of a limit on FLOPs under which nothing can be attached that the other limits allow."""
-    dense = dense_flops_per_token(space.positions, tokens)
+    tokens = caps.tokens
+    dense = dense_flops_per_token(caps.space.positions, tokens)
     left = dense + sum(c.inference_flops(tokens) for c in cuts)
     least = min(fitting, key=lambda c: c.inference_flops(tokens))
     needed = (left + least.inference_flops(tokens)) / dense
     return InfeasibleError(
-        f"budget {budget.text}: {left / dense:.4%} of the FLOPs are left after all cuts, and the least that can be "
-        f"attached, {least.kind} at {least.position}, makes them {needed:.4%}",
+        f"budget {caps.budget.text}: {left / dense:.4%} of the FLOPs are left after all cuts, and the least "
+        f"that can be attached, {least.kind} at {least.position}, makes them {needed:.4%}",
         "allow more FLOPs, or add kinds that merge into the backbone (lora, bitfit) to the space",
         least_flops=needed,
     )
@@ -77,9 +80,10 @@ def scores_too_large(budget: Budget, masks: Sequence[Candidate]) -> InfeasibleEr
     )
 
 
-def not_that_few(space: Space, budget: Budget, tokens: int, total: int) -> InfeasibleError:
+def not_that_few(caps: Caps, total: int) -> InfeasibleError:
     """The error of a limit on FLOPs that cutting everything but the guarded rest does not meet."""
-    reached = 100 * (1 + total / dense_flops_per_token(space.positions, tokens))
+    space, budget = caps.space, caps.budget
+    reached = 100 * (1 + total / dense_flops_per_token(space.positions, caps.tokens))
     if not space.removals:
         return InfeasibleError(
             f"budget {budget.text}: nothing in this space removes FLOPs; the least it can reach is 100%",

@@ -6,10 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 
 from sparsearch.errors import InfeasibleError
-from sparsearch.spaces.budget import Budget
+from sparsearch.search.selection.caps import Caps
 from sparsearch.spaces.candidate import Candidate, make_candidate
 from sparsearch.spaces.costs import (
     linear_weights,
@@ -22,23 +21,12 @@ from sparsearch.spaces.space import Space
 __all__ = [
     "bands_to_prune",
     "equal_shares",
-    "weights_to_remove",
     "without_scores",
 ]
 
 
-def weights_to_remove(space: Space, budget: Budget) -> int:
-    """Weights of linears that are zero or gone at the least; 0 where sparsity has no limit."""
-    share = Fraction(budget.min_weight_sparsity or 0.0).limit_denominator(10**6)
-    return math.ceil(share * linear_weights(space.positions))
-
-
 def bands_to_prune(
-    space: Space,
-    scores: Sequence[float],
-    budget: Budget,
-    rule: str,
-    removed: Sequence[Candidate] = (),
+    caps: Caps, scores: Sequence[float], rule: str, removed: Sequence[Candidate] = ()
 ) -> tuple[list[int], list[Candidate]]:
     """What is masked to meet a limit on sparsity: the bands of highest score, counted exactly, matrix by matrix.
 
@@ -46,9 +34,8 @@ def bands_to_prune(
     bands of a matrix go; those of its smallest weights do. What turns out not to be needed stays.
 
     Args:
-        space: The candidates that the scores are of.
+        caps: The budget, for the space that scores are for.
         scores: One per candidate.
-        budget: The limits.
         rule: Of the cut.
         removed: The heads and neurons that are cut: their weights are gone.
 
@@ -58,9 +45,10 @@ def bands_to_prune(
     Raises:
         InfeasibleError: If masking all that can be masked does not suffice; it names what it reaches.
     """
+    space = caps.space
     narrowed = narrowed_positions(space.positions, removed)
     gone = linear_weights(space.positions) - linear_weights(narrowed)
-    need = weights_to_remove(space, budget) - gone
+    need = caps.weights_to_remove - gone
     if need <= 0:
         return [], []
     left = {p.name: p for p in narrowed}
@@ -85,7 +73,7 @@ def bands_to_prune(
         counts[name] += 1
         order.append(name)
     if total < need:
-        raise _not_that_sparse(space, budget, gone + total)
+        raise _not_that_sparse(caps, gone + total)
     for name in reversed(order[:-1]):
         less = total - pruned(name, counts[name]) + pruned(name, counts[name] - 1)
         if less >= need:
@@ -96,8 +84,9 @@ def bands_to_prune(
     return chosen, [recompute_costs(c, space.kinds[c.kind], narrowed) for c in masks]
 
 
-def _not_that_sparse(space: Space, budget: Budget, total: int) -> InfeasibleError:
+def _not_that_sparse(caps: Caps, total: int) -> InfeasibleError:
     """The error of a sparsity that masking everything does not reach."""
+    space, budget = caps.space, caps.budget
     reached = 100 * total / linear_weights(space.positions)
     if not space.bands:
         return InfeasibleError(

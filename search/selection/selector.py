@@ -11,13 +11,13 @@ from functools import cached_property
 import numpy as np
 
 from sparsearch.errors import InfeasibleError
+from sparsearch.search.selection.caps import Caps
 from sparsearch.search.selection.infeasible import (
     infeasible,
     not_that_few,
     reconstruction_too_large,
     scores_too_large,
 )
-from sparsearch.search.selection.limits import Limits, without_flops
 from sparsearch.search.selection.masks import bands_to_prune
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.candidate import Candidate
@@ -46,9 +46,9 @@ class Selector:
     tokens: int = 128
 
     @cached_property
-    def limits(self) -> Limits:
+    def caps(self) -> Caps:
         """The budget as whole numbers."""
-        return Limits(self.space, self.budget, self.tokens)
+        return Caps(self.space, self.budget, self.tokens)
 
     def select(self, scores: Sequence[float]) -> tuple[Candidate, ...]:
         """The candidates that scores buy, see ``indices``."""
@@ -70,7 +70,8 @@ class Selector:
         assert len(scores) == len(space.candidates), "the ranking belongs to another space"
         removed = self._removed(scores)
         cuts = merge_same_position(space, [space.candidates[i] for i in removed])
-        if self.limits.bytes is not None and sum(c.bytes for c in cuts) > self.limits.bytes:
+        most_bytes = self.caps.get("max_bytes")
+        if most_bytes is not None and sum(c.bytes for c in cuts) > most_bytes:
             raise reconstruction_too_large(budget, cuts)
         bands, masks = self._masked(scores, cuts)
         attaches = any(c.role == "attach" for c in space.candidates)
@@ -79,9 +80,9 @@ class Selector:
                 f"budget {budget.text}: this space only removes, and nothing has to go",
                 "set max_inference_flops below 100%, or add kinds that attach something",
             )
-        found = self._attached(scores, self.limits, [*cuts, *masks])
+        found = self._attached(scores, self.caps, [*cuts, *masks])
         if attaches and not found and not bands:
-            raise infeasible(space, budget, self.tokens, cuts)
+            raise infeasible(self.caps, cuts)
         return sorted(removed + bands + found)
 
     def _masked(
@@ -97,13 +98,13 @@ class Selector:
         by_matrix = [means[c.position] if c.role == "mask" else 0.0 for c in space.candidates]
         cheapest = [-float(c.params) for c in space.candidates]
         for order, by in ((scores, self.rule), (by_matrix, self.rule), (cheapest, "greedy")):
-            bands, masks = bands_to_prune(space, order, self.budget, by, cuts)
-            if self.limits.fits([*cuts, *masks]):
+            bands, masks = bands_to_prune(self.caps, order, by, cuts)
+            if self.caps.fits([*cuts, *masks]):
                 return bands, masks
         raise scores_too_large(self.budget, masks)
 
     def _attached(
-        self, scores: Sequence[float], limits: Limits, given: Sequence[Candidate]
+        self, scores: Sequence[float], caps: Caps, given: Sequence[Candidate]
     ) -> list[int]:
         """What is attached beside what is cut and masked, in the order of the ranking."""
         space, rule = self.space, self.rule
@@ -116,20 +117,21 @@ class Selector:
             return []
         low = min(scores[i] for i in offered)
         value = [scores[i] - low for i in offered]
-        if rule == "knapsack" and limits.params is not None:
-            room = limits.params - sum(c.params for c in given)
+        params = caps.get("max_trainable_params")
+        if rule == "knapsack" and params is not None:
+            room = params - sum(c.params for c in given)
             value = _knapsack(value, [candidates[i].params for i in offered], room)
         elif rule == "density":
             value = [v / max(1, candidates[i].params) for v, i in zip(value, offered, strict=True)]
         order = [offered[k] for k in sorted(range(len(value)), key=lambda k: -value[k])]
-        return [order[k] for k in limits.fill([candidates[i] for i in order], given)]
+        return [order[k] for k in caps.fill([candidates[i] for i in order], given)]
 
     def _flops_added(self, scores: Sequence[float]) -> int:
         """FLOPs per token of what a ranking attaches where they have no limit; 0 for what can be merged."""
         space, tokens = self.space, self.tokens
         if not any(c.inference_flops(tokens) > 0 for c in space.candidates):
             return 0
-        found = self._attached(scores, without_flops(space, self.budget, tokens), ())
+        found = self._attached(scores, self.caps.without("max_inference_flops"), ())
         return sum(space.candidates[i].inference_flops(tokens) for i in found)
 
     def _removed(self, scores: Sequence[float]) -> list[int]:
@@ -139,17 +141,17 @@ class Selector:
         Cuts also make room for what is attached and cannot be merged, as far as they can. What turns out
         not to be needed stays.
         """
-        space, limits, budget = self.space, self.limits, self.budget
-        if limits.flops is None or limits.flops >= 0:
+        space, most = self.space, self.caps.get("max_inference_flops")
+        if most is None or most >= 0:
             return []
-        flops = {i: space.candidates[i].inference_flops(limits.tokens) for i in space.removals}
+        flops = {i: space.candidates[i].inference_flops(self.tokens) for i in space.removals}
         high = max((scores[i] for i in flops), default=0.0)
         price = {
             i: (high - scores[i]) / (-f if self.rule == "density" else 1) for i, f in flops.items()
         }
         left: dict[str, int] = {}
         found, total = [], 0
-        target = limits.flops - self._flops_added(scores)
+        target = most - self._flops_added(scores)
         for i in sorted(flops, key=lambda i: price[i]):
             if total <= target:
                 break
@@ -160,8 +162,8 @@ class Selector:
                 left[c.position] = stays
                 found.append(i)
                 total += flops[i]
-        if total > limits.flops:
-            raise not_that_few(space, budget, limits.tokens, total)
+        if total > most:
+            raise not_that_few(self.caps, total)
         for i in reversed(found[:-1]):
             if total - flops[i] <= target:
                 found.remove(i)

@@ -10,12 +10,12 @@ import torch
 from sparsearch.config.registry import StrategyFamily
 from sparsearch.config.study import SearchConfig
 from sparsearch.search.bilevel.early_stopping import SelectionMonitor
-from sparsearch.search.bilevel.local_search import hard_gates, swap
-from sparsearch.search.bilevel.search import BilevelSearch
-from sparsearch.search.gates.gates import Gates
+from sparsearch.search.bilevel.local_search import swap
+from sparsearch.search.bilevel.search import BilevelSearch, SearchProblem
+from sparsearch.search.gates.gates import Gates, GateSettings, RemovalCosts
 from sparsearch.search.gates.mask_costs import mask_costs
-from sparsearch.search.selection.limits import Limits
-from sparsearch.search.selection.masks import weights_to_remove
+from sparsearch.search.gates.targets import BudgetSchedule, Targets
+from sparsearch.search.selection.caps import Caps
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.base import RankingContext, Strategy
 from sparsearch.search.strategies.supernet_start import open_supernet, probed, start_alpha
@@ -68,14 +68,9 @@ class S3PET(Strategy):
         device = next(context.model.parameters()).device
         gates = make_gates(space, search, task.max_length, device)
         served = (budget,) if search.budget_schedule != "sampled" else context.budgets
-        targets = [_parameters(space, b) for b in served]
-        priced = search.start == "probe" and all(
-            c.compensates for c in space.candidates if c.which
-        )
-        to_save = [0.0 if priced else _flops_to_save(space, b, task.max_length) for b in served]
-        to_prune = [float(weights_to_remove(space, b)) for b in served]
+        schedule = _schedule(context, served, seed, float(gates.cost[gates.attached].sum()))
         selector = Selector(space, budget, search.cut, task.max_length)
-        watch = SelectionMonitor(
+        monitor = SelectionMonitor(
             [Selector(space, b, search.cut, task.max_length) for b in served],
             search.stop_distance,
             search.stop_length,
@@ -85,12 +80,8 @@ class S3PET(Strategy):
                 start = probed(context, supernet, seed)
                 with torch.no_grad():
                     gates.alpha.copy_(start_alpha(space, start, task.max_length))
-            bilevel = BilevelSearch(
-                supernet, gates, task, search, context.train, min(targets), seed,
-                max(targets), (min(to_save), max(to_save)), (min(to_prune), max(to_prune)),
-                lambda alpha: watch.settled(alpha.tolist()),
-                lambda alpha: hard_gates(selector, alpha),
-            )  # fmt: skip
+            problem = SearchProblem(task, search, context.train)
+            bilevel = BilevelSearch(supernet, gates, problem, schedule, seed, monitor, selector)
             alpha = bilevel.run(observe)
             if search.swaps:
                 alpha = swap(supernet, task, selector, alpha, search.swaps)
@@ -101,46 +92,69 @@ class S3PET(Strategy):
 
 
 def make_gates(space: Space, search: SearchConfig, tokens: int, device: torch.device) -> Gates:
-    """Gates of a space, with further budgets where it has something to cut or to mask."""
-    n = len(space.candidates)
+    """Gates of a space, with further targets where it has something to remove or to mask.
+
+    Args:
+        space: What the gates are of.
+        search: How alpha becomes gates.
+        tokens: Sequence length at which FLOPs are counted.
+        device: Of the gates.
+    """
     cost = torch.tensor([c.params for c in space.candidates], device=device)
-    saving = overlap = None
-    if space.removals:
-        flops = [-c.inference_flops(tokens) if c.which else 0 for c in space.candidates]
-        saving = torch.tensor(flops, dtype=torch.float64, device=device)
-        rows = torch.tensor([*overlaps(space)], dtype=torch.float64).reshape(-1, 4)
-        overlap = torch.sparse_coo_tensor(
-            rows[:, :2].T.long(), rows[:, 2], (n, n), check_invariants=True
-        ).to(device)
-    return Gates(
-        cost,
-        control=search.control,
-        gradient=search.budget_gradient,
-        relaxation=search.relaxation,
-        temperature=search.temperature,
-        saving=saving,
-        overlap=overlap,
-        masks=mask_costs(space, device),
+    settings = GateSettings(
+        search.control, search.budget_gradient, search.relaxation, search.temperature
     )
+    removals = _removal_costs(space, tokens, device) if space.removals else None
+    return Gates(cost, settings, removals, mask_costs(space, device))
 
 
-def _parameters(space: Space, budget: Budget) -> float:
+def _removal_costs(space: Space, tokens: int, device: torch.device) -> RemovalCosts:
+    n = len(space.candidates)
+    flops = [-c.inference_flops(tokens) if c.which else 0 for c in space.candidates]
+    rows = torch.tensor([*overlaps(space)], dtype=torch.float64).reshape(-1, 4)
+    overlap = torch.sparse_coo_tensor(
+        rows[:, :2].T.long(), rows[:, 2], (n, n), check_invariants=True
+    )
+    saving = torch.tensor(flops, dtype=torch.float64, device=device)
+    return RemovalCosts(saving, overlap.to(device))
+
+
+def _schedule(
+    context: RankingContext, served: Sequence[Budget], seed: int, whole: float
+) -> BudgetSchedule:
+    """From the smallest to the largest of the budgets that a search serves.
+
+    Where all removals are reconstructed, and their alpha starts at their prices, the gates save nothing: they would
+    close without the reconstruction.
+    """
+    search, space, tokens = context.search, context.space, context.task.max_length
+    left_open = search.start == "probe" and all(c.compensates for c in space.candidates if c.which)
+    caps = [Caps(space, budget, tokens) for budget in served]
+    params = [_parameters(c) for c in caps]
+    saved = [0.0 if left_open else _flops_to_save(c) for c in caps]
+    removed = [float(c.weights_to_remove) for c in caps]
+    low, high = (Targets(*map(end, (params, saved, removed))) for end in (min, max))
+    return BudgetSchedule(low, high, search.budget_schedule, seed, whole)
+
+
+def _parameters(caps: Caps) -> float:
     """The budget as a number of parameters, the one that gates are held to.
 
     Bytes, of which some are frozen, as the parameters that have the same share of the space.
     """
-    caps = [float(space.trainable_params)]
-    if budget.max_trainable_params is not None:
-        caps.append(float(budget.max_trainable_params))
-    if budget.max_bytes is not None:
+    space, most = caps.space, [float(caps.space.trainable_params)]
+    params, stored = caps.get("max_trainable_params"), caps.get("max_bytes")
+    if params is not None:
+        most.append(float(params))
+    if stored is not None:
         attached = merge_same_position(space, [c for c in space.candidates if not c.which])
         whole = max(1, sum(c.bytes for c in attached))
-        caps.append(budget.max_bytes * space.trainable_params / whole)
-    return max(1.0, min(caps))
+        most.append(stored * space.trainable_params / whole)
+    return max(1.0, min(most))
 
 
-def _flops_to_save(space: Space, budget: Budget, tokens: int) -> float:
+def _flops_to_save(caps: Caps) -> float:
     """FLOPs per token that the gates save, as expected; never more than there are."""
-    flops = Limits(space, budget, tokens).flops
-    most = -sum(space.candidates[i].inference_flops(tokens) for i in space.removals)
+    space, flops = caps.space, caps.get("max_inference_flops")
+    most = -sum(space.candidates[i].inference_flops(caps.tokens) for i in space.removals)
     return float(min(most, max(0, -flops))) if flops is not None else 0.0

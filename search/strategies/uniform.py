@@ -9,9 +9,8 @@ from typing import ClassVar
 from sparsearch.config.registry import StrategyFamily
 from sparsearch.config.study import SearchConfig
 from sparsearch.errors import InfeasibleError
+from sparsearch.search.selection.caps import Caps
 from sparsearch.search.selection.infeasible import infeasible
-from sparsearch.search.selection.limits import Limits
-from sparsearch.search.selection.masks import weights_to_remove
 from sparsearch.search.strategies.base import Strategy
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.candidate import Candidate, make_candidate
@@ -109,13 +108,14 @@ def largest_uniform(
         InfeasibleError: If no position fits, naming the smallest unit of the pattern; or if the budget asks for
             sparsity or cuts, of which these patterns have none.
     """
-    if weights_to_remove(space, budget):
+    caps = Caps(space, budget, tokens)
+    if caps.weights_to_remove:
         raise InfeasibleError(
             f"budget {budget.text}: {pattern.name} sets no weights to zero",
             "compare with `even` and `magnitude`",
         )
-    limits = Limits(space, budget, tokens)
-    if limits.flops is not None and limits.flops < 0:
+    flops = caps.get("max_inference_flops")
+    if flops is not None and flops < 0:
         raise InfeasibleError(
             f"budget {budget.text}: {pattern.name} cuts nothing, so that all FLOPs of the backbone stay",
             "compare with `even` and `random`",
@@ -125,14 +125,13 @@ def largest_uniform(
     positions = [p for p in matching(space.positions, patterns) if kind.accepts(p)]
     largest: tuple[Candidate, ...] = ()
     for level in _levels(kind, positions):
-        if not limits.fits(level):
+        if not caps.fits(level):
             break
         largest = level
     if not largest:
         units = tuple(make_candidate(kind, p, 1) for p in positions)
-        raise infeasible(
-            Space(units, {name: kind}, space.positions, space.backbone_params), budget, tokens
-        )
+        own = Space(units, {name: kind}, space.positions, space.backbone_params)
+        raise infeasible(Caps(own, budget, tokens))
     return largest, kind
 
 

@@ -39,7 +39,7 @@ def feasibility_table(preflight: Preflight) -> RenderableType:
     columns = ("budget", "parameters", "candidates that fit", "most together")
     table = table_of(*columns, right=columns[1:])
     for row in preflight.feasibility:
-        limit = row.budget.max_trainable_params
+        limit = row.budget.get("max_trainable_params")
         table.add_row(
             row.budget.text, count_text(limit), count_text(row.fitting), count_text(row.most)
         )

@@ -2,67 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, create_model, model_validator
 
-from sparsearch.config.fields import Positive, Section
+from sparsearch.config.fields import Section
 from sparsearch.config.outer import points_of
+from sparsearch.config.registry import LIMITS
 
-__all__ = ["SHARE", "BudgetConfig", "each_once", "spread_budgets"]
-
-SHARE = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*$")
-"""A percentage: digits, perhaps a point, and the sign."""
+__all__ = ["BudgetConfig", "each_once", "spread_budgets"]
 
 
-def _share(value: Any) -> float | None:
-    """The number before the sign of a percentage."""
-    match = SHARE.match(value) if isinstance(value, str) else None
-    return float(match[1]) if match else None
+def _read(name: str, value: Any) -> Any:
+    return None if value is None else LIMITS.load(name)().read(value)
 
 
-def _limit(value: Any) -> Any:
-    """A limit: a whole number above 0, or a percentage above 0% and up to 100%."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # 1e4
-    share = _share(value)
-    if isinstance(value, str) and "%" in value and not 0 < (share or 0) <= 100:
-        raise ValueError(f"{value!r} is no share: write a percentage above 0% and up to 100%")
-    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if value is not None and share is None and not whole:
-        raise ValueError(
-            f"{value!r} is no limit: write a whole number above 0, or like '0.01%', or a range of "
-            "either, {from: '0.01%', to: '1%', points: 3}"
-        )
-    return value
+_FIELDS: dict[str, Any] = {
+    name: (Annotated[Any, BeforeValidator(functools.partial(_read, name))], None)
+    for name in LIMITS.names()
+}
 
 
-def _flops(value: Any) -> Any:
-    """A FLOPs limit: a percentage of the dense backbone."""
-    if value is not None and not _share(value):
-        raise ValueError(f"{value!r} is no share of the dense backbone's FLOPs: write like '75%'")
-    return value
-
-
-def _sparsity(value: Any) -> Any:
-    """A limit on sparsity: a percentage of the backbone's weights, not all of them."""
-    if value is not None and not 0 < (_share(value) or 0) < 100:
-        raise ValueError(
-            f"{value!r} is no share of the backbone's weights: write a percentage above 0% and below 100%"
-        )
-    return value
-
-
-class BudgetConfig(Section):
-    """One budget; several limits hold together."""
-
-    max_trainable_params: Annotated[int | str | None, BeforeValidator(_limit)] = None
-    max_bytes: Positive | None = None
-    max_inference_flops: Annotated[str | None, BeforeValidator(_flops)] = None
-    min_weight_sparsity: Annotated[str | None, BeforeValidator(_sparsity)] = None
+class BudgetConfig(create_model("_Limits", __base__=Section, **_FIELDS)):  # type: ignore[misc]
+    """One budget; several limits hold together. It has a field for each of ``LIMITS``."""
 
     @model_validator(mode="after")
     def _limits_something(self) -> BudgetConfig:

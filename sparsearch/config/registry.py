@@ -20,6 +20,7 @@ __all__ = [
     "FAMILIES",
     "HEAD_ALONE",
     "KINDS",
+    "LIMITS",
     "STRATEGIES",
     "TRANSFER",
     "Registry",
@@ -225,3 +226,18 @@ FAMILIES = Registry(
     },
 )
 """Families of transformers, by ``config.model_type``."""
+
+LIMITS = Registry(
+    "limit",
+    "sparsearch.limits",
+    {
+        name: f"sparsearch.spaces.limits:{home}"
+        for name, home in {
+            "max_trainable_params": "TrainableParams",
+            "max_bytes": "StoredBytes",
+            "max_inference_flops": "InferenceFlops",
+            "min_weight_sparsity": "WeightSparsity",
+        }.items()
+    },
+)
+"""What a budget may limit, in the order in which budgets list it."""

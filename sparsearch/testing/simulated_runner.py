@@ -208,6 +208,13 @@ class _Run:
     cancelled: bool = False
 
 
+def _params_of(trial: Trial) -> int:
+    """The parameters that a trial may train."""
+    params = trial.budget.get("max_trainable_params") if trial.budget is not None else None
+    assert params is not None, "its world has one limit"
+    return int(params)
+
+
 @dataclass(frozen=True)
 class SyntheticFront:
     """A world whose best scores are known: a ceiling by budget, less what badly set settings cost.
@@ -245,8 +252,7 @@ class SyntheticFront:
 
     def score(self, trial: Trial) -> float:
         """The score of a trial without noise, in points."""
-        assert trial.budget is not None and trial.budget.max_trainable_params is not None
-        params = trial.budget.max_trainable_params
+        params = _params_of(trial)
         place, found = self.place(params), dict(trial.settings)
         lr, alpha_lr = (
             float(found.get(f"{path}lr") or 0.02) for path in ("train.", "search.alpha_")
@@ -264,7 +270,7 @@ class SyntheticFront:
             last, params = 95.0 + noise.gauss(0.0, self.noise), 22_713_216
         else:
             last = self.score(trial) + noise.gauss(0.0, self.noise)
-            params = trial.budget.max_trainable_params or 0
+            params = _params_of(trial)
         scores = tuple(
             (last - 12.0 * math.exp(-1.5 * epoch) + 12.0 * math.exp(-1.5 * self.epochs)) / 100
             for epoch in range(1, self.epochs + 1)

@@ -98,10 +98,8 @@ def check_answers(store: Store) -> None:
     zeros = sorted({-p.dense for p in everything if p.dense})
     limits = product([None, 0, *sizes], [None, 0.0, *ratios], [None, *zeros], [None, *names])
     for params, ratio, sparsity, study in limits:
-        question = BestQuery(
-            study=study, max_trainable_params=params, max_inference_flops=ratio,
-            min_weight_sparsity=sparsity,
-        )  # fmt: skip
+        asked = {"max_trainable_params": params, "max_inference_flops": ratio}
+        question = BestQuery(study, limits=asked | {"min_weight_sparsity": sparsity})
         expected = set()
         for task in {tasks[study]} if study else {*tasks.values()}:
             own = [p for n in names if tasks[n] == task and study in (None, n) for p in points[n]]
@@ -110,7 +108,7 @@ def check_answers(store: Store) -> None:
         found = {(names.index(b.study), b.trial) for b in store.best_of_each_task(question)}
         assert found == expected, question
         if len(expected) < 2:
-            best = store.best(**vars(question))
+            best = store.best(study=study, **question.limits)  # type: ignore[arg-type]
             one = {(names.index(best.study), best.trial)} if best is not None else set()
             assert one == expected, question
     for name in names:

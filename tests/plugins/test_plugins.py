@@ -1,4 +1,4 @@
-"""Strategies, kinds and families that another package registers, with no change to this one: the worked examples."""
+"""What another package registers, with no change to this one: a strategy, a kind, a limit and a family."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ ss.run(study, sys.argv[2])
 with Store.open(sys.argv[2], create=False) as store:
     found["trials"] = [(t.strategy, t.state, t.trainable_params) for t in store.trials(study["name"])]
     best = store.best(study=study["name"])
+    found["within"] = [getattr(store.best(max_modules=n), "trial", None) for n in (0, 1)]
+    found["budget"] = best.budget
     found["chosen"] = [[c.position, c.kind] for c in best.structure.candidates]
     weights = store.weights(study["name"], best.trial)
 ss.export(best, weights, "checkpoint", sys.argv[3])
@@ -70,7 +72,7 @@ def test_a_study_uses_what_another_package_registers(study, site, tmp_path, monk
         "space": {"kinds": {"output_scale": {"on": ["*.attn.q"]}}},
         "search": {"strategy": "top-layers"},
         "baselines": [],
-        "budgets": [40],
+        "budgets": {"max_trainable_params": [100], "max_modules": [1]},
     }
     db, out = str(tmp_path / "plugins.db"), str(tmp_path / "slim")
     done = run(site, USE, json.dumps(chosen), db, out, monkeypatch=monkeypatch)
@@ -79,6 +81,12 @@ def test_a_study_uses_what_another_package_registers(study, site, tmp_path, monk
     assert found["positions"] == 2 * 12 + 1
     assert found["kinds"] == ["heads", "lora", "output_scale"]
     assert found["trials"] == [["top-layers", "ok", 32]]
+    assert found["within"] == [None, 0]
+    assert found["budget"] == {
+        "max_trainable_params": 100,
+        "max_modules": 1,
+        "text": "100 params, 1 modules",
+    }
     assert found["chosen"] == [["layers.1.attn.q", "output_scale"]]
 
 

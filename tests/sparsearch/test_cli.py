@@ -61,7 +61,7 @@ def plan() -> list[tuple[Trial, Outcome]]:
         full = replace(sample_outcome(0.96, structure=False), trainable_params=1_000_000)
         cells += [("head", None, seed, head), ("full", None, seed, full)]
         for (budget, strategy), scores in SCORES.items():
-            params = (budget.max_trainable_params or 0) - 10 - 2 * len(cells)
+            params = (budget.get("max_trainable_params") or 0) - 10 - 2 * len(cells)
             outcome = replace(sample_outcome(scores[seed], params), weights=b"weights")
             cells.append((strategy, budget, seed, outcome))
     return [(Trial(n, s, b, seed), outcome) for n, (s, b, seed, outcome) in enumerate(cells)]

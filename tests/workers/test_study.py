@@ -55,7 +55,7 @@ def test_plan_runs_references_once_per_seed_and_each_strategy_per_budget(study):
     config = StudyConfig.model_validate(
         study | {"seeds": [0, 1], "baselines": ["s3pet", "random", "full"]}
     )
-    budgets = (Budget(200), Budget(600))
+    budgets = (Budget(max_trainable_params=200), Budget(max_trainable_params=600))
     trials = plan(config, budgets)
     assert [t.number for t in trials] == list(range(10))
     assert [(t.strategy, t.budget, t.seed) for t in trials[:5]] == [
@@ -237,13 +237,17 @@ def test_an_option_that_no_cost_tells_of_is_another_ranking(study):
         config = StudyConfig.model_validate(
             study | {"space": {"kinds": {"lora": {"alpha": alpha}}}}
         )
-        keys.add(trial_module.ranking_key(open_session(config), "s3pet", Budget(600), 0))
+        keys.add(
+            trial_module.ranking_key(
+                open_session(config), "s3pet", Budget(max_trainable_params=600), 0
+            )
+        )
     assert len(keys) == 2
 
 
 def test_a_brief_fine_tuning_reaches_ranking_and_trial(study):
     kinds = {"spectral": {"block": 4, "max_blocks": 2}}
-    budget, keys, weights, phases = Budget(60, text="60"), [], [], []
+    budget, keys, weights, phases = Budget(max_trainable_params=60, text="60"), [], [], []
     for steps in (0, 2, 2):
         content = study | {"space": {"kinds": kinds}}
         content["train"] = content["train"] | {"start_steps": steps}
@@ -271,7 +275,7 @@ def test_no_trial_changes_the_backbone(study):
     config = StudyConfig.model_validate(study)
     session = open_session(config)
     before = {n: p.clone() for n, p in session.model.base_model.state_dict().items()}
-    for trial in plan(config, (Budget(600, text="600"),)):
+    for trial in plan(config, (Budget(max_trainable_params=600, text="600"),)):
         outcome = trial_module.execute(session, trial, lambda key: None)
         assert outcome.state == "ok", outcome.message
         after = session.model.base_model.state_dict()

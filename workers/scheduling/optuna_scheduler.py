@@ -38,7 +38,7 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.workers.scheduling.budget_baseline import BudgetBaseline, nearest
 from sparsearch.workers.scheduling.early_stopper import EarlyStopper
 from sparsearch.workers.scheduling.scheduler import take
-from sparsearch.workers.scheduling.search_space import Params, SearchSpace
+from sparsearch.workers.scheduling.search_space import Params, SearchSpace, spent_of
 from sparsearch.workers.scheduling.transfer import FindSource, with_source
 
 __all__ = [
@@ -316,10 +316,9 @@ def _violation(ended: Outcome | TrialRecord, budget: Budget) -> float | None:
     if ended.state != "infeasible":
         return None
     beyond = 0.0
-    if budget.max_trainable_params and ended.trainable_params:
-        beyond = ended.trainable_params / budget.max_trainable_params - 1
-    if budget.max_inference_flops and ended.inference_flops_ratio:
-        beyond = max(beyond, ended.inference_flops_ratio / budget.max_inference_flops - 1)
+    for name, value in budget.limits:
+        if spent := spent_of(ended, name):
+            beyond = max(beyond, spent / value - 1)
     return beyond if beyond > 0 else 1.0
 
 

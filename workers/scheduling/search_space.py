@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from sparsearch.config.outer import Choice, RangeConfig
-from sparsearch.config.registry import STRATEGIES
+from sparsearch.config.registry import LIMITS, STRATEGIES
 from sparsearch.config.study import StudyConfig
 from sparsearch.results.records import Outcome, Setting, TrialRecord
 from sparsearch.search.training.seeds import derive
 from sparsearch.spaces.budget import Budget, resolve
 
-__all__ = ["Axis", "Params", "SearchSpace"]
+__all__ = ["Axis", "Params", "SearchSpace", "spent_of"]
 
 Params: TypeAlias = Mapping[str, Choice]
 """A point: limits of the budget and tuned settings by name."""
 
 STRATEGY = "search.strategy"
-LIMITS = ("max_trainable_params", "max_bytes", "max_inference_flops", "min_weight_sparsity")
-SHARES = ("max_inference_flops", "min_weight_sparsity")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Axis:
     @property
     def log(self) -> bool:
         """Whether equal ratios are equally likely."""
-        return self.name not in SHARES
+        return not LIMITS.load(self.name).is_fraction
 
     def place(self, value: float) -> float:
         """Where a value lies between the ends, 0 to 1."""
@@ -68,7 +66,7 @@ class SearchSpace:
         self.axes: list[Axis] = []
         self.fixed: dict[str, float] = {}
         for name in LIMITS:
-            values = [v for b in budgets if (v := getattr(b, name)) is not None]
+            values = [v for b in budgets if (v := b.get(name)) is not None]
             if values and min(values) < max(values):
                 self.axes.append(Axis(name, min(values), max(values)))
             elif values:
@@ -103,7 +101,8 @@ class SearchSpace:
         """The budget of a point."""
         limits: dict[str, Any] = self.fixed | {a.name: params[a.name] for a in self.axes}
         for name, value in limits.items():
-            limits[name] = f"{100 * value:.6g}%" if name in SHARES else int(value)
+            fraction = LIMITS.load(name).is_fraction
+            limits[name] = f"{100 * value:.6g}%" if fraction else int(value)
         return resolve(self.backbone_params, **limits)
 
     def costs(self, place: Sequence[float], ended: Outcome | TrialRecord) -> tuple[float, ...]:
@@ -111,14 +110,10 @@ class SearchSpace:
 
         A structure may leave part of its budget unused: objectives are what it has, not what it was allowed.
         """
-        counted = {
-            "max_trainable_params": ended.trainable_params,
-            "max_inference_flops": ended.inference_flops_ratio,
-        }
         feasible = ended.state == "ok"
         found = []
         for axis, u in zip(self.axes, place, strict=True):
-            spent = counted.get(axis.name) if feasible else None
+            spent = spent_of(ended, axis.name) if feasible else None
             u = u if not spent else axis.place(float(spent))
             found.append(1 - u if axis.name.startswith("min_") else u)
         return tuple(found)
@@ -157,6 +152,13 @@ class SearchSpace:
         for part in path.split("."):
             place = place.get(part) if isinstance(place, Mapping) else getattr(place, part)
         return place
+
+
+def spent_of(ended: Outcome | TrialRecord, limit: str) -> float | None:
+    """What a trial has of what a limit bounds from above; None where nothing was counted."""
+    bound = LIMITS.load(limit)()
+    spent: float | None = getattr(ended, bound.column) if bound.is_most and bound.column else None
+    return spent
 
 
 def _within(allowed: RangeConfig | list[Choice], value: Any) -> bool:

@@ -47,6 +47,8 @@ def finder(
     def find(budget: Budget) -> str | None:
         if store is None:
             return None
+        params = budget.get("max_trainable_params")
+        most = None if params is None else int(params)
         named = store.ranking(given) if given is not None else None
         if named is not None:
             fits = any(
@@ -60,7 +62,7 @@ def finder(
                 fingerprint,
                 task,
                 study=given,
-                max_trainable_params=budget.max_trainable_params,
+                max_trainable_params=most,
             )
             if best() is None:
                 continue

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import safetensors.torch
 from transformers import PreTrainedModel
 
-from sparsearch.config.registry import STRATEGIES, TRANSFER
+from sparsearch.config.registry import LIMITS, STRATEGIES, TRANSFER
 from sparsearch.errors import (
     Cancelled,
     InfeasibleError,
@@ -38,6 +38,7 @@ from sparsearch.spaces.costs import linear_weights, narrowed_positions
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.structure import Provenance, Structure, make_structure
 from sparsearch.workers.trials.fit import Fitting
+from sparsearch.workers.trials.modes import mode_of
 from sparsearch.workers.trials.provenance import environment
 from sparsearch.workers.trials.ranking_key import aligning_of, budgets_of, ranking_key
 from sparsearch.workers.trials.session import Session
@@ -141,8 +142,8 @@ def _run(session: Session, trial: Trial, exchange: Rankings, observe: Observer) 
     fitted = fitting.fit(structure, aligning_of(session))
     tokens = session.task.max_length
     dense = dense_flops_per_token(session.space.positions, tokens)
-    whole = session.config.train.backbone
-    weights: bytes | None = pack_weights(fitted.model, session.task.classes, whole=whole)
+    mode = mode_of(session.config.train)
+    weights: bytes | None = pack_weights(fitted.model, session.task.classes, whole=mode.whole)
     message = ""
     if weights is not None and len(weights) > _MOST_STORED:
         message = (
@@ -154,7 +155,8 @@ def _run(session: Session, trial: Trial, exchange: Rankings, observe: Observer) 
         "ok",
         message,
         measurements=_measure(session, fitted.model, fitted.result)
-        + _sparsity(session, structure, fitted.model),
+        + _sparsity(session, structure, fitted.model)
+        + _limited(trial, structure, tokens),
         structure=structure,
         trainable_params=fitted.trainable_params,
         head_params=_head_params(fitted.model),
@@ -174,7 +176,7 @@ def _run_reference(session: Session, trial: Trial, fitting: Fitting) -> Outcome:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(full or name in head)
     try:
-        whole = full or session.config.train.backbone
+        whole = full or mode_of(session.config.train).whole
         measurements = _measure(session, model, fitting.train(model, whole=whole, taken=0))
     finally:
         for name, parameter in model.named_parameters():
@@ -275,6 +277,16 @@ def _sparsity(
         linear_weights(narrowed_positions(positions, structure.candidates)),
     )
     return (Measurement(SPARSITY, "test", (zeros + dense - left) / dense),)
+
+
+def _limited(trial: Trial, structure: Structure, tokens: int) -> tuple[Measurement, ...]:
+    """What a structure has of each limit of its budget that no column holds."""
+    limits = [LIMITS.load(name)() for name, _ in trial.budget.limits] if trial.budget else []
+    return tuple(
+        Measurement(n.name, "test", sum(n.cost(c, tokens) for c in structure.candidates))
+        for n in limits
+        if not n.column
+    )
 
 
 def _head_params(model: PreTrainedModel) -> int:

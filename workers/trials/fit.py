@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsearch.config.train import TrainConfig
-from sparsearch.errors import StructureError
 from sparsearch.search.tasks.task import Task
 from sparsearch.search.training.optimiser import rates_of
 from sparsearch.search.training.prefix import StoredPrefix
-from sparsearch.search.training.seeds import derive, seed_everything
+from sparsearch.search.training.seeds import derive
 from sparsearch.search.training.train import Observer, TrainResult, silent, steps_left, train
 from sparsearch.search.training.warm_start import WarmStarts, new_head
-from sparsearch.spaces.attachment.attach import attach
-from sparsearch.spaces.attachment.check import check_structure
-from sparsearch.spaces.backbone.parameters import count_params, positions_of
-from sparsearch.spaces.calibration.calibrate import Aligning, aligning_at, take_bases
-from sparsearch.spaces.compaction.compact import slim
+from sparsearch.spaces.backbone.parameters import positions_of
+from sparsearch.spaces.calibration.calibrate import Aligning, aligning_at
 from sparsearch.spaces.structure import Structure
+from sparsearch.workers.trials.modes import mode_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,24 +71,23 @@ class Fitting:
         steps_left(self.task, self.config, self.config.steps_taken)
 
     def fit(self, structure: Structure, aligning: Aligning | None = None) -> Fitted:
-        """Attach a structure, or cut its ticket out with ``train.backbone``, and train it.
+        """Make a model of a structure in the study's training mode, and train it.
 
         Args:
             structure: Of this backbone.
-            aligning: What a ticket's start is asked for with: the space's, to find the start that its ranking was
+            aligning: With what a ticket's warm start is asked for: the space's, to find the start that its ranking was
                 made on; the structure's if not given.
 
         Raises:
-            StructureError: If the structure is not this backbone's, or a ticket attaches something.
+            StructureError: If the structure is not this backbone's, or cannot be trained in this mode.
             TrainingDiverged: If a loss or gradient is NaN or infinite.
         """
-        if not self.config.backbone:
-            self._attach(structure)
-            return Fitted(self.model, self.train(self.model), structure.trainable_params)
         if aligning is None:
             aligning = aligning_at(structure.kinds, positions_of(self.model))
-        ticket = self._ticket(structure, aligning)
-        return Fitted(ticket, self.train(ticket, whole=True), count_params(ticket))
+        mode = mode_of(self.config)
+        model = mode.prepare(self, structure, aligning)
+        result = self.train(model, whole=mode.whole)
+        return Fitted(model, result, mode.trainable_params(model, structure))
 
     def train(
         self, model: PreTrainedModel, *, whole: bool = False, taken: int | None = None
@@ -114,45 +109,3 @@ class Fitting:
         new_head(self.model, self.seed, self.purpose, "head")
         if self.config.head_first:
             self.starts.get(self.seed, aligning, self.observe).load_head(self.model)
-
-    def _attach(self, structure: Structure) -> None:
-        """Attach a structure, untrained, with a new head; its directions are those of the seed's warm start."""
-        aligning = aligning_at(structure.kinds, positions_of(self.model))
-        start = self.starts.get(self.seed, aligning, self.observe) if aligning else None
-        self.start_head(aligning)
-        seed_everything(self.seed, self.purpose, "modules")
-        attach(self.model, structure)
-        if start is not None:
-            take_bases(self.model, start.bases)
-
-    def _ticket(self, structure: Structure, aligning: Aligning) -> PreTrainedModel:
-        """A copy of the backbone without what a structure removes, all of it trainable, with a new head.
-
-        The head is the warm one only with ``head_first``. With ``start_steps`` the backbone is what a brief
-        fine-tuning left, and the head is that of this fine-tuning.
-        """
-        _check_removes_alone(structure)
-        check_structure(self.model, structure)  # before what takes long
-        start = None
-        if aligning or self.config.steps_before_cut or self.config.head_first:
-            start = self.starts.get(self.seed, aligning, self.observe, late=True)
-        smaller = attach(copy.deepcopy(self.model), structure)
-        if start is not None:
-            start.load_weights(smaller)
-            take_bases(smaller, start.bases)
-        ticket = slim(smaller, structure).requires_grad_(True)
-        new_head(ticket, self.seed, self.purpose, "head")
-        if start is not None and (start.weights or self.config.head_first):
-            start.load_head(ticket)
-        return ticket
-
-
-def _check_removes_alone(structure: Structure) -> None:
-    """Refuse a ticket that attaches something."""
-    for c in structure.candidates:
-        if c.role != "remove":
-            raise StructureError(
-                "train.backbone fine-tunes what is left of a backbone; this structure also attaches "
-                f"{c.kind} at {c.position}",
-                "leave train.backbone out, or search a space of heads and neurons",
-            )

@@ -19,6 +19,7 @@ from sparsearch.search.training.warm_start import WarmStarts
 from sparsearch.spaces.structure import Structure
 from sparsearch.workers.trials.execute import pack_weights
 from sparsearch.workers.trials.fit import Fitting
+from sparsearch.workers.trials.modes import mode_of
 from sparsearch.workers.trials.session import load_backbone
 
 __all__ = ["TrainedStructure", "train_structure"]
@@ -61,7 +62,7 @@ def train_structure(
     """Train a structure from scratch on a study's task, with its training settings and first seed.
 
     Args:
-        structure: Attached anew, or, with ``train.backbone``, cut out; stored weights are not used.
+        structure: Trained anew, in the study's training mode; stored weights are not used.
         study: The study file that names model, task and training.
         overrides: ``key.path=value`` settings.
         out: Folder for the trained ``spec``; a ``spec`` holds no backbone that was trained too.
@@ -81,7 +82,7 @@ def train_structure(
         raise StructureError(
             f"the structure was searched for {structure.task_type}, the study's task is {config.task.type}"
         )
-    if out is not None and config.train.backbone:
+    if out is not None and mode_of(config.train).export_format != "spec":
         raise ExportError(
             "train.backbone trains what is left of the backbone too; a spec holds attached modules",
             "leave --out away, or run the study and export its best: --to checkpoint",

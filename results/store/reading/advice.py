@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sparsearch.config.registry import LIMITS
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ __all__ = [
 ]
 
 
-def nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
+def nothing_found(store: Store, asked: Mapping[str, str]) -> SparsearchError:
     """Say which name is unknown, or which filter to loosen: one without which there is an answer."""
     words = {key: f"--{key.replace('_', '-')}" for key in asked}
     limits = ", ".join(f"{words[key]} {value}" for key, value in asked.items())
@@ -37,7 +38,7 @@ def nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
         if wanted is not None and known and wanted not in known and not by_fingerprint:
             there = ", ".join(sorted(known))
             return InfeasibleError(message, f"there is no such {key}; there are: {there}")
-    for key in reversed(asked):
+    for key in reversed([*asked]):
         other = _highest(store, {k: v for k, v in asked.items() if k != key})
         if other is None:
             continue
@@ -53,23 +54,19 @@ def nothing_found(store: Store, asked: dict[str, str]) -> SparsearchError:
     return InfeasibleError(message, "`sparsearch studies` and `sparsearch trials STUDY` tell why")
 
 
-def _highest(store: Store, asked: dict[str, str]) -> Best | None:
+def _highest(store: Store, asked: Mapping[str, str]) -> Best | None:
     """The highest of the best of each task, None too where a model's name is ambiguous: to hint at."""
     from sparsearch.results.records import BestQuery
 
     with contextlib.suppress(ConfigError):
-        found = store.best_of_each_task(BestQuery(**asked))
+        found = store.best_of_each_task(BestQuery.of(asked))
         return max(found, key=lambda b: b.score, default=None)
     return None
 
 
 def _reached(front: Sequence[Best], limit: str) -> str:
     """How far a study got towards a limit."""
-    if limit == "max_trainable_params":
-        return f"; the smallest in that study has {min(b.trainable_params for b in front):,}"
-    if limit == "max_inference_flops":
-        return f"; the fewest in that study are {min(b.inference_flops_ratio for b in front):.2%}"
-    if limit == "min_weight_sparsity":
-        most = max(b.weight_sparsity for b in front)
-        return f"; the sparsest in that study has {most:.2%} of its weights zero or gone"
-    return ""
+    if limit not in LIMITS or not (bound := LIMITS.load(limit)()).column:
+        return ""
+    reached = [getattr(b, bound.column) for b in front]
+    return f"; {bound.closest.format(min(reached) if bound.is_most else max(reached))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
+from sparsearch.config.registry import LIMITS
 from sparsearch.errors import ConfigError, StoreError
 from sparsearch.results.records import (
     Best,
@@ -24,11 +26,12 @@ from sparsearch.results.store.reading.queries import (
 )
 from sparsearch.results.store.tables import (
     FormerHashRow,
+    MeasurementRow,
     StructureRow,
     StudyRow,
     TrialRow,
 )
-from sparsearch.spaces.budget import parse_share
+from sparsearch.spaces.limits import Limit, parse_share
 from sparsearch.spaces.structure import Structure
 
 __all__ = [
@@ -64,21 +67,16 @@ def best(session: Session, question: BestQuery) -> Best | None:
 
 def best_of_each_task(session: Session, question: BestQuery) -> tuple[Best, ...]:
     """The best trial of each task within the limits, see ``Store.best_of_each_task``."""
-    limit = _params_limit(question.max_trainable_params)
-    ratio = _share_limit("max_inference_flops", question.max_inference_flops)
-    sparsity = _share_limit("min_weight_sparsity", question.min_weight_sparsity)
+    asked = {n: _asked(LIMITS.load(n)(), v) for n, v in question.limits.items() if v is not None}
+    on_front = all(LIMITS.load(name).column for name in asked)
     only = study_row(session, question.study).id if question.study is not None else None
     found: dict[str, list[Row[*_Winner]]] = {}
     # One walk down the index per group, since a share is another number for each backbone.
     for group in _groups(session, question, only):
-        query = _best_first(only, group)
-        if limit is not None:
-            most = int(limit * group.backbone_params) if isinstance(limit, Fraction) else limit
-            query = query.where(TrialRow.trainable_params <= most)
-        if ratio is not None:
-            query = query.where(TrialRow.inference_flops_ratio <= ratio)
-        if sparsity is not None:
-            query = query.where(TrialRow.weight_sparsity >= sparsity)
+        query = _best_first(only, group, on_front)
+        for name, value in asked.items():
+            whole = int(value * group.backbone_params) if isinstance(value, Fraction) else value
+            query = query.where(_within(LIMITS.load(name)(), whole))
         found.setdefault(group.task_fingerprint, []).extend(session.execute(query.limit(1)))
     winners = (
         min(rows, key=lambda r: (-r.score, r.trainable_params, r.study_id, r.number))
@@ -142,7 +140,22 @@ def _check_one_backbone(model: str, groups: Sequence[Row[*_Group]]) -> None:
             )
 
 
-def _best_first(only: int | None, group: Row[*_Group]) -> Select[*_Winner]:
+def _within(limit: Limit, value: int | float) -> ColumnElement[bool]:
+    """Whether a trial is within a limit, by its column or by its measurement of that name."""
+    if limit.column:
+        column = getattr(TrialRow, limit.column)
+        within: ColumnElement[bool] = column <= value if limit.is_most else column >= value
+        return within
+    measured = MeasurementRow.value
+    ids = select(MeasurementRow.trial_id).where(
+        MeasurementRow.metric == limit.name,
+        measured <= value if limit.is_most else measured >= value,
+    )
+    return TrialRow.id.in_(ids)
+
+
+def _best_first(only: int | None, group: Row[*_Group], on_front: bool) -> Select[*_Winner]:
+    """Trials in the order of ``best``; those of the front are enough for limits that the front knows."""
     columns = (
         TrialRow.id,
         TrialRow.score,
@@ -150,7 +163,8 @@ def _best_first(only: int | None, group: Row[*_Group]) -> Select[*_Winner]:
         TrialRow.study_id,
         TrialRow.number,
     )
-    query = select(*columns).where(TrialRow.on_front).order_by(*BEST_FIRST)
+    among = TrialRow.on_front if on_front else TrialRow.recommendable
+    query = select(*columns).where(among).order_by(*BEST_FIRST)
     if only is not None:
         return query.where(TrialRow.study_id == only)
     return query.where(
@@ -160,32 +174,39 @@ def _best_first(only: int | None, group: Row[*_Group]) -> Select[*_Winner]:
     )
 
 
-def _params_limit(limit: int | str | None) -> int | Fraction | None:
-    """A command line gives whole numbers as text too; none is larger than a database counts."""
-    if isinstance(limit, str) and not limit.strip().isdecimal():
-        return _share("max_trainable_params", limit)
-    return None if limit is None else min(int(limit), 2**63 - 1)
+def _asked(limit: Limit, value: int | float | str) -> int | float | Fraction:
+    """A limit as a number, or as a fraction of each backbone's parameters.
+
+    A command line gives whole numbers as text too; none is larger than a database counts.
+    """
+    if limit.is_fraction:
+        return float(_share(limit, value)) if isinstance(value, str) else value
+    if isinstance(value, str) and not value.strip().isdecimal():
+        return _share(limit, value)
+    return min(int(value), 2**63 - 1)
 
 
-def _share_limit(name: str, limit: float | str | None) -> float | None:
-    return float(_share(name, limit)) if isinstance(limit, str) else limit
-
-
-def _share(name: str, limit: str) -> Fraction:
-    """The share that a limit names; one that cannot be read is told by its name."""
-    whole = name == "max_trainable_params"
-    try:
-        share = parse_share(limit)
-    except ConfigError as error:
-        allowed = "neither a whole number nor a percentage" if whole else "no percentage"
-        example = "0.01%" if whole else "75%"
-        if limit.strip().replace(".", "", 1).isdecimal():
-            # The sign was forgotten, or a share of 1 meant.
-            meant = 1 if whole or float(limit) > 1 else 100
-            example = f"{meant * float(limit):g}%"
-        raise ConfigError([f"{name}: {limit!r} is {allowed}"], f"write {example}") from error
-    if share > 1 and name != "max_inference_flops":  # units that do not merge add FLOPs
-        raise ConfigError([f"{name}: {limit!r} is more than the whole"], "write at most 100%")
+def _share(limit: Limit, value: str) -> Fraction:
+    """The fraction that a limit names; one that cannot be read is told by its name."""
+    of_params = limit.column == "trainable_params"
+    share = None
+    if limit.is_fraction or of_params:
+        with contextlib.suppress(ConfigError):
+            share = parse_share(value)
+    if share is None:
+        number = value.strip().removesuffix("%").replace(".", "", 1).isdecimal()
+        allowed = "no percentage" if limit.is_fraction else "no whole number"
+        if of_params:
+            allowed = "neither a whole number nor a percentage"
+        example = limit.example
+        if number and "%" not in value:  # the sign was forgotten, or a share of 1 meant
+            meant = 1 if of_params or float(value) > 1 else 100
+            example = f"{meant * float(value):g}%"
+        raise ConfigError([f"{limit.name}: {value!r} is {allowed}"], f"write {example}")
+    if share > 1 and not limit.may_exceed_whole:
+        raise ConfigError(
+            [f"{limit.name}: {value!r} is more than the whole"], "write at most 100%"
+        )
     return share
 
 

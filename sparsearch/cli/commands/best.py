@@ -29,6 +29,8 @@ from sparsearch.cli.tables import (
     sparsity_facts,
     task_names,
 )
+from sparsearch.config.registry import LIMITS
+from sparsearch.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,6 +98,17 @@ def best_of_tasks_table(found: Sequence[Best]) -> RenderableType:
     return FittingTable(title, columns, right, ("strategy", "trial", "test"), rows)
 
 
+def _named(text: str) -> tuple[str, str]:
+    """Name and value of a limit."""
+    name, equals, value = text.partition("=")
+    if not equals or name not in LIMITS:
+        raise ConfigError(
+            [f"--limit {text}: no limit of a budget"],
+            f"write NAME=VALUE, with one of {', '.join(LIMITS)}",
+        )
+    return name, value
+
+
 def best(
     study: OfStudy = None,
     model: Annotated[
@@ -116,6 +129,10 @@ def best(
         str | None,
         typer.Option(metavar="SHARE%", help="Like 50% of its weights zero or gone."),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any other limit of a budget: max_bytes=20000."),
+    ] = None,
     db: Db = DEFAULT_DB,
     as_json: Json = False,
 ) -> None:
@@ -130,12 +147,13 @@ def best(
         "max_trainable_params": max_trainable_params,
         "max_inference_flops": max_inference_flops,
         "min_weight_sparsity": min_weight_sparsity,
+        **dict(_named(text) for text in limit or ()),
     }
     asked = {key: value for key, value in wanted.items() if value is not None}
     from sparsearch.results.records import BestQuery
 
     with reading(db) as store:
-        found = store.best_of_each_task(BestQuery(**asked))
+        found = store.best_of_each_task(BestQuery.of(asked))
         if not found:
             from sparsearch.results.store.reading.advice import nothing_found
 

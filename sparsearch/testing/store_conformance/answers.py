@@ -135,7 +135,7 @@ class AnswersConformance:
         for question in (
             BestQuery(),
             BestQuery(task="train"),
-            BestQuery(max_trainable_params=100),
+            BestQuery(limits={"max_trainable_params": 100}),
         ):
             found = store.best_of_each_task(question)
             assert [(b.study, b.score) for b in found] == [("again", 0.7), ("b", 0.9)]
@@ -143,7 +143,7 @@ class AnswersConformance:
             with pytest.raises(
                 ConfigError, match=f"study b\\), fingerprint {other[:8]}"
             ) as caught:
-                store.best(**vars(question))
+                store.best(task=question.task, **question.limits)  # type: ignore[arg-type]
             assert "--task or --study" in caught.value.hint
         for asked in ({"task": other[:8]}, {"study": "b"}):
             best = store.best(**asked)

@@ -98,7 +98,10 @@ class StudiesConformance:
             assert store.trials("study") == before
         with pytest.raises(StoreError, match="another config: name"):
             store.begin_study(replace(more, config='{"seeds": [0, 1], "name": 2}'))
-        budget, wording = Budget(max_trainable_params=200), Budget(100, text="100 params")
+        budget, wording = (
+            Budget(max_trainable_params=200),
+            Budget(max_trainable_params=100, text="100 params"),
+        )
         asked_for = (("s3pet", wording, 10), ("s3pet", budget, 10), ("probe", wording, 7))
         trials = tuple(Trial(number, *trial) for number, trial in enumerate(asked_for))
         store.begin_study(replace(one, config='{"seeds": [7]}', trials=trials))
@@ -127,7 +130,8 @@ class StudiesConformance:
             search = {"budget_schedule": "sampled"} | ({"early_stop": True} if every else {})
             listed = [{"max_trainable_params": b} for b in budgets]
             config = json.dumps({"search": search, "budgets": listed})
-            trials = tuple(Trial(n, "s3pet", Budget(b), 0) for n, b in enumerate(budgets))
+            limits = [Budget(max_trainable_params=b) for b in budgets]
+            trials = tuple(Trial(n, "s3pet", limit, 0) for n, limit in enumerate(limits))
             return replace(
                 sample_study("every" if every else "ends", config=config), trials=trials
             )

@@ -10,10 +10,11 @@ import torch
 
 from sparsearch.config.study import SearchConfig, TrainConfig
 from sparsearch.errors import TrainingDiverged
-from sparsearch.search.bilevel.search import BilevelSearch
+from sparsearch.search.bilevel.search import BilevelSearch, SearchProblem
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.gates.gates import Gates
 from sparsearch.search.gates.idle import IdleModules
+from sparsearch.search.gates.targets import BudgetSchedule, Targets
 from sparsearch.search.strategies.base import RankingContext
 from sparsearch.search.strategies.registry import rank
 from sparsearch.search.tasks.task import Split, Task
@@ -109,7 +110,8 @@ def test_warm_up_opens_what_is_attached_and_cuts_nothing(build):
     supernet.loss = lambda batch, z: seen.append(z) or loss(batch, z)
     gates = Gates(torch.tensor([max(1, c.params) for c in space.candidates]))
     search = SearchConfig(steps=2, batch_size=8, warmup=0.5)
-    BilevelSearch(supernet, gates, task, search, TRAIN, 300.0, seed=0).run()
+    problem, schedule = SearchProblem(task, search, TRAIN), BudgetSchedule(Targets(300.0))
+    BilevelSearch(supernet, gates, problem, schedule, seed=0).run()
     assert seen[0].tolist() == [float(c.kind == "lora") for c in space.candidates]
     supernet.close()
 
@@ -128,6 +130,10 @@ def test_equal_seeds_give_equal_rankings_and_others_differ(build, family, order)
     assert first != ranked(1)
 
 
+def learning(problem) -> SearchProblem:
+    return SearchProblem(problem.task, problem.search, TRAIN)
+
+
 def make_search(build, order: str, dropout: float = 0.0, **search) -> BilevelSearch:
     problem = make_problem(build, order=order, dropout=dropout, **search)
     torch.manual_seed(0)
@@ -136,7 +142,9 @@ def make_search(build, order: str, dropout: float = 0.0, **search) -> BilevelSea
     with torch.no_grad():
         for unit in supernet.attachment.units.parameters():
             unit += 0.05 * torch.randn(unit.shape)
-    return BilevelSearch(supernet, gates, problem.task, problem.search, TRAIN, 600.0, seed=0)
+    return BilevelSearch(
+        supernet, gates, learning(problem), BudgetSchedule(Targets(600.0)), seed=0
+    )
 
 
 def test_the_finite_difference_is_the_mixed_second_derivative(build):
@@ -244,10 +252,10 @@ def test_one_search_over_drawn_budgets_holds_each_of_them(build, monkeypatch):
     problem, held = make_problem(build, budget_schedule="sampled", steps=12), []
     original = Gates.sample
 
-    def sample(self, budget, noise):
-        p = self.probabilities(budget)
-        held.append((budget, float((p.detach() * self.cost).sum())))
-        return original(self, budget, noise)
+    def sample(self, targets, noise):
+        p = self.probabilities(targets)
+        held.append((targets.params, float((p.detach() * self.cost).sum())))
+        return original(self, targets, noise)
 
     monkeypatch.setattr(Gates, "sample", sample)
     rank("s3pet", problem, BUDGETS[0], seed=0)
@@ -258,13 +266,13 @@ def test_one_search_over_drawn_budgets_holds_each_of_them(build, monkeypatch):
 
 def test_an_annealed_budget_falls_from_the_whole_space_to_the_target(build, monkeypatch):
     problem, seen = make_problem(build, budget_schedule="annealed", steps=9), []
-    original = BilevelSearch._schedule
+    original = BilevelSearch.begin_step
 
-    def schedule(self, step):
+    def begin(self, step):
         original(self, step)
-        seen.append(self.budget)
+        seen.append(self.targets.params)
 
-    monkeypatch.setattr(BilevelSearch, "_schedule", schedule)
+    monkeypatch.setattr(BilevelSearch, "begin_step", begin)
     rank("s3pet", problem, BUDGETS[0], seed=0)
     assert seen[0] == pytest.approx(problem.space.trainable_params)
     assert seen == sorted(seen, reverse=True) and seen[-1] == pytest.approx(300)
@@ -275,7 +283,7 @@ def test_temperature_reaches_its_end(build):
     space = problem.space
     supernet = Supernet(problem.model, space, "classification", "fp32")
     gates = Gates(torch.tensor([c.params for c in space.candidates]))
-    search = BilevelSearch(supernet, gates, problem.task, problem.search, TRAIN, 300.0, 0)
+    search = BilevelSearch(supernet, gates, learning(problem), BudgetSchedule(Targets(300.0)), 0)
     search.run()
     assert gates.temperature == pytest.approx(0.25)
 
@@ -316,5 +324,5 @@ def test_idle_units_are_those_below_the_threshold():
     gates = Gates(torch.tensor([100.0, 100.0, 100.0]))
     with torch.no_grad():
         gates.alpha.copy_(torch.tensor([6.0, 0.0, -6.0]))
-    assert IdleModules(gates, 0.05).refresh(120.0) == [False, False, True]
-    assert IdleModules(gates, 0.0).refresh(120.0) == [False, False, False]
+    assert IdleModules(gates, 0.05).refresh(Targets(120.0)) == [False, False, True]
+    assert IdleModules(gates, 0.0).refresh(Targets(120.0)) == [False, False, False]

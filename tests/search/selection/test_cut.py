@@ -9,7 +9,7 @@ import pytest
 
 from sparsearch.config.registry import STRATEGIES
 from sparsearch.errors import InfeasibleError, SparsearchError
-from sparsearch.search.selection.limits import Limits
+from sparsearch.search.selection.caps import Caps
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.registry import find_strategy
 from sparsearch.search.strategies.uniform import largest_uniform
@@ -37,11 +37,11 @@ def test_a_cut_never_exceeds_its_budget_and_wastes_nothing_that_fits(space, rule
     budget = Budget(max_trainable_params=stream.randint(32, space.trainable_params))
     kept = Selector(space, budget, rule).select(ranking(scores).scores)
     used = sum(c.params for c in kept)
-    assert used <= budget.max_trainable_params
+    assert used <= budget.get("max_trainable_params")
     remaining = list(space.candidates)
     for c in kept:
         remaining.remove(c)
-    assert all(used + c.params > budget.max_trainable_params for c in remaining)
+    assert all(used + c.params > budget.get("max_trainable_params") for c in remaining)
 
 
 def test_greedy_keeps_the_best_that_fits_and_skips_what_does_not(space):
@@ -119,7 +119,7 @@ def test_uniform_structures_fit_and_no_larger_level_would(space, strategy, param
     except InfeasibleError as error:
         assert "smallest is" in str(error)
         return
-    assert Limits(space, budget).fits(chosen)
+    assert Caps(space, budget).fits(chosen)
     assert {c.kind for c in chosen} == {find_strategy(strategy).kind}
     assert len({c.size for c in chosen}) == 1
 
@@ -169,17 +169,17 @@ def test_knapsack_is_exact(space):
             sum(scores[i] for i in subset)
             for size in range(11)
             for subset in itertools.combinations(range(10), size)
-            if sum(few.candidates[i].params for i in subset) <= budget.max_trainable_params
+            if sum(few.candidates[i].params for i in subset) <= budget.get("max_trainable_params")
         )
         found = Selector(few, budget, "knapsack").indices(scores)
-        assert sum(few.candidates[i].params for i in found) <= budget.max_trainable_params
+        assert sum(few.candidates[i].params for i in found) <= budget.get("max_trainable_params")
         assert sum(scores[i] for i in found) == pytest.approx(best)
 
 
 def test_a_flops_cap_is_exact_and_never_lax(space):
     dense = dense_flops_per_token(space.positions, 128)
     for percent in range(1, 120):
-        cap = Limits(space, resolve(1, max_inference_flops=f"{percent}%")).flops
+        cap = Caps(space, resolve(1, max_inference_flops=f"{percent}%")).get("max_inference_flops")
         assert cap <= (Fraction(percent, 100) - 1) * dense < cap + 1
 
 
@@ -194,7 +194,7 @@ def test_cuts_make_room_for_what_cannot_be_merged(build, rule, share):
         scores = [stream.random() for _ in space.candidates]
         budget = Budget(max_trainable_params=1500, max_inference_flops=share)
         indices = Selector(space, budget, rule).indices(scores)
-        assert Limits(space, budget).fits([space.candidates[i] for i in indices])
+        assert Caps(space, budget).fits([space.candidates[i] for i in indices])
         free = Selector(space, Budget(max_trainable_params=1500), rule).indices(scores)
         assert any(space.candidates[i].kind == "adapter" for i in free)
         assert free == [i for i in indices if not space.candidates[i].which]
@@ -204,13 +204,18 @@ def test_too_few_flops_for_what_cannot_be_merged_are_named(build):
     space = build_space(build("bert"), kinds={"adapter": {"bottleneck": 8}, "heads": {}})
     scores, params = [0.0] * len(space.candidates), 10**6
     with pytest.raises(InfeasibleError, match="the least that can be attached, adapter") as caught:
-        Selector(space, Budget(params, max_inference_flops=1.0, text="100% FLOPs")).indices(scores)
+        Selector(
+            space, Budget(max_trainable_params=params, max_inference_flops=1.0, text="100% FLOPs")
+        ).indices(scores)
     assert "allow more FLOPs" in caught.value.hint and caught.value.least_flops > 1
-    Selector(space, Budget(params, max_inference_flops=caught.value.least_flops + 1e-9)).indices(
-        scores
-    )
+    Selector(
+        space,
+        Budget(max_trainable_params=params, max_inference_flops=caught.value.least_flops + 1e-9),
+    ).indices(scores)
     with pytest.raises(InfeasibleError, match="too small for any candidate") as caught:
-        Selector(space, Budget(10, max_inference_flops=0.9, text="10 params")).indices(scores)
+        Selector(
+            space, Budget(max_trainable_params=10, max_inference_flops=0.9, text="10 params")
+        ).indices(scores)
     assert "parameters" in caught.value.hint
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from sparsearch.config.registry import STRATEGIES
 from sparsearch.config.study import BudgetConfig, SearchConfig, TrainConfig
 from sparsearch.errors import ConfigError, InfeasibleError
+from sparsearch.search.gates.targets import Targets
 from sparsearch.search.selection.masks import equal_shares, without_scores
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.base import RankingContext
@@ -73,13 +74,11 @@ def test_gates_meet_the_sparsity_and_the_parameters(build, family, kinds):
         gates = make_gates(space, SearchConfig(), TOKENS, CPU)
         with torch.no_grad():
             gates.alpha.copy_(torch.tensor(random_scores(space, seed)))
-        gates.to_prune = share * dense
-        if space.removals:
-            gates.to_save = 0.1 * float(gates.saving.sum())
+        to_save = 0.1 * float(gates.removals.saving.sum()) if space.removals else 0.0
         limit = 0.7 * space.trainable_params
-        p = gates.probabilities(limit)
-        pruned = gates.masks.expected(p, gates.cut(p))
-        assert float(pruned.detach()) == pytest.approx(gates.to_prune, rel=1e-9)
+        p = gates.probabilities(Targets(limit, to_save, share * dense))
+        pruned = gates.masks.expected(p, gates.removal_probabilities(p))
+        assert float(pruned.detach()) == pytest.approx(share * dense, rel=1e-9)
         assert float(gates.expected_params(p).detach()) == pytest.approx(limit, rel=1e-9)
         p.square().sum().backward()
         assert torch.isfinite(gates.alpha.grad).all()
@@ -95,7 +94,9 @@ def test_a_cut_is_as_sparse_as_asked_and_as_the_gates_expect(build, family, kind
     flops = 0.9 if space.removals else None
     largest = max(c.pruned_weights for c in space.candidates)
     for seed, share in enumerate((0.31, 0.5, 0.8)):
-        budget = Budget(8000, None, flops, share)
+        budget = Budget(
+            max_trainable_params=8000, max_inference_flops=flops, min_weight_sparsity=share
+        )
         indices = Selector(space, budget, rule, TOKENS).indices(random_scores(space, seed))
         structure = structure_of(space, model, indices)
         assert structure.trainable_params <= 8000
@@ -107,7 +108,7 @@ def test_a_cut_is_as_sparse_as_asked_and_as_the_gates_expect(build, family, kind
         z = torch.zeros(len(space.candidates), dtype=torch.float64)
         z[indices] = 1.0
         assert float(gates.expected_params(z)) == pytest.approx(structure.trainable_params)
-        expected = float(gates.masks.expected(z, gates.cut(z)))
+        expected = float(gates.masks.expected(z, gates.removal_probabilities(z)))
         assert found == pytest.approx(expected, abs=6 * matrices), (
             "bands, and losses, are rounded up"
         )
@@ -115,7 +116,7 @@ def test_a_cut_is_as_sparse_as_asked_and_as_the_gates_expect(build, family, kind
 
 def test_of_a_matrix_the_smallest_weights_go_whatever_bands_score(build):
     space = build_space(build("bert"), kinds=MASKS)
-    found = set(Selector(space, Budget(None, None, None, 0.5)).indices(random_scores(space)))
+    found = set(Selector(space, Budget(min_weight_sparsity=0.5)).indices(random_scores(space)))
     for bands in space.bands.values():
         inside = [i in found for i in bands]
         assert inside == sorted(inside, reverse=True)
@@ -139,7 +140,9 @@ def test_a_masked_matrix_pays_for_its_scores_once(build):
     lora = 2 * scores // 2
     assert space.trainable_params == count_trainable(space.candidates) == scores + lora
     assert space.by_kind["weight_mask"] == {"candidates": 72, "trainable_params": scores}
-    found = Selector(space, Budget(scores + 100, None, None, 0.5)).select(equal_shares(space))
+    found = Selector(
+        space, Budget(max_trainable_params=scores + 100, min_weight_sparsity=0.5)
+    ).select(equal_shares(space))
     attached = sum(c.params for c in found if c.role != "mask")
     assert 64 <= attached <= 100
 
@@ -149,7 +152,7 @@ def test_where_masks_are_spread_too_thin_fewer_matrices_carry_them(build):
     space = build_space(
         build("bert"), kinds={"bitfit": {}, "weight_mask": {"bands": 4, "rank": 1}}
     )
-    tight, loose = (Budget(n, None, None, 0.2) for n in (800, 10**6))
+    tight, loose = (Budget(max_trainable_params=n, min_weight_sparsity=0.2) for n in (800, 10**6))
     Selector(space, tight, "greedy", TOKENS).indices([-float(c.params) for c in space.candidates])
     spread = set()
     for seed in range(20):
@@ -174,7 +177,9 @@ def test_scores_that_exceed_the_parameters_are_infeasible(build):
         InfeasibleError,
         match=r"masks of 12 matrices reach that sparsity, but their scores have 1,792",
     ):
-        Selector(space, Budget(1700, None, None, 0.8, "1700, 80%")).select(equal_shares(space))
+        Selector(
+            space, Budget(max_trainable_params=1700, min_weight_sparsity=0.8, text="1700, 80%")
+        ).select(equal_shares(space))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,7 @@ def test_a_sparsity_that_is_not_reached_names_what_is(build, kinds, message):
     space = build_space(build("bert"), kinds=kinds)
     scores = Ranking(random_scores(space), "random", 0)
     with pytest.raises(InfeasibleError, match=message) as caught:
-        Selector(space, Budget(None, None, None, 0.9, "90% sparsity")).select(scores.scores)
+        Selector(space, Budget(min_weight_sparsity=0.9, text="90% sparsity")).select(scores.scores)
     assert caught.value.hint
 
 
@@ -199,25 +204,31 @@ def test_a_sparsity_that_is_not_reached_names_what_is(build, kinds, message):
 def test_uniform_patterns_have_no_sparsity(build, strategy):
     space = build_space(build("bert"), kinds=MASKS)
     with pytest.raises(InfeasibleError, match=f"{strategy} sets no weights to zero"):
-        largest_uniform(find_strategy(strategy), space, Budget(None, None, None, 0.5))
+        largest_uniform(find_strategy(strategy), space, Budget(min_weight_sparsity=0.5))
 
 
 def test_heads_and_neurons_count_towards_sparsity(build):
     space = build_space(build("bert", labels=2), kinds=BOTH | {"neurons": {"block": 1}})
     scores = Ranking(random_scores(space), "random", 0)
-    few = Selector(space, Budget(None, None, 0.8, 0.05), "greedy", TOKENS).select(scores.scores)
+    few = Selector(
+        space, Budget(max_inference_flops=0.8, min_weight_sparsity=0.05), "greedy", TOKENS
+    ).select(scores.scores)
     assert any(c.which for c in few) and not any(c.role == "mask" for c in few), (
         "what is cut suffices"
     )
-    both = Selector(space, Budget(None, None, 0.8, 0.6), "greedy", TOKENS).select(scores.scores)
-    alone = Selector(space, Budget(None, None, None, 0.6), "greedy", TOKENS).select(scores.scores)
+    both = Selector(
+        space, Budget(max_inference_flops=0.8, min_weight_sparsity=0.6), "greedy", TOKENS
+    ).select(scores.scores)
+    alone = Selector(space, Budget(min_weight_sparsity=0.6), "greedy", TOKENS).select(
+        scores.scores
+    )
     assert sum(c.role == "mask" for c in both) < sum(c.role == "mask" for c in alone)
 
 
 def test_even_is_one_density_and_magnitude_that_without_scores(build):
     model = build("bert", labels=2)
     space = build_space(model, kinds=MASKS)
-    budget = Budget(None, None, None, 4 / 7)
+    budget = Budget(min_weight_sparsity=4 / 7)
     bare = without_scores(space)
     indices = Selector(space, budget).indices(equal_shares(space))
     assert Selector(bare, budget).indices(equal_shares(bare)) == indices
@@ -237,7 +248,7 @@ def test_even_is_one_density_and_magnitude_that_without_scores(build):
 
 @pytest.mark.parametrize("settings", [{}, {"start": "probe", "final_temperature": 0.2}], ids=str)
 def test_a_search_learns_densities_under_the_sparsity(build, settings):
-    model, budget = build("bert", labels=2), Budget(None, None, None, 0.5, "50% sparsity")
+    model, budget = build("bert", labels=2), Budget(min_weight_sparsity=0.5, text="50% sparsity")
     before = {n: t.clone() for n, t in model.base_model.state_dict().items()}
     space, starts = (
         build_space(model, kinds=MASKS),
@@ -262,7 +273,7 @@ def test_the_preset_goes_to_every_linear_of_every_family(build, family):
     for kind in ("lora", "weight_mask"):
         assert {c.position for c in space.candidates if c.kind == kind} == linears
     structure = structure_of(
-        space, model, Selector(space, Budget(None, None, None, 0.9)).indices(equal_shares(space))
+        space, model, Selector(space, Budget(min_weight_sparsity=0.9)).indices(equal_shares(space))
     )
     assert counted(space, structure) >= 0.9 * linear_weights(space.positions)
     attach(model, structure)

@@ -12,6 +12,7 @@ from sparsearch.config.study import ProbeConfig, SearchConfig, TrainConfig
 from sparsearch.errors import InfeasibleError
 from sparsearch.search.bilevel.gradient_probe import probe
 from sparsearch.search.bilevel.supernet import Supernet
+from sparsearch.search.gates.targets import Targets
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.base import RankingContext
 from sparsearch.search.strategies.registry import rank
@@ -46,21 +47,21 @@ def test_each_budget_has_its_shift_and_meets_it(space):
     gates = make_gates(space, SearchConfig(), TOKENS, torch.device("cpu"))
     with torch.no_grad():
         gates.alpha.copy_(torch.tensor(random_scores(space)))
-    gates.to_save = 0.3 * dense_flops_per_token(space.positions, TOKENS)
-    p = gates.probabilities(300.0)
-    assert float((gates.saving * p).sum()) == pytest.approx(gates.to_save, rel=1e-9)
+    to_save = 0.3 * dense_flops_per_token(space.positions, TOKENS)
+    p = gates.probabilities(Targets(300.0, to_save))
+    assert float((gates.removals.saving * p).sum()) == pytest.approx(to_save, rel=1e-9)
     assert float((gates.expected_cost(p) * p).sum()) == pytest.approx(300.0, rel=1e-9)
     assert float((gates.cost * p).sum()) > 300.0, "what is cut makes the rest cheaper"
     p.square().sum().backward()
     gradient = gates.alpha.grad
     assert torch.isfinite(gradient).all()
-    assert gradient[gates.cuts].abs().max() > 0 and gradient[gates.attached].abs().max() > 0
+    assert gradient[gates.removed].abs().max() > 0 and gradient[gates.attached].abs().max() > 0
 
 
 def test_nothing_is_cut_while_nothing_is_to_be_saved(space):
     gates = make_gates(space, SearchConfig(), TOKENS, torch.device("cpu"))
-    p = gates.probabilities(300.0)
-    assert float(p[gates.cuts].max()) < 1e-9
+    p = gates.probabilities(Targets(300.0))
+    assert float(p[gates.removed].max()) < 1e-9
     assert float((gates.cost * p).sum()) == pytest.approx(300.0, rel=1e-6)
 
 
@@ -88,7 +89,7 @@ def test_a_cut_meets_both_limits_and_costs_what_the_gates_expect(
         assert float((gates.expected_cost(z) * z).sum()) == pytest.approx(
             structure.trainable_params
         )
-        assert float((gates.saving * z).sum()) == -structure.inference_flops(TOKENS)
+        assert float((gates.removals.saving * z).sum()) == -structure.inference_flops(TOKENS)
 
 
 def test_what_many_cuts_of_a_layer_save_is_spent(build):
@@ -117,16 +118,20 @@ def test_what_stands_in_for_a_cut_counts_as_bytes(build):
     kinds = {"bitfit": {}, "heads": {"compensate": "linear"}}
     space = build_space(model, kinds=kinds)
     ranking = Ranking(random_scores(space), "random", 0)
-    whole = Selector(space, Budget(None, None, 0.82), "greedy", TOKENS).select(ranking.scores)
+    whole = Selector(space, Budget(max_inference_flops=0.82), "greedy", TOKENS).select(
+        ranking.scores
+    )
     whole = make_structure(space, whole, identify(model), "classification")
     stored = sum(c.frozen_bytes for c in whole.candidates if c.which)
     assert stored > 0
-    budget = Budget(None, stored + 400, 0.82)
+    budget = Budget(max_bytes=stored + 400, max_inference_flops=0.82)
     chosen = Selector(space, budget, "greedy", TOKENS).select(ranking.scores)
     structure = make_structure(space, chosen, identify(model), "classification")
     assert stored < structure.bytes <= stored + 400
     with pytest.raises(InfeasibleError, match=f"takes {stored:,} bytes alone"):
-        Selector(space, Budget(None, stored - 1, 0.82), "greedy", TOKENS).select(ranking.scores)
+        Selector(
+            space, Budget(max_bytes=stored - 1, max_inference_flops=0.82), "greedy", TOKENS
+        ).select(ranking.scores)
 
 
 def test_guards_hold_however_lopsided_the_scores(space):
@@ -151,16 +156,20 @@ def test_a_limit_below_the_guarded_rest_names_what_is_reached(space):
 def test_a_space_that_removes_nothing_cannot_save(build):
     space = build_space(build("bert"), kinds={"lora": {}})
     with pytest.raises(InfeasibleError, match="nothing in this space removes FLOPs"):
-        Selector(space, Budget(400, None, 0.9), "greedy").select(random_scores(space))
+        Selector(
+            space, Budget(max_trainable_params=400, max_inference_flops=0.9), "greedy"
+        ).select(random_scores(space))
 
 
 def test_a_flops_limit_alone_buys_cuts_alone(build):
     space = build_space(build("bert"), kinds={"heads": {}, "neurons": {"block": 16}})
-    chosen = Selector(space, Budget(None, None, 0.8)).select(random_scores(space))
+    chosen = Selector(space, Budget(max_inference_flops=0.8)).select(random_scores(space))
     assert chosen and all(c.which for c in chosen)
 
 
-@pytest.mark.parametrize("budget", [Budget(None, None, 1.0), Budget(max_trainable_params=100)])
+@pytest.mark.parametrize(
+    "budget", [Budget(max_inference_flops=1.0), Budget(max_trainable_params=100)]
+)
 def test_a_space_that_only_removes_must_have_something_to_remove(build, budget):
     space = build_space(build("bert"), kinds={"heads": {}})
     with pytest.raises(InfeasibleError, match="only removes, and nothing has to go") as caught:
@@ -242,7 +251,7 @@ def test_the_best_checkpoint_is_judged_under_the_limits_at_the_end(build, monkey
     monkeypatch.setattr(Supernet, "alone", look)
     monkeypatch.setattr("sparsearch.search.bilevel.search.evaluate", score)
     rank("s3pet", replace(problem, space=space), budget, seed=0)
-    saving = make_gates(space, SearchConfig(), TOKENS, torch.device("cpu")).saving
+    saving = make_gates(space, SearchConfig(), TOKENS, torch.device("cpu")).removals.saving
     to_save = 0.3 * dense_flops_per_token(space.positions, TOKENS)
     assert len(judged) == 5
     assert [float((saving * z).sum()) for z in judged] == pytest.approx([to_save] * 5, rel=1e-4)

@@ -23,9 +23,9 @@ def test_gates_start_at_the_bytes_that_are_allowed_frozen_ones_too(build, monkey
     space = build_space(problem.model, kinds=kinds)
     sample = Gates.sample
 
-    def look(self, budget, noise):
-        starts.append(self.probabilities(budget).detach())
-        return sample(self, budget, noise)
+    def look(self, targets, noise):
+        starts.append(self.probabilities(targets).detach())
+        return sample(self, targets, noise)
 
     monkeypatch.setattr(Gates, "sample", look)
     problem = dataclasses.replace(problem, space=space)

@@ -7,9 +7,10 @@ import torch
 
 from sparsearch.config.study import SearchConfig, TrainConfig
 from sparsearch.errors import ModelStateError
-from sparsearch.search.bilevel.search import BilevelSearch
+from sparsearch.search.bilevel.search import BilevelSearch, SearchProblem
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.gates.gates import Gates
+from sparsearch.search.gates.targets import BudgetSchedule, Targets
 from sparsearch.search.tasks.task import Split, Task
 from sparsearch.search.training.gradient_guard import GradientGuard
 from sparsearch.search.training.optimiser import learning_rates
@@ -79,7 +80,8 @@ def make_search(build, kinds, spoil=lambda model: None, **settings):
     gates = Gates(torch.tensor([float(c.params) for c in space.candidates]))
     config = SearchConfig(**{"steps": 4, "batch_size": 8} | settings)
     plain = TrainConfig(precision="fp32", batch_size=8)
-    return BilevelSearch(supernet, gates, make_task(32), config, plain, budget=300.0, seed=0)
+    problem = SearchProblem(make_task(32), config, plain)
+    return BilevelSearch(supernet, gates, problem, BudgetSchedule(Targets(300.0)), seed=0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"order": "second"}, {"bilevel": False}])

@@ -80,7 +80,10 @@ def test_an_unknown_setting_that_is_tuned_gets_the_known_ones(problems, path, me
         ({"budgets": ["3%", "300%"]}, "budgets.1: '300%' is no share"),
         ({"budgets": ["1e3"]}, "budgets.0: '1e3' is no limit: write a whole number above 0, or"),
         ({"budgets": [1.5]}, "budgets.0: 1.5 is no limit"),
-        ({"budgets": {"max_bytes": [5, -1]}}, "budgets.max_bytes: Input should be greater than 0"),
+        (
+            {"budgets": {"max_bytes": [5, -1]}},
+            "budgets.max_bytes: -1 is no limit: write a whole number above 0",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_where_the_user_wrote_it(problems, changes, message):

@@ -125,7 +125,7 @@ def test_jobs_are_cancelled_and_errors_of_loading_come_back(study, tmp_path):
     config = StudyConfig.model_validate(
         study | {"workers": RAY | {"max_concurrent": 1}, "train": {"epochs": 1000}}
     )
-    job = Job(Trial(0, "bitfit", Budget(600, text="600"), 0))
+    job = Job(Trial(0, "bitfit", Budget(max_trainable_params=600, text="600"), 0))
     events = []
 
     def handle(event):

@@ -142,7 +142,7 @@ class Narrow(SyntheticFront):
         course = super().course(trial)
         if dict(trial.settings).get("search.steps", 100) <= 120:
             return course
-        least = 2 * trial.budget.max_trainable_params
+        least = 2 * trial.budget.get("max_trainable_params")
         return replace(
             course, scores=(), outcome=Outcome("infeasible", "too small", trainable_params=least)
         )

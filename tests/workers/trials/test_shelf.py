@@ -60,7 +60,7 @@ def test_a_second_worker_maps_what_the_first_one_wrote(config, tmp_path):
 def test_trials_on_a_shelf_end_as_others_do(config, tmp_path):
     from sparsearch.workers.plan import plan
 
-    trials = plan(config, (Budget(600, text="600"),))
+    trials = plan(config, (Budget(max_trainable_params=600, text="600"),))
     plain = open_session(config)
     with open_shared_cache(tmp_path / "shelf") as shelf:
         session = open_session(config, shelf)
@@ -75,7 +75,10 @@ def test_a_brief_fine_tuning_leaves_what_is_shared_as_it_is(config, tmp_path):
     space = config.space.model_copy(update={"kinds": {"spectral": {"block": 4, "max_blocks": 2}}})
     train = config.train.model_copy(update={"start_steps": 3})
     config = config.model_copy(update={"space": space, "train": train})
-    plain, trial = open_session(config), Trial(0, "s3pet", Budget(60, text="60"), 0)
+    plain, trial = (
+        open_session(config),
+        Trial(0, "s3pet", Budget(max_trainable_params=60, text="60"), 0),
+    )
     with open_shared_cache(tmp_path / "shelf") as shelf:
         session = open_session(config, shelf)
         one, other = (execute(b, trial, lambda key: None) for b in (plain, session))

@@ -1,0 +1,222 @@
+"""What a budget may limit: one entry each, which the study file, the selection, reports and queries read.
+
+A package adds its own as an entry point of the group ``sparsearch.limits``; see ``docs/plugins.md``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sparsearch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sparsearch.spaces.candidate import Candidate
+    from sparsearch.spaces.space import Space
+
+__all__ = [
+    "InferenceFlops",
+    "Limit",
+    "StoredBytes",
+    "TrainableParams",
+    "WeightSparsity",
+    "parse_share",
+    "share_text",
+]
+
+_SHARE = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*$")
+
+
+def parse_share(value: str) -> Fraction:
+    """The exact fraction that a percentage names.
+
+    >>> parse_share("0.01%")
+    Fraction(1, 10000)
+
+    Raises:
+        ConfigError: If the text is no percentage.
+    """
+    match = _SHARE.match(value)
+    if match is None:
+        raise ConfigError([f"{value!r} is neither a whole number nor a percentage like '0.01%'"])
+    return Fraction(match[1]) / 100
+
+
+def share_text(value: Any) -> float | None:
+    """The number before the sign of a percentage; None for what is none."""
+    match = _SHARE.match(value) if isinstance(value, str) else None
+    return float(match[1]) if match else None
+
+
+class Limit:
+    """One thing that a budget may limit.
+
+    A limit of one's own overrides ``cost``, and ``read`` if a value is no whole number. Then ``budgets`` of a study
+    take it, the selection holds it, each trial stores what its structure has of it, and ``best`` filters by it.
+
+    Attributes:
+        name: As users write it: ``max_...`` for a most, ``min_...`` for a least.
+        unit: Follows the value where a budget is put in words.
+        is_fraction: Whether values are fractions of a whole, written as percentages.
+        may_exceed_whole: Whether a percentage above 100% can be asked for.
+        column: Column of the trials in which it is stored; empty if it is a measurement of that name.
+        example: How to write it.
+        closest: Says how near a study came to it; ``{}`` is the value.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    is_fraction: ClassVar[bool] = False
+    may_exceed_whole: ClassVar[bool] = False
+    column: ClassVar[str] = ""
+    example: ClassVar[str] = "100"
+    closest: ClassVar[str] = ""
+
+    @property
+    def is_most(self) -> bool:
+        """Whether it is an upper bound."""
+        return self.name.startswith("max_")
+
+    def read(self, value: Any) -> Any:
+        """Check what a study file says.
+
+        Args:
+            value: As written; never None.
+
+        Raises:
+            ValueError: If it is no value of this limit.
+        """
+        if type(value) is not int or value <= 0:
+            raise ValueError(f"{value!r} is no limit: write a whole number above 0")
+        return value
+
+    def resolve(self, value: Any, backbone_params: int) -> int | float:
+        """The number that what was written stands for.
+
+        Args:
+            value: As ``read`` left it.
+            backbone_params: Parameters of the backbone.
+        """
+        return float(parse_share(value)) if self.is_fraction else int(value)
+
+    def text(self, value: Any) -> str:
+        """A value in words."""
+        return f"{value} {self.unit}" if isinstance(value, str) else f"{value:,} {self.unit}"
+
+    def cap(self, value: float, space: Space, tokens: int) -> int | None:
+        """The most that the costs of candidates may add up to; None for what the selection meets otherwise.
+
+        Args:
+            value: Resolved.
+            space: Of the candidates.
+            tokens: Sequence length at which FLOPs are counted.
+        """
+        return int(value)
+
+    def cost(self, candidate: Candidate, tokens: int) -> int:
+        """What a candidate adds.
+
+        Args:
+            candidate: Of the structure.
+            tokens: Sequence length at which FLOPs are counted.
+        """
+        raise NotImplementedError(f"limit {self.name!r} counts nothing")
+
+
+class TrainableParams(Limit):
+    """Trainable parameters, the task head apart: a number, or a percentage of the backbone's."""
+
+    name, unit, column = "max_trainable_params", "params", "trainable_params"
+    example = "0.01%"
+    closest = "the smallest in that study has {:,}"
+
+    def read(self, value: Any) -> Any:
+        """A whole number above 0, or a percentage above 0% and up to 100%."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 1e4
+        share = share_text(value)
+        if isinstance(value, str) and "%" in value and not 0 < (share or 0) <= 100:
+            raise ValueError(f"{value!r} is no share: write a percentage above 0% and up to 100%")
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if share is None and not whole:
+            raise ValueError(
+                f"{value!r} is no limit: write a whole number above 0, or like '0.01%', or a range of "
+                "either, {from: '0.01%', to: '1%', points: 3}"
+            )
+        return value
+
+    def resolve(self, value: Any, backbone_params: int) -> int | float:
+        """A percentage is rounded down to whole parameters.
+
+        >>> TrainableParams().resolve("0.01%", 22_713_216)
+        2271
+        """
+        return int(parse_share(value) * backbone_params) if isinstance(value, str) else int(value)
+
+    def text(self, value: Any) -> str:
+        """A percentage stands for itself: it is what budgets mostly are."""
+        return value if isinstance(value, str) else super().text(value)
+
+    def cost(self, candidate: Candidate, tokens: int) -> int:
+        """Its trainable parameters."""
+        return candidate.params
+
+
+class StoredBytes(Limit):
+    """Bytes of the attached modules in a file, float32."""
+
+    name, unit = "max_bytes", "bytes"
+
+    def cost(self, candidate: Candidate, tokens: int) -> int:
+        """Its bytes, trained or not."""
+        return candidate.bytes
+
+
+class InferenceFlops(Limit):
+    """FLOPs after merging, as a fraction of the dense backbone's (1.0 = dense)."""
+
+    name, unit, column = "max_inference_flops", "FLOPs", "inference_flops_ratio"
+    is_fraction = may_exceed_whole = True  # modules that do not merge add FLOPs
+    example = "75%"
+    closest = "the fewest in that study are {:.2%}"
+
+    def read(self, value: Any) -> Any:
+        """A percentage above 0%."""
+        if not share_text(value):
+            raise ValueError(
+                f"{value!r} is no share of the dense backbone's FLOPs: write like '75%'"
+            )
+        return value
+
+    def cap(self, value: float, space: Space, tokens: int) -> int:
+        """FLOPs per token that may come on top of the dense backbone's; below 0 where some must go."""
+        from sparsearch.spaces.backbone.flops import dense_flops_per_token
+
+        dense = dense_flops_per_token(space.positions, tokens)
+        return math.floor((Fraction(str(value)) - 1) * dense)  # the fraction as the user wrote it
+
+    def cost(self, candidate: Candidate, tokens: int) -> int:
+        """FLOPs per token that it adds; below 0 for what is removed."""
+        return candidate.inference_flops(tokens)
+
+
+class WeightSparsity(Limit):
+    """Fraction of the weights of the dense backbone's linears that are zero or gone after merging and removing."""
+
+    name, unit, column = "min_weight_sparsity", "sparsity", "weight_sparsity"
+    is_fraction = True
+    example = "75%"
+    closest = "the sparsest in that study has {:.2%} of its weights zero or gone"
+
+    def read(self, value: Any) -> Any:
+        """A percentage above 0% and below 100%."""
+        if not 0 < (share_text(value) or 0) < 100:
+            raise ValueError(
+                f"{value!r} is no share of the backbone's weights: write a percentage above 0% and below 100%"
+            )
+        return value
+
+    def cap(self, value: float, space: Space, tokens: int) -> None:
+        """No sum: weights of a removed head are gone once, masked or not, see ``selection.masks``."""
