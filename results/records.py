@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -166,6 +167,12 @@ class StudyRecord:
     finished: int
     best_score: float | None
     task_fingerprint: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its configuration, without what is at its default."""
+        settings: dict[str, Any] = json.loads(self.config)
+        return settings
 
 
 @dataclass(frozen=True)

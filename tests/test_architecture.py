@@ -116,9 +116,9 @@ def test_a_wheel_holds_every_module_and_data_file(tmp_path):
             assert expected in inside, name
 
 
-def test_import_is_fast_and_light():
+def test_importing_the_package_loads_nothing_heavy():
     code = (
-        "import time; t = time.perf_counter(); import sparsearch, sys; "
+        "import sparsearch, sys; "
         "heavy = {'torch', 'transformers', 'sqlalchemy', 'datasets', 'plotly', 'ray'} & set(sys.modules); "
         "print(sorted(heavy))"
     )

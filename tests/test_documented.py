@@ -13,7 +13,8 @@ from sparsearch.config.registry import KINDS, STRATEGIES
 
 DOCS = Path(__file__).parents[1] / "docs"
 WALK = re.findall(r"^\| \d+ \| `([\w.]+)`", (DOCS / "architecture.md").read_text(), re.M)
-GUIDE = "\n".join(f.read_text() for f in (DOCS / "guide.md", DOCS.parent / "README.md"))
+PAGES = (DOCS / "guide.md", *sorted((DOCS / "guide").glob("*.md")), DOCS.parent / "README.md")
+GUIDE = "\n".join(page.read_text() for page in PAGES)
 
 
 def test_the_walk_is_short():

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("sparsearch", "spaces", "search", "workers", "results")
 MOST_LINES = 400
 MOST_MODULES = 12
+IMPORTS = ast.Import | ast.ImportFrom
 
 
 def files(*folders: str) -> list[Path]:
@@ -89,6 +90,23 @@ def test_no_file_is_long():
         if (n := len(f.read_text().splitlines())) > MOST_LINES
     }
     assert not long
+
+
+def test_no_test_file_is_long():
+    lengths = {f: len(f.read_text().splitlines()) for f in (ROOT / "tests").rglob("*.py")}
+    assert {str(f.relative_to(ROOT)): n for f, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_no_test_file_imports_from_another():
+    """What several need is in ``tests/helpers``, or a fixture of their folder."""
+    found = []
+    for file in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, IMPORTS) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            found += [f"{file.relative_to(ROOT)} {n}" for n in names if ".test_" in f".{n}"]
+    assert found == []
 
 
 def test_no_folder_is_crowded():

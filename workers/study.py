@@ -284,7 +284,7 @@ def _begin(store: Store, spec: StudySpec, backbone: Callable[[str], BackboneId])
 
 def _with_budgets(config: StudyConfig, stored: StudyRecord) -> StudyConfig:
     """A configuration with all budgets of its stored study: a search that draws budgets serves them all."""
-    budgets = json.loads(stored.config)["budgets"]
+    budgets = stored.settings["budgets"]
     return config.model_copy(
         update={"budgets": [BudgetConfig.model_validate(budget) for budget in budgets]}
     )

@@ -42,7 +42,7 @@ from sparsearch.spaces.backbone.parameters import base_of
 from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.families.position import find
 from sparsearch.spaces.ranking import Ranking
-from sparsearch.workers.trials.execute import execute, rank_on
+from sparsearch.workers.trials.execute import Rankings, execute, rank_on
 from sparsearch.workers.trials.provenance import environment
 from sparsearch.workers.trials.session import Session, open_session, space_of
 
@@ -270,7 +270,7 @@ class Judge:
         if contestant.strategy in ("s3pet", "probe", "random") and name not in self.rankings:
             self._rank(contestant, budget, search_seed, name)
         trial = Trial(cell.draw, contestant.strategy, budget, cell.seed)
-        outcome = execute(session, trial, lambda _: self.rankings.get(name))
+        outcome = execute(session, trial, Rankings(lambda _: self.rankings.get(name)))
         found = outcome.structure
         return {
             "state": outcome.state,

@@ -76,9 +76,7 @@ def run_cell(
     assert not problems, problems
     session = open_session(sections["study"])
     (budget,) = resolve_all(session.config.budgets, session.space.backbone_params)
-    outcome = execute(
-        session, Trial(0, strategy, None if strategy == "full" else budget, seed), lambda _: None
-    )
+    outcome = execute(session, Trial(0, strategy, None if strategy == "full" else budget, seed))
     assert outcome.state == "ok", outcome.message
     steps = outcome.ranking[1].steps if outcome.ranking else 0
     ratio = outcome.inference_flops_ratio or 1.0

@@ -31,15 +31,6 @@ __all__ = ["AdaptedModule", "AdapterPlan", "plan_adapter", "saved_module"]
 
 Method = Literal["lora", "ia3", "beft"]
 
-_EXPRESSED = ("lora", "spectral", "bitfit", "lnfit", "ia3")
-"""Kinds that PEFT has, or that can be written as one of its own."""
-_WHY_NOT = {
-    "heads": "PEFT cuts nothing out of a backbone",
-    "neurons": "PEFT cuts nothing out of a backbone",
-    "sparse_delta": "PEFT has no adapter of any number of single entries; SHiRA fixes it by a rank",
-    "weight_mask": "PEFT does not change the backbone's weights",
-}
-"""Why PEFT lacks a kind, where there is more to say than that it does."""
 _SAVED_BY_PEFT = ("classifier", "score")
 """Ends of the names of modules that PEFT saves whole with every sequence classifier, unasked."""
 _NAMED = 4
@@ -231,11 +222,12 @@ def _norm_notes(norms: Sequence[AdaptedModule]) -> tuple[str, ...]:
 def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
     """Raise for everything that PEFT cannot express: each kind once, with its reason and where it is."""
     kinds = {c.kind for c in structure.candidates}
+    reasons = {kind.name: kind.not_in_peft for kind in structure.kinds}
     refused: dict[tuple[str, str], list[str]] = {}
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
-        if candidate.kind not in _EXPRESSED:
-            reason = _WHY_NOT.get(candidate.kind, "PEFT has no such adapter")
+        if reasons[candidate.kind]:
+            reason = reasons[candidate.kind]
         elif candidate.kind == "ia3" and kinds != {"ia3"}:
             reason = "PEFT saves no mix of IA3 with others"
         elif position.role == "norm" and candidate.kind == "bitfit" and not position.has_bias:

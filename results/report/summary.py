@@ -148,7 +148,7 @@ def summarise(study: StudyRecord, trials: Sequence[TrialRecord]) -> StudySummary
         trials: All of its trials, as ``Store.trials`` gives them.
     """
     default = SearchConfig.model_fields["strategy"].default
-    config = json.loads(study.config)
+    config = study.settings
     searched = str(config.get("search", {}).get("strategy", default))
     planned = None if "outer" not in config else _planned(study, config["budgets"])
     groups: dict[str, list[TrialRecord]] = {}

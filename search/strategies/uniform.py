@@ -28,6 +28,7 @@ __all__ = [
     "Spectral",
     "Uniform",
     "largest_uniform",
+    "uniform_levels",
 ]
 
 
@@ -124,7 +125,7 @@ def largest_uniform(
     kind = space.kinds.get(name) or make_kind(name, {})
     positions = [p for p in matching(space.positions, patterns) if kind.accepts(p)]
     largest: tuple[Candidate, ...] = ()
-    for level in _levels(kind, positions):
+    for level in uniform_levels(kind, positions):
         if not caps.fits(level):
             break
         largest = level
@@ -135,7 +136,7 @@ def largest_uniform(
     return largest, kind
 
 
-def _levels(kind: Kind, positions: Sequence[Position]) -> Iterator[tuple[Candidate, ...]]:
+def uniform_levels(kind: Kind, positions: Sequence[Position]) -> Iterator[tuple[Candidate, ...]]:
     """Uniform structures from the smallest to the largest."""
     layers: dict[str, list[Position]] = {}
     for position in positions:

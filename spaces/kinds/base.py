@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparsearch.spaces.families.position import Position
@@ -28,19 +27,22 @@ y" = y' + sum z_m D_m(y')."""
 
 
 class Kind:
-    """What may be attached or cut, and what it costs. Options of a kind are the fields of its dataclass."""
+    """What may be attached or removed, and what it costs.
+
+    Options of a kind are the fields of its dataclass, see ``options``.
+    """
 
     name: ClassVar[str]
     role: ClassVar[KindRole] = "attach"
     """What it does to the backbone; FLOPs of what is removed are negative."""
     statistics: ClassVar[Statistics] = "weight change"
     """What its frozen parts are made from, where it has some."""
+    not_in_peft: ClassVar[str] = "PEFT has no such adapter"
+    """Why PEFT cannot hold it; empty if it can, as ``results.export.peft`` writes it."""
     mergeable: ClassVar[bool] = True
     """Whether the unit folds into the backbone's weights and then adds no inference FLOPs of its own."""
     default_on: ClassVar[tuple[str, ...]] = ("*",)
     """Patterns of positions used where a space names none."""
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """What an option that is a word may be."""
 
     @property
     def set_options(self) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
 
 from sparsearch.config import registry
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.kinds.base import Kind
+from sparsearch.spaces.kinds.options import check_options
 
 __all__ = ["KINDS", "make_kind"]
 
@@ -18,11 +17,13 @@ KINDS: Mapping[str, type[Kind]] = registry.KINDS
 
 
 def make_kind(name: str, options: Mapping[str, object]) -> Kind:
-    """A kind with its options; a whole number stands for a float, so that ``alpha: 16`` is ``alpha: 16.0``.
+    """A kind with its options.
+
+    >>> make_kind("lora", {"max_rank": 2, "alpha": 16})
+    Lora(max_rank=2, alpha=16.0)
 
     Raises:
-        ConfigError: If the kind or an option is unknown, or an option has the wrong type, is too small
-            (not positive, or below the ``least`` that its field names) or is none of the words to choose from.
+        ConfigError: If the kind is unknown, or an option is unknown or wrong.
     """
     if name not in KINDS:
         near = difflib.get_close_matches(name, KINDS, n=1)
@@ -30,35 +31,9 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
             [f"unknown kind {name!r}; known: {', '.join(KINDS)}"],
             f"did you mean {near[0]}?" if near else "",
         )
-    choices = KINDS[name].choices
-    fields = {f.name: f for f in dataclasses.fields(KINDS[name])}  # type: ignore[arg-type]
-    problems = []
-    for key, value in options.items():
-        if key not in fields:
-            problems.append(
-                f"kind {name} has no option {key!r}; it has: {', '.join(fields) or 'none'}"
-            )
-            continue
-        default = fields[key].default
-        expected = (int, float) if isinstance(default, float) else type(default)
-        if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, expected):
-            problems.append(f"kind {name}: {key} must be {type(default).__name__}, not {value!r}")
-        elif key in choices:
-            if value not in choices[key]:
-                known = ", ".join(choices[key])
-                problems.append(f"kind {name}: {key} must be one of {known}, not {value!r}")
-        elif isinstance(value, float) and not math.isfinite(value):
-            problems.append(f"kind {name}: {key} must be finite, not {value!r}")
-        elif not isinstance(default, bool | str):
-            least = fields[key].metadata.get("least")
-            if least is None and not value > 0:  # type: ignore[operator]
-                problems.append(f"kind {name}: {key} must be positive, not {value!r}")
-            elif least is not None and not value >= least:
-                problems.append(f"kind {name}: {key} must be at least {least}, not {value!r}")
-    if problems:
-        raise ConfigError(problems)
-    normal = {
-        key: float(value) if isinstance(fields[key].default, float) else value  # type: ignore[arg-type]
-        for key, value in options.items()
-    }
-    return KINDS[name](**normal)
+    kind = KINDS[name]
+    try:
+        checked = check_options(kind, options)
+    except ValueError as error:
+        raise ConfigError([str(problem) for problem in error.args]) from error
+    return kind(**checked)

@@ -8,7 +8,7 @@ from sparsearch.config.presets import preset_names
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.budget import resolve
 from sparsearch.spaces.space import build_space
-from tests.spaces.compaction.test_slim import WIDTH
+from tests.helpers.feed_forward import WIDTH
 
 
 @pytest.fixture(scope="module")

@@ -15,22 +15,13 @@ from sparsearch.results.store.store import Store
 from sparsearch.results.store.writing.lease import Owner
 from sparsearch.workers.callbacks import StudyCallbacks
 from sparsearch.workers.study import run
+from tests.helpers.study_records import records
 
 
 @pytest.fixture
 def study(study):
     cheap = {"max_trainable_params": [200]}
     return study | {"baselines": ["random"], "search": {"strategy": "probe"}, "budgets": cheap}
-
-
-@pytest.fixture
-def db(tmp_path):
-    return f"sqlite:///{tmp_path / 'study.db'}"
-
-
-def records(db):
-    with Store.open(db, create=False) as store:
-        return store.trials("tiny")
 
 
 def asked(db):

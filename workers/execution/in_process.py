@@ -17,7 +17,7 @@ from sparsearch.workers.execution.events import (
     Ranked,
     Started,
 )
-from sparsearch.workers.trials.execute import FindRanking, execute
+from sparsearch.workers.trials.execute import FindRanking, Rankings, execute
 from sparsearch.workers.trials.session import Session
 
 __all__ = [
@@ -81,9 +81,8 @@ class InProcessRunner:
         outcome = execute(
             self.bench,
             job.trial,
-            self.find_ranking,
+            Rankings(self.find_ranking, lambda key, made: tell(Ranked(job, key, made))),
             observe,
-            lambda key, ranking: tell(Ranked(job, key, ranking)),
         )
         self._taken.popleft()
         self._cancelled.discard(job)

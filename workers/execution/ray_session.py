@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock
 from ray.exceptions import RayError
 
 from sparsearch.errors import WorkersError
@@ -102,14 +102,11 @@ def temporary_folder() -> Iterator[Path]:
     root = temporary_root()
     for lock in root.glob(f"{FOLDER_PREFIX}*/{_LOCK}"):
         # Another user's cannot be opened, a live driver's not locked.
-        with contextlib.suppress(OSError), lock.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), FileLock(lock, blocking=False):
             _remove(lock.parent)
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=root))
     try:
-        with (folder / _LOCK).open("w") as file:
-            # The kernel lets it go with the process, however that ends.
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(folder / _LOCK):  # the kernel lets it go with the process, however that ends
             yield folder
     finally:
         _remove(folder)

@@ -83,7 +83,7 @@ class RayWorker(tune.Trainable):
     def _run(self, session: Any, job: Any) -> None:
         from sparsearch.errors import Cancelled
         from sparsearch.workers.execution.events import Ended, Progressed, Ranked, Started
-        from sparsearch.workers.trials.execute import execute
+        from sparsearch.workers.trials.execute import Rankings, execute
 
         key: JobKey = (job.trial.number, job.attempt)
         told = (time.monotonic(), "")
@@ -105,9 +105,8 @@ class RayWorker(tune.Trainable):
             return unseal(ray.get(self.exchange.ask.remote(name)))
 
         self._call("tell", key, seal(Started(job, f"{socket.gethostname()}:{os.getpid()}")))
-        outcome = execute(
-            session, job.trial, find, observe, lambda name, made: tell(Ranked(job, name, made))
-        )
+        rankings = Rankings(find, lambda name, made: tell(Ranked(job, name, made)))
+        outcome = execute(session, job.trial, rankings, observe)
         tell(Ended(job, outcome), last=True)
 
     def _once(self, key: str, make: Any) -> Any:

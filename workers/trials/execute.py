@@ -46,6 +46,8 @@ from sparsearch.workers.trials.session import Session
 __all__ = [
     "FindRanking",
     "KeepRanking",
+    "NO_RANKINGS",
+    "Rankings",
     "execute",
     "pack_weights",
     "rank_on",
@@ -63,32 +65,44 @@ _MOST_STORED = 10**9
 """Bytes of weights; no row of SQLite or PostgreSQL holds more."""
 
 
-class Rankings(NamedTuple):
-    """Where a trial's ranking may come from, and where a new one goes."""
-
-    find: FindRanking
-    keep: KeepRanking
+def _none(key: str) -> Ranking | None:
+    """No ranking is stored."""
+    return None
 
 
 def _forget(key: str, ranking: Ranking) -> None:
     """The outcome brings the ranking too."""
 
 
+class Rankings(NamedTuple):
+    """Where a trial's ranking may come from, and where a new one goes.
+
+    Attributes:
+        find: Looks one up; None for none.
+        keep: Told of a new one as soon as it is made.
+    """
+
+    find: FindRanking = _none
+    keep: KeepRanking = _forget
+
+
+NO_RANKINGS = Rankings()
+"""None is stored, none is kept beside the outcome."""
+
+
 def execute(
     session: Session,
     trial: Trial,
-    find_ranking: FindRanking,
+    rankings: Rankings = NO_RANKINGS,
     observe: Observer = silent,
-    keep_ranking: KeepRanking = _forget,
 ) -> Outcome:
     """Run a trial to an outcome. Whatever goes wrong in it is an outcome too, not the end of a study.
 
     Args:
         session: Backbone, space and task; as it was when this returns.
         trial: What to run.
-        find_ranking: Where a ranking may be reused from.
+        rankings: Where a ranking may be reused from, and where a new one goes.
         observe: Told of every step.
-        keep_ranking: Told of a new ranking.
     """
     started = time.monotonic()
     reset_peak(session.device)
@@ -101,7 +115,7 @@ def execute(
 
     try:
         session = session.with_settings(trial.settings)
-        outcome = _run(session, trial, Rankings(find_ranking, keep_ranking), watch)
+        outcome = _run(session, trial, rankings, watch)
     except StoreError:
         raise  # the study's, not the trial's: a lease was lost or the database failed
     except Cancelled as error:
@@ -130,7 +144,7 @@ def execute(
     )
 
 
-def _run(session: Session, trial: Trial, exchange: Rankings, observe: Observer) -> Outcome:
+def _run(session: Session, trial: Trial, rankings: Rankings, observe: Observer) -> Outcome:
     fitting = Fitting(
         session.model, session.task, session.config.train, session.starts, trial.seed, trial.number,
         observe, session.prefix,
@@ -138,7 +152,7 @@ def _run(session: Session, trial: Trial, exchange: Rankings, observe: Observer) 
     if STRATEGIES.family(trial.strategy) == "reference":
         return _run_reference(session, trial, fitting)
     fitting.check_steps()
-    structure, ranking = _choose(session, trial, exchange, observe)
+    structure, ranking = _choose(session, trial, rankings, observe)
     fitted = fitting.fit(structure, aligning_of(session))
     tokens = session.task.max_length
     dense = dense_flops_per_token(session.space.positions, tokens)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import safetensors
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,7 +32,9 @@ def open_shared_cache(folder: Path) -> Iterator[SharedCache]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         used = stack.enter_context((folder / "used.lock").open("w"))
-        fcntl.flock(used, fcntl.LOCK_SH)
+        fcntl.flock(
+            used, fcntl.LOCK_SH
+        )  # filelock has none that many hold and that ends with the process
         yield SharedCache(folder)
         try:
             fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,8 +95,7 @@ class SharedCache:
 
     def _once(self, name: str, write: Callable[[Path], None]) -> Path:
         path = self.folder / name
-        with (self.folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.folder / f"{name}.lock"):
             if not path.exists():
                 part = path.with_suffix(".part")
                 write(part)

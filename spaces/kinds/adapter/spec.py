@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.kinds.base import Kind, Stage
+from sparsearch.spaces.kinds.options import Count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +29,7 @@ class Adapter(Kind):
     name: ClassVar[str] = "adapter"
     mergeable: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
-    bottleneck: int = 24
+    bottleneck: Count = 24
     parallel: bool = False
 
     def accepts(self, position: Position) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.kinds.base import Kind, Stage
+from sparsearch.spaces.kinds.options import Count, Scale
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +27,9 @@ class Lora(Kind):
     """
 
     name: ClassVar[str] = "lora"
-    max_rank: int = 4
-    alpha: float = 16.0
+    not_in_peft: ClassVar[str] = ""
+    max_rank: Count = 4
+    alpha: Scale = 16.0
 
     def accepts(self, position: Position) -> bool:
         """Any linear."""

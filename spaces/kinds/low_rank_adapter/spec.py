@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.kinds.base import Kind, Stage
+from sparsearch.spaces.kinds.options import Count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,7 @@ class LowRankAdapter(Kind):
     name: ClassVar[str] = "low_rank_adapter"
     mergeable: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
-    reduction: int = 32
+    reduction: Count = 32
 
     def accepts(self, position: Position) -> bool:
         """Any attention or feed-forward block."""

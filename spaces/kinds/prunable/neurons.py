@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsearch.spaces.families.position import Position
+from sparsearch.spaces.kinds.options import Count
 from sparsearch.spaces.kinds.prunable.spec import Removal
 
 __all__ = ["LEAST_NEURONS", "Neurons"]
@@ -23,7 +24,7 @@ class Neurons(Removal):
     """
 
     name: ClassVar[str] = "neurons"
-    block: int = 64
+    block: Count = 64
 
     def least(self, position: Position) -> int:
         """64, or all of a narrower layer."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.kinds.base import Kind, KindRole, Stage, Statistics
@@ -31,10 +30,10 @@ class Removal(Kind):
     """
 
     mergeable: ClassVar[bool] = False
+    not_in_peft: ClassVar[str] = "PEFT cuts nothing out of a backbone"
     role: ClassVar[KindRole] = "remove"
     statistics: ClassVar[Statistics] = "input covariance"
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"compensate": ("none", "linear")}
-    compensate: str = "none"
+    compensate: Literal["none", "linear"] = "none"
 
     @property
     def aligns(self) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
 from sparsearch.spaces.families.position import Position, weight_at
 from sparsearch.spaces.kinds.base import Kind, Stage
+from sparsearch.spaces.kinds.options import Count, Scale
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SUPPORTS", "SparseDelta"]
 
-SUPPORTS = ("residual", "magnitude", "gradient", "random")
+Support: TypeAlias = Literal["residual", "magnitude", "gradient", "random"]
 """Ways to rank the places of a matrix, see ``supports.find_support``."""
+
+SUPPORTS: tuple[Support, ...] = get_args(Support)
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,14 @@ class SparseDelta(Kind):
     """
 
     name: ClassVar[str] = "sparse_delta"
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"support": SUPPORTS}
-    smallest: int = 16
-    factor: int = 4
-    steps: int = 4
-    support: str = "residual"
-    scale: float = 1.0
+    not_in_peft: ClassVar[str] = (
+        "PEFT has no adapter of any number of single entries; SHiRA fixes it by a rank"
+    )
+    smallest: Count = 16
+    factor: Count = 4
+    steps: Count = 4
+    support: Support = "residual"
+    scale: Scale = 1.0
 
     @property
     def aligns(self) -> bool:

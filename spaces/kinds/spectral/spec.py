@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparsearch.spaces.families.position import Position, weight_at
 from sparsearch.spaces.kinds.base import Kind, Stage
+from sparsearch.spaces.kinds.options import Count
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,8 +36,9 @@ class Spectral(Kind):
     """
 
     name: ClassVar[str] = "spectral"
-    block: int = 16
-    max_blocks: int = 8
+    not_in_peft: ClassVar[str] = ""
+    block: Count = 16
+    max_blocks: Count = 8
 
     @property
     def aligns(self) -> bool:

@@ -14,13 +14,15 @@ factored as K-FAC does): loss rises by W_ij^2 E[g_i^2] E[x_j^2] / 2, and U_ij is
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from sparsearch.errors import ConfigError, StructureError
 from sparsearch.spaces.families.position import Position, weight_at
 from sparsearch.spaces.kinds.base import Kind, KindRole, Stage, Statistics
+from sparsearch.spaces.kinds.options import Count, Scale
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,17 +53,17 @@ class WeightMask(Kind):
     """
 
     name: ClassVar[str] = "weight_mask"
+    not_in_peft: ClassVar[str] = "PEFT does not change the backbone's weights"
     role: ClassVar[KindRole] = "mask"
     statistics: ClassVar[Statistics] = "second moments"
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"importance": ("magnitude", "saliency")}
-    rank: int = field(default=8, metadata={"least": 0})
+    rank: Annotated[int, Field(ge=0)] = 8
     structured: bool = True
-    alpha_low_rank: float = 1.0
-    alpha_structured: float = 1.0
-    every: int = 50
+    alpha_low_rank: Scale = 1.0
+    alpha_structured: Scale = 1.0
+    every: Count = 50
     pattern: str = ""
-    bands: int = field(default=20, metadata={"least": 2})
-    importance: str = "magnitude"
+    bands: Annotated[int, Field(ge=2)] = 20
+    importance: Literal["magnitude", "saliency"] = "magnitude"
 
     def __post_init__(self) -> None:
         if self.pattern and not 0 < self.kept < self.group:

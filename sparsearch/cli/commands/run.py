@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -123,7 +122,7 @@ def _next_commands(record: StudyRecord, summary: StudySummary, db: str) -> list[
     text = str(budget.budget.get("text", ""))
     within = ["--max-trainable-params", text if text.endswith("%") else str(limit)]
     name = (budget.best.structure or "")[:8]
-    whole = json.loads(record.config).get("train", {}).get("backbone", False)
+    whole = record.settings.get("train", {}).get("backbone", False)
     of = ["--study", summary.study]
     commands = [
         ["best", *of, *(within if limit is not None else [])],

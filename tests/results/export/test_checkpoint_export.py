@@ -27,10 +27,10 @@ from sparsearch.spaces.compaction.checkpoint_document import read_checkpoint
 from sparsearch.spaces.families.registry import FAMILIES
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
+from tests.helpers.feed_forward import WIDTH
 
 CUT = {"lora": {"max_rank": 2}, "lnfit": {}, "heads": {}, "neurons": {"block": 24}}
 MERGED = {"lora": {"max_rank": 2}, "lnfit": {}}
-WIDTH = {"distilbert": "hidden_dim", "gpt2": "n_inner", "opt": "ffn_dim", "t5": "d_ff"}
 NEEDS_ONNX = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime") is None, reason="needs the extra onnx"
 )

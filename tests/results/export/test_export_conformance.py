@@ -18,7 +18,7 @@ from sparsearch.results.export.export import export
 from sparsearch.results.export.task_config import task_keywords
 from sparsearch.spaces.kinds import KINDS
 from tests.helpers.exported import furthest, logits_of, padded_batch, train_on
-from tests.results.export.test_checkpoint_export import WIDTH
+from tests.helpers.feed_forward import WIDTH
 
 EXPRESSIBLE = {
     "lora": {"lora": {"max_rank": 2}},

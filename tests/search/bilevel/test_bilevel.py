@@ -15,54 +15,14 @@ from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.gates.gates import Gates
 from sparsearch.search.gates.idle import IdleModules
 from sparsearch.search.gates.targets import BudgetSchedule, Targets
-from sparsearch.search.strategies.base import RankingContext
 from sparsearch.search.strategies.registry import rank
-from sparsearch.search.tasks.task import Split, Task
-from sparsearch.search.training.warm_start import WarmStarts
 from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.calibration.calibrate import aligning_at
 from sparsearch.spaces.space import build_space
 from tests.conftest import FAMILIES
+from tests.helpers.tiny_problem import BUDGETS, make_problem
+from tests.helpers.tiny_task import TRAIN, make_task
 
-TRAIN = TrainConfig(precision="fp32", batch_size=8)
 PLAIN = TrainConfig(precision="fp32", batch_size=8, head_first=False)
-
-
-BUDGETS = (Budget(max_trainable_params=300), Budget(max_trainable_params=900))
-
-
-def make_task(rows: int = 32, end: int | None = None) -> Task:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 60, (rows, 8), generator=generator)
-    if end is not None:
-        ids[:, -1] = end
-    split = Split(
-        {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
-        torch.full((rows,), 8),
-        (ids[:, 1] > 30).long(),
-    )
-    return Task("toy", "classification", "accuracy", ("a", "b"), 8, split, split, split)
-
-
-def make_problem(build, family="bert", **search) -> RankingContext:
-    model = build(family, labels=2)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = search.pop("dropout", module.p)
-    space = build_space(model, kinds={"lora": {"max_rank": 2}, "bitfit": {}, "lnfit": {}})
-    task = make_task(end=model.config.eos_token_id if family == "t5" else None)
-    starts = WarmStarts(model, task, TrainConfig(precision="fp32"))
-    return RankingContext(
-        model,
-        space,
-        task,
-        SearchConfig(**{"steps": 4, "batch_size": 8} | search),
-        TRAIN,
-        BUDGETS,
-        lambda: starts.get(0, aligning_at(space.kinds.values(), space.positions)),
-    )
-
-
 VARIANTS = [
     {},
     {"order": "second"},

@@ -14,7 +14,7 @@ from sparsearch.search.selection.selector import Selector
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
 from sparsearch.workers.trials.ranking_key import shared_ranking
-from tests.search.bilevel.test_bilevel import make_task
+from tests.helpers.tiny_task import make_task
 
 BUDGET = Budget(max_trainable_params=200)
 

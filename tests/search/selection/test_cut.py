@@ -12,9 +12,11 @@ from sparsearch.errors import InfeasibleError, SparsearchError
 from sparsearch.search.selection.caps import Caps
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.registry import find_strategy
-from sparsearch.search.strategies.uniform import largest_uniform
+from sparsearch.search.strategies.uniform import largest_uniform, uniform_levels
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.budget import Budget, resolve
+from sparsearch.spaces.families.position import matching
+from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import build_space
 
@@ -114,12 +116,19 @@ def test_a_ranking_refuses_nan():
 @pytest.mark.parametrize("params", [70, 150, 700, 2_000, 50_000])
 def test_uniform_structures_fit_and_no_larger_level_would(space, strategy, params):
     budget = Budget(max_trainable_params=params, text=str(params))
+    pattern, caps = find_strategy(strategy), Caps(space, budget)
+    own = space.kinds.get(pattern.kind) or make_kind(pattern.kind, {})
+    positions = [p for p in matching(space.positions, pattern.on) if own.accepts(p)]
+    levels = list(uniform_levels(own, positions))
     try:
-        chosen, kind = largest_uniform(find_strategy(strategy), space, budget)
+        chosen, kind = largest_uniform(pattern, space, budget)
     except InfeasibleError as error:
         assert "smallest is" in str(error)
+        assert not caps.fits(levels[0])
         return
-    assert Caps(space, budget).fits(chosen)
+    fitting = levels.index(chosen)
+    assert all(caps.fits(level) for level in levels[: fitting + 1])
+    assert chosen == levels[-1] or not caps.fits(levels[fitting + 1])
     assert {c.kind for c in chosen} == {find_strategy(strategy).kind}
     assert len({c.size for c in chosen}) == 1
 

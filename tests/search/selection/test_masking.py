@@ -33,7 +33,7 @@ from sparsearch.spaces.families.position import weight_at
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
-from tests.search.bilevel.test_bilevel import make_task
+from tests.helpers.tiny_task import make_task
 
 MASKS = {"lora": {"max_rank": 2}, "weight_mask": {"bands": 7, "rank": 1}}
 BOTH = {**MASKS, "heads": {}, "neurons": {"block": 16}}

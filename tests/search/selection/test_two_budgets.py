@@ -26,11 +26,11 @@ from sparsearch.spaces.costs import narrowed_positions, recompute_costs
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
-from tests.search.bilevel.test_bilevel import make_problem, make_task
+from tests.helpers.tiny_problem import make_problem
+from tests.helpers.tiny_task import TRAIN, make_task
 
 KINDS = {"lora": {"max_rank": 2}, "bitfit": {}, "heads": {}, "neurons": {"block": 16}}
 TOKENS = 8
-TRAIN = TrainConfig(precision="fp32", batch_size=8)
 
 
 @pytest.fixture

@@ -16,10 +16,9 @@ from sparsearch.search.training.warm_start import WarmStarts
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
-from tests.search.bilevel.test_bilevel import make_task
+from tests.helpers.tiny_task import TRAIN, make_task
 
 KINDS = {"heads": {}, "neurons": {"block": 8}}
-TRAIN = TrainConfig(precision="fp32", batch_size=8)
 
 
 def learn(model, settled=lambda scores: False, **search):

@@ -12,7 +12,7 @@ from sparsearch.search.strategies.registry import rank
 from sparsearch.search.strategies.supernet_start import log_density
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.space import build_space
-from tests.search.bilevel.test_bilevel import make_problem
+from tests.helpers.tiny_problem import make_problem
 
 
 @pytest.mark.parametrize(

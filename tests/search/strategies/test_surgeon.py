@@ -23,7 +23,7 @@ from sparsearch.spaces.costs import linear_weights
 from sparsearch.spaces.families.position import weight_at
 from sparsearch.spaces.kinds.prunable.module import ridged
 from sparsearch.spaces.space import build_space
-from tests.search.bilevel.test_bilevel import TRAIN, make_task
+from tests.helpers.tiny_task import TRAIN, make_task
 
 BUDGET = Budget(max_trainable_params=400, max_inference_flops=0.7)
 LINEAR = {"heads": {"compensate": "linear"}, "neurons": {"block": 8, "compensate": "linear"}}

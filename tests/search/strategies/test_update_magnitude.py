@@ -18,7 +18,7 @@ from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.families.position import find, weight_at
 from sparsearch.spaces.space import build_space
-from tests.search.bilevel.test_bilevel import TRAIN, make_task
+from tests.helpers.tiny_task import TRAIN, make_task
 
 KINDS = {
     "lora": {"on": ["*.attn.[qv]"], "max_rank": 2},

@@ -35,9 +35,8 @@ from sparsearch.spaces.calibration.calibrate import align, aligning_at
 from sparsearch.spaces.families.position import find, weight_at
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.space import build_space
-from tests.search.bilevel.test_bilevel import make_task
+from tests.helpers.tiny_task import TRAIN, make_task
 
-TRAIN = TrainConfig(precision="fp32", batch_size=8)
 KINDS = {
     "lora": {"max_rank": 2},
     "spectral": {"block": 2, "max_blocks": 2},

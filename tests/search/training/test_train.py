@@ -6,7 +6,7 @@ from sklearn import metrics
 
 from sparsearch.config.study import TrainConfig
 from sparsearch.errors import SparsearchError, TrainingDiverged
-from sparsearch.search.tasks.task import Split, Task
+from sparsearch.search.tasks.task import Split
 from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.evaluate import evaluate, measure, predict
 from sparsearch.search.training.optimiser import learning_rates, linear_schedule
@@ -17,18 +17,7 @@ from sparsearch.spaces.backbone.parameters import backbone_parameters, positions
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.compaction.sparsity import measured_sparsity
 from sparsearch.spaces.kinds import make_kind
-
-
-def make_task(rows=48, kind="classification") -> Task:
-    ids = torch.randint(5, 60, (rows, 8), generator=torch.Generator().manual_seed(0))
-    labels = (ids[:, 1] > 30).long() if kind == "classification" else ids[:, 1] / 60
-    split = Split(
-        {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.full((rows,), 8), labels
-    )
-    metric = "accuracy" if kind == "classification" else "pearson"
-    return Task(
-        "toy", kind, metric, ("a", "b") if metric == "accuracy" else (), 8, split, split, split
-    )
+from tests.helpers.training_task import make_task
 
 
 def attached(build, labels=2):

@@ -10,8 +10,7 @@ from sparsearch.search.training import train as training
 from sparsearch.search.training.embedding_rows import only_rows_read
 from sparsearch.search.training.optimiser import learning_rates
 from sparsearch.search.training.train import train
-
-from .test_train import make_task
+from tests.helpers.training_task import make_task
 
 FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama", "opt", "deberta-v2", "t5"]
 

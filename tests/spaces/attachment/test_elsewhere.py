@@ -20,7 +20,8 @@ from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.kinds import make_kind
 from tests.conftest import FAMILIES
-from tests.spaces.kinds.test_kinds import TABLE, logits, units_of
+from tests.helpers.kind_table import TABLE, units_of
+from tests.helpers.logits import logits
 
 CPU = torch.device("cpu")
 OFFLOADABLE = [f for f in FAMILIES if f != "deberta-v2"]

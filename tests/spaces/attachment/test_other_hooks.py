@@ -16,7 +16,8 @@ from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.kinds import make_kind
-from tests.spaces.kinds.test_kinds import TABLE, logits, units_of
+from tests.helpers.kind_table import TABLE, units_of
+from tests.helpers.logits import logits
 
 INSIDE = ["lnfit", "bitfit", "weight_mask"]
 """Kinds that change parameters of norms and linears, where others add to outputs."""

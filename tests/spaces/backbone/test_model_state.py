@@ -12,12 +12,10 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import LNTuningConfig, LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from transformers import ElectraConfig, ElectraModel, T5EncoderModel
 from transformers.utils.quantization_config import QuantizationMethod
 
 from sparsearch.errors import BackboneError, ModelStateError, StructureError
 from sparsearch.spaces.attachment.attach import attach, detach
-from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.state import check_state, states_of
 from sparsearch.spaces.calibration.calibrate import align
 from sparsearch.spaces.compaction.checkpoint import save_checkpoint
@@ -26,7 +24,6 @@ from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.compaction.remove import remove_units
 from sparsearch.spaces.compaction.sparsity import measured_sparsity
 from sparsearch.spaces.space import build_space
-from sparsearch.spaces.structure import make_structure
 
 LORA = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
 NORMS = LNTuningConfig(task_type="SEQ_CLS", target_modules=["LayerNorm"])
@@ -166,15 +163,6 @@ ON_WEIGHTS_OF_INTEGERS = {
     "integers": (changed(in_integers), r"quantised: .*query.weight is of torch.int8"),
     "float8": (changed(in_float8), r"quantised: .*query.weight is of torch.float8_e4m3fn"),
 }
-
-
-@pytest.fixture
-def structure(build):
-    model = build("bert")
-    space = build_space(model, kinds={"lora": {"max_rank": 1}})
-    return make_structure(space, space.candidates, identify(model), "classification")
-
-
 ENTRIES = {
     "attach": lambda m, s, folder: attach(m, s),
     "build_space": lambda m, s, folder: build_space(m, kinds={"lora": {}}),
@@ -321,27 +309,6 @@ def test_a_model_wrapped_by_processes_is_named(build, structure, process_group):
         attach(split, structure)
 
 
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        (lambda m: m.bert.encoder, "BertEncoder .*(no config|has no encoder.layer.0)"),
-        (lambda m: m.bert.embeddings, "BertEmbeddings is no transformers model"),
-        (lambda m: nn.Linear(2, 2), "a Linear is no transformers model"),
-    ],
-)
-def test_a_part_of_a_model_is_named(build, structure, part, message):
-    for entry in (lambda m: attach(m, structure), lambda m: build_space(m, kinds={"lora": {}})):
-        with pytest.raises(ModelStateError, match=message):
-            entry(part(build("bert")))
-
-
-def test_a_model_of_another_family_is_an_error_of_the_backbone(structure):
-    small = ElectraConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
-    for entry in (lambda m: attach(m, structure), lambda m: build_space(m, kinds={"lora": {}})):
-        with pytest.raises(BackboneError, match="family 'electra' is not supported"):
-            entry(ElectraModel(small))
-
-
 def test_attaching_twice_is_refused(build, structure):
     model = attach(build("bert"), structure)
     with pytest.raises(StructureError, match="already has a structure attached") as error:
@@ -365,37 +332,3 @@ def test_what_is_attached_to_a_part_or_under_a_wrapper_is_no_silent_nothing(buil
         detach(whole)
     detach(whole.bert)
     assert not list(states_of(whole))
-
-
-def structures_of_t5(tmp_path, build, patterns=("*",)):
-    """Structures of a tiny T5 and of its encoder, with functions that load each."""
-    build("t5").save_pretrained(tmp_path / "t5")
-    loads = {
-        "whole": lambda: type(build("t5")).from_pretrained(tmp_path / "t5"),
-        "encoder": lambda: T5EncoderModel.from_pretrained(tmp_path / "t5"),
-    }
-    structures = {}
-    for name, load in loads.items():
-        space = build_space(load(), kinds={"lora": {"max_rank": 1, "on": list(patterns)}})
-        structures[name] = make_structure(
-            space, space.candidates, identify(load()), "classification"
-        )
-    return loads, structures
-
-
-@pytest.mark.parametrize("patterns", [("*",), ("encoder.*",)])
-def test_half_of_an_encoder_decoder_is_named_both_ways(build, tmp_path, patterns):
-    loads, structures = structures_of_t5(tmp_path, build, patterns)
-    with pytest.raises(ModelStateError, match="a T5EncoderModel, has no decoder, which"):
-        attach(loads["encoder"](), structures["whole"])
-    with pytest.raises(ModelStateError, match="belongs to the encoder alone; the model, a T5For"):
-        attach(loads["whole"](), structures["encoder"])
-    for name, load in loads.items():
-        attach(load(), structures[name])
-
-
-def test_other_weights_are_still_another_backbone(build, tmp_path):
-    _, structures = structures_of_t5(tmp_path, build)
-    for structure, family in ((structures["whole"], "t5"), (structures["whole"], "bert")):
-        with pytest.raises(StructureError, match="belongs to another backbone"):
-            attach(build(family, seed=1), structure)

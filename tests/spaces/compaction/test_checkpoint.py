@@ -31,10 +31,10 @@ from sparsearch.spaces.compaction.compact import slim
 from sparsearch.spaces.compaction.sparsity import weight_sparsity
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
+from tests.helpers.feed_forward import WIDTH
 
 BARE = ("llama", "t5")
 """Families whose linears have no biases."""
-WIDTH = {"distilbert": "hidden_dim", "gpt2": "n_inner", "opt": "ffn_dim", "t5": "d_ff"}
 
 
 def kinds_of(family, adapters):

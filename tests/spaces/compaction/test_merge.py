@@ -20,6 +20,7 @@ from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.families.position import find, weight_at
 from sparsearch.spaces.kinds import KINDS, make_kind
 from sparsearch.spaces.kinds.bitfit.module import BitFitUnit
+from tests.helpers.logits import logits
 
 OPTIONS = {
     "sparse_delta": {"smallest": 4, "steps": 2},
@@ -50,11 +51,6 @@ def units_for(model, *kinds):
         for kind in kinds
         if kind.accepts(p) and not (bare and kind.name == "bitfit" and p.role == "norm")
     ]
-
-
-def logits(model, inputs):
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 def difference(model, expected, inputs):

@@ -14,19 +14,9 @@ from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.attachment.weights_file import load_weights, weights_of
 from sparsearch.spaces.backbone.parameters import backbone_parameters, base_of, positions_of
 from sparsearch.spaces.kinds import KINDS, make_kind
+from tests.helpers.kind_table import TABLE, units_of
+from tests.helpers.logits import logits
 
-TABLE = [
-    ("lora", {"max_rank": 3}),
-    ("spectral", {"block": 2, "max_blocks": 3}),
-    ("bitfit", {}),
-    ("lnfit", {}),
-    ("low_rank_adapter", {"reduction": 8}),
-    ("adapter", {"bottleneck": 3}),
-    ("adapter", {"bottleneck": 3, "parallel": True}),
-    ("ia3", {}),
-    ("sparse_delta", {"smallest": 4, "factor": 3, "steps": 3}),
-    ("weight_mask", {"rank": 2, "bands": 4}),
-]
 UNCOUNTED = ("sparse_delta",)
 """Torch counts matrix products, not gathered entries; the kind's own tests count those."""
 
@@ -37,20 +27,6 @@ UNCOUNTED = ("sparse_delta",)
 def kind(request):
     name, options = request.param
     return make_kind(name, options)
-
-
-def units_of(model, kind):
-    """The kind everywhere it can go: (position, kind, size, gates)."""
-    return [
-        (p, kind, sum(kind.sizes(p)), len(kind.sizes(p)))
-        for p in positions_of(model)
-        if kind.accepts(p)
-    ]
-
-
-def logits(model, inputs):
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 def test_identity_at_initialisation(build, family, kind, inputs):

@@ -21,7 +21,8 @@ from sparsearch.spaces.families.position import find
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import Structure, make_structure
-from tests.spaces.compaction.test_slim import WIDTH
+from tests.helpers.feed_forward import WIDTH
+from tests.helpers.logits import logits
 
 KINDS = {"heads": {}, "neurons": {"block": 24}, "lora": {"max_rank": 2}, "bitfit": {}}
 CUTS = {"heads": {"compensate": "linear"}, "neurons": {"block": 16, "compensate": "linear"}}
@@ -31,11 +32,6 @@ CUTS = {"heads": {"compensate": "linear"}, "neurons": {"block": 16, "compensate"
 def wide(build):
     """Builds a model whose feed-forwards have neurons to lose."""
     return lambda family: build(family, **{WIDTH.get(family, "intermediate_size"): 112})
-
-
-def logits(model, inputs):
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 def masked_logits(model, inputs, removed):

@@ -13,11 +13,6 @@ RANGE = {"max_trainable_params": {"from": 200, "to": 600, "points": 2}}
 
 
 @pytest.fixture
-def db(tmp_path):
-    return f"sqlite:///{tmp_path / 'study.db'}"
-
-
-@pytest.fixture
 def front(study):
     outer = {"trials": 3, "tune": {"search.alpha_lr": {"from": 0.01, "to": 0.3, "log": True}}}
     return study | {"name": "front", "budgets": RANGE, "outer": outer, "baselines": ["random"]}

@@ -11,11 +11,6 @@ from sparsearch.workers.study import run
 
 
 @pytest.fixture
-def db(tmp_path):
-    return f"sqlite:///{tmp_path / 'study.db'}"
-
-
-@pytest.fixture
 def moods(study):
     return study | {"name": "moods", "task": {**study["task"], "name": "first"}, "baselines": []}
 

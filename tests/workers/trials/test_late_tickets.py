@@ -16,7 +16,7 @@ from sparsearch.spaces.calibration.calibrate import aligning_at
 from sparsearch.workers.trials.execute import execute
 from sparsearch.workers.trials.session import open_session
 from sparsearch.workers.trials.shared_cache import open_shared_cache
-from tests.workers.trials.test_shelf import backbone, mapped
+from tests.helpers.shared_tensors import backbone, mapped
 
 BUDGET = Budget(max_inference_flops=0.8, text="80%")
 
@@ -54,7 +54,7 @@ def test_a_ticket_is_cut_from_what_the_brief_fine_tuning_left(config, tmp_path):
     ), "moments are those of the weights that are cut"
     with open_shared_cache(tmp_path / "shelf") as shelf:
         session = open_session(config, shelf)
-        one, other = (execute(b, trial, lambda key: None) for b in (plain, session))
+        one, other = (execute(b, trial) for b in (plain, session))
         assert all(mapped(p) for p in backbone(session.model).values())
     assert one.state == "ok", one.message
     assert (one.structure, one.measurements) == (other.structure, other.measurements)
@@ -72,7 +72,7 @@ def test_a_trial_whose_first_steps_leave_no_training_fails_before_it_begins(conf
     config = with_training(config, start_steps=999)
     session, told = open_session(config), []
     trial = Trial(0, "surgeon", BUDGET, 0)
-    outcome = execute(session, trial, lambda key: None, lambda *event: told.append(event))
+    outcome = execute(session, trial, observe=lambda *event: told.append(event))
     assert outcome.state == "failed" and not told
     assert "start_steps takes" in outcome.message
 
@@ -102,7 +102,7 @@ def test_what_is_cut_late_is_ranked_over_the_late_head(config, strategy, monkeyp
 
     monkeypatch.setattr(f"sparsearch.search.strategies.{at}", look)
     trial = Trial(0, strategy, BUDGET, 0)
-    assert execute(session, trial, lambda key: None).state == "cancelled"
+    assert execute(session, trial).state == "cancelled"
     assert seen == [True, True]
 
 
@@ -111,7 +111,7 @@ def test_a_ticket_may_begin_with_the_warm_head(config, steps):
     config = with_training(config, start_steps=steps, head_first=True)
     session = open_session(config)
     start = session.starts.get(0, (), late=True)
-    outcome = execute(session, Trial(0, "surgeon", BUDGET, 0), lambda key: None)
+    outcome = execute(session, Trial(0, "surgeon", BUDGET, 0))
     assert outcome.state == "ok", outcome.message
     stored = safetensors.torch.load(outcome.weights)
     for name, value in start.head.items():

@@ -8,7 +8,6 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
-from transformers import PreTrainedModel
 
 from sparsearch.config.study import StudyConfig
 from sparsearch.results.records import Trial
@@ -18,15 +17,8 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.calibration.calibrate import aligning_at
 from sparsearch.workers.trials.execute import execute
 from sparsearch.workers.trials.session import open_session
-from sparsearch.workers.trials.shared_cache import _mapped_ranges, open_shared_cache
-
-
-def mapped(tensor):
-    return any(start <= tensor.data_ptr() < end for start, end in _mapped_ranges())
-
-
-def backbone(model: PreTrainedModel):
-    return dict(model.base_model.named_parameters())
+from sparsearch.workers.trials.shared_cache import open_shared_cache
+from tests.helpers.shared_tensors import backbone, mapped
 
 
 @pytest.fixture(params=["float32", "float16"])
@@ -65,7 +57,7 @@ def test_trials_on_a_shelf_end_as_others_do(config, tmp_path):
     with open_shared_cache(tmp_path / "shelf") as shelf:
         session = open_session(config, shelf)
         for trial in trials:
-            one, other = (execute(b, trial, lambda key: None) for b in (plain, session))
+            one, other = (execute(b, trial) for b in (plain, session))
             assert one.state == "ok", one.message
             assert (one.structure, one.measurements) == (other.structure, other.measurements)
         assert all(mapped(p) for p in backbone(session.model).values())
@@ -81,7 +73,7 @@ def test_a_brief_fine_tuning_leaves_what_is_shared_as_it_is(config, tmp_path):
     )
     with open_shared_cache(tmp_path / "shelf") as shelf:
         session = open_session(config, shelf)
-        one, other = (execute(b, trial, lambda key: None) for b in (plain, session))
+        one, other = (execute(b, trial) for b in (plain, session))
         assert one.state == "ok", one.message
         assert one.structure == other.structure
         assert one.measurements == other.measurements

@@ -1,0 +1,27 @@
+"""Every kind with options that suit a tiny model, and where a kind can go."""
+
+from __future__ import annotations
+
+from sparsearch.spaces.backbone.parameters import positions_of
+
+TABLE = [
+    ("lora", {"max_rank": 3}),
+    ("spectral", {"block": 2, "max_blocks": 3}),
+    ("bitfit", {}),
+    ("lnfit", {}),
+    ("low_rank_adapter", {"reduction": 8}),
+    ("adapter", {"bottleneck": 3}),
+    ("adapter", {"bottleneck": 3, "parallel": True}),
+    ("ia3", {}),
+    ("sparse_delta", {"smallest": 4, "factor": 3, "steps": 3}),
+    ("weight_mask", {"rank": 2, "bands": 4}),
+]
+
+
+def units_of(model, kind):
+    """The kind everywhere it can go: (position, kind, size, gates)."""
+    return [
+        (p, kind, sum(kind.sizes(p)), len(kind.sizes(p)))
+        for p in positions_of(model)
+        if kind.accepts(p)
+    ]
