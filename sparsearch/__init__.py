@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from sparsearch.results.store.store import Store
     from sparsearch.results.store.store import open_store as open
     from sparsearch.spaces.attachment.attach import attach, detach
-    from sparsearch.spaces.calibration.calibrate import align
+    from sparsearch.spaces.calibration.calibrate import calibrate
     from sparsearch.spaces.compaction.checkpoint import load_checkpoint
-    from sparsearch.spaces.compaction.compact import slim
+    from sparsearch.spaces.compaction.compact import compact
     from sparsearch.spaces.compaction.merge import merge
     from sparsearch.spaces.compaction.sparsity import measured_sparsity
     from sparsearch.spaces.space import Space, build_space
@@ -35,7 +36,7 @@ __all__ = [
     "Structure",
     "StudyConfig",
     "__version__",
-    "align",
+    "calibrate",
     "attach",
     "build_space",
     "detach",
@@ -45,7 +46,7 @@ __all__ = [
     "merge",
     "open",
     "run",
-    "slim",
+    "compact",
 ]
 
 __version__ = "0.1.0"
@@ -56,7 +57,7 @@ _HOME = {
     "Store": "results.store.store:Store",
     "Structure": "spaces.structure:Structure",
     "StudyConfig": "config.study:StudyConfig",
-    "align": "spaces.calibration.calibrate:align",
+    "calibrate": "spaces.calibration.calibrate:calibrate",
     "attach": "spaces.attachment.attach:attach",
     "build_space": "spaces.space:build_space",
     "detach": "spaces.attachment.attach:detach",
@@ -66,12 +67,19 @@ _HOME = {
     "merge": "spaces.compaction.merge:merge",
     "open": "results.store.store:open_store",
     "run": "workers.study:run",
-    "slim": "spaces.compaction.compact:slim",
+    "compact": "spaces.compaction.compact:compact",
 }
+
+
+_FORMER = {"align": "calibrate", "slim": "compact"}
+"""Names of version 0.1, which stay for one version."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch and the database cost seconds."""
+    if name in _FORMER:
+        warnings.warn(f"sparsearch.{name} is called {_FORMER[name]} now", FutureWarning, 2)
+        name = _FORMER[name]
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOME[name].split(":")

@@ -133,3 +133,11 @@ def test_every_public_name_resolves():
         assert getattr(ss, name) is not None
     with pytest.raises(AttributeError):
         _ = ss.nothing
+
+
+@pytest.mark.parametrize(("former", "name"), [("align", "calibrate"), ("slim", "compact")])
+def test_former_names_still_work_and_say_what_they_are_called_now(former, name):
+    import sparsearch as ss
+
+    with pytest.warns(FutureWarning, match=f"sparsearch.{former} is called {name} now"):
+        assert getattr(ss, former) is getattr(ss, name)

@@ -32,7 +32,7 @@ from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.loading import load_model, locate
 from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.compaction.compact import slim
+from sparsearch.spaces.compaction.compact import compact
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import Structure, make_structure
@@ -62,7 +62,7 @@ def opened(arguments: argparse.Namespace, name: str) -> tuple[PreTrainedModel, f
     tokens = LIMIT_AT[1]
     structure = ticket(dense, arguments.flops / 100, arguments.block, tokens)
     total = dense_flops_per_token(positions_of(dense), tokens)
-    return slim(dense, structure, attached=False), 1 + structure.inference_flops(tokens) / total
+    return compact(dense, structure, attached=False), 1 + structure.inference_flops(tokens) / total
 
 
 @torch.inference_mode()

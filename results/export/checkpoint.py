@@ -14,7 +14,7 @@ from sparsearch.results.export.trained import Trained
 from sparsearch.results.export.verify import check_padding, compare, logits_of
 from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint, save_checkpoint
-from sparsearch.spaces.compaction.compact import slim
+from sparsearch.spaces.compaction.compact import compact
 from sparsearch.spaces.compaction.sparsity import weight_sparsity
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _small_model(trained: Trained) -> tuple[PreTrainedModel, Tensor]:
     model = trained.attached_model()
     expected = logits_of(model)
     try:
-        slim(model, trained.structure)
+        compact(model, trained.structure)
     except StructureError as error:
         hint = "export it with --to spec, which keeps it attached"
         raise ExportError(f"no checkpoint of this structure: {error.message}", hint) from error

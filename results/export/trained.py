@@ -20,7 +20,7 @@ from sparsearch.spaces.attachment.check import check_structure
 from sparsearch.spaces.attachment.weights_file import BACKBONE, HEAD, load_weights
 from sparsearch.spaces.backbone.loading import load_model, locate
 from sparsearch.spaces.backbone.parameters import backbone_parameters, head_parameters
-from sparsearch.spaces.compaction.compact import slim
+from sparsearch.spaces.compaction.compact import compact
 from sparsearch.spaces.structure import Structure
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Trained:
         Raises:
             ExportError: If the weights are of another model.
         """
-        model = slim(self.fresh_model(), self.structure, attached=False)
+        model = compact(self.fresh_model(), self.structure, attached=False)
         wanted = {BACKBONE + n: p for n, p in backbone_parameters(model)}
         wanted |= {HEAD + n: p for n, p in head_parameters(model)}
         if {n: t.shape for n, t in self.tensors.items()} != {

@@ -3,6 +3,6 @@
 | file | what it does |
 |---|---|
 | selector | `Selector`: greedy, by density or by knapsack, under several limits |
-| limits, infeasible | what a budget leaves; why nothing fits |
+| caps, infeasible | what a budget leaves; why nothing fits |
 | masks | how many weights masks have to remove, and where |
 """

@@ -20,7 +20,7 @@ from sparsearch.spaces.kinds.module_base import Basis
 __all__ = [
     "Aligning",
     "Bases",
-    "align",
+    "calibrate",
     "aligning_at",
     "find_bases",
     "hosts_by_weight",
@@ -34,7 +34,7 @@ Bases = Mapping[tuple[str, str], Basis]
 """Names of position and kind -> frozen parts."""
 
 
-def align(
+def calibrate(
     model: nn.Module, losses: Iterable[Tensor], changes: Mapping[str, Tensor] | None = None
 ) -> None:
     """Choose the frozen parts of attached, untrained units by the mean gradient of their hosts' weights.
@@ -54,7 +54,7 @@ def align(
         ModelStateError: If the model is in a state where its weights cannot be read, see ``model_state``.
 
     Example:
-        >>> align(model, (model(**batch).loss for batch in loader))  # doctest: +SKIP
+        >>> calibrate(model, (model(**batch).loss for batch in loader))  # doctest: +SKIP
     """
     check_state(model, allow={"attached"})
     attachment = attachment_of(model)

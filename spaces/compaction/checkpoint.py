@@ -64,7 +64,7 @@ def save_checkpoint(
     """Write a slim model to a folder.
 
     Args:
-        model: What ``slim`` made of the model with the structure attached.
+        model: What ``compact`` made of the model with the structure attached.
         structure: That structure.
         folder: Exists; files of these names in it are overwritten.
         inference_flops_ratio: Of the structure, if known.
@@ -74,7 +74,7 @@ def save_checkpoint(
         ModelStateError: If the model is in a state where its weights cannot be written, see ``model_state``.
 
     Example:
-        >>> save_checkpoint(slim(model, structure), structure, "small/")  # doctest: +SKIP
+        >>> save_checkpoint(compact(model, structure), structure, "small/")  # doctest: +SKIP
     """
     check_state(model, allow={"attached"})
     folder = Path(folder)

@@ -1,6 +1,6 @@
 """Slimming: heads and neurons are cut out of the weights; what is left is a smaller model of the same class.
 
-``slim`` does all that makes a trained model smaller, ``remove_units`` the cutting alone.
+``compact`` does all that makes a trained model smaller, ``remove_units`` the cutting alone.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sparsearch.spaces.families.position import Position, find
 from sparsearch.spaces.structure import Structure
 
 __all__ = [
-    "slim",
+    "compact",
     "units_removed",
 ]
 
 
-def slim(model: M, structure: Structure, *, attached: bool = True) -> M:
+def compact(model: M, structure: Structure, *, attached: bool = True) -> M:
     """Make a trained model as small as its structure says: merge what merges, then cut what is removed.
 
     Merging comes first, so that what was trained on a head that goes is dropped with it; then what stands in for
@@ -47,7 +47,7 @@ def slim(model: M, structure: Structure, *, attached: bool = True) -> M:
         ModelStateError: If the model is in a state where its weights cannot be changed, see ``model_state``.
 
     Example:
-        >>> small = slim(attach(model, "exported/"), structure)      # doctest: +SKIP
+        >>> small = compact(attach(model, "exported/"), structure)      # doctest: +SKIP
     """
     check_state(model, allow={"attached"})
     if not attached:
@@ -89,7 +89,7 @@ def _cut_plain(model: M, structure: Structure) -> M:
     if trained:
         raise StructureError(
             f"the structure does not only cut: it has {trained[0].kind} at {trained[0].position}",
-            "attach(model, folder) with its trained weights, then slim(model, structure)",
+            "attach(model, folder) with its trained weights, then compact(model, structure)",
         )
     detach(attach(model, structure))  # for its checks
     return remove_units(model, units_removed(structure, positions_of(model)))
@@ -106,7 +106,7 @@ def _check_attached(model: nn.Module, structure: Structure) -> list[AttachedUnit
         position, kind = min(found.keys() ^ wanted.keys())
         raise StructureError(
             f"the structure is not what is attached to the model: they differ in {kind} at {position}",
-            "attach(model, structure), train it or load its weights, then slim(model, structure)",
+            "attach(model, structure), train it or load its weights, then compact(model, structure)",
         )
     for key, slot in found.items():
         if slot.removal is not None and slot.removal.which != wanted[key].which:

@@ -26,7 +26,7 @@ __all__ = [
 
 _STAGES: tuple[Stage, ...] = ("parallel", "mask", "cut", "sequential", "input")
 """Order of folding. A mask sets to zero also what parallel units add, sequential ones rescale the sum; an input unit
-rescales what all of them see. Rescaling keeps zeros. What stands in for a cut is folded by ``slim`` alone."""
+rescales what all of them see. Rescaling keeps zeros. What stands in for a cut is folded by ``compact`` alone."""
 
 
 _FOLDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -96,6 +96,15 @@ STUDY = {
     "baselines": [],
     "budgets": [40],
 }
+READ = """
+import json, sys
+from pathlib import Path
+from sparsearch.config.reader import validate_study
+from sparsearch.config.registry import STRATEGIES
+_, problems = validate_study(json.loads(sys.argv[1]), Path())
+assert not problems, problems
+STRATEGIES.load(json.loads(sys.argv[1])["search"]["strategy"])
+"""
 LAUNCH = """
 import json, sys, sparsearch as ss
 from sparsearch.results.store.store import Store
@@ -124,7 +133,8 @@ def test_a_plug_in_that_is_wrong_is_named(
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     arguments = json.dumps(study | STUDY), str(tmp_path / "plugins.db")
-    done = run(site, LAUNCH, *arguments, monkeypatch=monkeypatch)
+    code = READ if "top-layers" in old or "TopLayers" in old else LAUNCH
+    done = run(site, code, *arguments, monkeypatch=monkeypatch)
     assert message in done.stderr
     assert message or done.returncode == 0, "what nobody asks for is not imported"
 

@@ -119,4 +119,4 @@ def test_unknown_preset_lists_the_known(build):
     [("0.01%", 2271), ("0.035%", 7949), ("0.1%", 22713), ("100%", 22_713_216)],
 )
 def test_relative_budgets_resolve_exactly(text, expected):
-    assert resolve(22_713_216, max_trainable_params=text).max_trainable_params == expected
+    assert resolve(22_713_216, max_trainable_params=text).get("max_trainable_params") == expected

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sparsearch.results.store.store import Store
+from sparsearch.workers.study import run
 
 DRIVER = """
 import sys, torch
@@ -45,7 +46,7 @@ def test_killed_drivers_leave_nothing_behind(study, tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study | {"seeds": [0, 1]}))
     whole, broken = (f"sqlite:///{tmp_path / name}.db" for name in ("whole", "broken"))
-    assert drive(path, whole).wait() == 0
+    run(path, whole)
     kills = 0
     for goal in (1, 6):
         driver = drive(path, broken)

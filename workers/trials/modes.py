@@ -12,7 +12,7 @@ from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.attachment.check import check_structure
 from sparsearch.spaces.backbone.parameters import count_params, positions_of
 from sparsearch.spaces.calibration.calibrate import Aligning, aligning_at, take_bases
-from sparsearch.spaces.compaction.compact import slim
+from sparsearch.spaces.compaction.compact import compact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +100,7 @@ class Ticket(TrainingMode):
         if start is not None:
             start.load_weights(smaller)
             take_bases(smaller, start.bases)
-        ticket = slim(smaller, structure).requires_grad_(True)
+        ticket = compact(smaller, structure).requires_grad_(True)
         new_head(ticket, fitting.seed, fitting.purpose, "head")
         if start is not None and (start.weights or config.head_first):
             start.load_head(ticket)

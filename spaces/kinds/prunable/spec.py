@@ -25,7 +25,7 @@ class Removal(Kind):
 
     Attributes:
         compensate: ``none``: what is cut is zero. ``linear``: it is what a linear regression on the units that stay
-            predicts, as Optimal Brain Surgeon does (Hassibi & Stork 1993); ``slim`` folds that into the weights of
+            predicts, as Optimal Brain Surgeon does (Hassibi & Stork 1993); ``compact`` folds that into the weights of
             their reader. Gates of a search do not compensate.
     """
 

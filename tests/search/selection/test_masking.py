@@ -26,7 +26,7 @@ from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.candidate import count_trainable
-from sparsearch.spaces.compaction.compact import slim
+from sparsearch.spaces.compaction.compact import compact
 from sparsearch.spaces.compaction.sparsity import count_zeros, measured_sparsity
 from sparsearch.spaces.costs import linear_weights, narrowed_positions
 from sparsearch.spaces.families.position import weight_at
@@ -61,7 +61,7 @@ def counted(space, structure):
 
 def zero_or_gone(model, structure):
     """The same, measured on the slim model."""
-    small = slim(attach(copy.deepcopy(model), structure), structure)
+    small = compact(attach(copy.deepcopy(model), structure), structure)
     zeros, left = count_zeros(small)
     return zeros + linear_weights(positions_of(model)) - left
 

@@ -31,7 +31,7 @@ from sparsearch.spaces.backbone.parameters import (
     positions_of,
 )
 from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.calibration.calibrate import align, aligning_at
+from sparsearch.spaces.calibration.calibrate import aligning_at, calibrate
 from sparsearch.spaces.families.position import find, weight_at
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.space import build_space
@@ -72,7 +72,7 @@ def test_bases_span_the_gradients_leading_directions(build, family):
     before = {n: p.detach().clone() for n, p in backbone_parameters(model)}
     warm_head(model, task, task.train, 0, "fp32")
     attach_modules(model, [(position, kind, 1, 1)])
-    align(model, sample_losses(model, task, task.train, "fp32"))
+    calibrate(model, sample_losses(model, task, task.train, "fp32"))
     unit = attachment_of(model).slots[0].unit
     detach(model)
     assert all(torch.equal(p, before[n]) for n, p in backbone_parameters(model))
@@ -92,7 +92,7 @@ def test_a_gradients_support_holds_its_largest_entries(build, family):
     position = find(positions_of(model), "layers.1.attn.v")
     warm_head(model, task, task.train, 0, "fp32")
     attach_modules(model, [(position, kind, 12, 1)])
-    align(model, sample_losses(model, task, task.train, "fp32"))
+    calibrate(model, sample_losses(model, task, task.train, "fp32"))
     unit = attachment_of(model).slots[0].unit
     found = [g for (g,) in batch_gradients(model, task, task.train, [unit.values], "fp32")]
     detach(model)
@@ -110,10 +110,10 @@ def test_no_loss_is_asked_for_where_nothing_aligns(build):
         pytest.fail("a loss was computed")
         yield
 
-    align(model, losses())
+    calibrate(model, losses())
     position = find(positions_of(model), "layers.1.attn.v")
     attach_modules(model, [(position, make_kind("lora", {}), 1, 1)])
-    align(model, losses())
+    calibrate(model, losses())
     assert not any(slot.kind.aligns for slot in attachment_of(model).slots)
 
 
@@ -242,12 +242,12 @@ def test_units_take_the_directions_of_a_brief_fine_tuning(build):
     assert captured == pytest.approx(float(size[:3].norm()), rel=1e-2)
     assert not torch.equal(left, by_gradient.bases[position.name, "spectral"][0])
     attach_modules(model, [(position, kind, 1, 1)])
-    align(model, iter(()), changes)  # no loss is asked for
+    calibrate(model, iter(()), changes)  # no loss is asked for
     assert torch.equal(attachment_of(model).slots[0].unit.left, left[:, :3])
     with pytest.raises(StructureError, match=f"{position.module} is missing .there is"):
-        align(model, iter(()), {f"bert.{position.module}": change})
+        calibrate(model, iter(()), {f"bert.{position.module}": change})
     with pytest.raises(StructureError, match="its weight"):
-        align(model, iter(()), {position.module: change[:1]})
+        calibrate(model, iter(()), {position.module: change[:1]})
 
 
 def test_a_sample_is_equal_for_equal_seeds(build):

@@ -17,9 +17,9 @@ from transformers.utils.quantization_config import QuantizationMethod
 from sparsearch.errors import BackboneError, ModelStateError, StructureError
 from sparsearch.spaces.attachment.attach import attach, detach
 from sparsearch.spaces.backbone.state import check_state, states_of
-from sparsearch.spaces.calibration.calibrate import align
+from sparsearch.spaces.calibration.calibrate import calibrate
 from sparsearch.spaces.compaction.checkpoint import save_checkpoint
-from sparsearch.spaces.compaction.compact import slim
+from sparsearch.spaces.compaction.compact import compact
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.compaction.remove import remove_units
 from sparsearch.spaces.compaction.sparsity import measured_sparsity
@@ -167,10 +167,10 @@ ENTRIES = {
     "attach": lambda m, s, folder: attach(m, s),
     "build_space": lambda m, s, folder: build_space(m, kinds={"lora": {}}),
     "merge": lambda m, s, folder: merge(m),
-    "slim": lambda m, s, folder: slim(m, s),
-    "slim unattached": lambda m, s, folder: slim(m, s, attached=False),
+    "slim": lambda m, s, folder: compact(m, s),
+    "slim unattached": lambda m, s, folder: compact(m, s, attached=False),
     "remove_units": lambda m, s, folder: remove_units(m, {"layers.0.attn.heads": [0]}),
-    "align": lambda m, s, folder: align(m, []),
+    "align": lambda m, s, folder: calibrate(m, []),
     "save_checkpoint": lambda m, s, folder: save_checkpoint(m, s, folder),
     "measured_sparsity": lambda m, s, folder: measured_sparsity(m),
 }

@@ -27,7 +27,7 @@ from sparsearch.spaces.compaction.checkpoint import (
     verify_checkpoint,
 )
 from sparsearch.spaces.compaction.checkpoint_document import read_checkpoint
-from sparsearch.spaces.compaction.compact import slim
+from sparsearch.spaces.compaction.compact import compact
 from sparsearch.spaces.compaction.sparsity import weight_sparsity
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
@@ -66,7 +66,7 @@ def slimmed(build, randomise):
         structure = make_structure(space, chosen_of(space), identify(model), "classification")
         attach(model, structure)
         randomise(model)
-        return slim(model, structure), structure
+        return compact(model, structure), structure
 
     return make
 

@@ -15,7 +15,7 @@ from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
-from sparsearch.spaces.compaction.compact import slim, units_removed
+from sparsearch.spaces.compaction.compact import compact, units_removed
 from sparsearch.spaces.families.position import find
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
@@ -74,7 +74,7 @@ def test_a_trained_model_made_slim_computes_the_same(trained, variant, attention
     model, structure = trained(variant, *kinds, attention=attention)
     expected = logits(model, batch)
     positions = {p.name: p for p in positions_of(model)}
-    assert slim(model, structure) is model
+    assert compact(model, structure) is model
     assert furthest(logits(model, batch), expected) < TOLERANCE
     for p in positions_of(model):
         whole = positions[p.name].units
@@ -100,7 +100,7 @@ def test_what_stands_in_for_a_cut_is_folded_into_its_reader(wide, randomise, var
     assert furthest(expected, plain) > 1e-3
     readers = [base_of(model).get_submodule(p.module) for p in positions_of(model) if p.units]
     biased = [reader.bias is not None for reader in readers]
-    slim(model, structure)
+    compact(model, structure)
     assert furthest(logits(model, batch), expected) < TOLERANCE
     assert [reader.bias is not None for reader in readers] == biased
 
@@ -122,13 +122,13 @@ def test_a_mask_or_an_input_scale_under_a_stand_in_is_refused(wide, monkeypatch)
         structure = structure_of(model, kinds)
         attach(model, structure)
         with pytest.raises(StructureError, match="what stands in for neurons .* would undo it"):
-            slim(model, structure)
+            compact(model, structure)
 
 
 def test_measured_flops_are_those_of_the_structure(trained, family):
     model, structure = trained(family, "heads", "neurons", "adapter")
     whole = positions_of(model)
-    slim(model, structure)
+    compact(model, structure)
     adapters = sum(c.flops_per_token for c in structure.candidates if c.kind == "adapter")
     for tokens in (1, 128):
         found = dense_flops_per_token(positions_of(model), tokens) + adapters
@@ -137,7 +137,7 @@ def test_measured_flops_are_those_of_the_structure(trained, family):
 
 def test_adapters_on_a_slim_model_train_and_come_off(trained, batch):
     model, structure = trained("deberta-v2", "heads", "neurons", "adapter")
-    slim(model, structure)
+    compact(model, structure)
     model(**batch).logits.square().sum().backward()
     assert all(p.grad is not None for p in attachment_of(model).parameters())
     with_adapters = logits(model, batch)
@@ -151,7 +151,7 @@ def test_a_plain_model_is_cut_by_a_structure_that_only_cuts(wide, batch):
     twin = copy.deepcopy(model)
     structure = structure_of(model, {"heads": {}, "neurons": {"block": 11}})
     expected = logits(attach(twin, structure), batch)
-    assert furthest(logits(slim(model, structure, attached=False), batch), expected) < TOLERANCE
+    assert furthest(logits(compact(model, structure, attached=False), batch), expected) < TOLERANCE
     assert attachment_of(model) is None
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
     assert all(flags.values())
@@ -161,7 +161,7 @@ def test_a_plain_model_that_cannot_be_cut_is_left_alone(build):
     model = build("bert")
     structure = structure_of(model, {"heads": {}, "neurons": {"block": 11}})
     with pytest.raises(StructureError, match="11 neurons cannot be cut .* of 64, 64 stay"):
-        slim(model, structure, attached=False)
+        compact(model, structure, attached=False)
     assert attachment_of(model) is None
     assert find(positions_of(model), "layers.0.attn.heads").units == 4
 
@@ -169,9 +169,9 @@ def test_a_plain_model_that_cannot_be_cut_is_left_alone(build):
 def test_merging_before_changes_nothing(trained, batch):
     model, structure = trained("bert", "heads", "neurons", "adapter")
     twin = copy.deepcopy(model)
-    slim(model, structure)
+    compact(model, structure)
     assert torch.equal(
-        logits(slim(sparsearch.merge(twin), structure), batch), logits(model, batch)
+        logits(compact(sparsearch.merge(twin), structure), batch), logits(model, batch)
     )
 
 
@@ -195,12 +195,12 @@ def test_another_structure_than_the_attached_is_refused(trained, wide):
         (dataclasses.replace(structure, candidates=moved), r"cuts \(1,\) at layers.0.attn.heads"),
     ):
         with pytest.raises(StructureError, match=message):
-            slim(model, wrong)
+            compact(model, wrong)
     with pytest.raises(StructureError, match="they differ in") as caught:
-        slim(wide("bert"), other)
+        compact(wide("bert"), other)
     assert "attach(model, structure)" in caught.value.hint
     with pytest.raises(StructureError, match="does not only cut: it has lora"):
-        slim(wide("bert"), other, attached=False)
+        compact(wide("bert"), other, attached=False)
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
 
 
@@ -210,6 +210,6 @@ def test_what_cannot_be_merged_leaves_the_model_as_it_is(wide, batch):
     attach(model, structure)
     before, shapes = logits(model, batch), [p.shape for p in model.parameters()]
     with pytest.raises(StructureError, match="has no bias"):
-        slim(model, structure)
+        compact(model, structure)
     assert torch.equal(logits(model, batch), before)
     assert [p.shape for p in model.parameters()] == shapes

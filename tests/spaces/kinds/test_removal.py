@@ -15,7 +15,7 @@ from sparsearch.spaces.attachment.weights_file import HEAD, weights_of
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
-from sparsearch.spaces.calibration.calibrate import align, aligning_at, find_bases
+from sparsearch.spaces.calibration.calibrate import aligning_at, calibrate, find_bases
 from sparsearch.spaces.costs import narrowed_positions, overlaps
 from sparsearch.spaces.families.position import find
 from sparsearch.spaces.kinds import make_kind
@@ -168,7 +168,7 @@ def test_costs_beside_a_cut_are_what_trains_and_what_is_stored(
     candidates = [space.candidates[i] for i in chosen]
     structure = make_structure(space, candidates, identify(model), "classification")
     losses = (model(**inputs).logits.square().mean() for _ in range(3))
-    align(attach(model, structure), losses)
+    calibrate(attach(model, structure), losses)
     randomise(model)
     model(**inputs).logits.square().sum().backward()
     units = attachment_of(model).units
@@ -321,7 +321,7 @@ def test_padding_and_what_is_cut_do_not_disturb_the_regression(build):
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-7)
     structure = make_structure(space, space.candidates[:1], identify(model), "classification")
     attach(model, structure)
-    align(model, losses(6))
+    calibrate(model, losses(6))
     (unit,) = (slot.unit for slot in attachment_of(model).slots)
     found = unit.stand_in.clone()
     unit.align(*plain[space.candidates[0].position, "heads"])

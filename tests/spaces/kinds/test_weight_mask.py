@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsearch.spaces.calibration.calibrate import align, find_bases
+from sparsearch.spaces.calibration.calibrate import calibrate, find_bases
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.compaction.sparsity import measured_sparsity
 from sparsearch.spaces.kinds.weight_mask.masking import cubic, pack, smallest, unpack
@@ -119,7 +119,7 @@ def test_masks_by_saliency_prune_what_hurts_least(build, inputs):
     unit, weight = masks_of(model)[name], weights_at(model)[name]
     by_magnitude = unit.mask.clone()
     batch = {**inputs, "labels": torch.zeros(len(inputs["input_ids"]), dtype=torch.long)}
-    align(model, (model(**batch).loss for _ in range(1)))
+    calibrate(model, (model(**batch).loss for _ in range(1)))
     size = unit.factor * weight.abs()
     assert not torch.equal(unit.mask, by_magnitude) and unit.mask.sum() == by_magnitude.sum()
     assert size[~unit.mask].max() <= size[unit.mask].min()

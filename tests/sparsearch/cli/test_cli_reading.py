@@ -97,7 +97,7 @@ def test_tables_keep_cells_on_one_line_at_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     url = f"sqlite:///{tmp_path / 'wide.db'}"
-    budget = Budget(113_566, max_inference_flops=0.75, text="0.5%, 75% FLOPs")
+    budget = Budget(max_trainable_params=113_566, max_inference_flops=0.75, text="0.5%, 75% FLOPs")
     outcome = sample_outcome(0.9, 113_504, ratio=0.75, sparsity=0.2442)
     full = replace(sample_outcome(0.96, structure=False), trainable_params=22_713_216)
     pairs = [

@@ -50,7 +50,7 @@ def test_a_study_is_frozen(study):
 
 def test_only_true_and_false_are_booleans(tmp_path):
     """The guide's own space says ``on`` without quotes, which YAML 1.1 takes for true."""
-    text = (Path(__file__).parents[3] / "docs" / "guide.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "guide" / "spaces.md").read_text()
     (block,) = [
         b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "bottleneck: 8" in b
     ]

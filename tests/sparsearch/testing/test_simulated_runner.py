@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def trials(count):
-    return tuple(Trial(n, "s3pet", Budget(1000 + 10 * n), 0) for n in range(count))
+    return tuple(Trial(n, "s3pet", Budget(max_trainable_params=1000 + 10 * n), 0) for n in range(count))
 
 
 def drain(runner, jobs):
@@ -115,7 +115,7 @@ def test_a_study_waits_for_workers_that_come_back(tmp_path):
 
 
 def test_the_guides_outer_loop_runs(tmp_path):
-    text = (ROOT / "docs" / "guide.md").read_text()
+    text = (ROOT / "docs" / "guide" / "outer-loop.md").read_text()
     code = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "class Twice" in b)
     names = {}
     exec(code, names)
