@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[3]
 
 
 def trials(count):
-    return tuple(Trial(n, "s3pet", Budget(max_trainable_params=1000 + 10 * n), 0) for n in range(count))
+    return tuple(
+        Trial(n, "s3pet", Budget(max_trainable_params=1000 + 10 * n), 0) for n in range(count)
+    )
 
 
 def drain(runner, jobs):
