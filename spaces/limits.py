@@ -6,11 +6,10 @@ A package adds its own as an entry point of the group ``sparsearch.limits``; see
 from __future__ import annotations
 
 import math
-import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparsearch.errors import ConfigError
+from sparsearch.config.percentages import parse_percentage, percent
 
 if TYPE_CHECKING:
     from sparsearch.spaces.candidate import Candidate
@@ -22,42 +21,20 @@ __all__ = [
     "StoredBytes",
     "TrainableParams",
     "WeightSparsity",
-    "parse_share",
-    "share_text",
 ]
-
-_SHARE = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*$")
-
-
-def parse_share(value: str) -> Fraction:
-    """The exact fraction that a percentage names.
-
-    >>> parse_share("0.01%")
-    Fraction(1, 10000)
-
-    Raises:
-        ConfigError: If the text is no percentage.
-    """
-    match = _SHARE.match(value)
-    if match is None:
-        raise ConfigError([f"{value!r} is neither a whole number nor a percentage like '0.01%'"])
-    return Fraction(match[1]) / 100
-
-
-def share_text(value: Any) -> float | None:
-    """The number before the sign of a percentage; None for what is none."""
-    match = _SHARE.match(value) if isinstance(value, str) else None
-    return float(match[1]) if match else None
 
 
 class Limit:
     """One thing that a budget may limit.
 
+    Costs of candidates are added up, so they have to be additive: a rank-4 LoRA costs what four rank-1 ones do.
+
     A limit of one's own overrides ``cost``, and ``read`` if a value is no whole number. Then ``budgets`` of a study
     take it, the selection holds it, each trial stores what its structure has of it, and ``best`` filters by it.
 
     Attributes:
-        name: As users write it: ``max_...`` for a most, ``min_...`` for a least.
+        name: As users write it: ``max_...``. ``min_...`` is for a least, which the selection has to know how to reach:
+            so there is no such limit of one's own.
         unit: Follows the value where a budget is put in words.
         is_fraction: Whether values are fractions of a whole, written as percentages.
         may_exceed_whole: Whether a percentage above 100% can be asked for.
@@ -99,7 +76,7 @@ class Limit:
             value: As ``read`` left it.
             backbone_params: Parameters of the backbone.
         """
-        return float(parse_share(value)) if self.is_fraction else int(value)
+        return float(parse_percentage(value)) if self.is_fraction else int(value)
 
     def text(self, value: Any) -> str:
         """A value in words."""
@@ -136,7 +113,7 @@ class TrainableParams(Limit):
         """A whole number above 0, or a percentage above 0% and up to 100%."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # 1e4
-        share = share_text(value)
+        share = percent(value)
         if isinstance(value, str) and "%" in value and not 0 < (share or 0) <= 100:
             raise ValueError(f"{value!r} is no share: write a percentage above 0% and up to 100%")
         whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
@@ -153,7 +130,11 @@ class TrainableParams(Limit):
         >>> TrainableParams().resolve("0.01%", 22_713_216)
         2271
         """
-        return int(parse_share(value) * backbone_params) if isinstance(value, str) else int(value)
+        return (
+            int(parse_percentage(value) * backbone_params)
+            if isinstance(value, str)
+            else int(value)
+        )
 
     def text(self, value: Any) -> str:
         """A percentage stands for itself: it is what budgets mostly are."""
@@ -184,7 +165,7 @@ class InferenceFlops(Limit):
 
     def read(self, value: Any) -> Any:
         """A percentage above 0%."""
-        if not share_text(value):
+        if not percent(value):
             raise ValueError(
                 f"{value!r} is no share of the dense backbone's FLOPs: write like '75%'"
             )
@@ -212,7 +193,7 @@ class WeightSparsity(Limit):
 
     def read(self, value: Any) -> Any:
         """A percentage above 0% and below 100%."""
-        if not 0 < (share_text(value) or 0) < 100:
+        if not 0 < (percent(value) or 0) < 100:
             raise ValueError(
                 f"{value!r} is no share of the backbone's weights: write a percentage above 0% and below 100%"
             )

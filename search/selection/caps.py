@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from sparsearch.config.registry import LIMITS
+from sparsearch.errors import ConfigError
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.candidate import Candidate
 from sparsearch.spaces.costs import linear_weights
@@ -23,22 +24,32 @@ class Caps:
         space: For the dense FLOPs and weights that fractions refer to.
         budget: The limits.
         tokens: Sequence length at which FLOPs are counted.
+
+    Attributes:
+        limits: Those that have a cap.
+
+    Raises:
+        ConfigError: If a limit is not installed any more, or is a least that the selection does not know.
     """
 
     def __init__(self, space: Space, budget: Budget, tokens: int = 128) -> None:
         self.space, self.budget, self.tokens = space, budget, tokens
-        self._limits: list[Limit] = []
+        self.limits: list[Limit] = []
         self._most: list[int] = []
         for name, value in budget.limits:
             limit: Limit = LIMITS.load(name)()
             most = limit.cap(value, space, tokens)
+            if most is not None and not limit.is_most:
+                raise ConfigError(
+                    [f"budget {name}: the selection keeps to a most, max_..., alone"]
+                )
             if most is not None:
-                self._limits.append(limit)
+                self.limits.append(limit)
                 self._most.append(most)
 
     def get(self, name: str) -> int | None:
         """The cap of a limit; None if it has none."""
-        named = (m for n, m in zip(self._limits, self._most, strict=True) if n.name == name)
+        named = (m for n, m in zip(self.limits, self._most, strict=True) if n.name == name)
         return next(named, None)
 
     def without(self, name: str) -> Caps:
@@ -64,14 +75,14 @@ class Caps:
         """
         total, fitting = self._total(given), []
         for i, c in enumerate(candidates):
-            sums = [t + n.cost(c, self.tokens) for t, n in zip(total, self._limits, strict=True)]
+            sums = [t + n.cost(c, self.tokens) for t, n in zip(total, self.limits, strict=True)]
             if self._fit(sums):
                 total = sums
                 fitting.append(i)
         return fitting
 
     def _total(self, candidates: Sequence[Candidate]) -> list[int]:
-        return [sum(n.cost(c, self.tokens) for c in candidates) for n in self._limits]
+        return [sum(n.cost(c, self.tokens) for c in candidates) for n in self.limits]
 
     def _fit(self, sums: Sequence[int]) -> bool:
         return all(value <= most for value, most in zip(sums, self._most, strict=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sparsearch.config.registry import LIMITS
 from sparsearch.errors import InfeasibleError
 from sparsearch.search.selection.caps import Caps, smallest
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
@@ -21,6 +20,7 @@ __all__ = [
 
 
 _TOLD_APART = ("max_trainable_params", "max_inference_flops")
+"""Limits whose errors say more than what the smallest candidate costs."""
 
 
 def infeasible(caps: Caps, cuts: Sequence[Candidate] = ()) -> InfeasibleError:
@@ -31,14 +31,14 @@ def infeasible(caps: Caps, cuts: Sequence[Candidate] = ()) -> InfeasibleError:
     if fitting and not any(caps.fits([*cuts, c]) for c in fitting):
         return no_flops_left(caps, cuts, fitting)
     attached = [c for c in space.candidates if c.role == "attach"]
-    for name, value in budget.limits:
-        if name in _TOLD_APART or (most := caps.get(name)) is None:
+    for limit in caps.limits:
+        if limit.name in _TOLD_APART:
             continue
-        limit = LIMITS.load(name)()
+        most = caps.get(limit.name) or 0
         least_cost = min(limit.cost(c, caps.tokens) for c in attached)
         if least_cost > most:
             return InfeasibleError(
-                f"budget {budget.text} = {value:,} {limit.unit}: the smallest candidate takes {least_cost:,}",
+                f"budget {budget.text} = {most:,} {limit.unit}: the smallest candidate takes {least_cost:,}",
                 f"allow at least {least_cost} {limit.unit}, or add smaller kinds to the space",
             )
     least = smallest(space)

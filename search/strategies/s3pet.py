@@ -140,17 +140,19 @@ def _schedule(
 def _parameters(caps: Caps) -> float:
     """The budget as a number of parameters, the one that gates are held to.
 
-    Bytes, of which some are frozen, as the parameters that have the same share of the space.
+    Bytes, of which some are frozen, and limits of plug-ins as the parameters that have the same share of the space.
+    FLOPs have a target of their own.
     """
-    space, most = caps.space, [float(caps.space.trainable_params)]
-    params, stored = caps.get("max_trainable_params"), caps.get("max_bytes")
-    if params is not None:
-        most.append(float(params))
-    if stored is not None:
-        attached = merge_same_position(space, [c for c in space.candidates if not c.which])
-        whole = max(1, sum(c.bytes for c in attached))
-        most.append(stored * space.trainable_params / whole)
-    return max(1.0, min(most))
+    space, params = caps.space, [float(caps.space.trainable_params)]
+    attached = merge_same_position(space, [c for c in space.candidates if not c.which])
+    for limit in caps.limits:
+        most = caps.get(limit.name) or 0
+        if limit.name == "max_trainable_params":
+            params.append(float(most))
+        elif limit.name != "max_inference_flops":
+            whole = max(1, sum(limit.cost(c, caps.tokens) for c in attached))
+            params.append(most * space.trainable_params / whole)
+    return max(1.0, min(params))
 
 
 def _flops_to_save(caps: Caps) -> float:

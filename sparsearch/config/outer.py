@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from sparsearch.config.fields import Section
+from sparsearch.config.percentages import percent
 
 __all__ = ["Choice", "OuterConfig", "RangeConfig", "points_of"]
 
@@ -110,7 +111,7 @@ def points_of(value: Any) -> Any:
     }:
         return value
     low, high, count = value["from"], value["to"], value.get("points", 3)
-    shares = [_share(end) for end in (low, high)]
+    shares = [percent(end) for end in (low, high)]
     whole = all(type(end) is int and end > 0 for end in (low, high))
     a, b = (low, high) if whole else (shares[0] or 0.0, shares[1] or 0.0)
     if type(count) is not int or count < 2 or not 0 < a < b:
@@ -120,11 +121,3 @@ def points_of(value: Any) -> Any:
     ]
     between = [round(x) if whole else f"{Decimal(f'{x:.3g}'):f}%" for x in inner]
     return [low, *between, high]
-
-
-def _share(text: Any) -> float | None:
-    """The number before the sign of a percentage."""
-    try:
-        return float(text.strip().removesuffix("%")) if text.strip().endswith("%") else None
-    except (AttributeError, ValueError):
-        return None

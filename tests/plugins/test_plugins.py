@@ -33,7 +33,7 @@ ss.run(study, sys.argv[2])
 with Store.open(sys.argv[2], create=False) as store:
     found["trials"] = [(t.strategy, t.state, t.trainable_params) for t in store.trials(study["name"])]
     best = store.best(study=study["name"])
-    found["within"] = [getattr(store.best(max_modules=n), "trial", None) for n in (0, 1)]
+    found["within"] = [getattr(store.best(max_rank_units=n), "trial", None) for n in (0, 1)]
     found["budget"] = best.budget
     found["chosen"] = [[c.position, c.kind] for c in best.structure.candidates]
     weights = store.weights(study["name"], best.trial)
@@ -72,7 +72,7 @@ def test_a_study_uses_what_another_package_registers(study, site, tmp_path, monk
         "space": {"kinds": {"output_scale": {"on": ["*.attn.q"]}}},
         "search": {"strategy": "top-layers"},
         "baselines": [],
-        "budgets": {"max_trainable_params": [100], "max_modules": [1]},
+        "budgets": {"max_trainable_params": [100], "max_rank_units": [1]},
     }
     db, out = str(tmp_path / "plugins.db"), str(tmp_path / "slim")
     done = run(site, USE, json.dumps(chosen), db, out, monkeypatch=monkeypatch)
@@ -84,8 +84,8 @@ def test_a_study_uses_what_another_package_registers(study, site, tmp_path, monk
     assert found["within"] == [None, 0]
     assert found["budget"] == {
         "max_trainable_params": 100,
-        "max_modules": 1,
-        "text": "100 params, 1 modules",
+        "max_rank_units": 1,
+        "text": "100 params, 1 rank units",
     }
     assert found["chosen"] == [["layers.1.attn.q", "output_scale"]]
 

@@ -21,8 +21,8 @@ __all__ = [
 
 def nothing_found(store: Store, asked: Mapping[str, str]) -> SparsearchError:
     """Say which name is unknown, or which filter to loosen: one without which there is an answer."""
-    words = {key: f"--{key.replace('_', '-')}" for key in asked}
-    limits = ", ".join(f"{words[key]} {value}" for key, value in asked.items())
+    words = {key: _option(key) for key in asked}
+    limits = ", ".join(f"{words[key]}{value}" for key, value in asked.items())
     within = f" within {limits}" if limits else " yet"
     message = f"no successful trial has a structure{within}"
     studies = store.studies()
@@ -43,7 +43,7 @@ def nothing_found(store: Store, asked: Mapping[str, str]) -> SparsearchError:
         if other is None:
             continue
         hint = (
-            f"without {words[key]} the best is {other.score:.4f} with {other.trainable_params:,} "
+            f"without {words[key].rstrip()} the best is {other.score:.4f} with {other.trainable_params:,} "
             f"trainable parameters at {100 * other.inference_flops_ratio:.1f}% of the dense FLOPs "
             f"(study {other.study}, model {other.model}, task {other.task})"
             f"{_reached(store.pareto(other.study), key)}"
@@ -52,6 +52,13 @@ def nothing_found(store: Store, asked: Mapping[str, str]) -> SparsearchError:
     if asked and _highest(store, {}) is not None:
         return InfeasibleError(message, "leave out two or more of these")
     return InfeasibleError(message, "`sparsearch studies` and `sparsearch trials STUDY` tell why")
+
+
+def _option(name: str) -> str:
+    """How the command line begins to ask for a name or a limit."""
+    if name in LIMITS and not LIMITS.load(name).column:  # among trials whose budgets set it
+        return f"--limit {name}="
+    return f"--{name.replace('_', '-')} "
 
 
 def _highest(store: Store, asked: Mapping[str, str]) -> Best | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
+from sparsearch.config.percentages import parse_percentage
 from sparsearch.config.registry import LIMITS
 from sparsearch.errors import ConfigError, StoreError
 from sparsearch.results.records import (
@@ -31,7 +31,7 @@ from sparsearch.results.store.tables import (
     StudyRow,
     TrialRow,
 )
-from sparsearch.spaces.limits import Limit, parse_share
+from sparsearch.spaces.limits import Limit
 from sparsearch.spaces.structure import Structure
 
 __all__ = [
@@ -189,20 +189,20 @@ def _asked(limit: Limit, value: int | float | str) -> int | float | Fraction:
 def _share(limit: Limit, value: str) -> Fraction:
     """The fraction that a limit names; one that cannot be read is told by its name."""
     of_params = limit.column == "trainable_params"
-    share = None
-    if limit.is_fraction or of_params:
-        with contextlib.suppress(ConfigError):
-            share = parse_share(value)
-    if share is None:
-        number = value.strip().removesuffix("%").replace(".", "", 1).isdecimal()
-        allowed = "no percentage" if limit.is_fraction else "no whole number"
-        if of_params:
-            allowed = "neither a whole number nor a percentage"
+    if not (limit.is_fraction or of_params):
+        raise ConfigError(
+            [f"{limit.name}: {value!r} is no whole number"], f"write {limit.example}"
+        )
+    try:
+        share = parse_percentage(value)
+    except ConfigError as error:
+        allowed = "neither a whole number nor a percentage" if of_params else "no percentage"
         example = limit.example
-        if number and "%" not in value:  # the sign was forgotten, or a share of 1 meant
+        if value.strip().replace(".", "", 1).isdecimal():
+            # The sign was forgotten, or a share of 1 meant.
             meant = 1 if of_params or float(value) > 1 else 100
             example = f"{meant * float(value):g}%"
-        raise ConfigError([f"{limit.name}: {value!r} is {allowed}"], f"write {example}")
+        raise ConfigError([f"{limit.name}: {value!r} is {allowed}"], f"write {example}") from error
     if share > 1 and not limit.may_exceed_whole:
         raise ConfigError(
             [f"{limit.name}: {value!r} is more than the whole"], "write at most 100%"

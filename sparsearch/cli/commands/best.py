@@ -131,7 +131,10 @@ def best(
     ] = None,
     limit: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any other limit of a budget: max_bytes=20000."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Any other limit, like max_bytes=20000, among trials whose budgets set it.",
+        ),
     ] = None,
     db: Db = DEFAULT_DB,
     as_json: Json = False,
@@ -147,8 +150,12 @@ def best(
         "max_trainable_params": max_trainable_params,
         "max_inference_flops": max_inference_flops,
         "min_weight_sparsity": min_weight_sparsity,
-        **dict(_named(text) for text in limit or ()),
     }
+    for text in limit or ():
+        name, value = _named(text)
+        if wanted.get(name) is not None:
+            raise ConfigError([f"--limit {text}: this limit is given twice"])
+        wanted[name] = value
     asked = {key: value for key, value in wanted.items() if value is not None}
     from sparsearch.results.records import BestQuery
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from sparsearch.config.registry import STRATEGIES
-from sparsearch.errors import InfeasibleError, SparsearchError
+from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.selection.caps import Caps
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.registry import find_strategy
@@ -17,6 +17,7 @@ from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.budget import Budget, resolve
 from sparsearch.spaces.families.position import matching
 from sparsearch.spaces.kinds import make_kind
+from sparsearch.spaces.limits import StoredBytes
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import build_space
 
@@ -63,6 +64,13 @@ def test_density_prefers_many_small_ones(space):
     assert len(Selector(space, budget, "density").select(ranking(scores).scores)) > len(
         Selector(space, budget).select(ranking(scores).scores)
     )
+
+
+def test_a_least_that_the_selection_does_not_know_is_refused(space, monkeypatch):
+    """Held as a most it would be a wrong answer without a word."""
+    monkeypatch.setattr(StoredBytes, "name", "min_bytes")
+    with pytest.raises(ConfigError, match="budget max_bytes: the selection keeps to a most"):
+        Selector(space, Budget(max_bytes=1000)).indices([1.0] * len(space.candidates))
 
 
 def test_bytes_and_flops_are_limits_too(space):

@@ -37,6 +37,8 @@ def test_best(db: str, words: tuple[str, ...], score: float) -> None:
         (("--max-inference-flops", "50%"), "without --max-inference-flops"),
         (("--min-weight-sparsity", "50%"), "without --min-weight-sparsity"),
         (("--max-inference-flops", "50%"), "the fewest in that study are 100.00%"),
+        (("--limit", "max_bytes=10"), "within --limit max_bytes=10"),
+        (("--limit", "max_bytes=10"), "without --limit max_bytes= the best is"),
         (("--min-weight-sparsity", "50%"), "the sparsest in that study has 0.00%"),
         (("--task", "sst2"), "no such task; there are: trec"),
         (("--model", "nope", "--max-trainable-params", "9"), "no such model; there are: toy"),
@@ -47,6 +49,24 @@ def test_best_that_finds_nothing_exits_3(db: str, words: tuple[str, ...], advice
     done = call("best", *words, "--db", db, "--json")
     assert (done.code, done.out) == (3, "")
     assert advice in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--limit", "max_bytes"), "write NAME=VALUE, with one of max_trainable_params"),
+        (("--limit", "max_byte=9"), "--limit max_byte=9: no limit of a budget"),
+        (("--limit", "max_bytes=9", "--limit", "max_bytes=8"), "this limit is given twice"),
+        (
+            ("--max-trainable-params", "9", "--limit", "max_trainable_params=8"),
+            "--limit max_trainable_params=8: this limit is given twice",
+        ),
+        (("--limit", "max_bytes=20.5"), "max_bytes: '20.5' is no whole number"),
+    ],
+)
+def test_a_wrong_limit_exits_2(db: str, words: tuple[str, ...], message: str) -> None:
+    done = call("best", *words, "--db", db)
+    assert done.code == 2 and message in " ".join(done.err.split())
 
 
 def test_limit_that_cannot_be_read_exits_2(db: str) -> None:
