@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-ROOMS := search spaces workers results
+ROOMS := search spaces workers results service
 
-.PHONY: demo test quick lint links setup wheel clean
+.PHONY: demo serve test quick lint links setup wheel clean
 
 demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes on two cores
 	HF_HUB_OFFLINE=1 $(BIN)/sparsearch run examples/demo.yaml --db sqlite:///demo.db
+
+serve: $(STAMP)  ## the REST API over the database of the demo
+	$(BIN)/sparsearch serve --db sqlite:///demo.db
 
 test: $(STAMP)  ## every test, offline, three at a time: some wait for processes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder

@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-ROOMS = ("spaces", "search", "results", "workers")
+ROOMS = ("spaces", "search", "results", "workers", "service")
 
 packages = find_packages(include=["sparsearch", "sparsearch.*"])
 for room in ROOMS:

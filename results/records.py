@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -174,6 +174,14 @@ class StudyRecord:
         settings: dict[str, Any] = json.loads(self.config)
         return settings
 
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object of ``studies``."""
+        keys = (
+            "name model task task_fingerprint metric backbone_params trials finished best_score "
+            "owner created_at"
+        )
+        return {key: getattr(self, key) for key in keys.split()}
+
 
 @dataclass(frozen=True)
 class TrialRecord:
@@ -207,6 +215,13 @@ class TrialRecord:
     started_at: datetime | None = field(default=None, compare=False)
     finished_at: datetime | None = field(default=None, compare=False)
     environment: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def as_dict(self, attempts: Iterable[Attempt] = ()) -> dict[str, Any]:
+        """The JSON object of ``trials``; ``tries`` are those of the attempts that are its own."""
+        tries = [asdict(a) for a in attempts if a.trial == self.number]
+        for one in tries:
+            del one["trial"]
+        return asdict(self) | {"tries": tries}
 
 
 @dataclass(frozen=True)
@@ -306,3 +321,9 @@ class Best:
             "budget seed model task weight_sparsity task_fingerprint"
         )
         return {"structure": self.structure.hash} | {k: getattr(self, k) for k in keys.split()}
+
+    def as_detailed_dict(self) -> dict[str, Any]:
+        """The JSON object of ``show``: the above, and every candidate."""
+        keys = ("position", "kind", "size", "params")
+        chosen = [{k: getattr(c, k) for k in keys} for c in self.structure.candidates]
+        return self.as_dict() | {"candidates": chosen}

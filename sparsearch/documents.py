@@ -1,4 +1,4 @@
-"""YAML and JSON texts, read so that nothing in them gets lost in silence."""
+"""YAML and JSON texts, read so that nothing in them gets lost in silence; values as JSON can hold them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import yaml
 
-__all__ = ["read_json", "read_yaml"]
+__all__ = ["plain", "read_json", "read_yaml"]
 
 _MOST_VALUES = 100_000
 """A study has some hundred values; aliases of aliases make billions out of a few lines."""
@@ -140,6 +141,23 @@ def read_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_each_key_once)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: what is not finite becomes null, a time the text of ISO 8601.
+
+    >>> plain({"score": float("nan"), 3: (1, 2)})
+    {'score': None, '3': [1, 2]}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value
 
 
 def _each_key_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

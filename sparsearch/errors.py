@@ -15,6 +15,7 @@ __all__ = [
     "LeaseError",
     "MissingStoreError",
     "ModelStateError",
+    "NotFoundError",
     "SparsearchError",
     "Stopped",
     "StoreError",
@@ -57,15 +58,17 @@ def _restored(
 
 
 class ConfigError(SparsearchError):
-    """A study file (or its Python form) is wrong; carries every problem found at once."""
+    """A study file (or its Python form) or a setting is wrong; carries every problem found at once."""
 
     exit_code = 2
 
     def __init__(self, problems: Sequence[str], hint: str = "") -> None:
         self.problems = tuple(problems)
-        count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
-        lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        super().__init__(f"not a valid study or setting, {count}:\n{lines}", hint)
+        message = "".join(self.problems)
+        if len(self.problems) > 1:
+            lines = "\n".join(f"  - {problem}" for problem in self.problems)
+            message = f"{len(self.problems)} problems:\n{lines}"
+        super().__init__(message, hint)
 
 
 class InfeasibleError(SparsearchError):
@@ -116,6 +119,10 @@ class StoreError(SparsearchError):
 
 class MissingStoreError(StoreError):
     """There is no database yet, or an empty file."""
+
+
+class NotFoundError(StoreError):
+    """The database has no study, trial or structure of that name, or several that it may mean."""
 
 
 class LeaseError(StoreError):

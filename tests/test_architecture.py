@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("spaces", "search", "results", "workers")
+ROOMS = ("spaces", "search", "results", "workers", "service")
 LEAVES = {"config", "documents", "errors"}
 MAY_IMPORT = {
     "spaces": LEAVES | {"spaces"},
     "search": LEAVES | {"search", "spaces"},
     "results": LEAVES | {"results", "spaces"},
     "workers": LEAVES | {"workers", "search", "results", "spaces"},
+    "service": LEAVES | {"service", "workers", "search", "results", "spaces"},
 }
 ONLY = {
     "sqlalchemy": "results",
@@ -25,6 +26,8 @@ ONLY = {
     "onnxruntime": "results",
     "ray": "workers",
     "optuna": "workers",
+    "fastapi": "service",
+    "uvicorn": "service",
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sparsearch.config.formats import ExportFormat
 from sparsearch.errors import ExportError
 from sparsearch.results.export.checkpoint import write_checkpoint
 from sparsearch.results.export.folders import check_target, new_folder
@@ -25,9 +26,8 @@ from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.families.position import Position, find
 from sparsearch.spaces.structure import Structure
 
-__all__ = ["FORMATS", "ExportReport", "check_target", "export", "write_spec"]
+__all__ = ["ExportReport", "check_target", "export", "write_spec"]
 
-FORMATS = ("spec", "peft", "checkpoint")
 
 Writer = Callable[[Path], tuple[tuple[str, ...], float]]
 """Fills a folder; gives notes for the user, and the largest difference of a logit."""
@@ -67,21 +67,23 @@ def export(
             the round trip differs. Nothing is left behind; only where a serving file cannot be
             made, the checkpoint itself stays.
     """
-    if to not in FORMATS:
-        raise ExportError(f"unknown format {to!r}; known: {', '.join(FORMATS)}")
-    if also and to != "checkpoint":
+    if to not in [*ExportFormat]:
+        raise ExportError(f"unknown format {to!r}; known: {', '.join(ExportFormat)}")
+    if also and to != ExportFormat.checkpoint:
         raise ExportError(f"serving files go with a checkpoint, not with {to}", "--to checkpoint")
     check_serving(also)
     trained = Trained(best.structure, weights)
-    if to != "checkpoint" and trained.whole:
+    if to != ExportFormat.checkpoint and trained.whole:
         raise ExportError(
             f"what this structure leaves of the backbone was fine-tuned as a whole; {to} holds attached modules",
             "export it with --to checkpoint",
         )
     writers: dict[str, Writer] = {
-        "spec": lambda folder: _write_spec(trained, folder),
-        "peft": lambda folder: write_peft(trained, folder),
-        "checkpoint": lambda folder: write_checkpoint(trained, folder, best.inference_flops_ratio),
+        ExportFormat.spec: lambda folder: _write_spec(trained, folder),
+        ExportFormat.peft: lambda folder: write_peft(trained, folder),
+        ExportFormat.checkpoint: lambda folder: write_checkpoint(
+            trained, folder, best.inference_flops_ratio
+        ),
     }
     report = _into(Path(out), writers[to])
     for name in dict.fromkeys(also):

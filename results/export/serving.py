@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sparsearch.config.formats import ServingFormat
 from sparsearch.errors import ExportError
 from sparsearch.results.export.folders import first_line, write_problem
 from sparsearch.spaces.backbone.tokens import most_tokens
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVING", "ServingFile", "check_serving", "write_serving"]
 
-SERVING = {"onnx": "model.onnx", "torch": "model.pt2"}
+SERVING: Mapping[str, str] = {
+    ServingFormat.onnx: "model.onnx",
+    ServingFormat.torch: "model.pt2",
+}
 """Format -> its file."""
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, relative to the largest logit if that is above 1."""

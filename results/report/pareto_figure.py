@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsearch.results.records import Best, StudyRecord, TrialRecord
-from sparsearch.results.report.summary import StudySummary, budget_name, spread, summarise
+from sparsearch.results.report.summary import budget_name, spread, summarise
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-from sparsearch.results.report.html import _PROSE, COLORS, dress, write_page
+from sparsearch.results.report.html import COLORS, dress, figure_json, write_page
 
 __all__ = [
     "pareto_figure",
@@ -134,21 +134,8 @@ def write_pareto_plot(
     Raises:
         ExportError: If the file cannot be written.
     """
-    findings = _findings(summarise(study, trials))
-    write_page(pareto_figure(study, trials, front), path, study.name, findings)
-
-
-def _findings(summary: StudySummary) -> str:
-    """What the end of a run says of each budget, as HTML; empty where nothing is compared."""
-    parts = []
-    for budget in summary.budgets:
-        lines = "".join(f"<li>{html.escape(line)}</li>" for line in summary.findings(budget))
-        if lines:
-            parts.append(f"<h3>{html.escape(budget.name)}</h3><ul>{lines}</ul>")
-    if summary.warnings:
-        lines = "".join(f"<li>{html.escape(line)}</li>" for line in summary.warnings)
-        parts.insert(0, f"<h3>warnings</h3><ul>{lines}</ul>")
-    if not parts:
-        return ""
-    head = f"<h2>{html.escape(summary.metric)} on validation, paired over seeds</h2>"
-    return f'<section style="{_PROSE}">{head}{"".join(parts)}</section>'
+    figure = figure_json(pareto_figure(study, trials, front))
+    summary = summarise(study, trials)
+    findings = any(map(summary.findings, summary.budgets))
+    shown = {"title": study.name, "figure": figure, "summary": summary, "findings": findings}
+    write_page(path, "--plot", "plot.html", **shown)

@@ -16,7 +16,7 @@ from sparsearch.spaces.structure import Structure
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-from sparsearch.results.report.html import dress, write_page
+from sparsearch.results.report.html import dress, figure_json, write_page
 
 __all__ = [
     "structure_figure",
@@ -210,4 +210,6 @@ def write_structure_plot(best: Best, path: Path, positions: Sequence[str] = ()) 
     Raises:
         ExportError: If the file cannot be written.
     """
-    write_page(structure_figure(best, positions), path, f"structure {best.structure.hash[:12]}")
+    figure = figure_json(structure_figure(best, positions))
+    title = f"structure {best.structure.hash[:12]}"
+    write_page(path, "--plot", "plot.html", title=title, figure=figure, summary=None)

@@ -37,7 +37,7 @@ class StoreReader:
         """The trials still to run, in order of number.
 
         Raises:
-            StoreError: If there is no such study.
+            NotFoundError: If there is no such study.
         """
         with self._database.reading() as session:
             return queries.queued(session, study)
@@ -71,7 +71,7 @@ class StoreReader:
             None if there is none.
 
         Raises:
-            StoreError: If there is no such study.
+            NotFoundError: If there is no such study.
         """
         with self._database.reading() as session:
             return queries.transferable(
@@ -82,45 +82,63 @@ class StoreReader:
         """Attached modules and head of a trial as safetensors bytes, None if none were stored.
 
         Raises:
-            StoreError: If there is no such trial.
+            NotFoundError: If there is no such trial.
         """
         with self._database.reading() as session:
             return queries.weights(session, study, number)
 
-    def studies(self) -> tuple[StudyRecord, ...]:
-        """All studies, oldest first."""
+    def studies(
+        self, *, after: str | None = None, limit: int | None = None
+    ) -> tuple[StudyRecord, ...]:
+        """Studies, oldest first.
+
+        Args:
+            after: Only those younger than this one.
+            limit: At most so many; None for all.
+
+        Raises:
+            NotFoundError: If there is no study of that name.
+        """
         with self._database.reading() as session:
-            return queries.studies(session)
+            return queries.studies(session, after, limit)
 
     def find_study(self, prefix: str) -> StudyRecord:
         """The study of that name, or the only one whose name starts with it.
 
         Raises:
-            StoreError: If there is none, or more than one.
+            NotFoundError: If there is none, or more than one.
         """
         with self._database.reading() as session:
             return queries.find_study(session, prefix)
 
-    def trials(self, study: str) -> tuple[TrialRecord, ...]:
-        """All trials of a study, in order of number.
+    def trials(
+        self, study: str, *, after: int = -1, limit: int | None = None
+    ) -> tuple[TrialRecord, ...]:
+        """Trials of a study, in order of number.
 
         Args:
             study: Name of the study, or a unique prefix of it.
+            after: Only those with a higher number.
+            limit: At most so many; None for all.
 
         Raises:
-            StoreError: If there is none, or more than one.
+            NotFoundError: If there is no such study, or more than one.
         """
         with self._database.reading() as session:
-            return queries.trials(session, study)
+            return queries.trials(session, study, after, limit)
 
-    def attempts(self, study: str) -> tuple[Attempt, ...]:
-        """All attempts at the trials of a study, trial by trial, in order.
+    def attempts(self, study: str, trials: range | None = None) -> tuple[Attempt, ...]:
+        """Attempts at the trials of a study, trial by trial, in order.
+
+        Args:
+            study: Name of the study, or a unique prefix of it.
+            trials: Only those at trials of these numbers; None for all.
 
         Raises:
-            StoreError: If there is no such study.
+            NotFoundError: If there is no such study, or more than one.
         """
         with self._database.reading() as session:
-            return queries.attempts(session, study)
+            return queries.attempts(session, study, trials)
 
     def best(
         self,
@@ -153,7 +171,7 @@ class StoreReader:
         Raises:
             ConfigError: If a limit cannot be read, if several tasks have a trial that fits, or if the model had
                 different weights in the studies that fit.
-            StoreError: If there is no such study.
+            NotFoundError: If there is no such study.
         """
         question = BestQuery(study, model, task, limits)
         with self._database.reading() as session:
@@ -164,7 +182,7 @@ class StoreReader:
 
         Raises:
             ConfigError: If a limit cannot be read, or if the model had different weights in the studies that fit.
-            StoreError: If there is no such study.
+            NotFoundError: If there is no such study.
         """
         with self._database.reading() as session:
             return best_structures.best_of_each_task(session, question)
@@ -180,7 +198,7 @@ class StoreReader:
             study: Name of the study, or a unique prefix of it.
 
         Raises:
-            StoreError: If there is no such study.
+            NotFoundError: If there is no such study.
         """
         with self._database.reading() as session:
             return best_structures.pareto(session, study)
@@ -193,7 +211,7 @@ class StoreReader:
             study: Name of a study, or a unique prefix of it: only its trials count.
 
         Raises:
-            StoreError: If the prefix is too short, fits none, or fits more than one structure; or if the structure
+            NotFoundError: If the prefix is too short, fits none, or fits more than one structure; or if the structure
                 was trained on several tasks, whose scores do not compare, and no study is given.
         """
         with self._database.reading() as session:
@@ -203,7 +221,7 @@ class StoreReader:
         """The structure whose hash starts with a prefix of 4 characters or more, whatever it was trained on.
 
         Raises:
-            StoreError: If the prefix is too short, fits none, or fits more than one structure.
+            NotFoundError: If the prefix is too short, fits none, or fits more than one structure.
         """
         with self._database.reading() as session:
             return best_structures.load_structure(session, prefix)

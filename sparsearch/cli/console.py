@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TextIO
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from sparsearch.errors import ConfigError, SparsearchError
+from sparsearch.documents import plain
+from sparsearch.errors import SparsearchError
 
 __all__ = ["errors", "guarded", "output", "print_json", "show_error", "stdout_is_for_results"]
 
@@ -28,7 +27,6 @@ INTERRUPTED = 130
 
 _WIDTH = 100
 _SCREEN_LINES = 40
-_TAKE_A_STUDY_FILE = ("run", "train")
 
 P = ParamSpec("P")
 
@@ -58,20 +56,8 @@ def stdout_is_for_results() -> Iterator[None]:
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document; what is not finite becomes null, a time the text of ISO 8601."""
-    typer.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value
+    """Print one JSON document of plain values, see ``documents.plain``."""
+    typer.echo(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def show_error(message: str, hint: str = "") -> None:
@@ -100,17 +86,15 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except Exception as error:  # noqa: BLE001 - a user is never shown a traceback
             if os.environ.get(DEBUG):
                 traceback.print_exc()
-            show_error(*_described(error, command.__name__))
+            show_error(*_described(error))
             code = error.exit_code if isinstance(error, SparsearchError) else 1
             raise typer.Exit(code) from None
 
     return wrapper
 
 
-def _described(error: Exception, command: str) -> tuple[str, str]:
+def _described(error: Exception) -> tuple[str, str]:
     """Message and hint of an error."""
-    if isinstance(error, ConfigError) and command not in _TAKE_A_STUDY_FILE:
-        return "\n".join(error.problems), error.hint
     if isinstance(error, SparsearchError):
         return error.message, error.hint
     text = " ".join(str(error).split())

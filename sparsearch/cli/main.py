@@ -10,16 +10,19 @@ from typing import Annotated
 import typer
 
 import sparsearch
-from sparsearch.cli.commands.best import best
-from sparsearch.cli.commands.export import export
-from sparsearch.cli.commands.pareto import pareto
-from sparsearch.cli.commands.run import run
-from sparsearch.cli.commands.show import show
-from sparsearch.cli.commands.space import space
-from sparsearch.cli.commands.stop import stop
-from sparsearch.cli.commands.studies import studies
-from sparsearch.cli.commands.train import train
-from sparsearch.cli.commands.trials import trials
+from sparsearch.cli.commands.reading.best import best
+from sparsearch.cli.commands.reading.diff import diff
+from sparsearch.cli.commands.reading.export import export
+from sparsearch.cli.commands.reading.pareto import pareto
+from sparsearch.cli.commands.reading.report import report
+from sparsearch.cli.commands.reading.show import show
+from sparsearch.cli.commands.reading.studies import studies
+from sparsearch.cli.commands.reading.trials import trials
+from sparsearch.cli.commands.running.run import run
+from sparsearch.cli.commands.running.serve import serve
+from sparsearch.cli.commands.running.space import space
+from sparsearch.cli.commands.running.stop import stop
+from sparsearch.cli.commands.running.train import train
 from sparsearch.cli.console import guarded
 
 __all__ = ["app", "main"]
@@ -59,8 +62,11 @@ for _command in (
     best,
     pareto,
     show,
+    diff,
+    report,
     export,
     train,
+    serve,
 ):
     app.command()(guarded(_command))
 

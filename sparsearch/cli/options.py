@@ -25,6 +25,7 @@ __all__ = [
     "StructureHash",
     "StudyFile",
     "StudyName",
+    "as_html",
     "next_command",
     "password_note",
     "reading",
@@ -77,7 +78,8 @@ StructureHash = Annotated[
 ]
 
 
-def _html(path: Path | None) -> Path | None:
+def as_html(path: Path | None) -> Path | None:
+    """The file name of a picture or a report."""
     if path is not None and path.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"pictures are HTML files: write {path.stem or 'out'}.html")
     return path
@@ -88,7 +90,7 @@ Plot = Annotated[
     typer.Option(
         "--plot",
         metavar="OUT.html",
-        callback=_html,
+        callback=as_html,
         help="Also write a picture, as one HTML file.",
     ),
 ]

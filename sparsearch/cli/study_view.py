@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sparsearch.cli.commands.trials import messages_of
+from sparsearch.cli.commands.reading.trials import messages_of
 from sparsearch.cli.tables import (
     NOTHING,
     SHOWN_DIGITS,

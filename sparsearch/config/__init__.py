@@ -4,6 +4,7 @@
 |---|---|
 | study | `StudyConfig`, the whole file |
 | search, train, budgets, outer | its sections |
+| formats | what a structure can be exported to |
 | presets | the recipes of the four papers |
 | reader | study files, `--set` overrides |
 | fields, problems | field types; error messages that name the key |

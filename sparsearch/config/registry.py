@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +26,7 @@ __all__ = [
     "Registry",
     "StrategyFamily",
     "StrategyRegistry",
+    "read_limits",
 ]
 
 StrategyFamily: TypeAlias = Literal[
@@ -241,3 +242,26 @@ LIMITS = Registry(
     },
 )
 """What a budget may limit, in the order in which budgets list it."""
+
+
+def read_limits(texts: Sequence[str], given: Mapping[str, str] = {}) -> dict[str, str]:
+    """What was given, and limits written as ``NAME=VALUE`` beside it.
+
+    Raises:
+        ConfigError: If one is written in another way, if its name is unknown, or if it is given twice.
+
+    >>> read_limits(["max_bytes=20000"], {"task": "trec"})
+    {'task': 'trec', 'max_bytes': '20000'}
+    """
+    asked = dict(given)
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in LIMITS:
+            raise ConfigError(
+                [f"limit {text}: no limit of a budget"],
+                f"write NAME=VALUE, with one of {', '.join(LIMITS)}",
+            )
+        if name in asked:
+            raise ConfigError([f"limit {text}: this limit is given twice"])
+        asked[name] = value
+    return asked

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -60,14 +61,32 @@ def site(tmp_path):
     return site
 
 
-def run(site, code, *arguments, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True
-    )
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    ["torch", "transformers", "datasets", "peft", "sqlalchemy", "pydantic"]
+)
 
 
-def test_a_study_uses_what_another_package_registers(study, site, tmp_path, monkeypatch):
+def _work(site, code, arguments, said):
+    """In a new process: run the code with that folder on its path, and write what it says to a file."""
+    stream = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    sys.path.insert(0, site)
+    sys.argv = ["-c", *arguments]
+    exec(code, {"__name__": "plugins"})
+
+
+def run(site, code, *arguments):
+    """The exit code, and all that was said; the process is forked from one that has imported the libraries."""
+    said = site.parent / "said"
+    process = _SERVER.Process(target=_work, args=(str(site), code, arguments, str(said)))
+    process.start()
+    process.join()
+    return process.exitcode, said.read_text()
+
+
+def test_a_study_uses_what_another_package_registers(study, site, tmp_path):
     chosen = study | {
         "space": {"kinds": {"output_scale": {"on": ["*.attn.q"]}}},
         "search": {"strategy": "top-layers"},
@@ -75,9 +94,9 @@ def test_a_study_uses_what_another_package_registers(study, site, tmp_path, monk
         "budgets": {"max_trainable_params": [100], "max_rank_units": [1]},
     }
     db, out = str(tmp_path / "plugins.db"), str(tmp_path / "slim")
-    done = run(site, USE, json.dumps(chosen), db, out, monkeypatch=monkeypatch)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    code, said = run(site, USE, json.dumps(chosen), db, out)
+    assert code == 0, said
+    found = json.loads(said.splitlines()[-1])
     assert found["positions"] == 2 * 12 + 1
     assert found["kinds"] == ["heads", "lora", "output_scale"]
     assert found["trials"] == [["top-layers", "ok", 32]]
@@ -126,25 +145,23 @@ with Store.open(sys.argv[2], create=False) as store:
         ("strategy.py", "Ranking(scores,", "Ranking(scores[1:],", "gave 11 scores for 12 candidates"),
     ],
 )  # fmt: skip
-def test_a_plug_in_that_is_wrong_is_named(
-    study, site, tmp_path, monkeypatch, file, old, new, message
-):
+def test_a_plug_in_that_is_wrong_is_named(study, site, tmp_path, file, old, new, message):
     (path,) = site.rglob(file)
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     arguments = json.dumps(study | STUDY), str(tmp_path / "plugins.db")
-    code = READ if "top-layers" in old or "TopLayers" in old else LAUNCH
-    done = run(site, code, *arguments, monkeypatch=monkeypatch)
-    assert message in done.stderr
-    assert message or done.returncode == 0, "what nobody asks for is not imported"
+    told = READ if "top-layers" in old or "TopLayers" in old else LAUNCH
+    code, said = run(site, told, *arguments)
+    assert message in said
+    assert message or code == 0, "what nobody asks for is not imported"
 
 
-def test_a_name_that_two_packages_register_is_named(study, site, tmp_path, monkeypatch):
+def test_a_name_that_two_packages_register_is_named(study, site, tmp_path):
     info = next(site.glob("*.dist-info"))
     other = site / info.name.replace("toy", "other")
     shutil.copytree(info, other)
     for name in ("METADATA", "entry_points.txt"):
         (other / name).write_text((other / name).read_text().replace("toy", "other"))
     arguments = json.dumps(study | STUDY), str(tmp_path / "plugins.db")
-    done = run(site, LAUNCH, *arguments, monkeypatch=monkeypatch)
-    assert done.returncode == 1 and "is registered twice, other_plugins." in done.stderr
+    code, said = run(site, LAUNCH, *arguments)
+    assert code == 1 and "is registered twice, other_plugins." in said

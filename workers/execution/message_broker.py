@@ -1,7 +1,7 @@
 """The exchange: where a driver and its workers leave messages for each other.
 
 It runs as an actor of its own, beside the driver. Messages are sealed, so that it needs to import neither
-torch nor anything else of sparsearch; what it must know of a message stands beside it.
+torch nor anything heavy of sparsearch; what it must know of a message stands beside it.
 """
 
 from __future__ import annotations
@@ -11,24 +11,21 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
 
-__all__ = ["MessageBroker", "JobKey", "News"]
+from sparsearch.workers.execution.news import (
+    DataLoaded,
+    JobKey,
+    JobLost,
+    JobTold,
+    News,
+    RankingAsked,
+    WorkerBroken,
+    WorkerDied,
+    WorkerReady,
+    WorkerSilent,
+)
 
-JobKey: TypeAlias = tuple[int, int]
-"""Number of a trial and of the attempt at it."""
-
-News: TypeAlias = tuple[Any, ...]
-"""What the driver is told: its kind, and what belongs to that.
-
-- ``ready`` slot, handle: a worker has loaded everything; its actor's handle.
-- ``broken`` slot, sealed error: a worker cannot load.
-- ``told`` key, sealed event
-- ``asked`` number, key of a ranking: to be answered.
-- ``died`` slot, reason: a worker is gone.
-- ``lost`` key, reason: and with it a job.
-- ``silent`` slot: a worker shows no progress.
-"""
+__all__ = ["MessageBroker"]
 
 _MOST_SHARED = 8
 
@@ -80,9 +77,9 @@ class MessageBroker:
             self._takers.pop(slot, None)
             self._heard.pop(slot, None)
             self._makers = {k: s for k, s in self._makers.items() if s != slot}
-            self._say("died", slot, reason)
+            self._news.append(WorkerDied(slot, reason))
             if (key := self._held.pop(slot, None)) is not None:
-                self._say("lost", key, reason)
+                self._news.append(JobLost(key, reason))
 
     async def news(self, seconds: float) -> list[News]:
         """What has happened since the last time; waits some seconds for it.
@@ -95,7 +92,7 @@ class MessageBroker:
         for slot, heard in list(self._heard.items()):
             if slot in self._held and time.monotonic() - heard > self._patience:
                 del self._heard[slot]
-                self._say("silent", slot)
+                self._news.append(WorkerSilent(slot))
         news, self._news = self._news, []
         self._told += len(news)
         return news
@@ -110,17 +107,17 @@ class MessageBroker:
     async def loaded(self, slot: str, data: bytes) -> None:
         """A worker has loaded model and data; ``data`` is a summary of them, sealed."""
         async with self._changing():
-            self._say("loaded", data)
+            self._news.append(DataLoaded(data))
 
     async def ready(self, slot: str, handle: object) -> None:
         """A worker would take jobs."""
         async with self._changing():
-            self._say("ready", slot, handle)
+            self._news.append(WorkerReady(slot, handle))
 
     async def broken(self, slot: str, error: bytes) -> None:
         """A worker cannot load what it needs."""
         async with self._changing():
-            self._say("broken", slot, error)
+            self._news.append(WorkerBroken(slot, error))
 
     async def take(self, slot: str) -> bytes | None:
         """The next job, None when there will be no more."""
@@ -155,7 +152,7 @@ class MessageBroker:
         mine = self._held.get(slot) == key
         async with self._changing():
             self._heard[slot] = time.monotonic()
-            self._say("told", key, event)
+            self._news.append(JobTold(key, event))
             if last and mine:
                 del self._held[slot]
             number = self._told + len(self._news)
@@ -168,7 +165,7 @@ class MessageBroker:
         async with self._changing():
             self._asked += 1
             number = self._asked
-            self._say("asked", number, key)
+            self._news.append(RankingAsked(number, key))
         await self._until(lambda: number in self._answers)
         return self._answers.pop(number)
 
@@ -190,9 +187,6 @@ class MessageBroker:
                 self._shared[key] = value
                 for old in list(self._shared)[:-_MOST_SHARED]:
                     del self._shared[old]
-
-    def _say(self, *news: Any) -> None:
-        self._news.append(news)
 
     async def _until(self, true: Callable[[], bool], seconds: float | None = None) -> None:
         async with self._changed:

@@ -18,7 +18,19 @@ from sparsearch.config.study import StudyConfig
 from sparsearch.errors import ConfigError, WorkersError
 from sparsearch.search.tasks.checks import DataSummary
 from sparsearch.workers.execution.events import Ended, Handler, Job, Lost
-from sparsearch.workers.execution.message_broker import JobKey, MessageBroker, News
+from sparsearch.workers.execution.message_broker import MessageBroker
+from sparsearch.workers.execution.news import (
+    DataLoaded,
+    JobKey,
+    JobLost,
+    JobTold,
+    News,
+    RankingAsked,
+    WorkerBroken,
+    WorkerDied,
+    WorkerReady,
+    WorkerSilent,
+)
 from sparsearch.workers.execution.ray_session import (
     _OVER,
     beside_the_driver,
@@ -126,7 +138,7 @@ class RayRunner:
 
     def submit(self, job: Job) -> None:
         """The next free worker takes it."""
-        key = (job.trial.number, job.attempt)
+        key = JobKey(job.trial.number, job.attempt)
         self._jobs[key] = job
         with failures_named():
             self.exchange.put.remote(key, seal(job))
@@ -134,7 +146,7 @@ class RayRunner:
     def cancel(self, job: Job) -> None:
         """It ends at its next step."""
         with failures_named():
-            self.exchange.cancel.remote((job.trial.number, job.attempt))
+            self.exchange.cancel.remote(JobKey(job.trial.number, job.attempt))
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -156,36 +168,33 @@ class RayRunner:
             self._hear(news, handle)
 
     def _hear(self, news: News, handle: Handler) -> None:
-        kind, *about = news
-        if kind == "told":
-            key, letter = about
-            event = unseal(letter)
-            if isinstance(event, Ended):
-                self._jobs.pop(key, None)
-            handle(event)
-        elif kind == "lost":
-            key, reason = about
-            job = self._jobs.pop(key, None)
-            if job is not None:
-                handle(Lost(job, reason))
-        elif kind == "asked":
-            number, ranking = about
-            self.exchange.answer.remote(number, seal(self.find_ranking(ranking)))
-        elif kind == "loaded" and self._tell_loaded is not None:
-            self._tell_loaded(unseal(about[0]))
-            self._tell_loaded = None
-        elif kind == "ready":
-            self._ready[about[0]] = about[1]
-            self._given_up.discard(about[0])
-            self._were_ready, self._false_starts = True, 0
-        elif kind == "broken":
-            self._broken(*about)
-        elif kind == "silent":
-            self._kill(about[0])
-        elif kind == "died":
-            self._died(*about)
+        match news:
+            case JobTold(key, letter):
+                event = unseal(letter)
+                if isinstance(event, Ended):
+                    self._jobs.pop(key, None)
+                handle(event)
+            case JobLost(key, reason):
+                if (job := self._jobs.pop(key, None)) is not None:
+                    handle(Lost(job, reason))
+            case RankingAsked(number, ranking):
+                self.exchange.answer.remote(number, seal(self.find_ranking(ranking)))
+            case DataLoaded(data):
+                if self._tell_loaded is not None:
+                    self._tell_loaded(unseal(data))
+                self._tell_loaded = None
+            case WorkerReady(slot, actor):
+                self._ready[slot] = actor
+                self._given_up.discard(slot)
+                self._were_ready, self._false_starts = True, 0
+            case WorkerBroken(slot, letter):
+                self._broken(letter)
+            case WorkerSilent(slot):
+                self._kill(slot)
+            case WorkerDied(slot, reason):
+                self._died(slot, reason)
 
-    def _broken(self, slot: str, letter: bytes) -> None:
+    def _broken(self, letter: bytes) -> None:
         """A worker cannot load what it needs: a mistake if none ever could, else a mishap (a GPU still full).
 
         Tune starts another one in its place.

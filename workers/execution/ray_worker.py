@@ -13,7 +13,7 @@ import ray
 from ray import cloudpickle, tune
 
 from sparsearch.config.study import StudyConfig
-from sparsearch.workers.execution.message_broker import JobKey
+from sparsearch.workers.execution.news import JobKey
 
 __all__ = ["Plan", "RayWorker", "seal", "unseal"]
 
@@ -85,7 +85,7 @@ class RayWorker(tune.Trainable):
         from sparsearch.workers.execution.events import Ended, Progressed, Ranked, Started
         from sparsearch.workers.trials.execute import Rankings, execute
 
-        key: JobKey = (job.trial.number, job.attempt)
+        key = JobKey(job.trial.number, job.attempt)
         told = (time.monotonic(), "")
 
         def tell(event: object, **flags: bool) -> None:

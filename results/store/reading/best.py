@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, aliased
 
 from sparsearch.config.percentages import parse_percentage
 from sparsearch.config.registry import LIMITS
-from sparsearch.errors import ConfigError, StoreError
+from sparsearch.errors import ConfigError, NotFoundError
 from sparsearch.results.records import (
     Best,
     BestQuery,
@@ -229,7 +229,7 @@ def find_structure(session: Session, prefix: str, study: str | None = None) -> B
     ).all()
     if len({row.task_fingerprint for row in rows}) > 1:  # their scores do not compare
         names = ", ".join(f"{row.name} ({row.task})" for row in rows[:_SHOWN])
-        raise StoreError(
+        raise NotFoundError(
             f"structure {found[:12]} was trained on several tasks: {names}",
             f"say which: --study {rows[0].name}",
         )
@@ -248,7 +248,7 @@ def _hash_of(session: Session, prefix: str, among: Sequence[ColumnElement[bool]]
     """The whole hash of a structure of some successful trials, by its start or that of one it had before."""
     wanted = prefix.strip().lower()
     if _HASH_PREFIX.fullmatch(wanted) is None:
-        raise StoreError(
+        raise NotFoundError(
             f"{prefix!r} names no structure: give 4 to 64 characters of its hash (0-9, a-f)",
             "`sparsearch best` and `sparsearch trials STUDY` show the hashes",
         )
@@ -263,14 +263,14 @@ def _hash_of(session: Session, prefix: str, among: Sequence[ColumnElement[bool]]
         .limit(_SHOWN + 1)
     ).all()
     if not hashes:
-        raise StoreError(
+        raise NotFoundError(
             f"no successful trial has a structure that starts with {wanted!r}",
             "`sparsearch best` and `sparsearch trials STUDY` show the hashes",
         )
     if len(hashes) > 1:
         candidates = sorted(h[: max(12, len(wanted) + 4)] for h in hashes if h is not None)
         more = " and more" if len(candidates) > _SHOWN else ""
-        raise StoreError(
+        raise NotFoundError(
             f"{wanted!r} fits more than one structure: {', '.join(candidates[:_SHOWN])}{more}",
             "type more of the hash",
         )

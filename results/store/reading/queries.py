@@ -9,7 +9,7 @@ from sqlalchemy import case, func, select, true
 from sqlalchemy.orm import Session
 
 from sparsearch.config.registry import STRATEGIES
-from sparsearch.errors import StoreError
+from sparsearch.errors import NotFoundError
 from sparsearch.results.records import (
     FINISHED,
     Attempt,
@@ -63,18 +63,18 @@ def names_listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def no_study(session: Session, name: str) -> StoreError:
+def no_study(session: Session, name: str) -> NotFoundError:
     """The error for a study that is not there; it lists those that are."""
     names = session.scalars(select(StudyRow.name).order_by(StudyRow.name)).all()
     there = f"there are: {names_listed(names)}" if names else "the database has no study yet"
-    return StoreError(f"there is no study {name!r}; {there}", "`sparsearch studies` lists them")
+    return NotFoundError(f"there is no study {name!r}; {there}", "`sparsearch studies` lists them")
 
 
-def no_trial(session: Session, study: str, number: int) -> StoreError:
+def no_trial(session: Session, study: str, number: int) -> NotFoundError:
     """The error for a trial that is not there, be it for want of its study."""
     if session.scalar(select(StudyRow.id).where(StudyRow.name == study)) is None:
         return no_study(session, study)
-    return StoreError(
+    return NotFoundError(
         f"study {study!r} has no trial {number}", f"`sparsearch trials {study}` lists them"
     )
 
@@ -83,7 +83,7 @@ def study_row(session: Session, prefix: str) -> StudyRow:
     """The row of a study, by its name or the beginning of one name alone.
 
     Raises:
-        StoreError: If there is none, or several begin like that.
+        NotFoundError: If there is none, or several begin like that.
     """
     exact = session.scalar(select(StudyRow).where(StudyRow.name == prefix))
     if exact is not None:
@@ -93,17 +93,17 @@ def study_row(session: Session, prefix: str) -> StudyRow:
     if not fitting:
         raise no_study(session, prefix)
     if len(fitting) > 1:
-        raise StoreError(
+        raise NotFoundError(
             f"{prefix!r} fits {len(fitting)} studies: {names_listed(fitting)}",
             "type more of the name",
         )
     return session.scalars(select(StudyRow).where(StudyRow.name == fitting[0])).one()
 
 
-def study_records(session: Session, only: int | None = None) -> tuple[StudyRecord, ...]:
-    """All studies, or one: then the trials of no other one are counted."""
-    trials = TrialRow.study_id == only if only is not None else true()
-    studies = StudyRow.id == only if only is not None else true()
+def study_records(session: Session, only: Sequence[int] | None = None) -> tuple[StudyRecord, ...]:
+    """All studies, or those: then the trials of no other one are counted."""
+    trials = TrialRow.study_id.in_(only) if only is not None else true()
+    studies = StudyRow.id.in_(only) if only is not None else true()
     counts = (
         select(
             TrialRow.study_id,
@@ -136,24 +136,33 @@ def study_records(session: Session, only: int | None = None) -> tuple[StudyRecor
     )
 
 
-def studies(session: Session) -> tuple[StudyRecord, ...]:
-    """All studies, oldest first."""
-    return study_records(session)
+def studies(
+    session: Session, after: str | None = None, limit: int | None = None
+) -> tuple[StudyRecord, ...]:
+    """The studies younger than that one, or all, oldest first, at most ``limit``."""
+    if after is None and limit is None:
+        return study_records(session)
+    first = 0 if after is None else study_row(session, after).id
+    page = select(StudyRow.id).where(StudyRow.id > first).order_by(StudyRow.id).limit(limit)
+    return study_records(session, session.scalars(page).all())
 
 
 def find_study(session: Session, prefix: str) -> StudyRecord:
     """The study of that name, or the only one whose name starts with it.
 
     Raises:
-        StoreError: If there is none, or more than one.
+        NotFoundError: If there is none, or more than one.
     """
-    return study_records(session, study_row(session, prefix).id)[0]
+    return study_records(session, [study_row(session, prefix).id])[0]
 
 
-def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
-    """All trials of a study, in order of number."""
+def trials(
+    session: Session, study: str, after: int = -1, limit: int | None = None
+) -> tuple[TrialRecord, ...]:
+    """The trials of a study with a number above ``after``, in order, at most ``limit``."""
     row = study_row(session, study)
-    query = select(TrialRow).where(TrialRow.study_id == row.id).order_by(TrialRow.number)
+    query = select(TrialRow).where(TrialRow.study_id == row.id, TrialRow.number > after)
+    query = query.order_by(TrialRow.number).limit(limit)
     return tuple(
         TrialRecord(
             study=row.name,
@@ -184,9 +193,9 @@ def trials(session: Session, study: str) -> tuple[TrialRecord, ...]:
     )
 
 
-def attempts(session: Session, study: str) -> tuple[Attempt, ...]:
-    """All attempts at the trials of a study."""
-    return of_study(session, study_row(session, study).id)
+def attempts(session: Session, study: str, trials: range | None = None) -> tuple[Attempt, ...]:
+    """The attempts at the trials of a study, or at those numbers alone."""
+    return of_study(session, study_row(session, study).id, trials)
 
 
 def stop_asked(session: Session, study: str) -> bool:

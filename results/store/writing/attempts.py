@@ -77,14 +77,16 @@ def add_late(connection: Connection, trial_id: int, worker: str, outcome: Outcom
     _add(connection, trial_id, worker, "late", message, **times)
 
 
-def of_study(session: Session, study_id: int) -> tuple[Attempt, ...]:
-    """All attempts at a study's trials, trial by trial, in order."""
+def of_study(session: Session, study_id: int, trials: range | None = None) -> tuple[Attempt, ...]:
+    """The attempts at a study's trials, or at those numbers alone, trial by trial, in order."""
     query = (
         select(TrialRow.number, AttemptRow)
         .join(AttemptRow, AttemptRow.trial_id == TrialRow.id)
         .where(TrialRow.study_id == study_id)
         .order_by(TrialRow.number, AttemptRow.number)
     )
+    if trials is not None:
+        query = query.where(TrialRow.number >= trials.start, TrialRow.number < trials.stop)
     return tuple(
         Attempt(
             trial, a.number, a.worker, a.state, a.message, a.started_at, a.deadline, a.ended_at

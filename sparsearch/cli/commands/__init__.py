@@ -1,1 +1,1 @@
-"""Commands, one a file."""
+"""The commands, one file each: ``running`` starts or ends work, ``reading`` asks the database."""

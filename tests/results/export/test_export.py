@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
-import peft
 import pytest
 import safetensors.torch
 import torch
@@ -23,14 +21,7 @@ from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
 
-EXPRESSIBLE = {
-    "lora": {"lora": {"max_rank": 2}},
-    "lora-bitfit": {"lora": {"max_rank": 1}, "bitfit": {"on": ["*.attn.[qv]", "*.ffn.up"]}},
-    "lora-lnfit": {"lora": {"max_rank": 2, "on": ["*.attn.[kv]"]}, "lnfit": {}},
-    "lnfit": {"lnfit": {}},
-    "ia3": {"ia3": {}},
-    "bitfit": {"bitfit": {"on": ["*.attn.[qkvo]", "*.ffn.down"]}},
-}
+LORA = {"lora": {"max_rank": 2}}
 
 
 @pytest.fixture
@@ -59,21 +50,6 @@ def trained(build, randomise, inputs, tmp_path):
         return best, weights, logits, folder
 
     return make
-
-
-@pytest.mark.parametrize("kinds", EXPRESSIBLE.values(), ids=EXPRESSIBLE)
-def test_peft_loads_the_folder_with_equal_logits(trained, family, kinds, inputs, tmp_path):
-    best, weights, logits, backbone = trained(family, kinds)
-    report = export(best, weights, "peft", tmp_path / "adapter")
-    assert "adapter_config.json" in report.files and "adapter_model.safetensors" in report.files
-    fresh = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
-    with torch.no_grad():
-        difference = (adapted(**inputs).logits - logits).abs().max()
-    assert float(difference) < 1e-5
-    assert float(logits.abs().max()) > 1e-3
 
 
 def test_peft_refuses_what_is_cut_by_name(trained, tmp_path):
@@ -114,7 +90,7 @@ def test_a_bias_on_a_norm_without_bias_is_refused(trained, name, tmp_path):
 
 
 def test_bias_only_linears_are_noted(trained, tmp_path):
-    best, weights, _, _ = trained("bert", EXPRESSIBLE["bitfit"])
+    best, weights, _, _ = trained("bert", {"bitfit": {"on": ["*.attn.[qkvo]", "*.ffn.down"]}})
     report = export(best, weights, "peft", tmp_path / "adapter")
     assert any("bias-only" in note for note in report.notes)
 
@@ -139,7 +115,7 @@ def test_spec_attaches_with_equal_logits_in_every_family(trained, family, inputs
 
 
 def test_damaged_weights_do_not_survive_the_round_trip(trained, tmp_path, monkeypatch):
-    best, weights, _, _ = trained("bert", EXPRESSIBLE["lora"])
+    best, weights, _, _ = trained("bert", LORA)
     real = Path.write_bytes
 
     def damage(self, data):
@@ -154,7 +130,7 @@ def test_damaged_weights_do_not_survive_the_round_trip(trained, tmp_path, monkey
 
 
 def test_nothing_is_overwritten(trained, tmp_path):
-    best, weights, _, _ = trained("bert", EXPRESSIBLE["lora"])
+    best, weights, _, _ = trained("bert", LORA)
     (tmp_path / "spec").mkdir()
     (tmp_path / "spec" / "mine.txt").write_text("keep")
     with pytest.raises(ExportError, match="not an empty folder"):
@@ -166,7 +142,7 @@ def test_nothing_is_overwritten(trained, tmp_path):
 
 
 def test_a_spec_with_foreign_weights_is_refused_and_the_model_left_alone(trained, tmp_path):
-    best, weights, _, backbone = trained("bert", EXPRESSIBLE["lora"])
+    best, weights, _, backbone = trained("bert", LORA)
     export(best, weights, "spec", tmp_path / "spec")
     file = tmp_path / "spec" / "modules.safetensors"
     tensors = load_file(file)

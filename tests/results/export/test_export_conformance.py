@@ -27,6 +27,7 @@ EXPRESSIBLE = {
     "lnfit": {"lnfit": {}},
     "ia3": {"ia3": {}},
     "lora-bitfit": {"lora": {"max_rank": 1}, "bitfit": {"on": ["*.attn.[qv]", "*.ffn.up"]}},
+    "lora-lnfit": {"lora": {"max_rank": 2, "on": ["*.attn.[kv]"]}, "lnfit": {}},
     "lora-spectral-lnfit": {"lora": {"max_rank": 1}, "spectral": {}, "lnfit": {}},
     "bitfit-lnfit": {"bitfit": {"on": ["*.attn.[qv]"]}, "lnfit": {}},
 }
@@ -76,6 +77,8 @@ def test_each_step_after_a_peft_export_gives_equal_logits_or_was_announced(
     build(family).save_pretrained(folder)
     case = train_on(folder, EXPRESSIBLE[name], randomise)
     report = export(case.best, case.weights, "peft", adapter)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {*report.files}
+    assert float(case.logits.abs().max()) > 1e-3
     steps = steps_after(adapter, folder, tmp_path)
     if (name, family) in NOT_MERGED:
         with pytest.raises((RuntimeError, ValueError, AttributeError)):

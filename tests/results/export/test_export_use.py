@@ -25,8 +25,9 @@ from transformers import (
 )
 
 import sparsearch
+from sparsearch.config.formats import ExportFormat
 from sparsearch.errors import ExportError, SparsearchError, StructureError
-from sparsearch.results.export.export import FORMATS, export
+from sparsearch.results.export.export import export
 from sparsearch.results.export.peft import plan_adapter
 from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.kinds import Kind
@@ -84,7 +85,7 @@ def model_of(to, folder, base):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("settings", LEFT_BEHIND, ids=["multi-label", "regression", "none"])
 @pytest.mark.parametrize("classes", [("no", "perhaps", "yes"), ()], ids=["classes", "number"])
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*ExportFormat])
 def test_a_pipeline_gives_the_studys_scores_whatever_task_the_base_had(
     to, classes, settings, on_disk, randomise, tmp_path
 ):
@@ -117,7 +118,7 @@ def test_a_pipeline_gives_the_studys_scores_whatever_task_the_base_had(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*ExportFormat])
 def test_the_padding_of_the_training_travels_with_every_format(
     to, family, on_disk, randomise, tmp_path
 ):
@@ -136,7 +137,7 @@ def test_the_padding_of_the_training_travels_with_every_format(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*ExportFormat])
 def test_positions_that_begin_behind_the_padding_token_stay_where_they_are(
     to, on_disk, randomise, tmp_path
 ):
@@ -149,7 +150,7 @@ def test_positions_that_begin_behind_the_padding_token_stay_where_they_are(
     assert furthest(logits_of(model), case.logits) < 1e-5
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*ExportFormat])
 def test_a_model_without_any_padding_token_says_so(to, build, randomise, tmp_path):
     build("gpt2", pad_token_id=None).save_pretrained(tmp_path / "base")
     case = train_on(tmp_path / "base", LORA, randomise, pad=0)
@@ -176,7 +177,7 @@ def test_the_readme_of_an_adapter_runs_as_it_is_written(on_disk, randomise, tmp_
 # What is compared
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*ExportFormat])
 def test_a_folder_that_holds_another_backbone_by_now_is_refused(to, build, randomise, tmp_path):
     build("bert").save_pretrained(tmp_path / "base")
     case = train_on(tmp_path / "base", LORA, randomise)
@@ -214,7 +215,7 @@ def test_a_kind_that_the_adapter_does_not_know_is_refused(build, randomise, tmp_
 # Where it is written
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [*ExportFormat])
 def test_a_link_to_an_empty_folder_is_filled(to, build, randomise, tmp_path):
     build("bert").save_pretrained(tmp_path / "base")
     case = train_on(tmp_path / "base", LORA, randomise)

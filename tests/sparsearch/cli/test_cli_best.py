@@ -55,11 +55,11 @@ def test_best_that_finds_nothing_exits_3(db: str, words: tuple[str, ...], advice
     ("words", "message"),
     [
         (("--limit", "max_bytes"), "write NAME=VALUE, with one of max_trainable_params"),
-        (("--limit", "max_byte=9"), "--limit max_byte=9: no limit of a budget"),
+        (("--limit", "max_byte=9"), "limit max_byte=9: no limit of a budget"),
         (("--limit", "max_bytes=9", "--limit", "max_bytes=8"), "this limit is given twice"),
         (
             ("--max-trainable-params", "9", "--limit", "max_trainable_params=8"),
-            "--limit max_trainable_params=8: this limit is given twice",
+            "limit max_trainable_params=8: this limit is given twice",
         ),
         (("--limit", "max_bytes=20.5"), "max_bytes: '20.5' is no whole number"),
     ],

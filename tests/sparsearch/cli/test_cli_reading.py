@@ -58,7 +58,7 @@ def test_stop_frees_a_study_that_nobody_runs_and_asks_who_runs_one(
         done = call("stop", "stu", "--db", url)
         assert done.code == 0 and "nobody runs study study" in done.out
         store.acquire("study")
-        monkeypatch.setattr("sparsearch.cli.commands.stop._STOP_SECONDS", 0)
+        monkeypatch.setattr("sparsearch.cli.commands.running.stop._STOP_SECONDS", 0)
         done = call("stop", "study", "--db", url)
         assert done.code == 1 and "elsewhere:7 still holds" in done.err
         assert store.stop_asked("study")

@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 
 from sparsearch.workers.execution.message_broker import MessageBroker
+from sparsearch.workers.execution.news import (
+    JobKey,
+    JobLost,
+    JobTold,
+    RankingAsked,
+    WorkerDied,
+    WorkerSilent,
+)
 
-KEY = (0, 1)
+KEY = JobKey(0, 1)
 
 
 def during(scenario, patience=60.0):
@@ -24,7 +32,7 @@ def test_a_job_goes_to_one_worker_and_its_events_to_the_driver():
         assert await waiting == b"job"
         assert await exchange.tell("a", KEY, b"started") is False
         await exchange.tell("a", KEY, b"ended", last=True)
-        assert await exchange.news(0) == [("told", KEY, b"started"), ("told", KEY, b"ended")]
+        assert await exchange.news(0) == [JobTold(KEY, b"started"), JobTold(KEY, b"ended")]
         assert await exchange.news(0.01) == []
 
     during(scenario)
@@ -49,9 +57,9 @@ def test_a_dead_workers_job_is_lost_and_what_it_says_later_is_passed_on():
         await exchange.put(KEY, b"job")
         await exchange.take("a")
         await exchange.lost("a", "died")
-        assert await exchange.news(0) == [("died", "a", "died"), ("lost", KEY, "died")]
+        assert await exchange.news(0) == [WorkerDied("a", "died"), JobLost(KEY, "died")]
         assert await exchange.tell("a", KEY, b"late", last=True) is True
-        assert await exchange.news(0) == [("told", KEY, b"late")]
+        assert await exchange.news(0) == [JobTold(KEY, b"late")]
 
     during(scenario)
 
@@ -71,7 +79,7 @@ def test_a_score_waits_for_the_drivers_decision():
         await exchange.put(KEY, b"job")
         await exchange.take("a")
         told = asyncio.create_task(exchange.tell("a", KEY, b"score", decides=True))
-        assert await exchange.news(5) == [("told", KEY, b"score")]
+        assert await exchange.news(5) == [JobTold(KEY, b"score")]
         await exchange.cancel(KEY)
         assert not told.done()
         await exchange.news(0.01)
@@ -85,7 +93,7 @@ def test_a_worker_without_progress_is_silent_once():
         await exchange.put(KEY, b"job")
         await exchange.take("a")
         await asyncio.sleep(0.05)
-        assert await exchange.news(0.01) == [("silent", "a")]
+        assert await exchange.news(0.01) == [WorkerSilent("a")]
         assert await exchange.news(0.01) == []
 
     during(scenario, patience=0.02)
@@ -99,11 +107,11 @@ def test_who_waits_for_what_another_makes_is_not_silent():
         assert await exchange.claim("a", "start") is None
         waiting = asyncio.create_task(exchange.claim("b", "start"))
         await asyncio.sleep(0.05)
-        assert await exchange.news(0.01) == [("silent", "a")]
+        assert await exchange.news(0.01) == [WorkerSilent("a")]
         await exchange.share("a", "start", b"made")
         assert await waiting == b"made"
         await asyncio.sleep(0.05)
-        assert await exchange.news(0.01) == [("silent", "b")]
+        assert await exchange.news(0.01) == [WorkerSilent("b")]
 
     during(scenario, patience=0.02)
 
@@ -128,9 +136,9 @@ def test_what_is_shared_is_made_once_or_by_the_next_one():
 def test_rankings_are_asked_for_and_answered():
     async def scenario(exchange):
         asked = asyncio.create_task(exchange.ask("key"))
-        ((kind, number, key),) = await exchange.news(5)
-        assert (kind, key) == ("asked", "key")
-        await exchange.answer(number, b"ranking")
+        (news,) = await exchange.news(5)
+        assert news == RankingAsked(news.number, "key")
+        await exchange.answer(news.number, b"ranking")
         assert await asked == b"ranking"
 
     during(scenario)

@@ -21,9 +21,16 @@ from sparsearch.results.records import Trial
 from sparsearch.spaces.budget import Budget
 from sparsearch.workers.callbacks import StudyCallbacks
 from sparsearch.workers.execution.events import Ended, Job, Progressed, Started
+from sparsearch.workers.execution.news import (
+    WorkerBroken,
+    WorkerDied,
+    WorkerReady,
+    WorkerSilent,
+)
 from sparsearch.workers.execution.ray_worker import seal
 from sparsearch.workers.resources import quieten_ray
 from sparsearch.workers.study import run
+from tests.conftest import tiny_study
 
 RAY = {"runner": "ray", "max_concurrent": 2}
 
@@ -39,11 +46,11 @@ def session():
     ray.shutdown()
 
 
-@pytest.fixture
-def whole(study, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tiny_folder, tiny_data, tmp_path_factory):
     """The study as an uninterrupted driver ends it in its own process."""
-    url = f"sqlite:///{tmp_path / 'whole.db'}"
-    run(study, url)
+    url = f"sqlite:///{tmp_path_factory.mktemp('whole') / 'whole.db'}"
+    run(tiny_study(tiny_folder, tiny_data), url)
     return rows(url)
 
 
@@ -174,31 +181,31 @@ def hearing(study, monkeypatch):
     )
     runner.exchange = MessageBroker()
 
-    def hear(*news):
+    def hear(news):
         runner._hear(news, lambda event: None)
 
-    hear("ready", "a", object())
+    hear(WorkerReady("a", object()))
     return runner, hear
 
 
 def test_silent_workers_are_no_false_starts(hearing):
     runner, hear = hearing
     for _ in range(6):
-        hear("silent", "a")
-        hear("died", "a", "no progress")  # as the exchange says it
-        hear("died", "a", "its worker process died")  # as Tune does
-        hear("ready", "a", object())
+        hear(WorkerSilent("a"))
+        hear(WorkerDied("a", "no progress"))  # as the exchange says it
+        hear(WorkerDied("a", "its worker process died"))  # as Tune does
+        hear(WorkerReady("a", object()))
     assert runner.ready() == 1
 
 
 def test_one_workers_trouble_ends_no_study_that_another_one_runs(hearing):
     runner, hear = hearing
     for _ in range(9):
-        hear("broken", "b", seal(RuntimeError("CUDA out of memory")))
-        hear("died", "b", "its worker process died")
-    hear("died", "a", "its worker process died")
+        hear(WorkerBroken("b", seal(RuntimeError("CUDA out of memory"))))
+        hear(WorkerDied("b", "its worker process died"))
+    hear(WorkerDied("a", "its worker process died"))
     with pytest.raises(WorkersError, match="before they could take a job; .* CUDA out of memory"):
-        hear("died", "b", "its worker process died")
+        hear(WorkerDied("b", "its worker process died"))
 
 
 def test_only_what_a_dead_driver_left_is_removed(tmp_path, monkeypatch):
@@ -221,6 +228,7 @@ DRIVER = """
 import sys, torch
 torch.set_num_threads(1)
 from sparsearch.workers.study import run
+from tests.conftest import tiny_study
 run(sys.argv[1], sys.argv[2])
 """
 

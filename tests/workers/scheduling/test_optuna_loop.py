@@ -111,7 +111,7 @@ def test_proposals_lie_in_the_search_space_and_are_all_one_needs(store):
 
 @pytest.mark.parametrize("rule", ["asha", "hyperband"])
 def test_early_stop_spares_no_budget_and_no_plan(store, rule):
-    config = study(sampler="random", trials=240, early_stop=rule)
+    config = study(sampler="random", trials=160, early_stop=rule)
     simulate(config, store, SimulatedRunner(SyntheticFront(), speeds=[1.0] * 8))
     planned, proposed = store.trials("front")[:6], store.trials("front")[6:]
     assert {t.state for t in planned} == {"ok"}
@@ -259,14 +259,14 @@ def test_failures_are_outcomes_and_many_workers_lose_nothing(store):
     assert max(t.attempts for t in trials) <= config.workers.max_attempts
 
 
-def test_thousands_of_trials_end_once_each_whatever_comes_late(store):
-    config = study(sampler="random", trials=1000, seeds=(0, 1, 2))
+def test_hundreds_of_trials_end_once_each_whatever_comes_late(store):
+    config = study(sampler="random", trials=400, seeds=(0, 1, 2))
     failures = Failures(oom=0.02, nan=0.02, killed=0.05, late=0.05, slow=0.1)
     runner = SimulatedRunner(SyntheticFront(), [1.0, 0.5, 2.0] * 20, failures)
     record = simulate(config, store, runner)
-    assert record.finished == record.trials == 3 * 6 + 1000
+    assert record.finished == record.trials == 3 * 6 + 400
     attempts = Counter(a.state for a in store.attempts("front"))
-    assert attempts["late"] > 30 and attempts["lost"] > 75
+    assert attempts["late"] > 12 and attempts["lost"] > 30
     last = {*FINISHED} - {"oom"}  # which is tried again
     ended = Counter(a.trial for a in store.attempts("front") if a.state in last)
     assert set(ended.values()) == {1}, "a late result is no second outcome"

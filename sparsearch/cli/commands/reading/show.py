@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 
 from sparsearch.cli import console
-from sparsearch.cli.commands.best import best_table
+from sparsearch.cli.commands.reading.best import best_table
 from sparsearch.cli.console import errors, output, print_json
 from sparsearch.cli.options import (
     DEFAULT_DB,
@@ -77,9 +77,7 @@ def show(
     if not as_json:
         output().print(structure_table(found))
         return
-    keys = ("position", "kind", "size", "params")
-    chosen = [{key: getattr(c, key) for key in keys} for c in found.structure.candidates]
-    print_json({**found.as_dict(), "candidates": chosen})
+    print_json(found.as_detailed_dict())
 
 
 def _position_names(structure: Structure) -> tuple[str, ...]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -36,22 +35,9 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "trial_dicts",
     "trials",
     "trials_table",
 ]
-
-
-def trial_dicts(
-    trials: Sequence[TrialRecord], attempts: Sequence[Attempt]
-) -> list[dict[str, Any]]:
-    """The JSON of ``trials``; ``tries`` are a trial's attempts."""
-    tries: dict[int, list[dict[str, Any]]] = {t.number: [] for t in trials}
-    for a in attempts:
-        tries[a.trial].append(
-            {name: value for name, value in dataclasses.asdict(a).items() if name != "trial"}
-        )
-    return [dataclasses.asdict(t) | {"tries": tries[t.number]} for t in trials]
 
 
 def trials_table(
@@ -111,6 +97,9 @@ def trials(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None
         records = store.trials(record.name)
         attempts = store.attempts(record.name)
     if as_json:
-        print_json(trial_dicts(records, attempts))
+        tries: dict[int, list[Attempt]] = {}
+        for attempt in attempts:
+            tries.setdefault(attempt.trial, []).append(attempt)
+        print_json([t.as_dict(tries.get(t.number, ())) for t in records])
     else:
         output().print(trials_table(record, records, attempts))

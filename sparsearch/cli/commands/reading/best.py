@@ -29,8 +29,7 @@ from sparsearch.cli.tables import (
     sparsity_facts,
     task_names,
 )
-from sparsearch.config.registry import LIMITS
-from sparsearch.errors import ConfigError
+from sparsearch.config.registry import read_limits
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -98,17 +97,6 @@ def best_of_tasks_table(found: Sequence[Best]) -> RenderableType:
     return FittingTable(title, columns, right, ("strategy", "trial", "test"), rows)
 
 
-def _named(text: str) -> tuple[str, str]:
-    """Name and value of a limit."""
-    name, equals, value = text.partition("=")
-    if not equals or name not in LIMITS:
-        raise ConfigError(
-            [f"--limit {text}: no limit of a budget"],
-            f"write NAME=VALUE, with one of {', '.join(LIMITS)}",
-        )
-    return name, value
-
-
 def best(
     study: OfStudy = None,
     model: Annotated[
@@ -151,12 +139,8 @@ def best(
         "max_inference_flops": max_inference_flops,
         "min_weight_sparsity": min_weight_sparsity,
     }
-    for text in limit or ():
-        name, value = _named(text)
-        if wanted.get(name) is not None:
-            raise ConfigError([f"--limit {text}: this limit is given twice"])
-        wanted[name] = value
     asked = {key: value for key, value in wanted.items() if value is not None}
+    asked = read_limits(limit or (), asked)
     from sparsearch.results.records import BestQuery
 
     with reading(db) as store:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
@@ -25,17 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "studies",
     "studies_table",
-    "study_dict",
 ]
-
-
-def study_dict(record: StudyRecord) -> dict[str, Any]:
-    """The JSON object of a study."""
-    keys = (
-        "name model task task_fingerprint metric backbone_params trials finished best_score owner"
-    )
-    document = {key: getattr(record, key) for key in keys.split()}
-    return document | {"created_at": record.created_at.isoformat()}
 
 
 def studies_table(studies: Sequence[StudyRecord]) -> RenderableType:
@@ -61,7 +51,7 @@ def studies(db: Db = DEFAULT_DB, as_json: Json = False) -> None:
     with reading(db) as store:
         records = store.studies()
     if as_json:
-        print_json([study_dict(record) for record in records])
+        print_json([record.as_dict() for record in records])
     elif records:
         output().print(studies_table(records))
     else:

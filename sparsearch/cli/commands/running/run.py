@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from sparsearch.cli import console
-from sparsearch.cli.commands.studies import study_dict
 from sparsearch.cli.console import errors, output, print_json
 from sparsearch.cli.options import (
     DEFAULT_DB,
@@ -86,7 +85,7 @@ def _print_summary(
 
     following, shown = _next_commands(record, summary, db), without_password(db)
     if as_json:
-        document = {"db": shown, "study": study_dict(record), "summary": summary.as_dict()}
+        document = {"db": shown, "study": record.as_dict(), "summary": summary.as_dict()}
         held = None if data is None else dataclasses.asdict(data)
         print_json({**document, "data": held, "next": following})
         return

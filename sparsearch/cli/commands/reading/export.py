@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -18,6 +17,7 @@ from sparsearch.cli.options import (
     StructureHash,
     reading,
 )
+from sparsearch.config.formats import ExportFormat, ServingFormat
 from sparsearch.errors import StoreError
 
 __all__ = [
@@ -25,23 +25,16 @@ __all__ = [
 ]
 
 
-class ServingFormat(StrEnum):
-    """What --also takes; typer reads no list of Literal."""
-
-    onnx = "onnx"
-    torch = "torch"
-
-
 def export(
     structure: StructureHash,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     to: Annotated[
-        Literal["spec", "peft", "checkpoint"],
+        ExportFormat,
         typer.Option(
             "--to",
             help="structure.json and weights; an adapter folder for PEFT; or a merged, smaller model.",
         ),
-    ] = "spec",
+    ] = ExportFormat.spec,
     also: Annotated[
         list[ServingFormat] | None,
         typer.Option("--also", help="A serving file beside a checkpoint; repeatable."),
@@ -51,7 +44,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained structure for other tools, and prove it by loading it again."""
-    if also and to != "checkpoint":
+    if also and to != ExportFormat.checkpoint:
         raise typer.BadParameter("--also goes with --to checkpoint")
     with reading(db) as store:
         best = store.find_structure(structure, study)

@@ -1,0 +1,18 @@
+"""The studies of a database over HTTP: a REST API over ``results``.
+
+| file or folder | what it does |
+|---|---|
+| app | puts the parts together: ``make_app`` |
+| server | the server process |
+| settings | what an operator may choose, checked before anything is served |
+| access | who may ask: host names, tokens |
+| headers | what every answer tells a browser |
+| problems | the one body of all errors |
+| models | the objects of the answers, those of ``--json`` |
+| metrics | counts and times for Prometheus |
+| routes | one file for each noun |
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -1,0 +1,115 @@
+"""Who may ask: the host names one calls it by, and tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sparsearch.service.problems import Problem, body
+from sparsearch.service.settings import READ_TOKEN, ServiceSettings, is_loopback
+
+__all__ = ["HostCheck", "host_name", "may_read", "may_run"]
+
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, without its port, in lower case.
+
+    >>> host_name("Search.Example.org:8642"), host_name("[::1]:8642"), host_name("[::1]")
+    ('search.example.org', '::1', '::1')
+    """
+    header = header.strip().lower()
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0] if header.count(":") == 1 else header
+
+
+class HostCheck:
+    """Refuses a request for another host: a page elsewhere could have its name point here.
+
+    A request that changes something must also come from a page of this host, or from no page.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or hand on."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            name = host_name(headers.get("host", ""))
+            if name not in self.settings.allowed_hosts:
+                problem = Problem(
+                    f"this service does not answer to the host name {name!r}",
+                    f"its operator lets it with `sparsearch serve --allow-host {name or 'NAME'}`",
+                )
+                await JSONResponse(body(problem), 400)(scope, receive, send)
+                return
+            origin = headers.get("origin")
+            if origin and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+                theirs = host_name(origin.partition("://")[2])
+                if theirs != name:
+                    problem = Problem(
+                        f"a page of {theirs or origin!r} may not change anything here"
+                    )
+                    await JSONResponse(body(problem), 403)(scope, receive, send)
+                    return
+        await self.app(scope, receive, send)
+
+
+_bearer = HTTPBearer(
+    auto_error=False, description="The token for reading, or the one for running."
+)
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+def _equal(given: str, token: str | None) -> bool:
+    """Whether a token was given, in a time that does not depend on where two differ, nor on their lengths."""
+    ours = hashlib.sha256((token or "").encode()).digest()
+    same = hmac.compare_digest(hashlib.sha256(given.encode()).digest(), ours)
+    return same and token is not None
+
+
+def _level(request: Request, credentials: HTTPAuthorizationCredentials | None) -> int:
+    """0: nothing, 1: may read, 2: may run too."""
+    settings: ServiceSettings = request.app.state.settings
+    if not settings.tokens:
+        near = request.client is None or is_loopback(request.client.host)
+        forwarded = any(name in request.headers for name in _FORWARDED)
+        return 2 if near and not forwarded else 0
+    given = credentials.credentials if credentials else ""
+    reads, runs = _equal(given, settings.read_token), _equal(given, settings.run_token)
+    return 2 if runs else int(reads)
+
+
+def may_read(request: Request, credentials: Credentials) -> None:
+    """Refuse who has no token.
+
+    Raises:
+        Problem: 401.
+    """
+    if _level(request, credentials) < 1:
+        raise Problem(
+            "this needs a token",
+            f"send `Authorization: Bearer TOKEN`; the operator sets it with {READ_TOKEN}",
+            status=401,
+        )
+
+
+def may_run(request: Request, credentials: Credentials) -> None:
+    """Refuse who has no token for running.
+
+    Raises:
+        Problem: 401, or 403 for who may read alone.
+    """
+    may_read(request, credentials)
+    if _level(request, credentials) < 2:
+        raise Problem("this token lets one read, not run", "use the other token", status=403)

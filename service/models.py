@@ -1,0 +1,186 @@
+"""The objects of the answers: those that ``--json`` prints, with their types for the API's document."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, Field
+
+__all__ = [
+    "AttemptModel",
+    "BestModel",
+    "CandidateModel",
+    "DifferenceModel",
+    "HealthModel",
+    "Page",
+    "ProblemModel",
+    "StructureModel",
+    "StudyDetailModel",
+    "StudyModel",
+    "SummaryModel",
+    "TrialModel",
+]
+
+T = TypeVar("T")
+
+
+class Page(BaseModel, Generic[T]):
+    """Some of many rows."""
+
+    items: list[T]
+    next: str | None = Field(
+        description="What to give as `cursor` for the rows that follow; null after the last."
+    )
+
+
+class ProblemModel(BaseModel):
+    """Every error."""
+
+    message: str
+    hint: str
+    problems: list[str]
+
+
+class HealthModel(BaseModel):
+    """That the service answers, and its database too."""
+
+    status: str
+    version: str
+
+
+class StudyModel(BaseModel):
+    """A study of a list."""
+
+    name: str
+    model: str
+    task: str
+    task_fingerprint: str
+    metric: str
+    backbone_params: int
+    trials: int
+    finished: int
+    best_score: float | None
+    owner: str | None
+    created_at: str
+
+
+class StudyDetailModel(StudyModel):
+    """A study, with what it was launched with."""
+
+    settings: dict[str, Any]
+
+
+class AttemptModel(BaseModel):
+    """One attempt at a trial."""
+
+    number: int
+    worker: str
+    state: str
+    message: str
+    started_at: str
+    deadline: str
+    ended_at: str | None
+
+
+class TrialModel(BaseModel):
+    """A trial."""
+
+    study: str
+    number: int
+    strategy: str
+    seed: int
+    budget: dict[str, Any] | None
+    state: str
+    message: str
+    score: float | None
+    test_score: float | None
+    structure: str | None
+    trainable_params: int | None
+    head_params: int | None
+    inference_flops_ratio: float | None
+    seconds: float | None
+    peak_bytes: int | None
+    attempts: int
+    ranking_key: str | None
+    settings: dict[str, Any]
+    history: list[float | None]
+    weight_sparsity: float
+    started_at: str | None
+    finished_at: str | None
+    environment: dict[str, Any] | None
+    tries: list[AttemptModel]
+
+
+class BestModel(BaseModel):
+    """A trial that may be recommended."""
+
+    structure: str
+    study: str
+    trial: int
+    strategy: str
+    metric: str
+    score: float
+    test_score: float | None
+    trainable_params: int
+    head_params: int
+    inference_flops_ratio: float
+    budget: dict[str, Any] | None
+    seed: int
+    model: str
+    task: str
+    weight_sparsity: float
+    task_fingerprint: str
+
+
+class CandidateModel(BaseModel):
+    """What stands at a position."""
+
+    position: str
+    kind: str
+    size: int
+    params: int
+
+
+class StructureModel(BestModel):
+    """A structure with all that it attaches and cuts."""
+
+    candidates: list[CandidateModel]
+
+
+class ChosenModel(BaseModel):
+    """What one of two structures has at a position."""
+
+    size: int
+    params: int
+    which: list[int]
+
+
+class ChangeModel(BaseModel):
+    """A position and a kind in which two structures differ."""
+
+    position: str
+    kind: str
+    first: ChosenModel | None
+    second: ChosenModel | None
+
+
+class DifferenceModel(BaseModel):
+    """Two structures, compared."""
+
+    first: str
+    second: str
+    same: int = Field(description="Candidates that both have.")
+    changes: list[ChangeModel]
+
+
+class SummaryModel(BaseModel):
+    """A study in figures: per budget the mean and spread over seeds, intervals and a verdict."""
+
+    study: str
+    metric: str
+    searched: str
+    budgets: list[dict[str, Any]]
+    references: list[dict[str, Any]]
+    unsuccessful: list[dict[str, Any]]
+    front: list[dict[str, Any]]
+    warnings: list[str]

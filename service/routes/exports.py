@@ -1,0 +1,61 @@
+"""A structure as files, in one download."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
+
+from sparsearch.config.formats import ExportFormat, ServingFormat
+from sparsearch.errors import NotFoundError
+from sparsearch.service.problems import Problem
+from sparsearch.service.routes.asked import OfStudy, TheStore
+from sparsearch.service.routes.structures import Hash
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/structures", tags=["structures"])
+
+_one_at_a_time = threading.Lock()
+"""An export loads a model twice: several at once would fill the memory."""
+
+
+@router.get("/{structure}/export", response_class=FileResponse)
+def export(
+    structure: Hash,
+    store: TheStore,
+    study: OfStudy = None,
+    to: ExportFormat = ExportFormat.spec,
+    also: Annotated[list[ServingFormat] | None, Query(max_length=2)] = None,
+) -> Any:
+    """Download a trained structure as a zip file, proven by loading it again."""
+    if also and to != ExportFormat.checkpoint:
+        raise Problem("also: goes with to=checkpoint", status=422)
+    best = store.find_structure(structure, study)
+    weights = store.weights(best.study, best.trial)
+    if weights is None:
+        raise NotFoundError(f"trial {best.trial} of study {best.study!r} has no stored weights")
+    from sparsearch.results.export.export import export as export_structure
+
+    if not _one_at_a_time.acquire(blocking=False):
+        raise Problem("another export is being written", "ask again in a minute", status=503)
+    scratch = Path(tempfile.mkdtemp(prefix="sparsearch-export-"))
+    try:
+        name = f"{best.structure.hash[:12]}-{to}"
+        export_structure(best, weights, to, scratch / name, tuple(also or ()))
+        file = shutil.make_archive(str(scratch / "download"), "zip", scratch, name)
+    except BaseException:
+        shutil.rmtree(scratch)
+        raise
+    finally:
+        _one_at_a_time.release()
+    done = BackgroundTask(shutil.rmtree, scratch)
+    return FileResponse(
+        file, media_type="application/zip", filename=f"{name}.zip", background=done
+    )

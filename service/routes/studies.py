@@ -1,0 +1,78 @@
+"""Studies, and their trials, fronts and summaries."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Path
+from fastapi.responses import HTMLResponse
+
+from sparsearch.documents import plain
+from sparsearch.results.report.study_report import report_page
+from sparsearch.results.report.summary import summarise
+from sparsearch.service.models import (
+    BestModel,
+    Page,
+    StudyDetailModel,
+    StudyModel,
+    SummaryModel,
+    TrialModel,
+)
+from sparsearch.service.problems import Problem
+from sparsearch.service.routes.asked import Cursor, Limit, TheStore, page
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/studies", tags=["studies"])
+
+Study = Annotated[str, Path(max_length=200, description="Name of a study, or a unique prefix.")]
+
+
+@router.get("", response_model=Page[StudyModel])
+def studies(store: TheStore, cursor: Cursor = None, limit: Limit = 100) -> Any:
+    """List the studies, oldest first; the cursor is the name of a study."""
+    found = store.studies(after=cursor, limit=limit)
+    return page([plain(study.as_dict()) for study in found], limit, "name")
+
+
+@router.get("/{study}", response_model=StudyDetailModel)
+def study(study: Study, store: TheStore) -> Any:
+    """Show one study and the settings that it was launched with."""
+    found = store.find_study(study)
+    return plain(found.as_dict() | {"settings": found.settings})
+
+
+@router.get("/{study}/trials", response_model=Page[TrialModel])
+def trials(study: Study, store: TheStore, cursor: Cursor = None, limit: Limit = 100) -> Any:
+    """List the trials of a study by number; the cursor is the number of a trial."""
+    if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 10):
+        raise Problem(f"cursor {cursor[:40]!r} is no number of a trial", status=422)
+    after = -1 if cursor is None else int(cursor)
+    found = store.trials(study, after=after, limit=limit)
+    if not found:
+        return page([], limit, "number")
+    numbers = range(found[0].number, found[-1].number + 1)
+    attempts = store.attempts(found[0].study, numbers)
+    return page([plain(trial.as_dict(attempts)) for trial in found], limit, "number")
+
+
+@router.get("/{study}/pareto", response_model=list[BestModel])
+def pareto(study: Study, store: TheStore) -> Any:
+    """List the structures of a study that no other one beats."""
+    return [plain(best.as_dict()) for best in store.pareto(study)]
+
+
+@router.get("/{study}/summary", response_model=SummaryModel)
+def summary(study: Study, store: TheStore) -> Any:
+    """Compare strategies at each budget: mean and spread over seeds, paired intervals, a verdict."""
+    found = store.find_study(study)
+    return plain(summarise(found, store.trials(found.name)).as_dict())
+
+
+@router.get("/{study}/report", response_class=HTMLResponse)
+def report(study: Study, store: TheStore) -> Any:
+    """Download a study as one HTML file, to keep or to send on."""
+    name = store.find_study(study).name
+    disposition = f"attachment; filename*=UTF-8''{quote(name, safe='')}.html"
+    return HTMLResponse(report_page(store, name), headers={"content-disposition": disposition})

@@ -1,0 +1,53 @@
+"""The server process: a socket, and uvicorn on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from sparsearch.errors import SparsearchError
+from sparsearch.results.store.store import Store
+from sparsearch.service.app import PREFIX, make_app
+from sparsearch.service.settings import ServiceSettings
+
+__all__ = ["run_server"]
+
+
+def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
+    """Serve until the process is told to end.
+
+    Args:
+        settings: Where, and to whom.
+        ready: Called with the address of the API once the socket listens.
+
+    Raises:
+        SparsearchError: If the address is taken or not this machine's.
+        StoreError: If the database cannot be used.
+    """
+    Store.open(settings.db, create=True).close()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an export downloads nothing
+    app = make_app(settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((settings.host, settings.port))
+        except (OSError, socket.gaierror) as error:
+            raise SparsearchError(
+                f"cannot listen on {settings.host} port {settings.port}: {error}",
+                "choose another --port, or end the server that has it",
+            ) from error
+        listening.listen(128)
+        name = f"[{settings.host}]" if ":" in settings.host else settings.host
+        ready(f"http://{name}:{listening.getsockname()[1]}{settings.root_path}{PREFIX}")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            root_path=settings.root_path,
+            server_header=False,
+            proxy_headers=False,
+        )
+        uvicorn.Server(config).run(sockets=[listening])

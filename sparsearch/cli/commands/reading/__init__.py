@@ -1,0 +1,1 @@
+"""Commands that ask a database, and hand over what is in it."""

@@ -1,0 +1,45 @@
+"""`sparsearch serve`: the studies of a database over HTTP."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Annotated
+
+import typer
+
+from sparsearch.cli.console import errors
+from sparsearch.cli.options import DEFAULT_DB, Db
+from sparsearch.errors import SparsearchError
+
+__all__ = ["serve"]
+
+
+def serve(
+    db: Db = DEFAULT_DB,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Any but the loopback's needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8642,
+    root_path: Annotated[
+        str, typer.Option(metavar="/PREFIX", help="The path under which a proxy serves it.")
+    ] = "",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A host name by which it may be called; repeatable."),
+    ] = None,
+) -> None:
+    """Serve the studies of a database over HTTP: the REST API under /api/v1.
+
+    Tokens come from the environment: SPARSEARCH_READ_TOKEN lets one read, SPARSEARCH_RUN_TOKEN do everything; with
+    _FILE behind the name, from a file.
+    """
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise SparsearchError(
+            "the service needs FastAPI and uvicorn", "pip install 'sparsearch[service]'"
+        )
+    from sparsearch.service.server import run_server
+    from sparsearch.service.settings import ServiceSettings, read_tokens
+
+    names = tuple(allow_host or ())
+    settings = ServiceSettings(db, host, port, root_path, names, **read_tokens())
+    run_server(settings, lambda address: errors().print(f"serving at {address}", soft_wrap=True))
