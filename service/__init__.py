@@ -1,4 +1,4 @@
-"""The studies of a database over HTTP: a REST API over ``results``.
+"""The studies of a database over HTTP: a REST API over ``results`` and ``workers``.
 
 | file or folder | what it does |
 |---|---|
@@ -6,10 +6,14 @@
 | server | the server process |
 | settings | what an operator may choose, checked before anything is served |
 | access | who may ask: host names, tokens |
+| audit | who changed what |
+| confinement | what a study that comes over HTTP may name |
+| body_limit | refuses what is too large |
 | headers | what every answer tells a browser |
 | problems | the one body of all errors |
 | models | the objects of the answers, those of ``--json`` |
 | metrics | counts and times for Prometheus |
+| launches | studies that were launched over HTTP, and the processes that run them |
 | routes | one file for each noun |
 """
 

@@ -11,19 +11,24 @@ from fastapi import Depends, FastAPI
 import sparsearch
 from sparsearch.results.store.store import Store
 from sparsearch.service.access import HostCheck, may_read
+from sparsearch.service.body_limit import BodyLimit
 from sparsearch.service.headers import SafeHeaders
+from sparsearch.service.launches.supervisor import Supervisor
 from sparsearch.service.metrics import RequestMetrics
 from sparsearch.service.models import ProblemModel
 from sparsearch.service.problems import add_handlers
-from sparsearch.service.routes import best, exports, health, structures, studies
+from sparsearch.service.routes import best, exports, health, launches, structures, studies
 from sparsearch.service.settings import ServiceSettings
 
 __all__ = ["PREFIX", "make_app"]
 
 PREFIX = "/api/v1"
 
+_MOST_BYTES = 1_000_000
+"""Of a request: a study file has some thousand."""
+
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemModel} for status in (400, 401, 404, 422, 503)
+    status: {"model": ProblemModel} for status in (400, 401, 403, 404, 409, 413, 422, 503)
 }
 
 
@@ -42,7 +47,8 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         Store.open(settings.db, create=True).close()
-        with Store.open(settings.db, create=False) as app.state.store:
+        supervisor = Supervisor(settings.launches, settings.db, settings.drivers)
+        with Store.open(settings.db, create=False) as app.state.store, supervisor:
             yield
 
     app = FastAPI(
@@ -58,10 +64,11 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     app.state.metrics = RequestMetrics()
     add_handlers(app)
     app.add_middleware(app.state.metrics.middleware)
+    app.add_middleware(BodyLimit, most=_MOST_BYTES)
     app.add_middleware(HostCheck, settings=settings)
     app.add_middleware(SafeHeaders)
     app.include_router(health.router, prefix=PREFIX, responses=_ERRORS)
-    for room in (studies, best, structures, exports):
+    for room in (studies, best, structures, exports, launches):
         app.include_router(
             room.router, prefix=PREFIX, responses=_ERRORS, dependencies=[Depends(may_read)]
         )

@@ -12,7 +12,10 @@ __all__ = [
     "CandidateModel",
     "DifferenceModel",
     "HealthModel",
+    "LaunchModel",
+    "LogModel",
     "Page",
+    "PlanModel",
     "ProblemModel",
     "StructureModel",
     "StudyDetailModel",
@@ -68,6 +71,54 @@ class StudyDetailModel(StudyModel):
     """A study, with what it was launched with."""
 
     settings: dict[str, Any]
+
+
+class EndModel(BaseModel):
+    """How a driver ended."""
+
+    code: int
+    message: str
+    hint: str
+
+
+class LaunchModel(BaseModel):
+    """A study that was launched here."""
+
+    study: str
+    state: str = Field(description="queued, running, finished, failed or stopped.")
+    queued_at: str
+    starts: int = Field(
+        description="Drivers since it was queued; more than one if some were killed."
+    )
+    end: EndModel | None
+
+
+class LogModel(BaseModel):
+    """A piece of a log."""
+
+    text: str
+    next: int = Field(description="What to give as `offset` for what follows.")
+
+
+class PlannedBudgetModel(BaseModel):
+    """What a budget would buy."""
+
+    budget: dict[str, Any]
+    fitting: int = Field(description="Candidates that fit alone.")
+    most: int = Field(description="The most candidates that fit together.")
+
+
+class PlanModel(BaseModel):
+    """What a study would do."""
+
+    study: str
+    backbone_params: int
+    candidates: int
+    budgets: list[PlannedBudgetModel]
+    trials: int
+    proposed: int = Field(description="Trials that an outer loop proposes beside them.")
+    seconds: float | None = Field(description="One after the other; null where none is known.")
+    seconds_from: int = Field(description="Trials whose strategy has run on this model before.")
 
 
 class AttemptModel(BaseModel):

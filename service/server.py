@@ -28,7 +28,8 @@ def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
         StoreError: If the database cannot be used.
     """
     Store.open(settings.db, create=True).close()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an export downloads nothing
+    if not settings.hub:  # nothing is downloaded, by exports and launched studies neither
+        os.environ["HF_HUB_OFFLINE"] = "1"
     app = make_app(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:

@@ -43,6 +43,10 @@ class ServiceSettings:
         port: Likewise.
         root_path: The prefix under which a proxy serves it, like ``/search``.
         hosts: Names by which it may be called beside the loopback's and ``host``; ports do not matter.
+        launches: Folder of the studies that are launched over HTTP.
+        drivers: Of these, how many run at a time.
+        roots: Folders from which they may take data and models.
+        hub: Whether they may take them from the hub.
         read_token: Lets one read; None where none is asked for.
         run_token: Lets one do everything.
 
@@ -55,10 +59,16 @@ class ServiceSettings:
     port: int = 8642
     root_path: str = ""
     hosts: tuple[str, ...] = ()
+    launches: Path = Path("sparsearch-launches")
+    drivers: int = 1
+    roots: tuple[Path, ...] = ()
+    hub: bool = False
     read_token: str | None = field(default=None, repr=False)
     run_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "launches", self.launches.resolve())
+        object.__setattr__(self, "roots", tuple(root.resolve() for root in self.roots))
         problems = [
             f"the {name} token has fewer than {_SHORTEST} characters"
             for name, token in (("reading", self.read_token), ("running", self.run_token))
@@ -70,6 +80,7 @@ class ServiceSettings:
             problems.append(f"{self.host} is no loopback address, and there is no token")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path[-1] == "/"):
             problems.append(f"root path {self.root_path!r}: write it like /search")
+        problems += [f"root {str(r)!r} is no folder" for r in self.roots if not r.is_dir()]
         if problems:
             hint = f"python -c 'import secrets; print(secrets.token_urlsafe())' makes one for {RUN_TOKEN}"
             raise ConfigError(problems, hint)

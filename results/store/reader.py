@@ -127,6 +127,11 @@ class StoreReader:
         with self._database.reading() as session:
             return queries.trials(session, study, after, limit)
 
+    def mean_seconds(self, model: str) -> dict[str, float]:
+        """By strategy, the mean time of the successful trials on a backbone, in whatever study."""
+        with self._database.reading() as session:
+            return queries.mean_seconds(session, model)
+
     def attempts(self, study: str, trials: range | None = None) -> tuple[Attempt, ...]:
         """Attempts at the trials of a study, trial by trial, in order.
 

@@ -16,7 +16,7 @@ from sparsearch.results.records import (
 from sparsearch.results.store.connection.database import Database, open_database
 from sparsearch.results.store.connection.urls import to_paste
 from sparsearch.results.store.reader import StoreReader
-from sparsearch.results.store.writing import outcomes
+from sparsearch.results.store.writing import deletion, outcomes
 from sparsearch.results.store.writing import studies as writes
 from sparsearch.results.store.writing.lease import LEASE_SECONDS, Claim, Owner
 from sparsearch.spaces.ranking import Ranking
@@ -175,6 +175,19 @@ class Store(StoreReader):
         with self._database.writing() as session:
             owner = writes.ask_to_stop(session, study)
             return None if owner is None else str(owner)
+
+    def delete_study(self, study: str) -> None:
+        """Delete a study, its trials and weights, and structures and rankings that no other study has.
+
+        Args:
+            study: Its whole name.
+
+        Raises:
+            NotFoundError: If there is no study of exactly that name.
+            LeaseError: If a driver runs it.
+        """
+        with self._database.writing() as session:
+            deletion.delete_study(session, study)
 
     # Trials
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import HTMLResponse
 
 from sparsearch.documents import plain
+from sparsearch.errors import LeaseError, NotFoundError
 from sparsearch.results.report.study_report import report_page
 from sparsearch.results.report.summary import summarise
+from sparsearch.results.store.store import Store
+from sparsearch.service.access import may_run
+from sparsearch.service.audit import note
+from sparsearch.service.launches.folder import find_launch
 from sparsearch.service.models import (
     BestModel,
     Page,
@@ -41,6 +47,26 @@ def study(study: Study, store: TheStore) -> Any:
     """Show one study and the settings that it was launched with."""
     found = store.find_study(study)
     return plain(found.as_dict() | {"settings": found.settings})
+
+
+@router.delete("/{study}", status_code=204, dependencies=[Depends(may_run)])
+def delete(
+    study: Study,
+    confirm: Annotated[str, Query(max_length=200, description="The study's name once more.")],
+    request: Request,
+) -> None:
+    """Delete a study with its trials and weights, and structures that no other study has."""
+    settings = request.app.state.settings
+    if confirm != study:
+        raise Problem(f"confirm={confirm!r} is not the name of the study", status=422)
+    with suppress(NotFoundError):
+        launch = find_launch(settings.launches, study)
+        if launch.state in ("queued", "running"):
+            raise LeaseError(f"study {study!r} is {launch.state}", "stop it first")
+        launch.forget()
+    with Store.open(settings.db, create=True) as store:
+        store.delete_study(study)
+    note(request, "delete", study)
 
 
 @router.get("/{study}/trials", response_model=Page[TrialModel])

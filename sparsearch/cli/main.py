@@ -18,6 +18,7 @@ from sparsearch.cli.commands.reading.report import report
 from sparsearch.cli.commands.reading.show import show
 from sparsearch.cli.commands.reading.studies import studies
 from sparsearch.cli.commands.reading.trials import trials
+from sparsearch.cli.commands.running.delete import delete
 from sparsearch.cli.commands.running.run import run
 from sparsearch.cli.commands.running.serve import serve
 from sparsearch.cli.commands.running.space import space
@@ -56,6 +57,7 @@ def _options(
 for _command in (
     run,
     stop,
+    delete,
     space,
     studies,
     trials,

@@ -19,7 +19,7 @@ def filled_url(tmp_path_factory):
 
 
 @pytest.fixture
-def client_of(filled_url):
+def client_of(filled_url, tmp_path):
     """Makes a client of a service with some settings, as it would be from some address."""
     from contextlib import ExitStack
 
@@ -31,7 +31,11 @@ def client_of(filled_url):
     with ExitStack() as opened:
 
         def make(address="127.0.0.1", host="localhost:8642", root_path="", **settings):
-            app = make_app(ServiceSettings(filled_url, root_path=root_path, **settings))
+            app = make_app(
+                ServiceSettings(
+                    filled_url, root_path=root_path, launches=tmp_path / "launches", **settings
+                )
+            )
             url = f"http://{host}"
             client = TestClient(
                 app,

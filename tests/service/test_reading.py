@@ -170,7 +170,7 @@ def test_an_export_is_one_download_that_loads(study, tmp_path):
     with Store.open(url, create=False) as store:
         wanted = store.best().structure.hash
     path = f"{API}/structures/{wanted[:10]}/export"
-    app = make_app(ServiceSettings(url))
+    app = make_app(ServiceSettings(url, launches=tmp_path / "launches"))
     with TestClient(app, "http://localhost", client=("127.0.0.1", 1)) as client:
         spec, adapter = client.get(path), client.get(path, params={"to": "peft"})
         error = client.get(path, params={"also": "onnx"})

@@ -59,7 +59,7 @@ def test_a_path_that_is_no_hub_id_is_a_folder(study, folder, tmp_path, monkeypat
         "{tmp}/gone": tmp_path / "gone",
     }[written]
     code, text = run(study, path, tmp_path)
-    assert code == 2 and "- model.path" in text and f": there is no folder {expected}" in text
+    assert code == 2 and "model.path" in text and f": there is no folder {expected}" in text
     assert "hint: put it back, or give a folder with config.json" in text
     code, text = call("space", path)
     assert code == 2 and "there is no folder /" in text

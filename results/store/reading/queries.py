@@ -32,6 +32,7 @@ __all__ = [
     "BEST_FIRST",
     "attempts",
     "find_study",
+    "mean_seconds",
     "names_listed",
     "no_study",
     "no_trial",
@@ -191,6 +192,17 @@ def trials(
         )
         for t in session.scalars(query)
     )
+
+
+def mean_seconds(session: Session, model: str) -> dict[str, float]:
+    """By strategy, the mean time of the successful trials on a backbone."""
+    query = (
+        select(TrialRow.strategy, func.avg(TrialRow.seconds))
+        .join(StudyRow)
+        .where(StudyRow.model == model, TrialRow.state == "ok")
+        .group_by(TrialRow.strategy)
+    )
+    return {strategy: float(mean) for strategy, mean in session.execute(query) if mean is not None}
 
 
 def attempts(session: Session, study: str, trials: range | None = None) -> tuple[Attempt, ...]:

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from sparsearch.errors import StoreError
+from sparsearch.errors import LeaseError, NotFoundError, StoreError
 from sparsearch.results.records import (
     StudySpec,
     Trial,
 )
 from sparsearch.results.store.store import Store
 from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.ranking import Ranking
 from sparsearch.testing.store_conformance.samples import (
     sample_outcome,
     sample_study,
@@ -57,6 +58,34 @@ class StudiesConformance:
         assert [(s.trials, s.finished) for s in store.studies()] == [(0, 0)]
         assert store.best(study="study") is None
         assert store.pareto("study") == ()
+
+    def test_deleting_leaves_nothing_behind_and_takes_nothing_from_others(
+        self, store: Store
+    ) -> None:
+        """Structures, weights and rankings that another study has too stay; a study that runs is refused."""
+        ranking = Ranking((0.5,), "s3pet", 0, 3, 1.0, "f00d", "5ace", "train")
+        shared, own = sample_outcome(0.9, 100), sample_outcome(0.8, 50)
+        for name in ("study", "other"):
+            store.begin_study(sample_study(name))
+        store.finish("study", 0, replace(shared, ranking=("shared", ranking), weights=b"mine"))
+        store.finish("study", 1, replace(own, ranking=("own", ranking)))
+        store.finish("other", 0, replace(shared, ranking=("shared", ranking), weights=b"theirs"))
+        store.acquire("study")
+        with pytest.raises(LeaseError, match="is being run by"):
+            store.delete_study("study")
+        store.release("study")
+        with pytest.raises(NotFoundError, match="no study 'stud'"):
+            store.delete_study("stud")
+        store.delete_study("study")
+        assert [s.name for s in store.studies()] == ["other"]
+        assert store.ranking("own") is None and store.ranking("shared") == ranking
+        assert store.weights("other", 0) == b"theirs"
+        assert shared.structure is not None and own.structure is not None
+        assert store.find_structure(shared.structure.hash).study == "other"
+        with pytest.raises(NotFoundError):
+            store.load_structure(own.structure.hash)
+        store.begin_study(sample_study("study"))
+        assert [t.state for t in store.trials("study")] == ["queued", "queued"]
 
     def test_equal_config_continues(self, store: Store) -> None:
         """The order of keys and white space do not matter, and no trial is added."""

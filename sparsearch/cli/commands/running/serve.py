@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,12 +24,23 @@ def serve(
     root_path: Annotated[
         str, typer.Option(metavar="/PREFIX", help="The path under which a proxy serves it.")
     ] = "",
+    launches: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the studies that are launched here.")
+    ] = Path("sparsearch-launches"),
+    drivers: Annotated[int, typer.Option(min=1, help="Studies that run at a time.")] = 1,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A folder of data and models to allow; repeatable."),
+    ] = None,
+    allow_hub: Annotated[
+        bool, typer.Option("--allow-hub", help="Allow data and models of the hub.")
+    ] = False,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A host name by which it may be called; repeatable."),
     ] = None,
 ) -> None:
-    """Serve the studies of a database over HTTP: the REST API under /api/v1.
+    """Serve the studies of a database over HTTP, and launch studies: the REST API under /api/v1.
 
     Tokens come from the environment: SPARSEARCH_READ_TOKEN lets one read, SPARSEARCH_RUN_TOKEN do everything; with
     _FILE behind the name, from a file.
@@ -40,6 +52,16 @@ def serve(
     from sparsearch.service.server import run_server
     from sparsearch.service.settings import ServiceSettings, read_tokens
 
-    names = tuple(allow_host or ())
-    settings = ServiceSettings(db, host, port, root_path, names, **read_tokens())
+    settings = ServiceSettings(
+        db,
+        host,
+        port,
+        root_path,
+        hosts=tuple(allow_host or ()),
+        launches=launches,
+        drivers=drivers,
+        roots=tuple(root or ()),
+        hub=allow_hub,
+        **read_tokens(),
+    )
     run_server(settings, lambda address: errors().print(f"serving at {address}", soft_wrap=True))

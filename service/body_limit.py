@@ -1,0 +1,51 @@
+"""Refuses bodies that are too large, also those that do not say so."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sparsearch.service.problems import Problem, body
+
+__all__ = ["BodyLimit"]
+
+
+class BodyLimit:
+    """Reads the body of a request before the application does, and answers 413 where it is too large.
+
+    Args:
+        app: The application.
+        most: Bytes.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or hand on."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self.app(scope, receive, send)
+            return
+        stated = Headers(scope=scope).get("content-length", "0")
+        read, pieces, more = 0, bytearray(), True
+        while more and read <= self.most and (not stated.isdecimal() or int(stated) <= self.most):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            pieces += message.get("body", b"")
+            read, more = len(pieces), message.get("more_body", False)
+        if more or read > self.most:
+            problem = Problem(f"the body has more than {self.most:,} bytes")
+            await JSONResponse(body(problem), 413, {"connection": "close"})(scope, receive, send)
+            return
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": bytes(pieces), "more_body": False}
+
+        await self.app(scope, again, send)

@@ -1,0 +1,108 @@
+"""What a study that comes over HTTP may name: data and models below allowed folders, the hub if allowed."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsearch.errors import ConfigError
+
+__all__ = ["Confinement"]
+
+_PACKAGE = re.compile(r"pkg:[A-Za-z_]\w*(/[\w.-]+)*")
+_FILE_FORMATS = ("json", "csv", "parquet")
+_LOCAL = "; the operator allows folders with `sparsearch serve --root DIR`"
+_HUB = "; the operator allows the hub with `sparsearch serve --allow-hub`"
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """Where data and models may come from.
+
+    Attributes:
+        roots: Folders, resolved; relative paths are below the first that has them.
+        hub: Whether ids of the hub may be named.
+    """
+
+    roots: tuple[Path, ...]
+    hub: bool = False
+
+    def confine(self, study: Mapping[str, Any]) -> dict[str, Any]:
+        """The study with every path of it absolute.
+
+        Raises:
+            ConfigError: If it names anything outside, with every problem found.
+        """
+        content = copy.deepcopy(dict(study))
+        problems: list[str] = []
+        self._model(content.get("model"), problems)
+        task = content.get("task")
+        self._data(task.get("data") if isinstance(task, dict) else None, problems)
+        if problems:
+            raise ConfigError(problems)
+        return content
+
+    def _model(self, model: Any, problems: list[str]) -> None:
+        path = model.get("path") if isinstance(model, dict) else None
+        if not isinstance(path, str) or _PACKAGE.fullmatch(path):
+            return  # what is no text is named by the study's own check
+        local = self._inside(path)
+        if local is not None:
+            model["path"] = str(local)
+        elif path.startswith("pkg:"):
+            problems.append(f"model.path {path!r}: write pkg:PACKAGE/FOLDER")
+        elif not self.hub or _looks_local(path):
+            problems.append(
+                f"model.path {path!r} is in no allowed folder{_LOCAL if _looks_local(path) else _HUB}"
+            )
+
+    def _data(self, data: Any, problems: list[str]) -> None:
+        if not isinstance(data, dict):
+            return
+        files = data.get("data_files")
+        if isinstance(files, dict):
+            for split, listed in files.items():
+                files[split] = self._files(split, listed, problems)
+        path = data.get("path")
+        if isinstance(path, str) and (path not in _FILE_FORMATS or files is None):
+            local = self._inside(path)
+            if local is not None:
+                data["path"] = str(local)
+            elif not self.hub or _looks_local(path):
+                problems.append(f"task.data.path {path!r} is in no allowed folder{_HUB}")
+
+    def _files(self, split: str, listed: Any, problems: list[str]) -> Any:
+        many = listed if isinstance(listed, list) else [listed]
+        found = []
+        for file in many:
+            inside = self._inside(file) if isinstance(file, str) else None
+            if isinstance(file, str) and inside is None:
+                problems.append(
+                    f"task.data.data_files.{split}: no such file in an allowed folder: {file!r}{_LOCAL}"
+                )
+            found.append(file if inside is None else str(inside))
+        return found if isinstance(listed, list) else found[0]
+
+    def _inside(self, path: str) -> Path | None:
+        """The file or folder of that name below a root, links followed; None if there is none."""
+        for root in self.roots:
+            try:
+                found = (root / path).resolve(strict=True)
+            except (OSError, ValueError, RuntimeError):
+                continue
+            if found.is_relative_to(root):
+                return found
+        return None
+
+
+def _looks_local(path: str) -> bool:
+    """Whether a name could be a path: an id of the hub is ``name`` or ``owner/name``."""
+    return (
+        not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
+        or path.startswith(".")
+        or Path(path).exists()
+    )

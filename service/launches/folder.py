@@ -1,0 +1,241 @@
+"""A launch as a folder: the study, its log, its events, and how it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from filelock import FileLock, Timeout
+
+from sparsearch.documents import plain
+from sparsearch.errors import LeaseError, NotFoundError
+
+__all__ = ["End", "Launch", "LaunchState", "find_launch", "launches", "make_launch"]
+
+LaunchState: TypeAlias = Literal["queued", "running", "finished", "failed", "stopped"]
+
+STOPPED = 130
+"""Exit code of a driver that was asked to end, as of the command line."""
+
+_MOST_LOG = 65_536
+
+
+@dataclass(frozen=True)
+class End:
+    """How a driver ended.
+
+    Attributes:
+        code: Exit code, as of ``sparsearch run``.
+        message: Why, where it is not 0.
+        hint: What to do.
+    """
+
+    code: int
+    message: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One study in its folder; whoever runs it holds the lock, which ends with the process.
+
+    Attributes:
+        folder: Of this launch alone.
+    """
+
+    folder: Path
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What was asked for: ``name``, ``study``, ``queued_at``."""
+        found: dict[str, Any] = json.loads((self.folder / "request.json").read_text("utf-8"))
+        return found
+
+    @property
+    def name(self) -> str:
+        """Of the study."""
+        return str(self.request["name"])
+
+    @property
+    def lock(self) -> FileLock:
+        """Held by the driver as long as it lives."""
+        return FileLock(self.folder / "lock")
+
+    @property
+    def log(self) -> Path:
+        """What drivers printed, one after the other."""
+        return self.folder / "log"
+
+    @property
+    def events(self) -> Path:
+        """What drivers told, a JSON object a line."""
+        return self.folder / "events.jsonl"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a driver lives."""
+        try:
+            with self.lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    @property
+    def end(self) -> End | None:
+        """How the last driver ended; None where it was killed, or none has run."""
+        try:
+            return End(**json.loads((self.folder / "end.json").read_text("utf-8")))
+        except FileNotFoundError:
+            return None
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether it is not to run."""
+        return (self.folder / "stop").exists()
+
+    @property
+    def starts(self) -> int:
+        """Drivers that were started since it was queued."""
+        try:
+            return int((self.folder / "starts").read_text())
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def state(self) -> LaunchState:
+        """What it is doing."""
+        if self.is_running:
+            return "running"
+        end = self.end
+        if end is None:
+            return "stopped" if self.stop_asked else "queued"
+        return "finished" if end.code == 0 else "stopped" if end.code == STOPPED else "failed"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        end, request = self.end, self.request
+        return {
+            "study": request["name"],
+            "state": self.state,
+            "queued_at": request["queued_at"],
+            "starts": self.starts,
+            "end": None if end is None else asdict(end),
+        }
+
+    def finish(self, end: End) -> None:
+        """Note how a driver ended."""
+        _write(self.folder / "end.json", asdict(end))
+
+    def count_start(self) -> None:
+        """Note that a driver is started."""
+        _write(self.folder / "starts", self.starts + 1)
+
+    def ask_to_stop(self) -> None:
+        """Note that it is not to run."""
+        (self.folder / "stop").touch()
+
+    def queue(self) -> None:
+        """Have it run, or run again."""
+        for name in ("stop", "end.json", "starts"):
+            (self.folder / name).unlink(missing_ok=True)
+        _write(self.folder / "request.json", self.request | {"queued_at": _now()})
+
+    def forget(self) -> None:
+        """Remove all that is known of a launch that does not run."""
+        shutil.rmtree(self.folder)
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Append an event; one write a line, so that readers see whole lines."""
+        line = json.dumps(plain({"event": event, "at": _now(), **facts})) + "\n"
+        descriptor = os.open(self.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def events_after(self, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The events behind a place in the file, each with the place behind it.
+
+        Raises:
+            ValueError: If no event ends at that place.
+        """
+        if not self.events.exists():
+            return
+        with self.events.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if offset > size or offset and file.seek(offset - 1) >= 0 and file.read(1) != b"\n":
+                raise ValueError(f"no event ends at {offset}")
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                yield offset, json.loads(line)
+
+    def log_after(self, offset: int) -> tuple[str, int]:
+        """A piece of the log behind a place, and the place behind it."""
+        if not self.log.exists():
+            return "", 0
+        with self.log.open("rb") as file:
+            file.seek(offset)
+            piece = file.read(_MOST_LOG)
+        return piece.decode(errors="replace"), offset + len(piece)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _write(path: Path, value: Any) -> None:
+    """Write a file that is never seen in part."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(value, file)
+    os.replace(file.name, path)
+
+
+def _folder_of(root: Path, name: str) -> Path:
+    """Names of studies may hold anything: the folder is named by their hash."""
+    return root / hashlib.sha256(name.encode()).hexdigest()[:20]
+
+
+def make_launch(root: Path, name: str, study: Mapping[str, Any]) -> Launch:
+    """Queue a study; one of that name that has ended is queued again, with this content.
+
+    Raises:
+        LeaseError: If it is queued or running.
+    """
+    launch = Launch(_folder_of(root, name))
+    if launch.folder.exists() and launch.state in ("queued", "running"):
+        raise LeaseError(f"study {name!r} is {launch.state} already", "stop it first")
+    launch.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write(launch.folder / "request.json", {"name": name, "study": study, "queued_at": _now()})
+    launch.queue()
+    return launch
+
+
+def find_launch(root: Path, name: str) -> Launch:
+    """The launch of a study.
+
+    Raises:
+        NotFoundError: If it was not launched here.
+    """
+    launch = Launch(_folder_of(root, name))
+    if not (launch.folder / "request.json").exists():
+        raise NotFoundError(
+            f"no study {name!r} was launched here", "launches list those that were"
+        )
+    return launch
+
+
+def launches(root: Path) -> list[Launch]:
+    """All launches, the one that was queued first first."""
+    found = [Launch(path.parent) for path in root.glob("*/request.json")]
+    return sorted(found, key=lambda launch: str(launch.request["queued_at"]))

@@ -1,0 +1,188 @@
+"""Launching studies, and watching them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request
+from fastapi.responses import StreamingResponse
+
+from sparsearch.config.reader import validate_study
+from sparsearch.documents import plain
+from sparsearch.errors import ConfigError
+from sparsearch.service.access import may_run
+from sparsearch.service.audit import note
+from sparsearch.service.confinement import Confinement
+from sparsearch.service.launches.folder import Launch, find_launch, launches, make_launch
+from sparsearch.service.models import LaunchModel, LogModel, PlanModel
+from sparsearch.service.problems import Problem
+from sparsearch.service.routes.asked import TheStore
+from sparsearch.service.settings import ServiceSettings
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["launches"])
+
+_POLL_SECONDS, _SILENT_SECONDS = 0.5, 15.0
+_checking = threading.Lock()
+"""A check builds a model's skeleton: one at a time keeps the memory small."""
+
+Name = Annotated[str, Path(max_length=200, description="Name of a study that was launched here.")]
+StudyBody = Annotated[
+    dict[str, Any], Body(description="What a study file holds; paths below the allowed folders.")
+]
+Runs = [Depends(may_run)]
+
+
+def _settings(request: Request) -> ServiceSettings:
+    settings: ServiceSettings = request.app.state.settings
+    return settings
+
+
+Settings = Annotated[ServiceSettings, Depends(_settings)]
+
+
+def _confined(study: dict[str, Any], settings: ServiceSettings) -> dict[str, Any]:
+    """The study as it may run: only what is allowed is named, and its sections are valid."""
+    problems: list[str] = []
+    content = study
+    try:
+        content = Confinement(settings.roots, settings.hub).confine(study)
+    except ConfigError as error:
+        problems += error.problems
+    problems += validate_study(content, FilePath.cwd())[1]
+    if problems:
+        raise ConfigError(problems)
+    return content
+
+
+@router.post("/plans", response_model=PlanModel, dependencies=Runs)
+def plan(study: StudyBody, settings: Settings, store: TheStore) -> Any:
+    """Check a study without launching it: what each budget buys, its trials, and how long they may take.
+
+    The time is that of trials of the same strategies on the same model in this database.
+    """
+    from sparsearch.workers.plan import plan as plan_trials
+    from sparsearch.workers.preflight import check_study
+
+    content = _confined(study, settings)
+    with _checking:
+        checked = check_study(content)
+    trials = plan_trials(checked.config, checked.budgets)
+    taken = store.mean_seconds(checked.config.model.path)
+    known = [taken[t.strategy] for t in trials if t.strategy in taken]
+    return plain(
+        {
+            "study": checked.config.name,
+            "backbone_params": checked.space.backbone_params,
+            "candidates": len(checked.space.candidates),
+            "budgets": [
+                {"budget": f.budget.as_dict(), "fitting": f.fitting, "most": f.most}
+                for f in checked.feasibility
+            ],
+            "trials": len(trials),
+            "proposed": 0 if checked.config.outer is None else checked.config.outer.trials,
+            "seconds": sum(known) * len(trials) / len(known) if known else None,
+            "seconds_from": len(known),
+        }
+    )
+
+
+@router.post("/launches", status_code=202, response_model=LaunchModel, dependencies=Runs)
+def launch(study: StudyBody, settings: Settings, request: Request) -> Any:
+    """Launch a study, or continue it: it is checked, queued, and run by a process of its own."""
+    from sparsearch.workers.preflight import check_study
+
+    content = _confined(study, settings)
+    with _checking:
+        checked = check_study(content)
+    made = make_launch(settings.launches, checked.config.name, content)
+    note(request, "launch", made.name)
+    return made.as_dict()
+
+
+@router.get("/launches", response_model=list[LaunchModel])
+def listed(settings: Settings) -> Any:
+    """List the studies that were launched here: what is queued, runs, has finished, failed or was stopped."""
+    return [launch.as_dict() for launch in launches(settings.launches)]
+
+
+@router.get("/launches/{study}", response_model=LaunchModel)
+def shown(study: Name, settings: Settings) -> Any:
+    """Show one launch."""
+    return find_launch(settings.launches, study).as_dict()
+
+
+@router.post("/launches/{study}/stop", response_model=LaunchModel, dependencies=Runs)
+def stop(study: Name, settings: Settings, request: Request) -> Any:
+    """Stop a study: what runs is cancelled and queued, so that it can be continued."""
+    found = find_launch(settings.launches, study)
+    if found.state in ("queued", "running"):
+        found.ask_to_stop()
+        note(request, "stop", study)
+    return found.as_dict()
+
+
+@router.post("/launches/{study}/continue", response_model=LaunchModel, dependencies=Runs)
+def resume(study: Name, settings: Settings, request: Request) -> Any:
+    """Queue a study again that has failed or was stopped; one that has finished grows by nothing."""
+    found = find_launch(settings.launches, study)
+    if found.is_running and found.stop_asked:
+        raise Problem(f"study {study!r} is still ending", "continue it in a moment", status=409)
+    if found.state in ("failed", "stopped", "finished"):
+        found.queue()
+        note(request, "continue", study)
+    return found.as_dict()
+
+
+@router.get("/launches/{study}/log", response_model=LogModel)
+def log(study: Name, settings: Settings, offset: Annotated[int, Query(ge=0)] = 0) -> Any:
+    """Read what the study's drivers printed, behind a place in it, 64 kB at most."""
+    text, following = find_launch(settings.launches, study).log_after(offset)
+    return {"text": text, "next": following}
+
+
+@router.get(
+    "/launches/{study}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def events(
+    study: Name,
+    settings: Settings,
+    last_event_id: Annotated[str | None, Header(max_length=20)] = None,
+) -> Any:
+    """Watch a study: server-sent events, each with an id after which a client that comes back goes on."""
+    found = find_launch(settings.launches, study)
+    after = last_event_id or "0"
+    if not (after.isascii() and after.isdecimal()):
+        raise Problem(f"Last-Event-ID {after!r} is no id of an event", status=422)
+    try:
+        next(found.events_after(int(after)), None)
+    except ValueError as error:
+        raise Problem(f"Last-Event-ID: {error}", status=422) from error
+    return StreamingResponse(_stream(found, int(after)), media_type="text/event-stream")
+
+
+async def _stream(launch: Launch, offset: int) -> AsyncIterator[str]:
+    """Events as they come, until the study has ended; a comment now and then, so that proxies keep it open."""
+    silent = 0.0
+    while True:
+        over = launch.state not in ("queued", "running")
+        told = list(launch.events_after(offset))
+        for offset, event in told:
+            yield f"id: {offset}\nevent: {event['event']}\ndata: {json.dumps(event)}\n\n"
+        if over and not told:
+            yield f"id: {offset}\nevent: idle\ndata: {json.dumps(launch.as_dict())}\n\n"
+            return
+        silent = 0.0 if told else silent + _POLL_SECONDS
+        if silent >= _SILENT_SECONDS:
+            silent = 0.0
+            yield ": still here\n\n"
+        if not over:
+            await asyncio.sleep(_POLL_SECONDS)
