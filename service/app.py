@@ -17,7 +17,7 @@ from sparsearch.service.launches.supervisor import Supervisor
 from sparsearch.service.metrics import RequestMetrics
 from sparsearch.service.models import ProblemModel
 from sparsearch.service.problems import add_handlers
-from sparsearch.service.routes import best, exports, health, launches, structures, studies
+from sparsearch.service.routes import best, exports, health, launches, structures, studies, uploads
 from sparsearch.service.settings import ServiceSettings
 
 __all__ = ["PREFIX", "make_app"]
@@ -68,7 +68,7 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(HostCheck, settings=settings)
     app.add_middleware(SafeHeaders)
     app.include_router(health.router, prefix=PREFIX, responses=_ERRORS)
-    for room in (studies, best, structures, exports, launches):
+    for room in (studies, best, structures, exports, launches, uploads):
         app.include_router(
             room.router, prefix=PREFIX, responses=_ERRORS, dependencies=[Depends(may_read)]
         )

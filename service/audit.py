@@ -17,8 +17,8 @@ def note(request: Request, action: str, study: str) -> None:
 
     Args:
         request: By which the change is asked for.
-        action: ``launch``, ``stop``, ``continue`` or ``delete``.
-        study: Its name.
+        action: ``launch``, ``stop``, ``continue``, ``delete``, ``upload`` or ``delete upload``.
+        study: Name of the study or of the file.
     """
     settings = request.app.state.settings
     facts = {

@@ -1,6 +1,8 @@
-"""Refuses bodies that are too large, also those that do not say so."""
+"""Refuses bodies that are too large, also those that do not say so; uploads count their own."""
 
 from __future__ import annotations
+
+import re
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -9,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sparsearch.service.problems import Problem, body
 
 __all__ = ["BodyLimit"]
+
+_UPLOAD = re.compile(r"/api/v1/uploads/[^/]+$")
 
 
 class BodyLimit:
@@ -24,7 +28,8 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or hand on."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        counts = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS")
+        if not counts or _UPLOAD.search(scope["path"]):
             await self.app(scope, receive, send)
             return
         stated = Headers(scope=scope).get("content-length", "0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,5 +105,5 @@ def _looks_local(path: str) -> bool:
     return (
         not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
         or path.startswith(".")
-        or Path(path).exists()
+        or os.path.exists(path)  # which takes any text
     )

@@ -22,6 +22,7 @@ __all__ = [
     "StudyModel",
     "SummaryModel",
     "TrialModel",
+    "UploadModel",
 ]
 
 T = TypeVar("T")
@@ -119,6 +120,16 @@ class PlanModel(BaseModel):
     proposed: int = Field(description="Trials that an outer loop proposes beside them.")
     seconds: float | None = Field(description="One after the other; null where none is known.")
     seconds_from: int = Field(description="Trials whose strategy has run on this model before.")
+
+
+class UploadModel(BaseModel):
+    """A data file that was sent."""
+
+    name: str
+    columns: list[str]
+    rows: int
+    bytes: int
+    sha256: str
 
 
 class AttemptModel(BaseModel):

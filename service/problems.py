@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 
 from sparsearch.errors import (
     ConfigError,
-    InfeasibleError,
     LeaseError,
     MissingStoreError,
     NotFoundError,
@@ -26,7 +25,6 @@ __all__ = ["Problem", "add_handlers", "body", "status_of"]
 
 _STATUS: tuple[tuple[type[SparsearchError], int], ...] = (
     (NotFoundError, 404),
-    (InfeasibleError, 404),
     (LeaseError, 409),
     (MissingStoreError, 503),
     (StoreError, 503),

@@ -86,6 +86,11 @@ class ServiceSettings:
             raise ConfigError(problems, hint)
 
     @property
+    def uploads(self) -> Path:
+        """Folder of the data files that were sent."""
+        return self.launches / "uploads"
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """Those that there are."""
         return tuple(t for t in (self.read_token, self.run_token) if t is not None)

@@ -11,6 +11,7 @@ from sparsearch.documents import plain
 from sparsearch.results.records import BestQuery
 from sparsearch.results.store.reading.advice import nothing_found
 from sparsearch.service.models import BestModel
+from sparsearch.service.problems import Problem
 from sparsearch.service.routes.asked import OfStudy, TheStore
 
 __all__ = ["router"]
@@ -36,5 +37,6 @@ def best(
     asked = read_limits(limit or (), {k: v for k, v in names.items() if v is not None})
     found = store.best_of_each_task(BestQuery.of(asked))
     if not found:
-        raise nothing_found(store, asked)
+        nothing = nothing_found(store, asked)
+        raise Problem(nothing.message, nothing.hint, status=404)
     return [plain(one.as_dict()) for one in found]

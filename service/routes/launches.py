@@ -52,7 +52,7 @@ def _confined(study: dict[str, Any], settings: ServiceSettings) -> dict[str, Any
     problems: list[str] = []
     content = study
     try:
-        content = Confinement(settings.roots, settings.hub).confine(study)
+        content = Confinement((*settings.roots, settings.uploads), settings.hub).confine(study)
     except ConfigError as error:
         problems += error.problems
     problems += validate_study(content, FilePath.cwd())[1]
