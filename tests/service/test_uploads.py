@@ -66,7 +66,7 @@ def test_another_file_of_that_name_is_refused(client):
         ("rows.jsonl", b"\x00\xff", ""),
         ("rows.csv", b"text,label\n", "has no rows"),
         ("rows.parquet", ROWS, ""),
-        ("rows.jsonl", gzip.compress(ROWS), "is compressed or an archive"),
+        ("rows.jsonl", gzip.compress(ROWS, mtime=0), "is compressed or an archive"),
         ("rows.jsonl", archive(), "is compressed or an archive"),
         ("rows.txt", ROWS, "the request is not valid"),
         (".rows.jsonl", ROWS, "the request is not valid"),
