@@ -9,5 +9,6 @@
 | writing | statements that write: studies, trials and outcomes, attempts, the lease, growth |
 | connection | opening a database, safely for its kind |
 | tables, migrations | the schema, and how older databases reach it |
+| copying | backups: a whole database copied into another, and checked |
 | task_identity | what makes two tasks one |
 """

@@ -18,6 +18,7 @@ from sparsearch.cli.commands.reading.report import report
 from sparsearch.cli.commands.reading.show import show
 from sparsearch.cli.commands.reading.studies import studies
 from sparsearch.cli.commands.reading.trials import trials
+from sparsearch.cli.commands.running import database
 from sparsearch.cli.commands.running.delete import delete
 from sparsearch.cli.commands.running.run import run
 from sparsearch.cli.commands.running.serve import serve
@@ -71,6 +72,16 @@ for _command in (
     serve,
 ):
     app.command()(guarded(_command))
+
+
+_database = typer.Typer(
+    name="db", no_args_is_help=True, help="Back the database up, restore, upgrade and check it."
+)
+_database.command()(guarded(database.backup))
+_database.command()(guarded(database.restore))
+_database.command()(guarded(database.upgrade))
+_database.command()(guarded(database.check))
+app.add_typer(_database)
 
 
 def main() -> None:
