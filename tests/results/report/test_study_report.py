@@ -9,12 +9,15 @@ from dataclasses import replace
 import pytest
 
 from sparsearch.errors import NotFoundError
-from sparsearch.results import Store, Trial
+from sparsearch.results import Owner, Store, StudySpec, Trial
 from sparsearch.results.report.study_report import report_page, state_of
+from sparsearch.results.store.connection.database import open_database
+from sparsearch.results.store.writing import outcomes
+from sparsearch.results.store.writing.lease import Claim
 from sparsearch.spaces.budget import Budget
 from sparsearch.testing.store_conformance import sample_outcome
 from tests.helpers.command_line import call
-from tests.helpers.filled_study import LARGE, SMALL, fill, plan
+from tests.helpers.filled_study import CONFIG, LARGE, SMALL, fill, plan
 
 MARKUP = "</script><b id=x>&"
 
@@ -84,14 +87,21 @@ def test_an_unfinished_study_has_a_report_too(url):
 
 def test_ten_thousand_trials_make_a_small_file(url):
     cells = [(s, b) for s in ("s3pet", "random", "probe", "lora-qv") for b in (SMALL, LARGE)]
-    pairs = []
-    for number in range(10_000):
-        strategy, budget = cells[number % len(cells)]
-        score = 0.5 + (number * 7919 % 1000) / 2000
-        outcome = sample_outcome(score, 40 + number % 50, layer=number % 6)
-        outcome = replace(outcome, history=(0.5, 0.6, score))
-        pairs.append((Trial(number, strategy, budget, number // len(cells)), outcome))
-    fill(url, "large", pairs)
+    listed = [
+        Trial(n, cells[n % len(cells)][0], cells[n % len(cells)][1], n // len(cells))
+        for n in range(10_000)
+    ]
+    spec = StudySpec("large", CONFIG, "toy", "trec", "accuracy", 1_000_000, tuple(listed))
+    with Store.open(url, create=True) as store:
+        store.begin_study(spec)
+    database = open_database(url, create=True)
+    with database.transaction() as connection:  # one for all of them
+        for trial in listed:
+            score = 0.5 + (trial.number * 7919 % 1000) / 2000
+            outcome = sample_outcome(score, 40 + trial.number % 50, layer=trial.number % 6)
+            outcome = replace(outcome, history=(0.5, 0.6, score))
+            outcomes.finish(connection, Claim("large", Owner.current()), trial.number, outcome)
+    database.engine.dispose()
     page = page_of(url, "large")
     assert len(page.encode()) < 5_000_000
     assert len(figure(page, "curves")["data"]) == len(cells)

@@ -72,7 +72,7 @@ def essence(store):
 
 @pytest.mark.parametrize(
     ("sampler", "trials"),
-    [("tpe", 24), ("tpe-front", 24), ("nsga2", 45), ("random", 24), ("gp", 12)],
+    [("tpe", 16), ("tpe-front", 16), ("nsga2", 45), ("random", 16), ("gp", 12)],
 )
 def test_a_killed_study_proposes_what_an_uninterrupted_one_does(tmp_path, sampler, trials):
     config = study(sampler=sampler, trials=trials, early_stop="asha", seeds=(0, 1))
