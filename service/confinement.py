@@ -43,6 +43,9 @@ class Confinement:
         self._model(content.get("model"), problems)
         task = content.get("task")
         self._data(task.get("data") if isinstance(task, dict) else None, problems)
+        workers = content.get("workers")
+        if isinstance(workers, dict) and workers.get("address") is not None:
+            problems.append("workers.address: the operator chooses the cluster with RAY_ADDRESS")
         if problems:
             raise ConfigError(problems)
         return content

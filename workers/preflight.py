@@ -68,14 +68,12 @@ class Preflight:
 def check_study(
     source: str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
-    ray_address: str | None = None,
 ) -> Preflight:
     """Validate a study as a whole, against its model's architecture too; nothing is loaded or written.
 
     Args:
         source: A study file, its content, or a StudyConfig.
         overrides: Settings that win over the file.
-        ray_address: Where Ray's workers would run, None for this machine.
 
     Raises:
         ConfigError: With every problem found.
@@ -92,7 +90,7 @@ def check_study(
     folder = sections["study"].folder if "study" in sections else _folder(source)
     problems += _data_problems(sections, folder)
     if "workers" in sections:
-        problems += worker_problems(sections["workers"], ray_address)
+        problems += worker_problems(sections["workers"])
     tokens = sections["task"].max_length if "task" in sections else 128
     space: Space | None = None
     hint = ""

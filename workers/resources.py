@@ -12,7 +12,7 @@ from sparsearch.config.study import WorkersConfig
 from sparsearch.errors import ConfigError
 from sparsearch.search.training.device import choose_device
 
-__all__ = ["quieten_ray", "worker_problems", "workers_that_fit"]
+__all__ = ["quieten_ray", "ray_address", "worker_problems", "workers_that_fit"]
 
 _CONNECT_SECONDS = 5.0
 
@@ -36,12 +36,16 @@ def quieten_ray() -> None:
         os.environ.setdefault(name, value)
 
 
-def worker_problems(workers: WorkersConfig, ray_address: str | None) -> list[str]:
+def ray_address(workers: WorkersConfig) -> str | None:
+    """Where Ray runs: as the study says, else as the environment does; None for this machine."""
+    return workers.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def worker_problems(workers: WorkersConfig) -> list[str]:
     """Why the workers of a study cannot run; a cluster's resources are known when it is joined.
 
     Args:
         workers: The section ``workers``.
-        ray_address: The cluster, None for this machine.
     """
     if workers.runner != "ray":
         try:
@@ -49,8 +53,9 @@ def worker_problems(workers: WorkersConfig, ray_address: str | None) -> list[str
         except ConfigError as error:
             return list(error.problems)
         return []
-    if ray_address is not None and ray_address != "local":
-        return _unreachable(ray_address)
+    address = ray_address(workers)
+    if address is not None and address != "local":
+        return _unreachable(address)
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     fit = workers_that_fit(workers, cpus, gpus)
     if fit >= workers.max_concurrent:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 
 from sparsearch.config.registry import TRANSFER
 from sparsearch.config.study import BudgetConfig, StudyConfig
-from sparsearch.errors import ConfigError, LeaseError, MissingStoreError, StoreError
+from sparsearch.errors import LeaseError, MissingStoreError, StoreError
 from sparsearch.results.records import StudyRecord, StudySpec, Trial, TrialRecord
 from sparsearch.results.store.connection.database import check_creatable
 from sparsearch.results.store.store import DEFAULT_URL, Store
@@ -36,7 +35,7 @@ from sparsearch.workers.execution.in_process import InProcessRunner
 from sparsearch.workers.execution.runner import Runner
 from sparsearch.workers.plan import asks_for_trial, plan, study_identity
 from sparsearch.workers.preflight import Preflight, check_study
-from sparsearch.workers.resources import quieten_ray
+from sparsearch.workers.resources import quieten_ray, ray_address
 from sparsearch.workers.scheduling.scheduler import FixedPlan, Scheduler
 from sparsearch.workers.scheduling.search_space import SearchSpace
 from sparsearch.workers.scheduling.transfer import FindSource, finder, with_source, with_sources
@@ -64,7 +63,6 @@ def run(
     db: str = DEFAULT_URL,
     overrides: Sequence[str] = (),
     listener: StudyCallbacks | None = None,
-    ray_address: str | None = None,
 ) -> StudyRecord:
     """Launch a study, or continue it: the same command ends with the same trials, whatever happened between.
 
@@ -73,8 +71,6 @@ def run(
         db: SQLAlchemy URL or path of a SQLite file.
         overrides: ``key.path=value`` settings that win over the file.
         listener: Told how it goes.
-        ray_address: The Ray cluster that ``workers.runner: ray`` uses, ``HOST:PORT``; if not given the one
-            that RAY_ADDRESS names, else Ray is started on this machine.
 
     Returns:
         The study as stored; ``sparsearch.open(db)`` answers questions about it.
@@ -91,11 +87,8 @@ def run(
         15
     """
     listen = listener or StudyCallbacks()
-    address = ray_address or os.environ.get("RAY_ADDRESS") or None
-    checked = check_study(study, overrides, address)  # type: ignore[arg-type]
+    checked = check_study(study, overrides)  # type: ignore[arg-type]
     config = checked.config
-    if ray_address is not None and config.workers.runner != "ray":
-        raise ConfigError(["a Ray address goes with workers.runner: ray"])
     listen.checked(checked)
     if config.workers.threads is not None:
         torch.set_num_threads(config.workers.threads)
@@ -114,9 +107,7 @@ def run(
         return finder(store, config, spec.task_fingerprint, checked.space, backbone)
 
     def opened(config: StudyConfig) -> Runner:
-        return stack.enter_context(
-            _runner(config, lambda key: store.ranking(key), address, listen.loaded)
-        )
+        return stack.enter_context(_runner(config, lambda key: store.ranking(key), listen.loaded))
 
     with ExitStack() as stack:
         runner: Runner | None = None
@@ -132,7 +123,6 @@ def run(
 def _runner(
     config: StudyConfig,
     find_ranking: FindRanking,
-    address: str | None,
     loaded: Callable[[DataSummary], None],
 ) -> Runner:
     """What the configuration names; Ray takes seconds to import."""
@@ -140,7 +130,7 @@ def _runner(
         quieten_ray()
         from sparsearch.workers.execution.ray_runner import RayRunner
 
-        return RayRunner(config, find_ranking, address, loaded)
+        return RayRunner(config, find_ranking, ray_address(config.workers), loaded)
     session = open_session(config)
     loaded(session.task.summary)
     return InProcessRunner(session, find_ranking)

@@ -42,7 +42,7 @@ DRIVER = """
 import sys, torch
 torch.set_num_threads(1)
 from sparsearch.workers.study import run
-run(sys.argv[1], sys.argv[2], ray_address=sys.argv[3] or None)
+run(sys.argv[1], sys.argv[2], [f"workers.address={sys.argv[3]}"] if sys.argv[3] else [])
 """
 RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token"}
 WORDS = ("good", "fine", "great", "happy"), ("bad", "sad", "poor", "awful")

@@ -20,7 +20,7 @@ from sparsearch.cli.commands.reading.studies import studies
 from sparsearch.cli.commands.reading.trials import trials
 from sparsearch.cli.commands.running import database
 from sparsearch.cli.commands.running.delete import delete
-from sparsearch.cli.commands.running.run import run
+from sparsearch.cli.commands.running.run import RunCommand, run
 from sparsearch.cli.commands.running.serve import serve
 from sparsearch.cli.commands.running.space import space
 from sparsearch.cli.commands.running.stop import stop
@@ -55,8 +55,8 @@ def _options(
     """Search where PET modules and sparsity go in a pretrained transformer, under a budget."""
 
 
+app.command(cls=RunCommand)(guarded(run))
 for _command in (
-    run,
     stop,
     delete,
     space,

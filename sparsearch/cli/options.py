@@ -21,7 +21,6 @@ __all__ = [
     "OfStudy",
     "Overrides",
     "Plot",
-    "RayAddress",
     "StructureHash",
     "StudyFile",
     "StudyName",
@@ -52,14 +51,6 @@ Overrides = Annotated[
         "--set",
         metavar="KEY.PATH=VALUE",
         help="A setting that wins over the file, like budgets.0=0.1%; may be repeated.",
-    ),
-]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--ray-address",
-        metavar="HOST:PORT",
-        help="A Ray cluster for workers.runner: ray; RAY_ADDRESS if not given, else Ray is started here.",
     ),
 ]
 StudyName = Annotated[

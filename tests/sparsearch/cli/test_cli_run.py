@@ -22,7 +22,7 @@ def run_with(
 ) -> None:
     """Let ``run`` end with these outcomes."""
 
-    def run(study: Path, db: str, overrides: Any, listener: Any, address: Any) -> StudyRecord:
+    def run(study: Path, db: str, overrides: Any, listener: Any) -> StudyRecord:
         print("a library prints")
         record = fill(url, "trec-toy", pairs, config)
         listener.opened("trec-toy", [trial for trial, _ in pairs], 0)
@@ -137,3 +137,16 @@ def test_errors_are_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in done.err
     monkeypatch.setenv("SPARSEARCH_DEBUG", "1")
     assert "Traceback" in call("run", "study.yaml").err
+
+
+@pytest.mark.parametrize("words", [("--ray-address", "no address"), ("--ray-address=no address",)])
+def test_the_former_option_is_the_setting_that_it_is_now(
+    study: dict[str, Any], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(study | {"workers": {"runner": "ray"}}))
+    done = call("run", str(path), *words, "--db", str(tmp_path / "none.db"))
+    assert done.code == 2 and "'no address' is not HOST:PORT" in done.err
+    assert "is called --set workers.address=HOST:PORT now" in done.err
+    done = call("run", str(path), *words, "--set", "workers.runner=in-process")
+    assert done.code == 2 and "it goes with runner: ray" in done.err

@@ -14,7 +14,7 @@ KEYS = {  # a section, and keys of it that a message must list
     "": "name, model, task",
     "task.data": "path, name, data_files, splits",
     "search.probe": "score, rows, cut",
-    "workers": "runner, device, threads",
+    "workers": "runner, address, device",
     "outer": "sampler, trials, tune",
     "outer.tune.train.lr": "from, to, log",
 }

@@ -322,7 +322,7 @@ def finished(db):
         ({}, "127.0.0.1:1", "nothing answers at Ray's address 127.0.0.1:1"),
         ({}, "no address", "is not HOST:PORT"),
         ({}, "ray://127.0.0.1:1", "is not HOST:PORT"),
-        ({"runner": "in-process"}, "127.0.0.1:1", "goes with workers.runner: ray"),
+        ({"runner": "in-process"}, "127.0.0.1:1", "it goes with runner: ray"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_is_written(
@@ -330,8 +330,7 @@ def test_what_cannot_run_is_said_before_anything_is_written(
 ):
     with pytest.raises(ConfigError, match=problem):
         run(
-            study | {"workers": {"runner": "ray"} | workers},
+            study | {"workers": {"runner": "ray", "address": address} | workers},
             f"sqlite:///{tmp_path / 'none.db'}",
-            ray_address=address,
         )
     assert not (tmp_path / "none.db").exists()

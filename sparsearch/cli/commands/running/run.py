@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand
 
 from sparsearch.cli import console
 from sparsearch.cli.console import errors, output, print_json
@@ -15,7 +16,6 @@ from sparsearch.cli.options import (
     Db,
     Json,
     Overrides,
-    RayAddress,
     StudyFile,
     next_command,
     password_note,
@@ -32,17 +32,37 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "RunCommand",
     "run",
 ]
 
 _ALL_FAILED, _NOTHING_FEASIBLE = 1, 3
 
 
+class RunCommand(TyperCommand):
+    """The command, which still takes the former ``--ray-address``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the former option as the setting that it is now."""
+        return super().parse_args(ctx, [*_with_settings(args)])
+
+
+def _with_settings(args: Sequence[str]) -> Iterator[str]:
+    left = iter(args)
+    for word in left:
+        option, equals, value = word.partition("=")
+        if option != "--ray-address":
+            yield word
+            continue
+        address = value if equals else next(left, "")
+        console.errors().print("--ray-address is called --set workers.address=HOST:PORT now")
+        yield from ("--set", f"workers.address={address}")
+
+
 def run(
     study: StudyFile,
     db: Db = DEFAULT_DB,
     overrides: Overrides = None,
-    ray_address: RayAddress = None,
     as_json: Json = False,
 ) -> None:
     """Launch a study, or continue it: the same command always ends with the same trials."""
@@ -56,10 +76,9 @@ def run(
 
     try:
         with console.stdout_is_for_results(), StudyProgress(errors()) as progress:
-            record = run_study(study, db, overrides or (), progress, ray_address)
+            record = run_study(study, db, overrides or (), progress)
     except (KeyboardInterrupt, Stopped) as error:
         settings = [word for item in overrides or () for word in ("--set", item)]
-        settings += ["--ray-address", ray_address] if ray_address is not None else []
         command = next_command(db, "run", str(study), *settings)
         hint = "\n".join(
             filter(None, (f"the same command continues: {command}", password_note(db)))
