@@ -174,6 +174,13 @@ class StudyRecord:
         settings: dict[str, Any] = json.loads(self.config)
         return settings
 
+    @property
+    def state(self) -> str:
+        """``running``, ``finished``, or ``unfinished``: nobody runs it, and trials are left."""
+        if self.owner is not None:
+            return "running"
+        return "finished" if self.finished == self.trials else "unfinished"
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of ``studies``."""
         keys = (

@@ -6,6 +6,7 @@
 | server | the server process |
 | settings | what an operator may choose, checked before anything is served |
 | access | who may ask: host names, tokens |
+| json_lines | files that are appended to |
 | audit | who changed what |
 | confinement | what a study that comes over HTTP may name |
 | body_limit | refuses what is too large |

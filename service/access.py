@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -32,10 +33,15 @@ def host_name(header: str) -> str:
     return header.partition(":")[0] if header.count(":") == 1 else header
 
 
+def _without_usual_port(authority: str) -> str:
+    """Host and port of a page, which leave the ports 80 and 443 out."""
+    return re.sub(r":(80|443)$", "", authority.strip().lower())
+
+
 class HostCheck:
     """Refuses a request for another host: a page elsewhere could have its name point here.
 
-    A request that changes something must also come from a page of this host, or from no page.
+    A request that changes something must also come from a page of this host and port, or from no page.
     """
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
@@ -55,11 +61,9 @@ class HostCheck:
                 return
             origin = headers.get("origin")
             if origin and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-                theirs = host_name(origin.partition("://")[2])
-                if theirs != name:
-                    problem = Problem(
-                        f"a page of {theirs or origin!r} may not change anything here"
-                    )
+                theirs = _without_usual_port(origin.partition("://")[2])
+                if theirs != _without_usual_port(headers.get("host", "")):
+                    problem = Problem(f"a page of {origin!r} may not change anything here")
                     await JSONResponse(body(problem), 403)(scope, receive, send)
                     return
         await self.app(scope, receive, send)

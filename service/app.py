@@ -35,18 +35,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 def make_app(settings: ServiceSettings) -> FastAPI:
     """The service over one database, as an ASGI application.
 
-    The database is created, or brought up to date, when the application starts.
+    The database is created, or brought up to date.
 
     Args:
         settings: Where, and to whom.
 
     Raises:
-        StoreError: As it starts, if the database cannot be used.
+        StoreError: If the database cannot be used.
     """
+    Store.open(settings.db, create=True).close()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        Store.open(settings.db, create=True).close()
         supervisor = Supervisor(settings.launches, settings.db, settings.drivers)
         with Store.open(settings.db, create=False) as app.state.store, supervisor:
             yield

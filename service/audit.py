@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-from datetime import UTC, datetime
-from pathlib import Path
-
 from fastapi import Request
+
+from sparsearch.service.json_lines import append_line
+from sparsearch.service.settings import ServiceSettings
 
 __all__ = ["note"]
 
@@ -20,17 +18,11 @@ def note(request: Request, action: str, study: str) -> None:
         action: ``launch``, ``stop``, ``continue``, ``delete``, ``upload`` or ``delete upload``.
         study: Name of the study or of the file.
     """
-    settings = request.app.state.settings
+    settings: ServiceSettings = request.app.state.settings
     facts = {
-        "at": datetime.now(UTC).isoformat(),
         "action": action,
         "study": study,
         "address": request.client.host if request.client else None,
         "by": "run token" if settings.tokens else "this machine",
     }
-    path = Path(settings.launches) / "audit.jsonl"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, (json.dumps(facts) + "\n").encode())
-    finally:
-        os.close(descriptor)
+    append_line(settings.launches / "audit.jsonl", facts)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sparsearch.errors import ConfigError
+from sparsearch.search.tasks.data_files import FORMATS
 
 __all__ = ["Confinement"]
 
 _PACKAGE = re.compile(r"pkg:[A-Za-z_]\w*(/[\w.-]+)*")
-_FILE_FORMATS = ("json", "csv", "parquet")
 _LOCAL = "; the operator allows folders with `sparsearch serve --root DIR`"
 _HUB = "; the operator allows the hub with `sparsearch serve --allow-hub`"
 
@@ -72,7 +72,7 @@ class Confinement:
             for split, listed in files.items():
                 files[split] = self._files(split, listed, problems)
         path = data.get("path")
-        if isinstance(path, str) and (path not in _FILE_FORMATS or files is None):
+        if isinstance(path, str) and (path not in FORMATS or files is None):
             local = self._inside(path)
             if local is not None:
                 data["path"] = str(local)

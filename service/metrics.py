@@ -26,8 +26,7 @@ class _Studies(Collector):
         gauge = GaugeMetricFamily("sparsearch_studies", "Studies by state.", labels=["state"])
         counts = dict.fromkeys(("running", "finished", "unfinished"), 0)
         for study in self.store.studies():
-            finished = "finished" if study.finished == study.trials else "unfinished"
-            counts["running" if study.owner is not None else finished] += 1
+            counts[study.state] += 1
         for state, count in counts.items():
             gauge.add_metric([state], count)
         yield gauge

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import uvicorn
 
 from sparsearch.errors import SparsearchError
-from sparsearch.results.store.store import Store
 from sparsearch.service.app import PREFIX, make_app
 from sparsearch.service.settings import ServiceSettings
 
@@ -27,7 +26,6 @@ def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
         SparsearchError: If the address is taken or not this machine's.
         StoreError: If the database cannot be used.
     """
-    Store.open(settings.db, create=True).close()
     if not settings.hub:  # nothing is downloaded, by exports and launched studies neither
         os.environ["HF_HUB_OFFLINE"] = "1"
     app = make_app(settings)
@@ -36,7 +34,7 @@ def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((settings.host, settings.port))
-        except (OSError, socket.gaierror) as error:
+        except OSError as error:
             raise SparsearchError(
                 f"cannot listen on {settings.host} port {settings.port}: {error}",
                 "choose another --port, or end the server that has it",

@@ -54,7 +54,7 @@ class ServiceSettings:
         ConfigError: If it would answer strangers without a token, or a token is too short.
     """
 
-    db: str
+    db: str = field(repr=False)
     host: str = "127.0.0.1"
     port: int = 8642
     root_path: str = ""

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def find(name: str) -> None:
     sys.path.insert(0, str(path.parent.resolve()))
 
 
-def steps() -> dict[str, Callable[[], object]]:
+def steps(stack: ExitStack) -> dict[str, Callable[[], object]]:
     """A step of PEFT and one of the search on the space ``fine``."""
     find("step_cost.py")
     import step_cost
@@ -47,11 +48,10 @@ def steps() -> dict[str, Callable[[], object]]:
 
     torch.set_num_threads(2)
     settings = argparse.Namespace(batch=32, tokens=32, precision="auto", skip_below=0.0)
-    peft = step_cost.peft_step(settings, False)
-    search = step_cost.search_step(settings, "fine")
-    opened = {"peft": peft.__enter__(), "search step": search.__enter__()}
-    steps.kept = [peft, search]  # type: ignore[attr-defined]  # leaving them would undo the casts
-    return opened
+    return {
+        "peft": stack.enter_context(step_cost.peft_step(settings, False)),
+        "search step": stack.enter_context(step_cost.search_step(settings, "fine")),
+    }
 
 
 def epoch(folder: Path) -> Callable[[], float]:
@@ -113,8 +113,8 @@ def best(db: str) -> Callable[[], object]:
 def work(db: str) -> None:
     """Serve the parent: a name on each line of the input, seconds on each line of the output."""
     out, sys.stdout = sys.stdout, sys.stderr
-    with tempfile.TemporaryDirectory() as folder:
-        parts = {**steps(), "training epoch": epoch(Path(folder)), "best": best(db)}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        parts = {**steps(stack), "training epoch": epoch(Path(folder)), "best": best(db)}
         for line in sys.stdin:
             started = time.perf_counter()
             told = parts[line.strip()]()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["curves_figure", "means_figure"]
 
 _MOST_SINGLE = 3000
-"""Points of single trials in a picture; beyond it, those of equal distance in the list."""
+"""Single trials of a strategy in a picture; of more than that one of so many is drawn, and the legend says so."""
 
 
 def means_figure(summary: StudySummary, trials: Sequence[TrialRecord]) -> Figure:
@@ -59,13 +59,15 @@ def means_figure(summary: StudySummary, trials: Sequence[TrialRecord]) -> Figure
             )
         )
         single = [t for t in trials if t.strategy == strategy and t.state == "ok" and t.budget]
-        single = single[:: math.ceil(len(single) / _MOST_SINGLE) or 1]
+        every = math.ceil(len(single) / _MOST_SINGLE) or 1
+        thinned = "" if every == 1 else f" (one of {every})"
+        single = single[::every]
         figure.add_trace(
             Scatter(
                 x=[t.trainable_params for t in single],
                 y=[t.score for t in single],
                 mode="markers",
-                name=f"{strategy}, single seeds",
+                name=f"{strategy}, single seeds{thinned}",
                 visible="legendonly",
                 marker={"size": 6, "color": color, "opacity": 0.6, "symbol": "circle-open"},
                 text=[f"trial {t.number}, seed {t.seed}" for t in single],

@@ -13,7 +13,7 @@ from sparsearch.results.report.study_figures import curves_figure, means_figure
 from sparsearch.results.report.summary import summarise
 from sparsearch.results.store.reader import StoreReader
 
-__all__ = ["report_page", "state_of", "write_report"]
+__all__ = ["report_page", "write_report"]
 
 _MOST_FAILURES = 50
 _MOST_MAPS = 6
@@ -42,13 +42,6 @@ def write_report(store: StoreReader, study: str, path: Path) -> None:
     write_page(path, "--out", "report.html", **_values(store, study))
 
 
-def state_of(study: StudyRecord) -> str:
-    """``running``, ``finished``, or ``unfinished``: nobody runs it, and trials are left."""
-    if study.owner is not None:
-        return "running"
-    return "finished" if study.finished == study.trials else "unfinished"
-
-
 def _values(store: StoreReader, name: str) -> dict[str, Any]:
     study = store.find_study(name)
     trials = store.trials(study.name)
@@ -58,13 +51,13 @@ def _values(store: StoreReader, name: str) -> dict[str, Any]:
     return {
         "title": study.name,
         "study": study,
-        "state": state_of(study),
         "seeds": sorted({t.seed for t in trials}),
         "seconds": sum(t.seconds or 0.0 for t in trials),
         "summary": summary,
         "means": figure_json(means_figure(summary, trials)),
         "curves": None if curves is None else figure_json(curves),
         "best": best,
+        "more_maps": max(0, len(best) - _MOST_MAPS),
         "maps": [(b, figure_json(structure_figure(b))) for b in best[:_MOST_MAPS]],
         "failures": summary.unsuccessful[:_MOST_FAILURES],
         "more_failures": max(0, len(summary.unsuccessful) - _MOST_FAILURES),

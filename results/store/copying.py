@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from sparsearch.errors import SparsearchError, StoreError
 from sparsearch.results.store.connection.database import Database, open_database
+from sparsearch.results.store.connection.urls import parse_url
 from sparsearch.results.store.tables import Base, StructureRow, StudyRow
 from sparsearch.spaces.structure import Structure
 
@@ -36,28 +38,38 @@ def copy_database(
     Raises:
         StoreError: If one of them cannot be used, or the target has studies. Nothing is copied then.
     """
-    there = _sqlite_file(target)
-    new = there is not None and not there.exists()
-    read = open_database(source, create=False)
-    try:
-        write = open_database(target, create=True)
+    made = _new_file(target)
+    with _opened(source, create=False) as read:
         try:
-            with read.reading() as session, write.transaction() as connection:
+            with (
+                _opened(target, create=True) as write,
+                read.reading() as session,
+                write.transaction() as connection,
+            ):
                 return _copy(session.connection(), connection, write, copied)
         except BaseException:
-            if new and there is not None:
-                there.unlink(missing_ok=True)
+            if made is not None:  # closed by now, with what SQLite keeps beside it
+                for end in ("", "-wal", "-shm"):
+                    Path(f"{made}{end}").unlink(missing_ok=True)
             raise
-        finally:
-            write.engine.dispose()
+
+
+@contextmanager
+def _opened(url: str, *, create: bool) -> Iterator[Database]:
+    database = open_database(url, create=create)
+    try:
+        yield database
     finally:
-        read.engine.dispose()
+        database.engine.dispose()
 
 
-def _sqlite_file(url: str) -> Path | None:
-    if "://" not in url:
-        return Path(url)
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+def _new_file(url: str) -> Path | None:
+    """The SQLite file that opening a database to write makes; None where there is one, or it is no file."""
+    parsed = parse_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return None
+    path = Path(parsed.database)
+    return None if path.exists() else path
 
 
 def _copy(
@@ -103,20 +115,16 @@ def check_database(url: str) -> tuple[int, list[str]]:
     Raises:
         StoreError: If it cannot be opened.
     """
-    database = open_database(url, create=False)
-    try:
-        with database.reading() as session:
-            connection = session.connection()
-            wrong = _sqlite_problems(connection) if connection.dialect.name == "sqlite" else []
-            count = 0
-            query = select(StructureRow.hash, StructureRow.document)
-            for name, document in connection.execution_options(yield_per=_ROWS).execute(query):
-                count += 1
-                if len(wrong) < _SHOWN and (problem := _structure_problem(name, document)):
-                    wrong.append(problem)
-            return count, wrong[:_SHOWN]
-    finally:
-        database.engine.dispose()
+    with _opened(url, create=False) as database, database.reading() as session:
+        connection = session.connection()
+        wrong = _sqlite_problems(connection) if connection.dialect.name == "sqlite" else []
+        count = 0
+        query = select(StructureRow.hash, StructureRow.document)
+        for name, document in connection.execution_options(yield_per=_ROWS).execute(query):
+            count += 1
+            if len(wrong) < _SHOWN and (problem := _structure_problem(name, document)):
+                wrong.append(problem)
+        return count, wrong[:_SHOWN]
 
 
 def _sqlite_problems(connection: Connection) -> list[str]:

@@ -20,7 +20,15 @@ from typing import IO, Any, TypeAlias
 
 from sparsearch.errors import DataError
 
-__all__ = ["FORMATS", "Rows", "check_column_type", "join_rows", "read_file", "whole_numbers"]
+__all__ = [
+    "FORMATS",
+    "Rows",
+    "check_column_type",
+    "is_packed",
+    "join_rows",
+    "read_file",
+    "whole_numbers",
+]
 
 FORMATS = ("json", "csv", "parquet")
 
@@ -134,6 +142,15 @@ def check_column_type(name: str, feature: Any) -> None:
             f"column {name!r} holds {feature}; it must hold text, numbers or classes",
             "write one text or number in each row",
         )
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed or an archive: it may grow without end as it is read."""
+    with path.open("rb") as stream:
+        head = stream.read(8)
+    return head.startswith((_ZIP, *(magic for magic, _ in _COMPRESSED))) or tarfile.is_tarfile(
+        path
+    )
 
 
 def _openers(path: Path) -> Iterator[_Opener]:

@@ -114,7 +114,7 @@ def main() -> int:
                 return 0
             end = _run(launch, os.environ["SPARSEARCH_DB"])
             if end.code != 0:
-                print(f"{end.message}\nhint: {end.hint}", file=sys.stderr)
+                print(SparsearchError(end.message, end.hint), file=sys.stderr)
             launch.finish(end)
             launch.tell("ended", code=end.code, message=end.message, hint=end.hint)
             return end.code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,14 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from sparsearch.documents import plain
 from sparsearch.errors import LeaseError, NotFoundError
+from sparsearch.service.json_lines import append_line, now
 
 __all__ = ["End", "Launch", "LaunchState", "find_launch", "launches", "make_launch"]
 
@@ -81,12 +81,13 @@ class Launch:
 
     @property
     def is_running(self) -> bool:
-        """Whether a driver lives."""
-        try:
-            with self.lock.acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
+        """Whether a driver lives. Many may ask at once: each takes a shared lock for a moment."""
+        with (self.folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
 
     @property
     def end(self) -> End | None:
@@ -146,20 +147,15 @@ class Launch:
         """Have it run, or run again."""
         for name in ("stop", "end.json", "starts"):
             (self.folder / name).unlink(missing_ok=True)
-        _write(self.folder / "request.json", self.request | {"queued_at": _now()})
+        _write(self.folder / "request.json", self.request | {"queued_at": now()})
 
     def forget(self) -> None:
         """Remove all that is known of a launch that does not run."""
         shutil.rmtree(self.folder)
 
     def tell(self, event: str, **facts: Any) -> None:
-        """Append an event; one write a line, so that readers see whole lines."""
-        line = json.dumps(plain({"event": event, "at": _now(), **facts})) + "\n"
-        descriptor = os.open(self.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        """Append an event."""
+        append_line(self.events, {"event": event, **facts})
 
     def events_after(self, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """The events behind a place in the file, each with the place behind it.
@@ -190,10 +186,6 @@ class Launch:
         return piece.decode(errors="replace"), offset + len(piece)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
-
-
 def _write(path: Path, value: Any) -> None:
     """Write a file that is never seen in part."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
@@ -202,7 +194,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _folder_of(root: Path, name: str) -> Path:
-    """Names of studies may hold anything: the folder is named by their hash."""
+    """A name from a URL may hold anything, its hash is a safe name of a folder."""
     return root / hashlib.sha256(name.encode()).hexdigest()[:20]
 
 
@@ -216,7 +208,7 @@ def make_launch(root: Path, name: str, study: Mapping[str, Any]) -> Launch:
     if launch.folder.exists() and launch.state in ("queued", "running"):
         raise LeaseError(f"study {name!r} is {launch.state} already", "stop it first")
     launch.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(launch.folder / "request.json", {"name": name, "study": study, "queued_at": _now()})
+    _write(launch.folder / "request.json", {"name": name, "study": study, "queued_at": now()})
     launch.queue()
     return launch
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from sparsearch.errors import SparsearchError
+from sparsearch.errors import NotFoundError, StoreError
 from sparsearch.results.store.store import Store
 from sparsearch.service.launches.folder import End, Launch, launches
 from sparsearch.service.settings import READ_TOKEN, RUN_TOKEN
@@ -104,8 +104,10 @@ class Supervisor:
             with Store.open(self.db, create=True) as store:
                 if not store.stop_asked(launch.name):
                     store.ask_to_stop(launch.name)
-        except SparsearchError:
+        except NotFoundError:
             return  # it has not begun its study
+        except StoreError as error:
+            logging.getLogger(__name__).warning("cannot stop %s yet: %s", launch.name, error)
 
 
 def _environment() -> dict[str, str]:

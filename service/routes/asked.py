@@ -9,7 +9,7 @@ from fastapi import Depends, Query, Request
 
 from sparsearch.results.store.store import Store
 
-__all__ = ["Cursor", "Limit", "OfStudy", "TheStore", "page"]
+__all__ = ["NO_NUL", "Cursor", "Limit", "OfStudy", "TheStore", "page"]
 
 
 def _store(request: Request) -> Store:
@@ -19,9 +19,17 @@ def _store(request: Request) -> Store:
 
 TheStore = Annotated[Store, Depends(_store)]
 Limit = Annotated[int, Query(ge=1, le=500, description="Rows of a page.")]
-Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the page before.")]
+NO_NUL = r"^[^\x00]*$"
+"""What a text that reaches the database may hold: PostgreSQL takes all but this character."""
+
+Cursor = Annotated[
+    str | None, Query(max_length=200, pattern=NO_NUL, description="`next` of the page before.")
+]
 OfStudy = Annotated[
-    str | None, Query(max_length=200, description="Name of a study, or a unique prefix of it.")
+    str | None,
+    Query(
+        max_length=200, pattern=NO_NUL, description="Name of a study, or a unique prefix of it."
+    ),
 ]
 
 

@@ -12,21 +12,23 @@ from sparsearch.results.records import BestQuery
 from sparsearch.results.store.reading.advice import nothing_found
 from sparsearch.service.models import BestModel
 from sparsearch.service.problems import Problem
-from sparsearch.service.routes.asked import OfStudy, TheStore
+from sparsearch.service.routes.asked import NO_NUL, OfStudy, TheStore
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["structures"])
-
-Text = Annotated[str | None, Query(max_length=200)]
 
 
 @router.get("/best", response_model=list[BestModel])
 def best(
     store: TheStore,
     study: OfStudy = None,
-    model: Annotated[str | None, Query(max_length=500, description="The backbone.")] = None,
-    task: Annotated[str | None, Query(max_length=200, description="Name or fingerprint.")] = None,
+    model: Annotated[
+        str | None, Query(max_length=500, pattern=NO_NUL, description="The backbone.")
+    ] = None,
+    task: Annotated[
+        str | None, Query(max_length=200, pattern=NO_NUL, description="Name or fingerprint.")
+    ] = None,
     limit: Annotated[
         list[str] | None,
         Query(max_length=20, description="NAME=VALUE, like max_trainable_params=0.01%."),

@@ -48,17 +48,12 @@ Settings = Annotated[ServiceSettings, Depends(_settings)]
 
 
 def _confined(study: dict[str, Any], settings: ServiceSettings) -> dict[str, Any]:
-    """The study as it may run: only what is allowed is named, and its sections are valid."""
-    problems: list[str] = []
-    content = study
+    """The study as it may run: it names nothing but what is allowed."""
     try:
-        content = Confinement((*settings.roots, settings.uploads), settings.hub).confine(study)
-    except ConfigError as error:
-        problems += error.problems
-    problems += validate_study(content, FilePath.cwd())[1]
-    if problems:
-        raise ConfigError(problems)
-    return content
+        return Confinement((*settings.roots, settings.uploads), settings.hub).confine(study)
+    except ConfigError as error:  # with whatever else is wrong
+        others = validate_study(study, FilePath.cwd())[1]
+        raise ConfigError([*error.problems, *others]) from error
 
 
 @router.post("/plans", response_model=PlanModel, dependencies=Runs)
@@ -141,7 +136,7 @@ def resume(study: Name, settings: Settings, request: Request) -> Any:
 
 
 @router.get("/launches/{study}/log", response_model=LogModel)
-def log(study: Name, settings: Settings, offset: Annotated[int, Query(ge=0)] = 0) -> Any:
+def log(study: Name, settings: Settings, offset: Annotated[int, Query(ge=0, lt=2**63)] = 0) -> Any:
     """Read what the study's drivers printed, behind a place in it, 64 kB at most."""
     text, following = find_launch(settings.launches, study).log_after(offset)
     return {"text": text, "next": following}

@@ -26,13 +26,15 @@ from sparsearch.service.models import (
     TrialModel,
 )
 from sparsearch.service.problems import Problem
-from sparsearch.service.routes.asked import Cursor, Limit, TheStore, page
+from sparsearch.service.routes.asked import NO_NUL, Cursor, Limit, TheStore, page
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/studies", tags=["studies"])
 
-Study = Annotated[str, Path(max_length=200, description="Name of a study, or a unique prefix.")]
+Study = Annotated[
+    str, Path(max_length=200, pattern=NO_NUL, description="Name of a study, or a unique prefix.")
+]
 
 
 @router.get("", response_model=Page[StudyModel])
@@ -59,13 +61,19 @@ def delete(
     settings = request.app.state.settings
     if confirm != study:
         raise Problem(f"confirm={confirm!r} is not the name of the study", status=422)
+    launch = None
     with suppress(NotFoundError):
         launch = find_launch(settings.launches, study)
-        if launch.state in ("queued", "running"):
-            raise LeaseError(f"study {study!r} is {launch.state}", "stop it first")
-        launch.forget()
+    if launch is not None and launch.state in ("queued", "running"):
+        raise LeaseError(f"study {study!r} is {launch.state}", "stop it first")
     with Store.open(settings.db, create=True) as store:
-        store.delete_study(study)
+        try:
+            store.delete_study(study)
+        except NotFoundError:
+            if launch is None:
+                raise  # else it was launched, and has not begun
+    if launch is not None:
+        launch.forget()
     note(request, "delete", study)
 
 

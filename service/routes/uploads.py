@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from sparsearch.errors import NotFoundError
-from sparsearch.search.tasks.data_files import read_file
+from sparsearch.search.tasks.data_files import is_packed, read_file
 from sparsearch.service.access import may_run
 from sparsearch.service.audit import note
 from sparsearch.service.models import UploadModel
@@ -25,8 +25,6 @@ router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=[Depends(ma
 
 MOST_BYTES = 100_000_000
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"PK\x03\x04")
-"""First bytes of what could grow without end as it is read; a tar archive is known by byte 257."""
 
 FileName = Annotated[
     str,
@@ -48,18 +46,20 @@ Settings = Annotated[ServiceSettings, Depends(_settings)]
 
 def _checked(path: FilePath, name: str, delimiter: str) -> dict[str, Any]:
     """What is in a file, read as a study would."""
-    with path.open("rb") as file:
-        start = file.read(300)
-    if start.startswith(_PACKED) or start[257:262] == b"ustar":
+    if is_packed(path):
         raise Problem(f"{name} is compressed or an archive", "send the file itself", status=422)
     format = _FORMATS[FilePath(name).suffix]
     columns = read_file(format, path, (), delimiter).column_names
     rows = read_file(format, path, columns[:1], delimiter)
     if not columns or not len(rows):
         raise Problem(f"{name} has no rows", status=422)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    facts = {"bytes": path.stat().st_size, "sha256": digest}
+    facts = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     return {"name": name, "columns": list(columns), "rows": len(rows), **facts}
+
+
+def _sha256(path: FilePath) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _keep(scratch: FilePath, target: FilePath, digest: str) -> None:
@@ -67,7 +67,7 @@ def _keep(scratch: FilePath, target: FilePath, digest: str) -> None:
     try:
         os.link(scratch, target)
     except FileExistsError:
-        if hashlib.sha256(target.read_bytes()).hexdigest() != digest:
+        if _sha256(target) != digest:
             raise Problem(
                 f"there is another file {target.name!r}", "delete it first, or rename", status=409
             ) from None

@@ -103,6 +103,8 @@ def test_every_answer_forbids_frames_and_foreign_scripts(client, path):
     [
         (None, 405),
         ("http://localhost:8642", 405),
+        ("http://localhost:3000", 403),
+        ("http://localhost", 403),
         ("http://elsewhere.example", 403),
         ("null", 403),
     ],

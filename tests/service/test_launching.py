@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psutil
@@ -14,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from sparsearch.results import Store
 from sparsearch.service.app import make_app
-from sparsearch.service.launches.folder import find_launch
+from sparsearch.service.launches.folder import find_launch, make_launch
 from sparsearch.service.settings import ServiceSettings
 from sparsearch.workers.study import run
 from tests.service.conftest import READ, RUN
@@ -172,6 +173,27 @@ def test_what_fails_says_why(study, settings):
         assert end["message"].splitlines()[0] in log["text"]
         rest = client.get(f"{API}/launches/tiny/log", params={"offset": log["next"]}).json()
         assert rest == {"text": "", "next": log["next"]}
+        far = client.get(f"{API}/launches/tiny/log", params={"offset": 10**30})
+        assert far.status_code == 422
+
+
+def test_a_launch_that_never_began_is_deleted_too(study, settings):
+    make_launch(settings.launches, "tiny", study).ask_to_stop()
+    with serving(settings) as client:
+        assert state(client) == "stopped"
+        gone = client.delete(f"{API}/studies/tiny", params={"confirm": "tiny"})
+        assert gone.status_code == 204
+        gone = client.delete(f"{API}/studies/tiny", params={"confirm": "tiny"})
+        assert gone.status_code == 404
+    assert '"action": "delete"' in (settings.launches / "audit.jsonl").read_text()
+
+
+def test_many_may_ask_at_once_whether_a_driver_lives(study, settings):
+    launch = make_launch(settings.launches, "tiny", study)
+    with ThreadPoolExecutor(8) as pool:
+        assert not any(pool.map(lambda _: launch.is_running, range(4000)))
+    with launch.lock.acquire():
+        assert launch.is_running
 
 
 @pytest.mark.parametrize("path", ["/plans", "/launches"])

@@ -91,6 +91,8 @@ def test_best_keeps_within_limits_or_says_which_to_loosen(client):
         ("/studies/none/trials", 404, "there is no study 'none'"),
         ("/studies/first/trials?cursor=x", 422, "cursor 'x' is no number of a trial"),
         ("/studies/first/trials?limit=0", 422, "the request is not valid"),
+        ("/studies/a%00b", 422, "the request is not valid"),
+        ("/best?task=a%00b", 422, "the request is not valid"),
         ("/studies?cursor=none", 404, "there is no study 'none'"),
         ("/structures/zz", 404, "'zz' names no structure"),
         ("/structures/00000000", 404, "no successful trial has a structure that starts with"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from sqlalchemy import ColumnElement, delete, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from sparsearch.errors import LeaseError
 from sparsearch.results.store.reading.queries import no_study
@@ -22,6 +24,8 @@ from sparsearch.results.store.writing import lease
 
 __all__ = ["delete_study"]
 
+_NAMED = 500
+
 
 def delete_study(session: Session, name: str) -> None:
     """Delete a study, its trials and weights, and structures and rankings that no other study has.
@@ -38,29 +42,33 @@ def delete_study(session: Session, name: str) -> None:
             f"study {name!r} is being run by {owner}", f"end it first: sparsearch stop {name}"
         )
     own = TrialRow.study_id == study.id
-    hashes = session.scalars(select(TrialRow.structure_hash).where(own).distinct()).all()
-    keys = session.scalars(select(TrialRow.ranking_key).where(own).distinct()).all()
+    hashes = _of_this_study_alone(session, TrialRow.structure_hash, own)
+    keys = _of_this_study_alone(session, TrialRow.ranking_key, own)
     trials = select(TrialRow.id).where(own)
     for table in (MeasurementRow, WeightsRow, AttemptRow):
         session.execute(delete(table).where(table.trial_id.in_(trials)))
     session.execute(delete(TrialRow).where(own))
     session.delete(study)
     session.flush()
-    for gone in filter(None, hashes):
-        _delete_structure(session, gone)
-    for key in filter(None, keys):
-        _unless_used(session, TrialRow.ranking_key == key, RankingRow, RankingRow.key == key)
+    for part in _parts(hashes):
+        session.execute(delete(PlacementRow).where(PlacementRow.structure_hash.in_(part)))
+        session.execute(delete(FormerHashRow).where(FormerHashRow.hash.in_(part)))
+        session.execute(delete(StructureRow).where(StructureRow.hash.in_(part)))
+    for part in _parts(keys):
+        session.execute(delete(RankingRow).where(RankingRow.key.in_(part)))
 
 
-def _delete_structure(session: Session, gone: str) -> None:
-    used = TrialRow.structure_hash == gone
-    _unless_used(session, used, PlacementRow, PlacementRow.structure_hash == gone)
-    _unless_used(session, used, FormerHashRow, FormerHashRow.hash == gone)
-    _unless_used(session, used, StructureRow, StructureRow.hash == gone)
+def _of_this_study_alone(
+    session: Session, column: InstrumentedAttribute[str | None], own: ColumnElement[bool]
+) -> list[str]:
+    """The values of a column of the study's trials that no other study's trial has."""
+    mine = select(column).where(own, column.is_not(None))
+    others = select(column).where(~own, column.in_(mine))
+    found = session.scalars(mine.where(column.not_in(others)).distinct())
+    return [value for value in found if value is not None]
 
 
-def _unless_used(
-    session: Session, used: ColumnElement[bool], table: type, where: ColumnElement[bool]
-) -> None:
-    """Delete rows of a table, unless a trial still uses them."""
-    session.execute(delete(table).where(where, ~select(TrialRow.id).where(used).exists()))
+def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """So many at a time as a statement may name."""
+    for first in range(0, len(values), _NAMED):
+        yield values[first : first + _NAMED]

@@ -10,7 +10,7 @@ import pytest
 
 from sparsearch.errors import NotFoundError
 from sparsearch.results import Owner, Store, StudySpec, Trial
-from sparsearch.results.report.study_report import report_page, state_of
+from sparsearch.results.report.study_report import report_page
 from sparsearch.results.store.connection.database import open_database
 from sparsearch.results.store.writing import outcomes
 from sparsearch.results.store.writing.lease import Claim
@@ -81,8 +81,8 @@ def test_nothing_comes_from_elsewhere(url):
 def test_an_unfinished_study_has_a_report_too(url):
     study = fill(url, "filled", [])
     assert "finished: 0 of 0 trials" in page_of(url, "filled")
-    assert state_of(replace(study, trials=3)) == "unfinished"
-    assert state_of(replace(study, trials=3, owner="here:1")) == "running"
+    assert replace(study, trials=3).state == "unfinished"
+    assert replace(study, trials=3, owner="here:1").state == "running"
 
 
 def test_ten_thousand_trials_make_a_small_file(url):
