@@ -78,11 +78,12 @@ class ServiceSettings:
             problems.append("one token for reading and running: who reads could run too")
         if not self.tokens and not is_loopback(self.host):
             problems.append(f"{self.host} is no loopback address, and there is no token")
+        make = "python -c 'import secrets; print(secrets.token_urlsafe())'"
+        hint = f"{make} makes one for {RUN_TOKEN}" if problems else ""
         if self.root_path and (not self.root_path.startswith("/") or self.root_path[-1] == "/"):
             problems.append(f"root path {self.root_path!r}: write it like /search")
         problems += [f"root {str(r)!r} is no folder" for r in self.roots if not r.is_dir()]
         if problems:
-            hint = f"python -c 'import secrets; print(secrets.token_urlsafe())' makes one for {RUN_TOKEN}"
             raise ConfigError(problems, hint)
 
     @property

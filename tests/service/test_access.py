@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sparsearch.errors import ConfigError
@@ -129,11 +131,15 @@ def test_it_works_under_the_prefix_of_a_proxy(client_of):
         ({"read_token": "short"}, "the reading token has fewer than 16 characters"),
         ({"read_token": RUN, "run_token": RUN}, "one token for reading and running"),
         ({"root_path": "search"}, "write it like /search"),
+        ({"roots": (Path("nowhere"),)}, "nowhere' is no folder"),
     ],
 )
 def test_what_would_be_unsafe_is_refused(settings, problem):
-    with pytest.raises(ConfigError, match=problem):
+    with pytest.raises(ConfigError, match=problem) as caught:
         ServiceSettings("sparsearch.db", **settings)
+    assert ("secrets.token_urlsafe" in caught.value.hint) == (
+        "root" not in problem + str(settings)
+    )
 
 
 def test_tokens_are_not_shown():
