@@ -12,11 +12,23 @@ import sparsearch
 from sparsearch.results.store.store import Store
 from sparsearch.service.access import HostCheck, may_read
 from sparsearch.service.body_limit import BodyLimit
+from sparsearch.service.handlers import add_handlers
 from sparsearch.service.headers import SafeHeaders
 from sparsearch.service.launches.supervisor import Supervisor
 from sparsearch.service.metrics import RequestMetrics
 from sparsearch.service.models import ProblemModel
-from sparsearch.service.problems import add_handlers
+from sparsearch.service.pages import (
+    comparing,
+    figures,
+    files,
+    launching,
+    overview,
+    places,
+    session,
+    structure,
+    study,
+)
+from sparsearch.service.pages.study_view import StudyViews
 from sparsearch.service.routes import best, exports, health, launches, structures, studies, uploads
 from sparsearch.service.settings import ServiceSettings
 
@@ -49,6 +61,7 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(settings.launches, settings.db, settings.drivers)
         with Store.open(settings.db, create=False) as app.state.store, supervisor:
+            app.state.views = StudyViews(app.state.store)
             yield
 
     app = FastAPI(
@@ -72,4 +85,8 @@ def make_app(settings: ServiceSettings) -> FastAPI:
         app.include_router(
             room.router, prefix=PREFIX, responses=_ERRORS, dependencies=[Depends(may_read)]
         )
+    for open_to_all in (session, files):
+        app.include_router(open_to_all.router)
+    for pages in (overview, study, figures, structure, comparing, places, launching):
+        app.include_router(pages.router, dependencies=[Depends(may_read)])
     return app

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
-
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from sparsearch.errors import (
     ConfigError,
@@ -19,9 +13,8 @@ from sparsearch.errors import (
     SparsearchError,
     StoreError,
 )
-from sparsearch.service.headers import HEADERS
 
-__all__ = ["Problem", "add_handlers", "body", "status_of"]
+__all__ = ["Problem", "body", "status_of"]
 
 _STATUS: tuple[tuple[type[SparsearchError], int], ...] = (
     (NotFoundError, 404),
@@ -53,29 +46,3 @@ def body(error: SparsearchError, problems: Sequence[str] = ()) -> dict[str, Any]
     if isinstance(error, ConfigError):
         problems = error.problems
     return {"message": error.message, "hint": error.hint, "problems": list(problems)}
-
-
-def add_handlers(app: FastAPI) -> None:
-    """Answer every error of an application with this body."""
-
-    @app.exception_handler(SparsearchError)
-    async def _ours(request: Request, error: SparsearchError) -> JSONResponse:
-        status = status_of(error)
-        headers = {"www-authenticate": "Bearer"} if status == 401 else None
-        return JSONResponse(body(error), status, headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
-        problem = Problem("the request is not valid", "the API's document is at openapi.json")
-        return JSONResponse(body(problem, problems), 422)
-
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(body(Problem(str(error.detail))), error.status_code, error.headers)
-
-    @app.exception_handler(Exception)
-    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-        logging.getLogger(__name__).exception("unexpected error", exc_info=error)
-        problem = Problem("an unexpected error; the service's log has it", "please report it")
-        return JSONResponse(body(problem), 500, HEADERS)  # no other middleware sees it

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsearch.errors import SparsearchError
 
-__all__ = ["Ranking"]
+__all__ = ["AlphaTrace", "Ranking"]
+
+
+@dataclass(frozen=True)
+class AlphaTrace:
+    """How alpha went during a search: what to look at where a search does not settle.
+
+    Attributes:
+        candidates: Position, kind and size of those that were highest at the end, the highest first.
+        steps: After which alpha was noted.
+        alpha: For each of these steps, of each of these candidates.
+    """
+
+    candidates: tuple[str, ...]
+    steps: tuple[int, ...]
+    alpha: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,7 @@ class Ranking:
         backbone: Weight fingerprint of the backbone that it was made on; these three say where it may be transferred.
         space: Fingerprint of the space.
         task: Name of the task.
+        trace: How the scores came about; None where nothing was learned step by step.
     """
 
     scores: tuple[float, ...]
@@ -33,6 +49,7 @@ class Ranking:
     backbone: str = ""
     space: str = ""
     task: str = ""
+    trace: AlphaTrace | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         bad = [i for i, s in enumerate(self.scores) if not math.isfinite(s)]

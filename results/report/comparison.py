@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsearch.config.registry import STRATEGIES
-from sparsearch.results.records import TrialRecord
+from sparsearch.results.records import ScoredTrial
 
 __all__ = ["Comparison", "compare", "comparison_text", "has_score", "t_interval"]
 
@@ -38,13 +38,13 @@ class Comparison:
     n: int
 
 
-def has_score(trial: TrialRecord) -> bool:
+def has_score(trial: ScoredTrial) -> bool:
     """Whether a trial succeeded and counts."""
     return trial.state == "ok" and trial.score is not None
 
 
 def compare(
-    trials: Sequence[TrialRecord], searched: str, ranked: Sequence[str]
+    trials: Sequence[ScoredTrial], searched: str, ranked: Sequence[str]
 ) -> tuple[Comparison, ...]:
     """Compare the searched strategy with the best rival of each family that shares a seed with it.
 
@@ -70,7 +70,7 @@ def compare(
     return tuple(sorted(found.values(), key=lambda c: order.get(c.family, len(order))))
 
 
-def _by_seed(trials: Sequence[TrialRecord], strategy: str) -> dict[int, float]:
+def _by_seed(trials: Sequence[ScoredTrial], strategy: str) -> dict[int, float]:
     scores: dict[int, list[float]] = {}
     for trial in trials:
         if trial.strategy == strategy and has_score(trial) and trial.score is not None:

@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING, Any
 from sparsearch.errors import ExportError
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from plotly.graph_objects import Figure
 
-__all__ = ["COLORS", "dress", "figure_json", "render", "write_page"]
+__all__ = [
+    "COLORS",
+    "TEMPLATES",
+    "dress",
+    "figure_json",
+    "make_environment",
+    "render",
+    "write_page",
+]
 
 FONT = "Inter, 'Segoe UI', Helvetica, Arial, sans-serif"
 COLORS = ("#3b6fb6", "#d1673a", "#3f9268", "#8a5fb0", "#b9952c", "#c04f78", "#4a9db0", "#7a7f87")
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def dress(figure: Figure, title: str, subtitle: str) -> None:
@@ -49,33 +58,39 @@ def _plotly_script() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
-def render(template: str, **values: Any) -> str:
-    """A page of one file from a template of this folder; text is escaped.
-
-    Args:
-        template: Its file name.
-        values: What it shows; figures as ``figure_json`` gives them.
-    """
+def make_environment(*folders: Path) -> Environment:
+    """Jinja templates of these folders and of this one; text is escaped, an unknown name is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+    return Environment(
+        loader=FileSystemLoader((*folders, TEMPLATES)),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(plotly=_plotly_script(), **values)
+
+
+def render(template: str, *, figures: bool = True, **values: Any) -> str:
+    """A page of one file from a template of this folder.
+
+    Args:
+        template: Its file name.
+        figures: Whether it has any: Plotly's script is 1.9 MB.
+        values: What it shows; figures as ``figure_json`` gives them.
+    """
+    plotly = _plotly_script() if figures else ""
+    return make_environment().get_template(template).render(plotly=plotly, **values)
 
 
 def write_page(path: Path, option: str, template: str, **values: Any) -> None:
-    """Write a page, see ``render``.
+    """Write a page of one file, see ``render``.
 
     Args:
         path: The file.
         option: Of the command line, that gave the path.
         template: As for ``render``.
-        values: Likewise.
+        values: Likewise, with ``figures``.
 
     Raises:
         ExportError: If the file cannot be written.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsearch.results.records import Best, StudyRecord, TrialRecord
+from sparsearch.results.records import Best, ScoredTrial, StudyRecord
 from sparsearch.results.report.summary import budget_name, spread, summarise
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def pareto_figure(
-    study: StudyRecord, trials: Sequence[TrialRecord], front: Sequence[Best]
+    study: StudyRecord, trials: Sequence[ScoredTrial], front: Sequence[Best]
 ) -> Figure:
     """Validation score against trainable parameters: trials, front and references.
 
@@ -83,7 +83,7 @@ def _window(scores: Sequence[float], references: Sequence[float]) -> tuple[float
     return min(inside) - air, max(inside) + air
 
 
-def _points(trials: Sequence[TrialRecord], color: str) -> Any:
+def _points(trials: Sequence[ScoredTrial], color: str) -> Any:
     """All trials of one strategy."""
     from plotly.graph_objects import Scatter
 
@@ -127,7 +127,7 @@ def _reference(figure: Figure, name: str, score: float, window: tuple[float, flo
 
 
 def write_pareto_plot(
-    study: StudyRecord, trials: Sequence[TrialRecord], front: Sequence[Best], path: Path
+    study: StudyRecord, trials: Sequence[ScoredTrial], front: Sequence[Best], path: Path
 ) -> None:
     """Write the picture of a study's trials, see ``pareto_figure``, and under it what they show.
 

@@ -1,27 +1,25 @@
-"""The heat map of a structure: layers x positions."""
+"""Where structures put things: layers x positions, kinds by colour, sizes by area."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeAlias
 
-from sparsearch.results.records import Best
+from sparsearch.config.registry import KINDS
+from sparsearch.results.records import Best, Placements
 from sparsearch.results.report.grid import GridCell, candidate_name, place_of, pruned_fraction_of
+from sparsearch.results.report.html import write_page
 from sparsearch.results.report.summary import budget_name
 from sparsearch.spaces.candidate import Candidate
 from sparsearch.spaces.structure import Structure
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-from sparsearch.results.report.html import dress, figure_json, write_page
+__all__ = ["Mark", "PlacementMap", "frequency_map", "structure_map", "write_structure_plot"]
 
-__all__ = [
-    "structure_figure",
-    "write_structure_plot",
-]
+Cell: TypeAlias = tuple[str, str, str]
+"""Stack, row and column."""
 
 _COLUMNS = (
     *(f"{block}.{part}" for block in ("attn", "cross") for part in "qkvo"),
@@ -31,38 +29,93 @@ _COLUMNS = (
 )
 """Left to right: linears, norms, whole blocks. What is not listed stands at the end."""
 
-
-_EMPTY = "#eef1f5"
+_LINE, _COLUMN, _LEFT, _TOP, _LARGEST, _SMALLEST = 22, 124, 96, 26, 16, 5
+"""Pixels: height of a mark, width of a column, what is left of and above the cells, sides of squares."""
+_COLORS = 12
 
 
 @dataclass(frozen=True)
-class _Map:
-    """Rows, columns, and what stands in each cell; also the empty cells of the backbone.
+class Mark:
+    """What one kind does in one cell.
 
-    ``pruned`` is the share of a cell's matrix that a mask sets to zero.
+    Attributes:
+        kind: Its name.
+        share: From 0 to 1, the area of its square.
+        label: Beside the square.
+        note: All about it, for who points at it.
     """
 
-    rows: tuple[tuple[str, str], ...]
-    columns: tuple[str, ...]
-    cells: dict[tuple[str, str, str], tuple[Candidate, ...]]
-    pruned: dict[tuple[str, str, str], float]
+    kind: str
+    share: float
+    label: str
+    note: str
+
+    @property
+    def color(self) -> int:
+        """Number of the kind's colour in ``style.css``."""
+        names = KINDS.names()
+        return (names.index(self.kind) if self.kind in names else len(names)) % _COLORS
+
+    @property
+    def side(self) -> float:
+        """Of the square, in pixels."""
+        return round(max(float(_SMALLEST), _LARGEST * math.sqrt(self.share)), 1)
 
 
-def _map_of(structure: Structure, positions: Sequence[str]) -> _Map:
-    cells: dict[tuple[str, str, str], tuple[Candidate, ...]] = {}
-    pruned: dict[tuple[str, str, str], float] = {}
-    candidates = structure.candidates
-    places = [place_of(name) for name in (*positions, *(c.position for c in candidates))]
-    for place in places:
-        cells.setdefault((place.stack, place.row, place.column), ())
-    for c in candidates:
-        place = place_of(c.position)
-        cells[place.stack, place.row, place.column] += (c,)
-        if (share := pruned_fraction_of(c, structure)) is not None:
-            pruned[place.stack, place.row, place.column] = share
-    known = {column: i for i, column in enumerate(_COLUMNS)}
-    columns = sorted({p.column for p in places}, key=lambda c: (known.get(c, len(known)), c))
-    return _Map(tuple(_rows(places)), tuple(columns), cells, pruned)
+@dataclass(frozen=True)
+class _Row:
+    stack: str
+    name: str
+    top: int
+    height: int
+
+
+@dataclass(frozen=True)
+class PlacementMap:
+    """Rows, columns, and the marks of each cell; empty cells are there where the backbone has a position.
+
+    Attributes:
+        cells: The marks of each.
+        words: The whole map in a line, for who cannot see it.
+    """
+
+    cells: Mapping[Cell, tuple[Mark, ...]]
+    words: str
+    _places: tuple[GridCell, ...] = field(repr=False)
+
+    line, column_width, left = _LINE, _COLUMN, _LEFT
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Left to right."""
+        known = {column: i for i, column in enumerate(_COLUMNS)}
+        found = {place.column for place in self._places}
+        return tuple(sorted(found, key=lambda c: (known.get(c, len(known)), c)))
+
+    @property
+    def rows(self) -> tuple[_Row, ...]:
+        """From the input to the output, each as high as its fullest cell."""
+        rows, top = [], _TOP
+        for stack, name in _rows(self._places):
+            fullest = max(len(self.cells.get((stack, name, c), ())) for c in self.columns)
+            height = _LINE * max(1, fullest) + 4
+            rows.append(_Row(stack, name, top, height))
+            top += height
+        return tuple(rows)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        rows = self.rows
+        return _LEFT + _COLUMN * len(self.columns), rows[-1].top + rows[
+            -1
+        ].height if rows else _TOP
+
+    @property
+    def legend(self) -> tuple[Mark, ...]:
+        """A mark of each kind."""
+        marks = (mark for cell in self.cells.values() for mark in cell)
+        return tuple({mark.kind: mark for mark in marks}.values())
 
 
 def _rows(places: Sequence[GridCell]) -> Iterable[tuple[str, str]]:
@@ -78,138 +131,86 @@ def _rows(places: Sequence[GridCell]) -> Iterable[tuple[str, str]]:
             yield stack, "final"
 
 
-def structure_figure(best: Best, positions: Sequence[str] = ()) -> Figure:
-    """The heat map of a structure: layers x positions, coloured by trainable parameters, under a mask by its density.
+def _cell(place: GridCell) -> Cell:
+    return place.stack, place.row, place.column
+
+
+def structure_map(structure: Structure, positions: Sequence[str] = ()) -> PlacementMap:
+    """The map of one structure; areas are trainable parameters, of what is cut or masked how much of it.
 
     Args:
-        best: The structure and its trial.
+        structure: Any.
         positions: Canonical names of all positions of the backbone, so that empty ones show;
             without them the map spans the layers and columns that the structure uses.
     """
-    from plotly.subplots import make_subplots
-
-    grid = _map_of(best.structure, positions)
-    stacks = list(dict.fromkeys(stack for stack, _ in grid.rows)) or [""]
-    heights = [max(1, sum(s == stack for s, _ in grid.rows)) for stack in stacks]
-    figure = make_subplots(
-        rows=len(stacks),
-        cols=1,
-        shared_xaxes=True,
-        row_heights=heights,
-        vertical_spacing=0.5 / (sum(heights) + 1),
-    )
-    sums = [
-        sum(c.params for c in cell) for at, cell in grid.cells.items() if at not in grid.pruned
-    ]
-    for number, stack in enumerate(stacks, start=1):
-        for trace in _traces(grid, stack):
-            figure.add_trace(trace, row=number, col=1)
-        figure.update_yaxes(
-            title_text=stack or None, autorange="reversed", showgrid=False, row=number, col=1
-        )
-    figure.update_xaxes(showgrid=False, showticklabels=False)
-    figure.update_xaxes(showticklabels=True, side="top", row=1, col=1)
-    dress(figure, *_structure_title(best))
-    size = {"height": 190 + 46 * sum(heights), "width": 260 + 94 * max(5, len(grid.columns))}
-    axes = {"coloraxis": _color_axis(sums), "coloraxis2": _pruned_axis(beside=any(sums))}
-    figure.update_layout(**size, **axes, margin={"t": 150, "b": 40})
-    return figure
+    places = [place_of(name) for name in positions]
+    cells: dict[Cell, tuple[Mark, ...]] = {_cell(place): () for place in places}
+    largest = _largest(structure.candidates)
+    for c in structure.candidates:
+        place = place_of(c.position)
+        places.append(place)
+        pruned = pruned_fraction_of(c, structure)
+        label = candidate_name(c, pruned)
+        amount = c.size if c.which else c.params
+        share = pruned if pruned is not None else amount / largest[bool(c.which), c.kind]
+        note = f"{c.position}: {label}, {c.params:,} parameters, {c.bytes:,} stored bytes"
+        mark = Mark(c.kind, share, label, note)
+        cells[_cell(place)] = (*cells.get(_cell(place), ()), mark)
+    words = f"{len(structure.candidates)} candidates, {structure.trainable_params:,} parameters"
+    return PlacementMap(cells, words, tuple(places))
 
 
-def _traces(grid: _Map, stack: str) -> Iterable[Any]:
-    """The backbone's empty cells, the chosen ones over them, and those under a mask."""
-    from plotly.graph_objects import Heatmap
-
-    rows = [row for s, row in grid.rows if s == stack]
-    keys = [[(stack, row, column) for column in grid.columns] for row in rows]
-    shared = {"x": list(grid.columns), "y": rows, "xgap": 3, "ygap": 3}
-    yield Heatmap(
-        **shared,
-        z=[[0 if key in grid.cells else None for key in line] for line in keys],
-        colorscale=[[0, _EMPTY], [1, _EMPTY]],
-        showscale=False,
-        hovertemplate="%{y}, %{x}: nothing chosen<extra></extra>",
-    )
-    sums = {key: sum(c.params for c in cell) for key, cell in grid.cells.items()}
-    # What is cut has no parameters: the lightest colour.
-    params = {
-        key: math.log10(max(1, sums[key]))
-        for key, cell in grid.cells.items()
-        if cell and key not in grid.pruned
-    }
-    for values, axis in ((params, "coloraxis"), (grid.pruned, "coloraxis2")):
-        if not values:
-            continue
-        yield Heatmap(
-            **shared,
-            z=[[values.get(key) for key in line] for line in keys],
-            text=[[_cell_text(grid, key) for key in line] for line in keys],
-            customdata=[[f"{sums.get(key, 0):,} parameters" for key in line] for line in keys],
-            texttemplate="%{text}",
-            textfont={"size": 12},
-            coloraxis=axis,
-            hovertemplate="%{y}, %{x}<br>%{text}<br>%{customdata}<extra></extra>",
-        )
+def _largest(candidates: Sequence[Candidate]) -> dict[tuple[bool, str], int]:
+    """What fills a square: the most parameters of all that is attached, the largest cut of each kind."""
+    params = max((c.params for c in candidates if not c.which), default=1)
+    found = {(False, c.kind): max(1, params) for c in candidates if not c.which}
+    for c in candidates:
+        if c.which:
+            found[True, c.kind] = max(found.get((True, c.kind), 1), c.size)
+    return found
 
 
-def _cell_text(grid: _Map, key: tuple[str, str, str]) -> str:
-    """What stands in a cell; the longest name needs two lines."""
-    names = [
-        candidate_name(c, grid.pruned[key] if c.role == "mask" else None)
-        for c in grid.cells.get(key, ())
-    ]
-    return "<br>".join(name.replace("_adapter", "_<br>adapter") for name in names)
+def frequency_map(found: Placements) -> PlacementMap:
+    """How many of several structures put a kind at each place.
+
+    Args:
+        found: As ``Store.front_placements`` gives it.
+    """
+    cells: dict[Cell, tuple[Mark, ...]] = {}
+    places = []
+    for one in found.counts:
+        place = place_of(one.position)
+        places.append(place)
+        span = f"{one.smallest}"
+        span += f" to {one.largest}" if one.smallest < one.largest else ""
+        of = f"{one.structures} of {found.structures}"
+        note = f"{one.position}: {one.kind} in {of} structures, size {span}"
+        share = one.structures / found.structures
+        mark = Mark(one.kind, share, f"{one.kind} {100 * share:.0f}%", note)
+        cells[_cell(place)] = (*cells.get(_cell(place), ()), mark)
+    return PlacementMap(cells, f"{found.structures} structures", tuple(places))
 
 
-def _color_axis(sums: Sequence[int]) -> dict[str, Any]:
-    """Parameters on a logarithmic scale, labelled with the numbers themselves."""
-    used = [math.log10(total) for total in sums if total] or [0.0]
-    low = math.floor(min(used))
-    high = max(low + 1, math.ceil(max(used)))
-    ticks = list(range(low, high + 1))
-    return {
-        "cmin": low,
-        "cmax": high,
-        "colorscale": [[0, "#d6e6f4"], [0.5, "#6aaed6"], [1, "#0b4a8f"]],
-        "colorbar": {
-            "title": {"text": "parameters", "side": "right"},
-            "tickvals": ticks,
-            "ticktext": [f"{10**step:,}" for step in ticks],
-            "thickness": 14,
-            "outlinewidth": 0,
-        },
-    }
+def write_structure_plot(best: Best, path: Path, positions: Sequence[str] = ()) -> None:
+    """Write the map of a structure, see ``structure_map``, with what its trial reached.
 
-
-def _pruned_axis(beside: bool) -> dict[str, Any]:
-    """Share of a matrix that its mask sets to zero, beside the scale of parameters where there is one."""
-    bar = {"title": {"text": "pruned", "side": "right"}, "tickformat": ".0%", "thickness": 14}
-    return {
-        "cmin": 0,
-        "cmax": 1,
-        "colorscale": [[0, "#fdf0e6"], [0.5, "#f0a870"], [1, "#a8481c"]],
-        "colorbar": {**bar, "outlinewidth": 0, "x": 1.14 if beside else 1.02},
-    }
-
-
-def _structure_title(best: Best) -> tuple[str, str]:
+    Raises:
+        ExportError: If the file cannot be written.
+    """
     test = "" if best.test_score is None else f" (test {best.test_score:.4f})"
     budget = f" at {budget_name(best.budget)}" if best.budget is not None else ""
     facts = (
         f"{best.task}, {best.metric} {best.score:.4f}{test}",
         f"{best.trainable_params:,} trainable parameters, head {best.head_params:,}",
         f"seed {best.seed}",
-        f"structure {best.structure.hash[:12]}",
     )
-    return f"{best.study}: {best.strategy}{budget} on {best.model}", " · ".join(facts)
-
-
-def write_structure_plot(best: Best, path: Path, positions: Sequence[str] = ()) -> None:
-    """Write the heat map of a structure, see ``structure_figure``.
-
-    Raises:
-        ExportError: If the file cannot be written.
-    """
-    figure = figure_json(structure_figure(best, positions))
-    title = f"structure {best.structure.hash[:12]}"
-    write_page(path, "--plot", "plot.html", title=title, figure=figure, summary=None)
+    write_page(
+        path,
+        "--plot",
+        "map.html",
+        figures=False,
+        title=f"structure {best.structure.hash[:12]}",
+        heading=f"{best.study}: {best.strategy}{budget} on {best.model}",
+        facts=facts,
+        map=structure_map(best.structure, positions),
+    )

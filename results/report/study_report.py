@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsearch.results.records import Best, StudyRecord, TrialRecord
+from sparsearch.results.records import Best
 from sparsearch.results.report.html import figure_json, render, write_page
-from sparsearch.results.report.structure_map import structure_figure
-from sparsearch.results.report.study_figures import curves_figure, means_figure
-from sparsearch.results.report.summary import summarise
+from sparsearch.results.report.structure_map import structure_map
+from sparsearch.results.report.study_figures import (
+    curves_figure,
+    intervals_figure,
+    scores_figure,
+    telling_axes,
+)
+from sparsearch.results.report.summary import StudySummary, summarise
 from sparsearch.results.store.reader import StoreReader
 
-__all__ = ["report_page", "write_report"]
+__all__ = ["best_of_budgets", "report_page", "write_report"]
 
 _MOST_FAILURES = 50
 _MOST_MAPS = 6
@@ -44,29 +48,39 @@ def write_report(store: StoreReader, study: str, path: Path) -> None:
 
 def _values(store: StoreReader, name: str) -> dict[str, Any]:
     study = store.find_study(name)
-    trials = store.trials(study.name)
+    trials = store.scores(study.name)
     summary = summarise(study, trials)
-    curves = curves_figure(summary, trials)
-    best = _best_of_budgets(store, study, [b.best for b in summary.budgets])
+    intervals, curves = intervals_figure(summary), curves_figure(summary, trials)
+    best = best_of_budgets(store, summary)
+    maps = list({b.structure.hash: b for _, b in best}.values())
+    scores = [
+        (axis, scores_figure(summary, axis, trials if axis == "parameters" else ()))
+        for axis in telling_axes(summary)
+    ]
     return {
         "title": study.name,
         "study": study,
         "seeds": sorted({t.seed for t in trials}),
         "seconds": sum(t.seconds or 0.0 for t in trials),
         "summary": summary,
-        "means": figure_json(means_figure(summary, trials)),
+        "scores": [(axis, figure_json(figure)) for axis, figure in scores],
+        "intervals": None if intervals is None else figure_json(intervals),
         "curves": None if curves is None else figure_json(curves),
         "best": best,
-        "more_maps": max(0, len(best) - _MOST_MAPS),
-        "maps": [(b, figure_json(structure_figure(b))) for b in best[:_MOST_MAPS]],
-        "failures": summary.unsuccessful[:_MOST_FAILURES],
-        "more_failures": max(0, len(summary.unsuccessful) - _MOST_FAILURES),
+        "maps": [(b, structure_map(b.structure)) for b in maps[:_MOST_MAPS]],
+        "more_maps": max(0, len(maps) - _MOST_MAPS),
+        "most_failures": _MOST_FAILURES,
     }
 
 
-def _best_of_budgets(
-    store: StoreReader, study: StudyRecord, best: Sequence[TrialRecord | None]
-) -> list[Best]:
-    """The structures of those trials, each once."""
-    hashes = dict.fromkeys(t.structure for t in best if t is not None and t.structure is not None)
-    return [store.find_structure(name, study.name) for name in hashes]
+def best_of_budgets(store: StoreReader, summary: StudySummary) -> list[tuple[str, Best]]:
+    """The best structure of each budget, with the budget's name.
+
+    Args:
+        store: Where the structures are.
+        summary: Of the study.
+    """
+    found = ((budget.name, budget.best) for budget in summary.budgets)
+    trials = [(n, t.structure) for n, t in found if t is not None and t.structure is not None]
+    loaded = {hash: store.find_structure(hash, summary.study) for _, hash in trials}
+    return [(name, loaded[hash]) for name, hash in trials]

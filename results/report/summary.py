@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsearch.config.registry import HEAD_ALONE, STRATEGIES
 from sparsearch.config.study import SearchConfig
-from sparsearch.results.records import FINISHED, StudyRecord, TrialRecord
+from sparsearch.results.records import FINISHED, ScoredTrial, StudyRecord
 from sparsearch.results.report.comparison import Comparison, compare, comparison_text, has_score
 from sparsearch.spaces.budget import resolve
 
@@ -53,12 +53,16 @@ class StrategySummary:
         validation: The study's metric on validation.
         test: The study's metric on test; None where it was not measured.
         trainable_params: Mean over the seeds; the head is not counted.
+        inference_flops_ratio: Likewise; 1.0 = dense.
+        weight_sparsity: Likewise.
     """
 
     strategy: str
     validation: Spread
     test: Spread | None
     trainable_params: float
+    inference_flops_ratio: float
+    weight_sparsity: float
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class BudgetSummary:
 
     budget: Mapping[str, Any]
     strategies: tuple[StrategySummary, ...]
-    best: TrialRecord | None
+    best: ScoredTrial | None
     comparisons: tuple[Comparison, ...]
     verdict: str
 
@@ -105,8 +109,8 @@ class StudySummary:
     searched: str
     budgets: tuple[BudgetSummary, ...]
     references: tuple[StrategySummary, ...]
-    unsuccessful: tuple[TrialRecord, ...]
-    front: tuple[TrialRecord, ...] = ()
+    unsuccessful: tuple[ScoredTrial, ...]
+    front: tuple[ScoredTrial, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def findings(self, budget: BudgetSummary) -> tuple[str, ...]:
@@ -140,7 +144,7 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(statistics.fmean(listed), std, len(listed))
 
 
-def summarise(study: StudyRecord, trials: Sequence[TrialRecord]) -> StudySummary:
+def summarise(study: StudyRecord, trials: Sequence[ScoredTrial]) -> StudySummary:
     """Summarise a study, finished or not, from its trials.
 
     Args:
@@ -151,9 +155,11 @@ def summarise(study: StudyRecord, trials: Sequence[TrialRecord]) -> StudySummary
     config = study.settings
     searched = str(config.get("search", {}).get("strategy", default))
     planned = None if "outer" not in config else _planned(study, config["budgets"])
-    groups: dict[str, list[TrialRecord]] = {}
+    groups: dict[str, list[ScoredTrial]] = {}
+    keys: dict[int, str] = {}  # many trials share one object
     for trial in trials:
-        key = json.dumps(trial.budget, sort_keys=True)
+        if (key := keys.get(id(trial.budget))) is None:
+            key = keys[id(trial.budget)] = json.dumps(trial.budget, sort_keys=True)
         if trial.budget is not None and (planned is None or key in planned):
             groups.setdefault(key, []).append(trial)
     heads = [t for t in trials if t.budget is None and t.strategy == HEAD_ALONE and has_score(t)]
@@ -189,9 +195,9 @@ def _planned(study: StudyRecord, budgets: Sequence[Mapping[str, Any]]) -> set[st
     return {json.dumps(budget, sort_keys=True) for budget in resolved}
 
 
-def _front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
+def _front(trials: Iterable[ScoredTrial]) -> tuple[ScoredTrial, ...]:
     """The trials with a structure that score more than all before them, by parameters."""
-    front: list[TrialRecord] = []
+    front: list[ScoredTrial] = []
     ranked = [t for t in trials if has_score(t) and t.structure is not None]
     for t in sorted(ranked, key=lambda t: (t.trainable_params or 0, -(t.score or 0.0), t.number)):
         if not front or (t.score or 0.0) > (front[-1].score or 0.0):
@@ -200,7 +206,7 @@ def _front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
 
 
 def _budget(
-    trials: Sequence[TrialRecord], searched: str, heads: Sequence[TrialRecord]
+    trials: Sequence[ScoredTrial], searched: str, heads: Sequence[ScoredTrial]
 ) -> BudgetSummary:
     """Summary of the trials of one budget."""
     budget = trials[0].budget or {}
@@ -218,9 +224,9 @@ def _budget(
     return BudgetSummary(budget, strategies, best, rivals, verdict)
 
 
-def _strategies(trials: Iterable[TrialRecord]) -> tuple[StrategySummary, ...]:
+def _strategies(trials: Iterable[ScoredTrial]) -> tuple[StrategySummary, ...]:
     """One row per strategy with a score, the best first."""
-    groups: dict[str, list[TrialRecord]] = {}
+    groups: dict[str, list[ScoredTrial]] = {}
     for trial in filter(has_score, trials):
         groups.setdefault(trial.strategy, []).append(trial)
     rows = []
@@ -232,6 +238,11 @@ def _strategies(trials: Iterable[TrialRecord]) -> tuple[StrategySummary, ...]:
                 validation=spread(t.score for t in group if t.score is not None),
                 test=spread(tests) if tests else None,
                 trainable_params=statistics.fmean(t.trainable_params or 0 for t in group),
+                inference_flops_ratio=statistics.fmean(
+                    1.0 if t.inference_flops_ratio is None else t.inference_flops_ratio
+                    for t in group
+                ),
+                weight_sparsity=statistics.fmean(t.weight_sparsity for t in group),
             )
         )
     return tuple(sorted(rows, key=lambda row: (-row.validation.mean, row.trainable_params)))
@@ -266,7 +277,7 @@ def _verdict(
     )
 
 
-def _head_alone(trials: Sequence[TrialRecord], heads: Sequence[TrialRecord], searched: str) -> str:
+def _head_alone(trials: Sequence[ScoredTrial], heads: Sequence[ScoredTrial], searched: str) -> str:
     """That the head alone does as well, with no parameter of the budget; empty where it does not."""
     ours = [t.score for t in trials if t.strategy == searched and t.score is not None]
     alone = [t.score for t in heads if t.score is not None]

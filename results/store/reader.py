@@ -6,9 +6,11 @@ from sparsearch.results.records import (
     Attempt,
     Best,
     BestQuery,
+    Placements,
     StudyRecord,
     Trial,
     TrialRecord,
+    TrialScore,
 )
 from sparsearch.results.store.connection.database import Database
 from sparsearch.results.store.reading import best as best_structures
@@ -88,19 +90,24 @@ class StoreReader:
             return queries.weights(session, study, number)
 
     def studies(
-        self, *, after: str | None = None, limit: int | None = None
+        self,
+        *,
+        after: str | None = None,
+        limit: int | None = None,
+        youngest_first: bool = False,
     ) -> tuple[StudyRecord, ...]:
         """Studies, oldest first.
 
         Args:
-            after: Only those younger than this one.
+            after: Only those that come after this one.
             limit: At most so many; None for all.
+            youngest_first: The other way round.
 
         Raises:
             NotFoundError: If there is no study of that name.
         """
         with self._database.reading() as session:
-            return queries.studies(session, after, limit)
+            return queries.studies(session, after, limit, youngest_first=youngest_first)
 
     def find_study(self, prefix: str) -> StudyRecord:
         """The study of that name, or the only one whose name starts with it.
@@ -126,6 +133,30 @@ class StoreReader:
         """
         with self._database.reading() as session:
             return queries.trials(session, study, after, limit)
+
+    def scores(self, study: str) -> tuple[TrialScore, ...]:
+        """The trials of a study, in order of number, with what summaries need of them.
+
+        Raises:
+            NotFoundError: If there is no such study, or more than one.
+        """
+        with self._database.reading() as session:
+            return queries.scores(session, study)
+
+    def models(self) -> dict[str, tuple[str, ...]]:
+        """The backbones of all studies, as users wrote them, with their tasks; the youngest study's first."""
+        with self._database.reading() as session:
+            return queries.models(session)
+
+    def front_placements(self, model: str, task: str | None = None) -> Placements:
+        """What the structures on the fronts of all studies of a backbone put where.
+
+        Args:
+            model: The backbone, as the user wrote it.
+            task: Name of a task; None for all.
+        """
+        with self._database.reading() as session:
+            return queries.front_placements(session, model, task)
 
     def mean_seconds(self, model: str) -> dict[str, float]:
         """By strategy, the mean time of the successful trials on a backbone, in whatever study."""

@@ -302,5 +302,6 @@ class RankingRow(Base):
     backbone: Mapped[str] = mapped_column(String(64), server_default="")
     space: Mapped[str] = mapped_column(String(64), server_default="")
     task: Mapped[str] = mapped_column(String(200), server_default="")
+    trace: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
     __table_args__ = (Index("ix_rankings_transfer", "space", "backbone"),)

@@ -37,6 +37,8 @@ __all__ = ["BilevelSearch", "SearchProblem"]
 _DIFFERENCE = 0.01
 _BETAS = (0.9, 0.999)
 _REFRESH = 10
+_NOTES = 12
+"""How often alpha is noted during a search."""
 
 Batch = dict[str, Tensor]
 
@@ -70,6 +72,7 @@ class BilevelSearch:
 
     Attributes:
         taken: Steps taken so far.
+        noted: Alpha after some of them, on the CPU.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class BilevelSearch:
         self.schedule, self.monitor, self.selector = schedule, monitor, selector
         self.targets = schedule.final
         self.taken = 0
+        self.noted: dict[int, Tensor] = {}
         self.seed, self.dropout = seed, train.dropout
         self.device = gates.alpha.device
         self.idle = IdleModules(gates, config.skip_below)
@@ -144,6 +148,8 @@ class BilevelSearch:
             watch.see(step, loss, self.gates.alpha.sum())
             observe("search", step, config.steps)
             last = step == config.steps or self._may_stop(step)
+            if last or step % math.ceil(config.steps / _NOTES) == 0:
+                self.noted[step] = self.gates.alpha.detach().cpu().clone()
             if config.checkpoint != "last" and (step % config.valid_every == 0 or last):
                 score = self._score()
                 if score > best:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -22,10 +22,13 @@ from sparsearch.search.strategies.supernet_start import open_supernet, probed, s
 from sparsearch.search.training.train import Observer
 from sparsearch.spaces.budget import Budget, served_limits
 from sparsearch.spaces.costs import merge_same_position, overlaps
-from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.ranking import AlphaTrace, Ranking
 from sparsearch.spaces.space import Space
 
 __all__ = ["S3PET", "make_gates"]
+
+_TRACED = 300
+"""Candidates of which the ranking says how alpha went."""
 
 
 class S3PET(Strategy):
@@ -88,7 +91,21 @@ class S3PET(Strategy):
         finally:
             supernet.close()
         scores = tuple(alpha.tolist())
-        return Ranking(scores, self.name, seed, bilevel.taken)
+        trace = _trace(space, bilevel.noted)
+        return Ranking(scores, self.name, seed, bilevel.taken, trace=trace)
+
+
+def _trace(space: Space, noted: Mapping[int, torch.Tensor]) -> AlphaTrace | None:
+    """What was noted, of the candidates that ended highest."""
+    if not noted:
+        return None
+    highest = noted[max(noted)].argsort(descending=True, stable=True)[:_TRACED].tolist()
+    named = [space.candidates[i] for i in highest]
+    return AlphaTrace(
+        tuple(f"{c.position} {c.kind} {c.size}" for c in named),
+        tuple(noted),
+        tuple(tuple(round(a, 4) for a in alpha[highest].tolist()) for alpha in noted.values()),
+    )
 
 
 def make_gates(space: Space, search: SearchConfig, tokens: int, device: torch.device) -> Gates:

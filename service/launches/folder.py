@@ -176,6 +176,17 @@ class Launch:
                 offset += len(line)
                 yield offset, json.loads(line)
 
+    def tail(self, most: int) -> int:
+        """A place behind which the last events stand, at most so many bytes of them."""
+        if not self.events.exists():
+            return 0
+        with self.events.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size <= most:
+                return 0
+            file.seek(size - most)
+            return size - most + len(file.readline())
+
     def log_after(self, offset: int) -> tuple[str, int]:
         """A piece of the log behind a place, and the place behind it."""
         if not self.log.exists():

@@ -151,10 +151,11 @@ async def events(
     study: Name,
     settings: Settings,
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
+    after: Annotated[str, Query(max_length=20, description="As Last-Event-ID says.")] = "0",
 ) -> Any:
     """Watch a study: server-sent events, each with an id after which a client that comes back goes on."""
     found = find_launch(settings.launches, study)
-    after = last_event_id or "0"
+    after = last_event_id or after
     if not (after.isascii() and after.isdecimal()):
         raise Problem(f"Last-Event-ID {after!r} is no id of an event", status=422)
     try:

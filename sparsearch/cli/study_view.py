@@ -23,7 +23,7 @@ from sparsearch.cli.tables import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparsearch.results.records import TrialRecord
+    from sparsearch.results.records import ScoredTrial
     from sparsearch.results.report.summary import Spread, StrategySummary, StudySummary
 
 
@@ -53,7 +53,7 @@ def summary_view(summary: StudySummary) -> RenderableType:
     return Group(*parts)
 
 
-def _front_table(front: Sequence[TrialRecord]) -> Table:
+def _front_table(front: Sequence[ScoredTrial]) -> Table:
     """The best of planned and proposed trials, by parameters."""
     right = ("params", "validation", "test", "trial")
     title = "front of score against parameters, planned and proposed trials"
@@ -97,7 +97,7 @@ def _add_strategy(table: Table, label: str, row: StrategySummary, *, searched: b
     )
 
 
-def _best_line(budget: str, best: TrialRecord | None) -> Text:
+def _best_line(budget: str, best: ScoredTrial | None) -> Text:
     if best is None:
         return Text(f"{budget}: no structure")
     return Text.assemble(

@@ -30,10 +30,12 @@ def client_of(filled_url, tmp_path):
 
     with ExitStack() as opened:
 
-        def make(address="127.0.0.1", host="localhost:8642", root_path="", **settings):
+        def make(
+            address="127.0.0.1", host="localhost:8642", root_path="", db=filled_url, **settings
+        ):
             app = make_app(
                 ServiceSettings(
-                    filled_url, root_path=root_path, launches=tmp_path / "launches", **settings
+                    db, root_path=root_path, launches=tmp_path / "launches", **settings
                 )
             )
             url = f"http://{host}"

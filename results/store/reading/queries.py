@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import case, func, select, true
+from sqlalchemy import Text, case, cast, func, select, true
 from sqlalchemy.orm import Session
 
 from sparsearch.config.registry import STRATEGIES
@@ -13,11 +16,15 @@ from sparsearch.errors import NotFoundError
 from sparsearch.results.records import (
     FINISHED,
     Attempt,
+    Placement,
+    Placements,
     StudyRecord,
     Trial,
     TrialRecord,
+    TrialScore,
 )
 from sparsearch.results.store.tables import (
+    PlacementRow,
     RankingRow,
     StudyRow,
     TrialRow,
@@ -26,18 +33,21 @@ from sparsearch.results.store.tables import (
 from sparsearch.results.store.writing import lease
 from sparsearch.results.store.writing.attempts import of_study
 from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.ranking import AlphaTrace, Ranking
 
 __all__ = [
     "BEST_FIRST",
     "attempts",
     "find_study",
+    "front_placements",
     "mean_seconds",
+    "models",
     "names_listed",
     "no_study",
     "no_trial",
     "queued",
     "ranking",
+    "scores",
     "stop_asked",
     "studies",
     "study_records",
@@ -138,14 +148,21 @@ def study_records(session: Session, only: Sequence[int] | None = None) -> tuple[
 
 
 def studies(
-    session: Session, after: str | None = None, limit: int | None = None
+    session: Session,
+    after: str | None = None,
+    limit: int | None = None,
+    *,
+    youngest_first: bool = False,
 ) -> tuple[StudyRecord, ...]:
-    """The studies younger than that one, or all, oldest first, at most ``limit``."""
-    if after is None and limit is None:
-        return study_records(session)
-    first = 0 if after is None else study_row(session, after).id
-    page = select(StudyRow.id).where(StudyRow.id > first).order_by(StudyRow.id).limit(limit)
-    return study_records(session, session.scalars(page).all())
+    """The studies that come after that one, or all, at most ``limit``."""
+    order = StudyRow.id.desc() if youngest_first else StudyRow.id
+    page = select(StudyRow.id).order_by(order).limit(limit)
+    if after is not None:
+        last = study_row(session, after).id
+        page = page.where(StudyRow.id < last if youngest_first else StudyRow.id > last)
+    everything = after is None and limit is None
+    found = study_records(session, None if everything else session.scalars(page).all())
+    return found[::-1] if youngest_first else found
 
 
 def find_study(session: Session, prefix: str) -> StudyRecord:
@@ -185,13 +202,69 @@ def trials(
             peak_bytes=t.peak_bytes,
             attempts=t.attempts,
             settings=t.settings or {},
-            history=tuple(math.nan if score is None else score for score in t.history or ()),
+            history=_history(t.history),
             started_at=t.started_at,
             finished_at=t.finished_at,
             environment=t.environment,
         )
         for t in session.scalars(query)
     )
+
+
+def scores(session: Session, study: str) -> tuple[TrialScore, ...]:
+    """The trials of a study as columns: each budget and each history is read once, however many have it."""
+    study_id = study_row(session, study).id
+    row = TrialRow
+    query = (
+        select(
+            row.number, row.strategy, row.seed, row.state, row.message, row.score, row.test_score,
+            row.structure_hash, row.trainable_params, row.inference_flops_ratio, row.weight_sparsity,
+            row.seconds, cast(row.budget, Text), cast(row.settings, Text), cast(row.history, Text),
+        )
+        .where(row.study_id == study_id)
+        .order_by(row.number)
+    )  # fmt: skip
+    read = functools.cache(lambda text: None if text is None else json.loads(text))
+    found = []
+    for values in session.execute(query).all():
+        budget, settings, history = map(read, values[-3:])
+        all_values: list[Any] = [*values[:-3], budget, settings or {}, _history(history)]
+        found.append(TrialScore(*all_values))
+    return tuple(found)
+
+
+def _history(scores: Sequence[float | None] | None) -> tuple[float, ...]:
+    return tuple(math.nan if score is None else score for score in scores or ())
+
+
+def models(session: Session) -> dict[str, tuple[str, ...]]:
+    """The backbones of all studies with their tasks, the youngest study's first."""
+    query = (
+        select(StudyRow.model, StudyRow.task)
+        .group_by(StudyRow.model, StudyRow.task)
+        .order_by(func.max(StudyRow.id).desc())
+    )
+    found: dict[str, tuple[str, ...]] = {}
+    for model, task in session.execute(query):
+        found[model] = (*found.get(model, ()), task)
+    return found
+
+
+def front_placements(session: Session, model: str, task: str | None) -> Placements:
+    """What the structures on the fronts of a backbone's studies put where, see ``Store.front_placements``."""
+    chosen = select(TrialRow.structure_hash).where(TrialRow.model == model, TrialRow.on_front)
+    if task is not None:
+        chosen = chosen.join(StudyRow).where(StudyRow.task == task)
+    hashes = chosen.distinct().subquery()
+    row = PlacementRow
+    query = (
+        select(row.position, row.kind, func.count(), func.min(row.size), func.max(row.size))
+        .join(hashes, hashes.c.structure_hash == row.structure_hash)
+        .group_by(row.position, row.kind)
+        .order_by(row.position, row.kind)
+    )
+    counts = tuple(Placement(*found) for found in session.execute(query))
+    return Placements(session.scalar(select(func.count()).select_from(hashes)) or 0, counts)
 
 
 def mean_seconds(session: Session, model: str) -> dict[str, float]:
@@ -241,8 +314,13 @@ def ranking(session: Session, key: str) -> Ranking | None:
         return None
     return Ranking(
         tuple(row.scores), row.strategy, row.seed, row.steps, row.seconds,
-        row.backbone, row.space, row.task,
+        row.backbone, row.space, row.task, None if row.trace is None else _trace(row.trace),
     )  # fmt: skip
+
+
+def _trace(stored: dict[str, Any]) -> AlphaTrace:
+    alpha = tuple(map(tuple, stored["alpha"]))
+    return AlphaTrace(tuple(stored["candidates"]), tuple(stored["steps"]), alpha)
 
 
 def transferable(

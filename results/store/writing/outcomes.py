@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,7 @@ def add_ranking(connection: Connection, key: str, ranking: Ranking) -> None:
         "backbone": ranking.backbone,
         "space": ranking.space,
         "task": ranking.task,
+        "trace": None if ranking.trace is None else asdict(ranking.trace),
         "created_at": datetime.now(UTC),
     }
     insert_once(connection, "rankings", row)

@@ -18,7 +18,7 @@ from sparsearch.results.records import (
 )
 from sparsearch.results.store.store import Store
 from sparsearch.spaces.budget import Budget
-from sparsearch.spaces.ranking import Ranking
+from sparsearch.spaces.ranking import AlphaTrace, Ranking
 from sparsearch.testing.store_conformance.samples import (
     sample_outcome,
     sample_structure,
@@ -115,7 +115,8 @@ class TrialsConformance:
     def test_ranking_is_kept_once_and_exactly(self, store: Store) -> None:
         """The first one under a key stays; scores keep every bit."""
         store.begin_study(sample_study())
-        first = Ranking((0.1, -1 / 3, 1e-300), "s3pet", 3, steps=300, seconds=12.5)
+        trace = AlphaTrace(("layers.0.attn.q lora 1",), (150, 300), ((0.25,), (-0.5,)))
+        first = Ranking((0.1, -1 / 3, 1e-300), "s3pet", 3, steps=300, seconds=12.5, trace=trace)
         for number, ranking in enumerate((first, Ranking((1.0,), "probe", 0))):
             store.finish("study", number, replace(sample_outcome(), ranking=("key", ranking)))
         assert store.ranking("key") == first

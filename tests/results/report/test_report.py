@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,15 @@ import pytest
 from sparsearch.cli.tables import settings_text
 from sparsearch.errors import ExportError
 from sparsearch.results import Best, StudyRecord, TrialRecord
+from sparsearch.results.records import Placement, Placements
 from sparsearch.results.report.grid import candidate_name, place_of, pruned_fraction_of
 from sparsearch.results.report.pareto_figure import pareto_figure, write_pareto_plot
-from sparsearch.results.report.structure_map import structure_figure, write_structure_plot
+from sparsearch.results.report.structure_map import (
+    PlacementMap,
+    frequency_map,
+    structure_map,
+    write_structure_plot,
+)
 from sparsearch.results.report.summary import StudySummary, budget_name, summarise
 from sparsearch.spaces.candidate import Candidate
 from sparsearch.spaces.kinds import make_kind
@@ -226,6 +233,10 @@ def test_candidate_name() -> None:
 # Pictures
 
 
+def cell(found: PlacementMap, row: str, column: str, stack: str = "") -> list[str]:
+    return [mark.label for mark in found.cells[stack, row, column]]
+
+
 def test_map_of_a_structure_shows_kinds_sizes_and_empty_cells() -> None:
     positions = [f"layers.{i}.attn.{p}" for i in range(3) for p in "qkvo"]
     chosen = (
@@ -233,37 +244,39 @@ def test_map_of_a_structure_shows_kinds_sizes_and_empty_cells() -> None:
         candidate("layers.1.attn.v"),
         candidate("embeddings.norm", "lnfit"),
     )
-    empty, full = structure_figure(best(*chosen), [*positions, "embeddings.norm"]).data
-    assert list(full.y) == ["embeddings", "layer 0", "layer 1", "layer 2"]
-    assert list(full.x) == ["attn.q", "attn.k", "attn.v", "attn.o", "norm"]
-    assert full.text[2][2] == "lora r2<br>bitfit"
-    assert full.customdata[2][2] == "1,920 parameters"
-    assert full.z[1][0] is None
-    assert empty.z[1][0] == 0
-    assert empty.z[0][0] is None
+    found = structure_map(best(*chosen).structure, [*positions, "embeddings.norm"])
+    assert [row.name for row in found.rows] == ["embeddings", "layer 0", "layer 1", "layer 2"]
+    assert found.columns == ("attn.q", "attn.k", "attn.v", "attn.o", "norm")
+    assert cell(found, "layer 1", "attn.v") == ["lora r2", "bitfit"]
+    assert cell(found, "layer 0", "attn.q") == []
+    assert ("", "embeddings", "attn.q") not in found.cells, "the backbone has no such place"
+    lora, bitfit = found.cells["", "layer 1", "attn.v"]
+    assert (lora.share, bitfit.share) == (1.0, 0.25), "by parameters: 1,536 and 384"
+    assert (lora.side, bitfit.side) == (16.0, 8.0), "areas, not sides"
+    assert "1,536 parameters" in lora.note
+    assert found.rows[2].height > found.rows[1].height, "two kinds need two lines"
+    assert [mark.kind for mark in found.legend] == ["lora", "bitfit", "lnfit"]
+    assert len({mark.color for mark in found.legend}) == 3
 
 
-def test_masks_are_coloured_by_what_they_prune() -> None:
+def test_squares_of_what_is_cut_or_masked_say_how_much_of_it() -> None:
     mask = replace(candidate("layers.0.attn.q", "weight_mask", 11, 768), pruned_weights=11)
     heads = replace(candidate("layers.1.attn.heads", "heads", 7, 0), which=tuple(range(7)))
-    chosen = (candidate("layers.0.attn.q", "lora", 2), mask, heads)
-    _, full, masked = structure_figure(best(*chosen)).data
-    assert (full.coloraxis, masked.coloraxis) == ("coloraxis", "coloraxis2")
-    assert (masked.z[0][0], full.z[0][0]) == (0.55, None)
-    assert masked.text[0][0] == "lora r2<br>55% pruned"
-    assert (full.z[1][1], full.text[1][1]) == (0.0, "7 heads cut"), "what is cut is drawn"
-
-
-def test_a_map_of_masks_alone_has_no_scale_of_parameters() -> None:
-    mask = replace(candidate("layers.0.attn.q", "weight_mask", 11, 768), pruned_weights=11)
-    assert [t.coloraxis for t in structure_figure(best(mask)).data] == [None, "coloraxis2"]
+    fewer = replace(candidate("layers.2.attn.heads", "heads", 2, 0), which=(0, 1))
+    chosen = (candidate("layers.0.attn.q", "lora", 2), mask, heads, fewer)
+    found = structure_map(best(*chosen).structure)
+    assert cell(found, "layer 0", "attn.q") == ["lora r2", "55% pruned"]
+    assert found.cells["", "layer 0", "attn.q"][1].share == 0.55
+    assert cell(found, "layer 1", "attn.heads") == ["7 heads cut"]
+    shares = [found.cells["", f"layer {i}", "attn.heads"][0].share for i in (1, 2)]
+    assert shares == [1.0, 2 / 7]
 
 
 def test_map_without_the_backbone_spans_what_is_used() -> None:
     chosen = (candidate("layers.1.attn.q"), candidate("layers.3.ffn.up"))
-    _, full = structure_figure(best(*chosen)).data
-    assert list(full.y) == [f"layer {i}" for i in range(4)]
-    assert list(full.x) == ["attn.q", "ffn.up"]
+    found = structure_map(best(*chosen).structure)
+    assert [row.name for row in found.rows] == [f"layer {i}" for i in range(4)]
+    assert found.columns == ("attn.q", "ffn.up")
 
 
 def test_encoder_and_decoder_are_groups_of_rows() -> None:
@@ -272,11 +285,32 @@ def test_encoder_and_decoder_are_groups_of_rows() -> None:
         candidate("decoder.layers.1.cross.norm", "lnfit"),
         candidate("decoder.norm", "lnfit"),
     )
-    figure = structure_figure(best(*chosen))
-    assert len(figure.data) == 4
-    assert figure.layout.yaxis.title.text == "encoder"
-    assert figure.layout.yaxis2.title.text == "decoder"
-    assert list(figure.data[3].y) == ["layer 0", "layer 1", "final"]
+    found = structure_map(best(*chosen).structure)
+    assert [(row.stack, row.name) for row in found.rows] == [
+        ("encoder", "layer 0"),
+        *(("decoder", name) for name in ("layer 0", "layer 1", "final")),
+    ]
+    tops = [(row.top, row.height) for row in found.rows]
+    assert all(top + height == below for (top, height), (below, _) in pairwise(tops))
+
+
+def test_a_structure_without_candidates_has_an_empty_map() -> None:
+    found = structure_map(replace(best().structure, candidates=()))
+    assert (found.rows, found.columns, found.legend) == ((), (), ())
+    assert found.size[1] > 0
+
+
+def test_frequencies_are_shares_of_structures() -> None:
+    counts = (
+        Placement("layers.0.attn.q", "lora", 3, 1, 4),
+        Placement("layers.0.attn.q", "bitfit", 1, 1, 1),
+    )
+    found = frequency_map(Placements(4, counts))
+    assert cell(found, "layer 0", "attn.q") == ["lora 75%", "bitfit 25%"]
+    lora, bitfit = found.cells["", "layer 0", "attn.q"]
+    assert (lora.share, bitfit.share) == (0.75, 0.25)
+    assert lora.note.endswith("lora in 3 of 4 structures, size 1 to 4")
+    assert bitfit.note.endswith("size 1")
 
 
 def test_pareto_has_a_trace_per_strategy_and_lines_for_references() -> None:
@@ -308,7 +342,8 @@ def test_files_need_no_network(tmp_path: Path) -> None:
     for name in ("structure.html", "pareto.html"):
         page = (tmp_path / name).read_text(encoding="utf-8")
         assert not re.search(r"<(script|link|img)[^>]+(src|href)\s*=\s*[\"']?(https?:)?//", page)
-        assert "Plotly.newPlot" in page and "<title>sparsearch: " in page
+        assert ("Plotly.newPlot" in page) == (name == "pareto.html")
+        assert ("<svg" in page) == (name == "structure.html") and "<title>sparsearch: " in page
         assert "a<b" not in page and len(page) < 3_000_000
 
 
@@ -322,7 +357,7 @@ def test_page_says_what_the_seeds_show(tmp_path: Path) -> None:
     page = (tmp_path / "pareto.html").read_text(encoding="utf-8")
     below = page.partition("paired over seeds")[2]
     assert "<li>s3pet against random at a&lt;b: +0.1000 (one seed decides nothing" in below
-    assert "a<b" not in below and below.rstrip().endswith("</body>\n</html>")
+    assert "a<b" not in below.partition("<script")[0] and below.rstrip().endswith("</html>")
 
 
 def test_nothing_to_draw_is_no_error(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def page_of(url, study):
 def test_it_shows_means_intervals_and_the_best_structures(url):
     fill(url, "filled", plan())
     page = page_of(url, "fill")
-    means = {t["name"]: t for t in figure(page, "means")["data"]}
+    means = {t["name"]: t for t in figure(page, "scores-parameters")["data"]}
     assert means["s3pet"]["y"] == pytest.approx([0.81, 0.92])
     assert means["s3pet"]["error_y"]["array"] == pytest.approx([0.01414, 0.01414], abs=1e-5)
     assert means["s3pet, single seeds"]["visible"] == "legendonly"
@@ -55,7 +55,8 @@ def test_it_shows_means_intervals_and_the_best_structures(url):
     with Store.open(url, create=False) as store:
         best = store.best(max_trainable_params=100)
     assert best.structure.hash[:12] in page
-    assert figure(page, "map1")["layout"]["title"]["text"]
+    assert page.count('<svg class="map"') == 2
+    assert figure(page, "intervals")["data"][0]["x"] == pytest.approx([-0.03, 0.03])
 
 
 def test_text_of_users_is_text(url):
@@ -67,7 +68,7 @@ def test_text_of_users_is_text(url):
     fill(url, MARKUP, pairs, config)
     page = page_of(url, MARKUP)
     assert "<b id=x>" not in page and page.count("&lt;b id=x&gt;") > 3
-    for name in ("means", "map1"):
+    for name in ("scores-parameters", "intervals"):
         assert figure(page, name)["data"]
 
 
@@ -105,7 +106,7 @@ def test_ten_thousand_trials_make_a_small_file(url):
     page = page_of(url, "large")
     assert len(page.encode()) < 5_000_000
     assert len(figure(page, "curves")["data"]) == len(cells)
-    assert len(figure(page, "means")["data"]) == 2 * 4
+    assert len(figure(page, "scores-parameters")["data"]) == 2 * 4
 
 
 def test_the_command_writes_it(url, tmp_path):

@@ -71,7 +71,10 @@ def test_warm_up_opens_what_is_attached_and_cuts_nothing(build):
     gates = Gates(torch.tensor([max(1, c.params) for c in space.candidates]))
     search = SearchConfig(steps=2, batch_size=8, warmup=0.5)
     problem, schedule = SearchProblem(task, search, TRAIN), BudgetSchedule(Targets(300.0))
-    BilevelSearch(supernet, gates, problem, schedule, seed=0).run()
+    bilevel = BilevelSearch(supernet, gates, problem, schedule, seed=0)
+    alpha = bilevel.run()
+    assert list(bilevel.noted) == [1, 2]
+    assert not bilevel.noted[1].any() and torch.equal(bilevel.noted[2], alpha)
     assert seen[0].tolist() == [float(c.kind == "lora") for c in space.candidates]
     supernet.close()
 

@@ -31,7 +31,7 @@ from sparsearch.cli.tables import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparsearch.results.records import Attempt, StudyRecord, TrialRecord
+    from sparsearch.results.records import Attempt, ScoredTrial, StudyRecord, TrialRecord
 
 
 __all__ = [
@@ -78,7 +78,7 @@ def _in_vain(attempts: Sequence[Attempt]) -> RenderableType:
     )
 
 
-def messages_of(trials: Sequence[TrialRecord]) -> RenderableType:
+def messages_of(trials: Sequence[ScoredTrial]) -> RenderableType:
     """Why trials did not succeed, one line each."""
     lines = Text()
     for t in trials:

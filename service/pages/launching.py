@@ -1,0 +1,110 @@
+"""The form that launches a study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import yaml
+from fastapi import APIRouter, Body, Depends, Request
+from fastapi.responses import HTMLResponse
+
+from sparsearch.config.presets import preset_names
+from sparsearch.config.reader import read_study
+from sparsearch.config.registry import STRATEGIES
+from sparsearch.documents import read_yaml
+from sparsearch.errors import ConfigError
+from sparsearch.service.access import may_run
+from sparsearch.service.pages.rendering import page
+from sparsearch.service.pages.study import Views
+from sparsearch.service.routes.asked import OfStudy
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/launch", include_in_schema=False, dependencies=[Depends(may_run)])
+
+_FIELDS = {
+    "name": "my-study",
+    "model.path": "",
+    "task.data.path": "json",
+    "task.data.data_files.train": "train.jsonl",
+    "task.data.data_files.validation": "validation.jsonl",
+    "task.data.data_files.test": "test.jsonl",
+    "task.text": ["text"],
+    "task.label": "label",
+    "task.metric": "accuracy",
+    "space": {"preset": "fine"},
+    "budgets": {"max_trainable_params": ["0.01%", "0.1%"]},
+    "baselines": ["random", "lora-qv", "probe", "head", "full"],
+    "seeds": [0, 1, 2],
+}
+"""Settings with a field of their own, and what stands in it at first. All else is in one field as YAML."""
+
+_STORED_ONLY = ("data_sha256",)
+"""What a stored study says of its data, and none is asked for."""
+
+
+@router.get("", response_class=HTMLResponse)
+def form(request: Request, views: Views, clone: OfStudy = None) -> Any:
+    """Show the form, empty or with what a study was launched with."""
+    if clone is None:
+        fields, rest = dict(_FIELDS), {}
+    else:
+        view = views.of(clone)
+        rest = {k: v for k, v in view.study.settings.items() if k not in _STORED_ONLY}
+        fields = {key: _take(rest, key.split(".")) for key in _FIELDS}
+        fields["name"] = f"{view.study.name}-2"
+        strategies = dict.fromkeys(t.strategy for t in view.trials)
+        fields["baselines"] = [s for s in strategies if s != view.summary.searched]
+        fields["seeds"] = sorted({t.seed for t in view.trials})
+    return page(
+        request,
+        "launch.html",
+        title="Launch",
+        clone=clone,
+        fields={key: _flow(value) for key, value in fields.items()},
+        rest=yaml.safe_dump(rest, sort_keys=False) if rest else "",
+        presets=preset_names(),
+        strategies=STRATEGIES.names(),
+    )
+
+
+@router.post("/study")
+def study(
+    fields: Annotated[dict[str, str], Body(max_length=100)],
+    rest: Annotated[str, Body(max_length=100_000)] = "",
+) -> Any:
+    """What a filled form says, as a study for the API."""
+    try:
+        content = read_yaml(rest) or {}
+    except ValueError as error:
+        raise ConfigError([f"further settings are not valid YAML: {error}"]) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            ["further settings hold no mapping of keys"], "write them like train: {epochs: 3}"
+        )
+    filled = [
+        f"{key}={value}" for key, value in fields.items() if key in _FIELDS and value.strip()
+    ]
+    return read_study(content, filled)[0]
+
+
+def _take(settings: dict[str, Any], path: list[str]) -> Any:
+    """Take a setting out of nested ones, and with it what is then empty; None if it is not there."""
+    first, *others = path
+    if not others:
+        return settings.pop(first, None)
+    inner = settings.get(first)
+    found = _take(inner, others) if isinstance(inner, dict) else None
+    if inner == {}:
+        del settings[first]
+    return found
+
+
+def _flow(value: Any) -> str:
+    """A value in one line, as YAML reads it."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.strip()
