@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from sparsearch.service.access import HostCheck, may_read
 from sparsearch.service.body_limit import BodyLimit
 from sparsearch.service.headers import SafeHeaders
 from sparsearch.service.launches.supervisor import Supervisor
+from sparsearch.service.launches.webhooks import Webhooks
 from sparsearch.service.metrics import RequestMetrics
 from sparsearch.service.models import ProblemModel
 from sparsearch.service.problems import add_handlers
@@ -48,8 +50,13 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(settings.launches, settings.db, settings.drivers)
-        with Store.open(settings.db, create=False) as app.state.store, supervisor:
+        with Store.open(settings.db, create=False) as store, supervisor:
+            app.state.store = store
+            webhooks = Webhooks(settings.launches, store, settings.webhooks, settings.webhook_key)
+            telling = asyncio.create_task(webhooks.run())
             yield
+            telling.cancel()
+            await asyncio.wait([telling])
 
     app = FastAPI(
         title="sparsearch",

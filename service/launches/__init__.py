@@ -5,6 +5,7 @@
 | folder | what is known of a launch, as files that outlive the server |
 | driver | the process that runs one study |
 | supervisor | starts drivers, some at a time, and starts them again where they were killed |
+| webhooks | tells receivers how studies ended |
 """
 
 from __future__ import annotations

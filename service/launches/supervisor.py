@@ -12,13 +12,13 @@ from pathlib import Path
 from sparsearch.errors import NotFoundError, StoreError
 from sparsearch.results.store.store import Store
 from sparsearch.service.launches.folder import End, Launch, launches
-from sparsearch.service.settings import READ_TOKEN, RUN_TOKEN
+from sparsearch.service.settings import READ_TOKEN, RUN_TOKEN, WEBHOOK_SECRET, WEBHOOKS
 
 __all__ = ["Supervisor"]
 
 _TICK_SECONDS = 1.0
 _MOST_STARTS = 5
-_TOKENS = (READ_TOKEN, RUN_TOKEN)
+_SECRETS = (READ_TOKEN, RUN_TOKEN, WEBHOOK_SECRET, WEBHOOKS)
 
 
 class Supervisor:
@@ -111,5 +111,5 @@ class Supervisor:
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, without the tokens of the service."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_TOKENS)}
+    """This process's own, without the secrets of the service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)}

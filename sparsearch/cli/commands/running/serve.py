@@ -39,18 +39,27 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="A host name by which it may be called; repeatable."),
     ] = None,
+    webhook: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            envvar="SPARSEARCH_WEBHOOKS",
+            show_envvar=False,
+            help="Is told how launched studies end; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the studies of a database over HTTP, and launch studies: the REST API under /api/v1.
 
     Tokens come from the environment: SPARSEARCH_READ_TOKEN lets one read, SPARSEARCH_RUN_TOKEN do everything; with
-    _FILE behind the name, from a file.
+    _FILE behind the name, from a file. So does SPARSEARCH_WEBHOOK_SECRET, which signs what webhooks are told.
     """
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
         raise SparsearchError(
             "the service needs FastAPI and uvicorn", "pip install 'sparsearch[service]'"
         )
     from sparsearch.service.server import run_server
-    from sparsearch.service.settings import ServiceSettings, read_tokens
+    from sparsearch.service.settings import ServiceSettings, read_secrets
 
     settings = ServiceSettings(
         db,
@@ -62,6 +71,7 @@ def serve(
         drivers=drivers,
         roots=tuple(root or ()),
         hub=allow_hub,
-        **read_tokens(),
+        webhooks=tuple(webhook or ()),
+        **read_secrets(),
     )
     run_server(settings, lambda address: errors().print(f"serving at {address}", soft_wrap=True))
