@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sparsearch.service.problems import Problem, body
 from sparsearch.service.settings import READ_TOKEN, ServiceSettings, is_loopback
 
-__all__ = ["HostCheck", "host_name", "may_read", "may_run"]
+__all__ = ["HostCheck", "host_name", "level_of", "may_read", "may_run"]
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
@@ -69,10 +69,16 @@ class HostCheck:
         await self.app(scope, receive, send)
 
 
+def _level(request: Request) -> int:
+    client = request.client.host if request.client else None
+    return level_of(request.app.state.settings, client, request.headers)
+
+
 _bearer = HTTPBearer(
     auto_error=False, description="The token for reading, or the one for running."
 )
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+"""For the API's document, which says by it how a token is sent."""
 
 
 def _equal(given: str, token: str | None) -> bool:
@@ -82,14 +88,20 @@ def _equal(given: str, token: str | None) -> bool:
     return same and token is not None
 
 
-def _level(request: Request, credentials: HTTPAuthorizationCredentials | None) -> int:
-    """0: nothing, 1: may read, 2: may run too."""
-    settings: ServiceSettings = request.app.state.settings
+def level_of(settings: ServiceSettings, client: str | None, headers: Headers) -> int:
+    """What a request may do: 0 nothing, 1 read, 2 run too.
+
+    Args:
+        settings: With the tokens.
+        client: Its address; None where there is none.
+        headers: Its headers.
+    """
     if not settings.tokens:
-        near = request.client is None or is_loopback(request.client.host)
-        forwarded = any(name in request.headers for name in _FORWARDED)
-        return 2 if near and not forwarded else 0
-    given = credentials.credentials if credentials else ""
+        near = client is None or is_loopback(client)
+        return 2 if near and not any(name in headers for name in _FORWARDED) else 0
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return 0
     reads, runs = _equal(given, settings.read_token), _equal(given, settings.run_token)
     return 2 if runs else int(reads)
 
@@ -100,7 +112,7 @@ def may_read(request: Request, credentials: Credentials) -> None:
     Raises:
         Problem: 401.
     """
-    if _level(request, credentials) < 1:
+    if _level(request) < 1:
         raise Problem(
             "this needs a token",
             f"send `Authorization: Bearer TOKEN`; the operator sets it with {READ_TOKEN}",
@@ -115,5 +127,5 @@ def may_run(request: Request, credentials: Credentials) -> None:
         Problem: 401, or 403 for who may read alone.
     """
     may_read(request, credentials)
-    if _level(request, credentials) < 2:
+    if _level(request) < 2:
         raise Problem("this token lets one read, not run", "use the other token", status=403)

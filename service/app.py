@@ -12,10 +12,12 @@ from fastapi import Depends, FastAPI
 import sparsearch
 from sparsearch.results.store.store import Store
 from sparsearch.service.access import HostCheck, may_read
-from sparsearch.service.body_limit import BodyLimit
 from sparsearch.service.headers import SafeHeaders
 from sparsearch.service.launches.supervisor import Supervisor
 from sparsearch.service.launches.webhooks import Webhooks
+from sparsearch.service.limits.body_limit import BodyLimit
+from sparsearch.service.limits.rate_limit import RateLimit
+from sparsearch.service.limits.streams import OpenStreams
 from sparsearch.service.metrics import RequestMetrics
 from sparsearch.service.models import ProblemModel
 from sparsearch.service.problems import add_handlers
@@ -30,7 +32,7 @@ _MOST_BYTES = 1_000_000
 """Of a request: a study file has some thousand."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemModel} for status in (400, 401, 403, 404, 409, 413, 422, 503)
+    status: {"model": ProblemModel} for status in (400, 401, 403, 404, 409, 413, 422, 429, 503)
 }
 
 
@@ -69,9 +71,12 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = RequestMetrics()
+    app.state.streams = OpenStreams(settings.streams)
     add_handlers(app)
     app.add_middleware(app.state.metrics.middleware)
     app.add_middleware(BodyLimit, most=_MOST_BYTES)
+    if settings.rate:
+        app.add_middleware(RateLimit, settings=settings, exempt=f"{PREFIX}/health")
     app.add_middleware(HostCheck, settings=settings)
     app.add_middleware(SafeHeaders)
     app.include_router(health.router, prefix=PREFIX, responses=_ERRORS)

@@ -36,9 +36,11 @@ _STATUS: tuple[tuple[type[SparsearchError], int], ...] = (
 class Problem(SparsearchError):
     """A request that is refused for a reason of the service's own."""
 
-    def __init__(self, message: str, hint: str = "", status: int = 400) -> None:
+    def __init__(
+        self, message: str, hint: str = "", status: int = 400, retry_after: int | None = None
+    ) -> None:
         super().__init__(message, hint)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
 
 
 def status_of(error: SparsearchError) -> int:
@@ -61,7 +63,9 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(SparsearchError)
     async def _ours(request: Request, error: SparsearchError) -> JSONResponse:
         status = status_of(error)
-        headers = {"www-authenticate": "Bearer"} if status == 401 else None
+        headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+        if isinstance(error, Problem) and error.retry_after is not None:
+            headers["retry-after"] = str(error.retry_after)
         return JSONResponse(body(error), status, headers)
 
     @app.exception_handler(RequestValidationError)

@@ -47,6 +47,7 @@ def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
             log_level="warning",
             root_path=settings.root_path,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.proxies),
+            forwarded_allow_ips=list(settings.proxies),
         )
         uvicorn.Server(config).run(sockets=[listening])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,9 @@ class ServiceSettings:
         hub: Whether they may take them from the hub.
         read_token: Lets one read; None where none is asked for.
         run_token: Lets one do everything.
+        rate: Requests a second of one client; 0 for any number.
+        streams: Event streams that may be open at a time.
+        proxies: Addresses whose word on the client's address is believed.
         webhooks: URLs that are told how launched studies end.
         webhook_secret: Signs what they are told; ``whsec_`` and the key in base64.
 
@@ -81,6 +85,9 @@ class ServiceSettings:
     hub: bool = False
     read_token: str | None = field(default=None, repr=False)
     run_token: str | None = field(default=None, repr=False)
+    rate: float = 200.0
+    streams: int = 400
+    proxies: tuple[str, ...] = ()
     webhooks: tuple[str, ...] = field(default=(), repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
 
@@ -100,6 +107,13 @@ class ServiceSettings:
         hint = f"{make} makes one for {RUN_TOKEN}" if problems else ""
         if self.root_path and (not self.root_path.startswith("/") or self.root_path[-1] == "/"):
             problems.append(f"root path {self.root_path!r}: write it like /search")
+        if not 0 <= self.rate < math.inf:
+            problems.append(f"rate {self.rate}: a number of requests a second, or 0 for any")
+        problems += [
+            f"proxy {proxy!r} is no IP address or network"
+            for proxy in self.proxies
+            if not _is_network(proxy)
+        ]
         problems += [f"root {str(r)!r} is no folder" for r in self.roots if not r.is_dir()]
         problems += [
             f"webhook {number}: {problem}"
@@ -138,6 +152,14 @@ class ServiceSettings:
     def allowed_hosts(self) -> frozenset[str]:
         """Host names to answer to, in lower case, without ports."""
         return frozenset(h.lower() for h in (*_LOOPBACK_NAMES, self.host, *self.hosts))
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _url_problem(url: str) -> str:

@@ -19,6 +19,7 @@ from sparsearch.service.access import may_run
 from sparsearch.service.audit import note
 from sparsearch.service.confinement import Confinement
 from sparsearch.service.launches.folder import Launch, find_launch, launches, make_launch
+from sparsearch.service.limits.streams import EventStream
 from sparsearch.service.models import LaunchModel, LogModel, PlanModel
 from sparsearch.service.problems import Problem
 from sparsearch.service.routes.asked import TheStore
@@ -150,6 +151,7 @@ def log(study: Name, settings: Settings, offset: Annotated[int, Query(ge=0, lt=2
 async def events(
     study: Name,
     settings: Settings,
+    request: Request,
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
 ) -> Any:
     """Watch a study: server-sent events, each with an id after which a client that comes back goes on."""
@@ -161,7 +163,7 @@ async def events(
         next(found.events_after(int(after)), None)
     except ValueError as error:
         raise Problem(f"Last-Event-ID: {error}", status=422) from error
-    return StreamingResponse(_stream(found, int(after)), media_type="text/event-stream")
+    return EventStream(_stream(found, int(after)), request.app.state.streams)
 
 
 async def _stream(launch: Launch, offset: int) -> AsyncIterator[str]:

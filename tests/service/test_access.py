@@ -132,6 +132,8 @@ def test_it_works_under_the_prefix_of_a_proxy(client_of):
         ({"read_token": RUN, "run_token": RUN}, "one token for reading and running"),
         ({"root_path": "search"}, "write it like /search"),
         ({"roots": (Path("nowhere"),)}, "nowhere' is no folder"),
+        ({"rate": -1.0, "root_path": "/a"}, "rate -1.0: a number of requests a second"),
+        ({"proxies": ("*",), "root_path": "/a"}, "proxy '.*' is no IP address or network"),
     ],
 )
 def test_what_would_be_unsafe_is_refused(settings, problem):

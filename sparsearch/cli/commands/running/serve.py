@@ -39,6 +39,16 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="A host name by which it may be called; repeatable."),
     ] = None,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Requests a second of one client; 0 for any number.")
+    ] = 200.0,
+    streams: Annotated[
+        int, typer.Option(min=1, help="Event streams that may be open at a time.")
+    ] = 400,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="A proxy that says who the client is; repeatable."),
+    ] = None,
     webhook: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,6 +81,9 @@ def serve(
         drivers=drivers,
         roots=tuple(root or ()),
         hub=allow_hub,
+        rate=rate,
+        streams=streams,
+        proxies=tuple(proxy or ()),
         webhooks=tuple(webhook or ()),
         **read_secrets(),
     )
