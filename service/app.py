@@ -13,6 +13,8 @@ import sparsearch
 from sparsearch.results.store.store import Store
 from sparsearch.service.access import HostCheck, may_read
 from sparsearch.service.headers import SafeHeaders
+from sparsearch.service.launches.driver_runner import LocalProcesses
+from sparsearch.service.launches.ray_jobs import RayJobs
 from sparsearch.service.launches.supervisor import Supervisor
 from sparsearch.service.launches.webhooks import Webhooks
 from sparsearch.service.limits.body_limit import BodyLimit
@@ -51,7 +53,12 @@ def make_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        supervisor = Supervisor(settings.launches, settings.db, settings.drivers)
+        runner = (
+            RayJobs(settings.ray_jobs, settings.db)
+            if settings.ray_jobs
+            else LocalProcesses(settings.db)
+        )
+        supervisor = Supervisor(settings.launches, settings.db, settings.drivers, runner)
         with Store.open(settings.db, create=False) as store, supervisor:
             app.state.store = store
             webhooks = Webhooks(settings.launches, store, settings.webhooks, settings.webhook_key)

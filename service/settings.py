@@ -60,6 +60,7 @@ class ServiceSettings:
         hosts: Names by which it may be called beside the loopback's and ``host``; ports do not matter.
         launches: Folder of the studies that are launched over HTTP.
         drivers: Of these, how many run at a time.
+        ray_jobs: Address of the Ray dashboard whose cluster runs them; None for processes here.
         roots: Folders from which they may take data and models.
         hub: Whether they may take them from the hub.
         read_token: Lets one read; None where none is asked for.
@@ -81,6 +82,7 @@ class ServiceSettings:
     hosts: tuple[str, ...] = ()
     launches: Path = Path("sparsearch-launches")
     drivers: int = 1
+    ray_jobs: str | None = None
     roots: tuple[Path, ...] = ()
     hub: bool = False
     read_token: str | None = field(default=None, repr=False)
@@ -115,6 +117,8 @@ class ServiceSettings:
             if not _is_network(proxy)
         ]
         problems += [f"root {str(r)!r} is no folder" for r in self.roots if not r.is_dir()]
+        if self.ray_jobs is not None and (problem := _url_problem(self.ray_jobs)):
+            problems.append(f"ray jobs: {problem}")
         problems += [
             f"webhook {number}: {problem}"
             for number, url in enumerate(self.webhooks, 1)

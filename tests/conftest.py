@@ -124,7 +124,7 @@ def make_inputs(rows: int = 2, tokens: int = 7) -> dict[str, Tensor]:
 TIERS = {
     "system": (
         300,
-        "test_launching test_lost_database test_postgres test_ray test_readers test_resume test_shelf",
+        "test_launching test_lost_database test_postgres test_ray test_ray_jobs test_readers test_resume test_shelf",
     ),
     "integration": (
         180,

@@ -169,6 +169,17 @@ class Launch:
             (self.folder / name).unlink(missing_ok=True)
         _write(self.folder / "request.json", self.request | {"queued_at": now()})
 
+    def hand_over(self, environment: Mapping[str, str]) -> None:
+        """Leave the next driver its environment, in a file that nobody else can read."""
+        _write(self.folder / "environment.json", environment)
+
+    def take_over(self) -> dict[str, str]:
+        """The environment that was left, and remove it: a database URL may hold a password."""
+        path = self.folder / "environment.json"
+        found: dict[str, str] = json.loads(path.read_text("utf-8"))
+        path.unlink()
+        return found
+
     def forget(self) -> None:
         """Remove all that is known of a launch that does not run."""
         shutil.rmtree(self.folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,24 +16,24 @@ import httpx2 as httpx
 
 @contextmanager
 def served(db: str, launches: Path, *options: str, **environ: str) -> Iterator[httpx.Client]:
-    """A client of a server on a free port; it ends with a signal, as an operator ends it."""
+    """A client of a server on a free port; it ends with a signal, as an operator ends it.
+
+    What it says is in ``server.log`` beside the launches.
+    """
     command = "import sys; from sparsearch.cli.main import main; main()"
     arguments = ("serve", "--db", db, "--launches", str(launches), "--port", "0", *options)
-    server = subprocess.Popen(
-        [sys.executable, "-c", command, *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environ,
-    )
+    log = launches.parent / "server.log"
+    with log.open("w") as stderr:
+        server = subprocess.Popen(
+            [sys.executable, "-c", command, *arguments], stderr=stderr, env=os.environ | environ
+        )
     try:
-        assert server.stderr is not None
-        said = ""
-        while "serving at " not in said:
-            said = server.stderr.readline()
-            assert said, "it ended before it served"
-        url = said.split()[-1]
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+        while not (found := re.search("serving at (.*)", log.read_text())):
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.05)
+        url = found[1]
+        with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
             yield client
     finally:
         server.terminate()
-        server.communicate(timeout=30)
+        server.wait(30)

@@ -28,6 +28,12 @@ def serve(
         Path, typer.Option(metavar="DIR", help="Folder of the studies that are launched here.")
     ] = Path("sparsearch-launches"),
     drivers: Annotated[int, typer.Option(min=1, help="Studies that run at a time.")] = 1,
+    ray_jobs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Run them as jobs of the Ray cluster with this dashboard."
+        ),
+    ] = None,
     root: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="A folder of data and models to allow; repeatable."),
@@ -79,6 +85,7 @@ def serve(
         hosts=tuple(allow_host or ()),
         launches=launches,
         drivers=drivers,
+        ray_jobs=ray_jobs,
         roots=tuple(root or ()),
         hub=allow_hub,
         rate=rate,
