@@ -22,10 +22,12 @@ __all__ = [
     "Best",
     "Environment",
     "FinishedState",
+    "FinishedTrial",
     "Measurement",
     "Outcome",
     "BestQuery",
     "Setting",
+    "StudyProgress",
     "StudyRecord",
     "StudySpec",
     "Trial",
@@ -229,6 +231,35 @@ class TrialRecord:
         for one in tries:
             del one["trial"]
         return asdict(self) | {"tries": tries}
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """How a trial ended, in brief."""
+
+    number: int
+    state: str
+    message: str
+    score: float | None
+    trainable_params: int | None
+    structure: str | None
+    seconds: float | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """How far a study is.
+
+    Attributes:
+        id: Of its row; one of the same name that comes later has another.
+        running: Whether a driver holds it.
+        finished: Trials that have ended.
+    """
+
+    id: int
+    running: bool
+    finished: tuple[FinishedTrial, ...]
 
 
 @dataclass(frozen=True)

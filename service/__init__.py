@@ -15,6 +15,7 @@
 | metrics | counts and times for Prometheus |
 | limits | how much, how often and how long one client may ask |
 | launches | studies that were launched over HTTP, and the processes that run them |
+| study_events | trials as they finish, of studies that the database alone knows |
 | routes | one file for each noun |
 """
 

@@ -25,6 +25,7 @@ from sparsearch.service.models import ProblemModel
 from sparsearch.service.problems import add_handlers
 from sparsearch.service.routes import best, exports, health, launches, structures, studies, uploads
 from sparsearch.service.settings import ServiceSettings
+from sparsearch.service.study_events import StudyWatches
 
 __all__ = ["PREFIX", "make_app"]
 
@@ -61,6 +62,7 @@ def make_app(settings: ServiceSettings) -> FastAPI:
         supervisor = Supervisor(settings.launches, settings.db, settings.drivers, runner)
         with Store.open(settings.db, create=False) as store, supervisor:
             app.state.store = store
+            app.state.watches = StudyWatches(store)
             webhooks = Webhooks(settings.launches, store, settings.webhooks, settings.webhook_key)
             telling = asyncio.create_task(webhooks.run())
             yield

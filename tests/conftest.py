@@ -138,7 +138,7 @@ TIERS = {
         test_sparse_delta test_sparse_delta_supports test_store test_study test_study_driver
         test_study_exports test_study_report test_uploads test_task_identity test_train test_transfer test_two_budgets
         test_weight_mask test_weight_mask_candidates test_weight_mask_gates test_weight_mask_merge
-        test_webhooks test_limits""",
+        test_events test_limits test_webhooks""",
     ),
 }
 """Tier -> seconds that a test may take, and its files; all others are unit tests, and may take a minute."""

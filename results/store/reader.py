@@ -6,6 +6,7 @@ from sparsearch.results.records import (
     Attempt,
     Best,
     BestQuery,
+    StudyProgress,
     StudyRecord,
     Trial,
     TrialRecord,
@@ -126,6 +127,19 @@ class StoreReader:
         """
         with self._database.reading() as session:
             return queries.trials(session, study, after, limit)
+
+    def progress(self, study: str, above: int = -1) -> StudyProgress:
+        """How far a study is: whether it runs, and its finished trials in brief.
+
+        Args:
+            study: Its whole name.
+            above: Only trials with a higher number.
+
+        Raises:
+            NotFoundError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.progress(session, study, above)
 
     def mean_seconds(self, model: str) -> dict[str, float]:
         """By strategy, the mean time of the successful trials on a backbone, in whatever study."""

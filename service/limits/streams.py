@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from sparsearch.service.problems import Problem
 
-__all__ = ["EventStream", "OpenStreams"]
+__all__ = ["EventStream", "OpenStreams", "event_text"]
 
 _RETRY_SECONDS = 10
+
+
+def event_text(id: int | str, event: str, data: Any) -> str:
+    """A server-sent event."""
+    return f"id: {id}\nevent: {event}\ndata: {json.dumps(data)}\n\n"
 
 
 class OpenStreams:

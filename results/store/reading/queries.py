@@ -13,6 +13,8 @@ from sparsearch.errors import NotFoundError
 from sparsearch.results.records import (
     FINISHED,
     Attempt,
+    FinishedTrial,
+    StudyProgress,
     StudyRecord,
     Trial,
     TrialRecord,
@@ -37,6 +39,7 @@ __all__ = [
     "no_study",
     "no_trial",
     "queued",
+    "progress",
     "ranking",
     "stop_asked",
     "studies",
@@ -192,6 +195,21 @@ def trials(
         )
         for t in session.scalars(query)
     )
+
+
+def progress(session: Session, study: str, above: int) -> StudyProgress:
+    """Who holds a study, and those of its trials with a number above that one that have finished."""
+    row = session.scalar(select(StudyRow).where(StudyRow.name == study))
+    if row is None:
+        raise no_study(session, study)
+    t = TrialRow
+    brief = (t.number, t.state, t.message, t.score, t.trainable_params, t.structure_hash)
+    query = select(*brief, t.seconds, t.finished_at).where(
+        t.study_id == row.id, t.number > above, t.state.in_(FINISHED)
+    )
+    finished = session.execute(query.order_by(t.number)).tuples()
+    running = lease.holder(row) is not None
+    return StudyProgress(row.id, running, tuple(FinishedTrial(*values) for values in finished))
 
 
 def mean_seconds(session: Session, model: str) -> dict[str, float]:
