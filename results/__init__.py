@@ -3,6 +3,7 @@
 | file or folder | what it does |
 |---|---|
 | records | studies, trials and outcomes as values |
+| answers | what reports, pages and streams need of many trials |
 | store | the database, written and read through ``Store`` |
 | report | summaries, comparisons, plots |
 | export | structures for training and serving |

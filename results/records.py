@@ -24,16 +24,12 @@ __all__ = [
     "FinishedState",
     "Measurement",
     "Outcome",
-    "Placement",
-    "Placements",
     "BestQuery",
-    "ScoredTrial",
     "Setting",
     "StudyRecord",
     "StudySpec",
     "Trial",
     "TrialRecord",
-    "TrialScore",
 ]
 
 FinishedState = Literal["ok", "infeasible", "oom", "failed", "cancelled"]
@@ -233,65 +229,6 @@ class TrialRecord:
         for one in tries:
             del one["trial"]
         return asdict(self) | {"tries": tries}
-
-
-@dataclass(frozen=True)
-class TrialScore:
-    """Of a stored trial what summaries and pictures need: a study of 10,000 of them is read in a fraction of a second.
-
-    The attributes are those of ``TrialRecord``.
-    """
-
-    number: int
-    strategy: str
-    seed: int
-    state: str
-    message: str
-    score: float | None
-    test_score: float | None
-    structure: str | None
-    trainable_params: int | None
-    inference_flops_ratio: float | None
-    weight_sparsity: float
-    seconds: float | None
-    budget: Mapping[str, Any] | None
-    settings: Mapping[str, Any]
-    history: tuple[float, ...]
-
-
-ScoredTrial: TypeAlias = TrialRecord | TrialScore
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How many of several structures put a kind at a position, and in which sizes.
-
-    Attributes:
-        position: Canonical name.
-        kind: Name of the kind.
-        structures: That have it.
-        smallest: Size.
-        largest: Size.
-    """
-
-    position: str
-    kind: str
-    structures: int
-    smallest: int
-    largest: int
-
-
-@dataclass(frozen=True)
-class Placements:
-    """What several structures put where.
-
-    Attributes:
-        structures: How many there are.
-        counts: For each position and kind that one of them has.
-    """
-
-    structures: int
-    counts: tuple[Placement, ...]
 
 
 @dataclass(frozen=True)

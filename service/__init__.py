@@ -9,12 +9,13 @@
 | json_lines | files that are appended to |
 | audit | who changed what |
 | confinement | what a study that comes over HTTP may name |
-| body_limit | refuses what is too large |
 | headers | what every answer tells a browser |
 | problems | the one body of all errors |
 | models | the objects of the answers, those of ``--json`` |
 | metrics | counts and times for Prometheus |
+| limits | how much, how often and how long one client may ask |
 | launches | studies that were launched over HTTP, and the processes that run them |
+| study_events | trials as they finish, of studies that the database alone knows |
 | routes | one file for each noun |
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,10 +12,15 @@ from fastapi import Depends, FastAPI
 import sparsearch
 from sparsearch.results.store.store import Store
 from sparsearch.service.access import HostCheck, may_read
-from sparsearch.service.body_limit import BodyLimit
 from sparsearch.service.handlers import add_handlers
 from sparsearch.service.headers import SafeHeaders
+from sparsearch.service.launches.driver_runner import LocalProcesses
+from sparsearch.service.launches.ray_jobs import RayJobs
 from sparsearch.service.launches.supervisor import Supervisor
+from sparsearch.service.launches.webhooks import Webhooks
+from sparsearch.service.limits.body_limit import BodyLimit
+from sparsearch.service.limits.rate_limit import RateLimit
+from sparsearch.service.limits.streams import OpenStreams
 from sparsearch.service.metrics import RequestMetrics
 from sparsearch.service.models import ProblemModel
 from sparsearch.service.pages import (
@@ -31,6 +37,7 @@ from sparsearch.service.pages import (
 from sparsearch.service.pages.study_view import StudyViews
 from sparsearch.service.routes import best, exports, health, launches, structures, studies, uploads
 from sparsearch.service.settings import ServiceSettings
+from sparsearch.service.study_events import StudyWatches
 
 __all__ = ["PREFIX", "make_app"]
 
@@ -40,7 +47,7 @@ _MOST_BYTES = 1_000_000
 """Of a request: a study file has some thousand."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemModel} for status in (400, 401, 403, 404, 409, 413, 422, 503)
+    status: {"model": ProblemModel} for status in (400, 401, 403, 404, 409, 413, 422, 429, 503)
 }
 
 
@@ -59,10 +66,20 @@ def make_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        supervisor = Supervisor(settings.launches, settings.db, settings.drivers)
-        with Store.open(settings.db, create=False) as app.state.store, supervisor:
-            app.state.views = StudyViews(app.state.store)
+        runner = (
+            RayJobs(settings.ray_jobs, settings.db)
+            if settings.ray_jobs
+            else LocalProcesses(settings.db)
+        )
+        supervisor = Supervisor(settings.launches, settings.db, settings.drivers, runner)
+        with Store.open(settings.db, create=False) as store, supervisor:
+            app.state.store, app.state.views = store, StudyViews(store)
+            app.state.watches = StudyWatches(store)
+            webhooks = Webhooks(settings.launches, store, settings.webhooks, settings.webhook_key)
+            telling = asyncio.create_task(webhooks.run())
             yield
+            telling.cancel()
+            await asyncio.wait([telling])
 
     app = FastAPI(
         title="sparsearch",
@@ -75,9 +92,12 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = RequestMetrics()
+    app.state.streams = OpenStreams(settings.streams)
     add_handlers(app)
     app.add_middleware(app.state.metrics.middleware)
     app.add_middleware(BodyLimit, most=_MOST_BYTES)
+    if settings.rate:
+        app.add_middleware(RateLimit, settings=settings, exempt=f"{PREFIX}/health")
     app.add_middleware(HostCheck, settings=settings)
     app.add_middleware(SafeHeaders)
     app.include_router(health.router, prefix=PREFIX, responses=_ERRORS)

@@ -25,7 +25,9 @@ def add_handlers(app: FastAPI) -> None:
         if wants_page(request):
             return error_page(request, error)
         status = status_of(error)
-        headers = {"www-authenticate": "Bearer"} if status == 401 else None
+        headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+        if isinstance(error, Problem) and error.retry_after is not None:
+            headers["retry-after"] = str(error.retry_after)
         return JSONResponse(body(error), status, headers)
 
     @app.exception_handler(RequestValidationError)

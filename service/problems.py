@@ -29,9 +29,11 @@ _STATUS: tuple[tuple[type[SparsearchError], int], ...] = (
 class Problem(SparsearchError):
     """A request that is refused for a reason of the service's own."""
 
-    def __init__(self, message: str, hint: str = "", status: int = 400) -> None:
+    def __init__(
+        self, message: str, hint: str = "", status: int = 400, retry_after: int | None = None
+    ) -> None:
         super().__init__(message, hint)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
 
 
 def status_of(error: SparsearchError) -> int:

@@ -28,6 +28,11 @@ def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
     """
     if not settings.hub:  # nothing is downloaded, by exports and launched studies neither
         os.environ["HF_HUB_OFFLINE"] = "1"
+    if (
+        settings.ray_jobs
+    ):  # RAY_ADDRESS would win over it; what checks studies must know that there is a cluster
+        os.environ["RAY_API_SERVER_ADDRESS"] = settings.ray_jobs
+        os.environ.setdefault("RAY_ADDRESS", "auto")
     app = make_app(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
@@ -47,6 +52,7 @@ def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
             log_level="warning",
             root_path=settings.root_path,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.proxies),
+            forwarded_allow_ips=list(settings.proxies),
         )
         uvicorn.Server(config).run(sockets=[listening])

@@ -124,7 +124,7 @@ def make_inputs(rows: int = 2, tokens: int = 7) -> dict[str, Tensor]:
 TIERS = {
     "system": (
         300,
-        "test_launching test_lost_database test_postgres test_ray test_readers test_resume test_shelf",
+        "test_launching test_lost_database test_postgres test_ray test_ray_jobs test_readers test_resume test_shelf",
     ),
     "integration": (
         180,
@@ -137,7 +137,8 @@ TIERS = {
         test_other_hooks test_outer_study test_plugins test_prefix test_reading test_remove_units test_slim
         test_sparse_delta test_sparse_delta_supports test_store test_study test_study_driver
         test_study_exports test_study_report test_uploads test_task_identity test_train test_transfer test_two_budgets
-        test_weight_mask test_weight_mask_candidates test_weight_mask_gates test_weight_mask_merge""",
+        test_weight_mask test_weight_mask_candidates test_weight_mask_gates test_weight_mask_merge
+        test_events test_limits test_webhooks""",
     ),
 }
 """Tier -> seconds that a test may take, and its files; all others are unit tests, and may take a minute."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsearch.config.registry import STRATEGIES
-from sparsearch.results.records import ScoredTrial
+from sparsearch.results.answers import ScoredTrial
 
 __all__ = ["Comparison", "compare", "comparison_text", "has_score", "t_interval"]
 

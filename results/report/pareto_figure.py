@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsearch.results.records import Best, ScoredTrial, StudyRecord
+from sparsearch.results.answers import ScoredTrial
+from sparsearch.results.records import Best, StudyRecord
 from sparsearch.results.report.summary import budget_name, spread, summarise
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sparsearch.config.registry import KINDS
-from sparsearch.results.records import Best, Placements
+from sparsearch.results.answers import Placements
+from sparsearch.results.records import Best
 from sparsearch.results.report.grid import GridCell, candidate_name, place_of, pruned_fraction_of
 from sparsearch.results.report.html import write_page
 from sparsearch.results.report.summary import budget_name

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparsearch.results.records import ScoredTrial
+from sparsearch.results.answers import ScoredTrial
 from sparsearch.results.report.html import COLORS, dress
 from sparsearch.results.report.summary import StrategySummary, StudySummary, budget_name, spread
 from sparsearch.spaces.ranking import AlphaTrace

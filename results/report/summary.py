@@ -11,7 +11,8 @@ from typing import Any
 
 from sparsearch.config.registry import HEAD_ALONE, STRATEGIES
 from sparsearch.config.study import SearchConfig
-from sparsearch.results.records import FINISHED, ScoredTrial, StudyRecord
+from sparsearch.results.answers import ScoredTrial
+from sparsearch.results.records import FINISHED, StudyRecord
 from sparsearch.results.report.comparison import Comparison, compare, comparison_text, has_score
 from sparsearch.spaces.budget import resolve
 

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from sparsearch.results.records import (
-    Attempt,
-    Best,
-    BestQuery,
-    Placements,
-    StudyRecord,
-    Trial,
-    TrialRecord,
-    TrialScore,
-)
+from sparsearch.results.answers import Placements, StudyProgress, TrialScore
+from sparsearch.results.records import Attempt, Best, BestQuery, StudyRecord, Trial, TrialRecord
 from sparsearch.results.store.connection.database import Database
 from sparsearch.results.store.reading import best as best_structures
 from sparsearch.results.store.reading import queries
@@ -157,6 +149,19 @@ class StoreReader:
         """
         with self._database.reading() as session:
             return queries.front_placements(session, model, task)
+
+    def progress(self, study: str, above: int = -1) -> StudyProgress:
+        """How far a study is: whether it runs, and its finished trials in brief.
+
+        Args:
+            study: Its whole name.
+            above: Only trials with a higher number.
+
+        Raises:
+            NotFoundError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return queries.progress(session, study, above)
 
     def mean_seconds(self, model: str) -> dict[str, float]:
         """By strategy, the mean time of the successful trials on a backbone, in whatever study."""

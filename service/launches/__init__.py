@@ -4,7 +4,10 @@
 |---|---|
 | folder | what is known of a launch, as files that outlive the server |
 | driver | the process that runs one study |
-| supervisor | starts drivers, some at a time, and starts them again where they were killed |
+| supervisor | which drivers run: some at a time, killed ones again |
+| driver_runner | where they run: ``DriverRunner``, and processes beside the server |
+| ray_jobs, job | drivers as jobs of a Ray cluster |
+| webhooks | tells receivers how studies ended |
 """
 
 from __future__ import annotations

@@ -18,12 +18,15 @@ from filelock import FileLock
 from sparsearch.errors import LeaseError, NotFoundError
 from sparsearch.service.json_lines import append_line, now
 
-__all__ = ["End", "Launch", "LaunchState", "find_launch", "launches", "make_launch"]
+__all__ = ["UNTOLD", "End", "Launch", "LaunchState", "find_launch", "launches", "make_launch"]
 
 LaunchState: TypeAlias = Literal["queued", "running", "finished", "failed", "stopped"]
 
 STOPPED = 130
 """Exit code of a driver that was asked to end, as of the command line."""
+
+UNTOLD = "untold"
+"""Folder, in a launch's, of the ends that a receiver of webhooks has not been told."""
 
 _MOST_LOG = 65_536
 
@@ -41,6 +44,11 @@ class End:
     code: int
     message: str = ""
     hint: str = ""
+
+    @property
+    def state(self) -> Literal["finished", "stopped", "failed"]:
+        """What it means for the launch."""
+        return {0: "finished", STOPPED: "stopped"}.get(self.code, "failed")  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,15 @@ class Launch:
         end = self.end
         if end is None:
             return "stopped" if self.stop_asked else "queued"
-        return "finished" if end.code == 0 else "stopped" if end.code == STOPPED else "failed"
+        return end.state
+
+    @property
+    def id(self) -> str:
+        """Of this time that it was queued; no other one has it."""
+        request = self.request
+        return hashlib.sha256(f"{request['name']}\0{request['queued_at']}".encode()).hexdigest()[
+            :32
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -132,7 +148,11 @@ class Launch:
         }
 
     def finish(self, end: End) -> None:
-        """Note how a driver ended."""
+        """Note how a driver ended, and that this is to be told; whoever stopped a study knows it."""
+        if end.state != "stopped":
+            told = {"delivery": self.id, "study": self.name, "state": end.state, "ended_at": now()}
+            (self.folder / UNTOLD).mkdir(exist_ok=True, mode=0o700)
+            _write(self.folder / UNTOLD / f"{self.id}.json", told | asdict(end))
         _write(self.folder / "end.json", asdict(end))
 
     def count_start(self) -> None:
@@ -148,6 +168,17 @@ class Launch:
         for name in ("stop", "end.json", "starts"):
             (self.folder / name).unlink(missing_ok=True)
         _write(self.folder / "request.json", self.request | {"queued_at": now()})
+
+    def hand_over(self, environment: Mapping[str, str]) -> None:
+        """Leave the next driver its environment, in a file that nobody else can read."""
+        _write(self.folder / "environment.json", environment)
+
+    def take_over(self) -> dict[str, str]:
+        """The environment that was left, and remove it: a database URL may hold a password."""
+        path = self.folder / "environment.json"
+        found: dict[str, str] = json.loads(path.read_text("utf-8"))
+        path.unlink()
+        return found
 
     def forget(self) -> None:
         """Remove all that is known of a launch that does not run."""

@@ -1,41 +1,40 @@
-"""Starts the drivers of launched studies, a bounded number at a time, each in a process of its own."""
+"""Starts the drivers of launched studies, a bounded number at a time."""
 
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-from sparsearch.errors import NotFoundError, StoreError
+from sparsearch.errors import NotFoundError, StoreError, WorkersError
 from sparsearch.results.store.store import Store
+from sparsearch.service.launches.driver_runner import DriverRunner
 from sparsearch.service.launches.folder import End, Launch, launches
-from sparsearch.service.settings import READ_TOKEN, RUN_TOKEN
 
 __all__ = ["Supervisor"]
 
-_TICK_SECONDS = 1.0
+_logger = logging.getLogger(__name__)
+
+_TICK_SECONDS, _JOIN_SECONDS = 1.0, 5.0
 _MOST_STARTS = 5
-_TOKENS = (READ_TOKEN, RUN_TOKEN)
 
 
 class Supervisor:
     """Looks at the launches every second: queued ones start, killed ones start again, stopped ones end.
 
-    Drivers are processes in sessions of their own, which outlive the server. All that it knows is in the folders:
-    another supervisor goes on where this one was killed.
+    All that it knows is in the folders: another supervisor goes on where this one was killed.
 
     Args:
         root: Folder of the launches.
         db: The database.
         most: Drivers at a time.
+        runner: Where they run.
     """
 
-    def __init__(self, root: Path, db: str, most: int) -> None:
-        self.root, self.db, self.most = root, db, most
-        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+    def __init__(self, root: Path, db: str, most: int, runner: DriverRunner) -> None:
+        self.root, self.db, self.most, self.runner = root, db, most, runner
+        self._complained = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
 
@@ -48,55 +47,50 @@ class Supervisor:
     def __exit__(self, *raised: object) -> None:
         """Look no more; drivers go on."""
         self._over.set()
-        self._thread.join()
+        self._thread.join(_JOIN_SECONDS)  # Ray's client waits for ever for a head that hangs
 
     def _loop(self) -> None:
         while not self._over.is_set():
             try:
                 self.look()
             except Exception:  # noqa: BLE001 - a full disk now is no reason never to look again
-                logging.getLogger(__name__).exception("the supervisor could not look")
+                _logger.exception("the supervisor could not look")
             self._over.wait(_TICK_SECONDS)
 
     def look(self) -> None:
         """Start what may start, and hand requests to stop on."""
-        for folder, child in list(self._children.items()):
-            if child.poll() is not None:
-                del self._children[folder]
         found = launches(self.root)
-        running = [launch for launch in found if self._runs(launch)]
-        for launch in running:
-            if launch.stop_asked:
-                self._hand_on_stop(launch)
-        free = self.most - len(running)
         for launch in found:
-            if self._runs(launch) or launch.state != "queued":
+            if launch.stop_asked and launch.is_running:
+                self._hand_on_stop(launch)
+        try:
+            self._start_queued(found)
+        except WorkersError as error:
+            if not self._complained:
+                _logger.warning("%s", error)
+            self._complained = True
+        else:
+            if self._complained:
+                _logger.warning("drivers can be started again")
+            self._complained = False
+
+    def _start_queued(self, found: Sequence[Launch]) -> None:
+        """Start queued launches, as many as may run; give those up whose drivers were killed too often."""
+        states = [launch.state for launch in found]
+        queued = [launch for launch, state in zip(found, states, strict=True) if state == "queued"]
+        waiting = [launch for launch in queued if not self.runner.is_starting(launch)]
+        free = self.most - states.count("running") - (len(queued) - len(waiting))
+        for launch in waiting:
+            if launch.state != "queued":  # its driver began, or has ended, meanwhile
                 continue
             if launch.starts >= _MOST_STARTS:
                 said = f"its driver was killed {launch.starts} times"
                 launch.finish(End(1, said, "look at the log, then continue it"))
                 launch.tell("ended", code=1, message=said, hint="")
             elif free > 0:
-                self._start(launch)
+                self.runner.start(launch)
+                launch.count_start()
                 free -= 1
-
-    def _runs(self, launch: Launch) -> bool:
-        """Whether its driver lives; a child takes seconds until it holds the lock."""
-        return launch.folder in self._children or launch.is_running
-
-    def _start(self, launch: Launch) -> None:
-        launch.count_start()
-        command = [sys.executable, "-m", "sparsearch.service.launches.driver", str(launch.folder)]
-        with launch.log.open("ab") as log:
-            self._children[launch.folder] = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=launch.folder,
-                env=_environment() | {"SPARSEARCH_DB": self.db},  # not for the process list
-                start_new_session=True,
-            )
 
     def _hand_on_stop(self, launch: Launch) -> None:
         """Ask the driver through the database; one that still loads is asked again at the next look."""
@@ -107,9 +101,4 @@ class Supervisor:
         except NotFoundError:
             return  # it has not begun its study
         except StoreError as error:
-            logging.getLogger(__name__).warning("cannot stop %s yet: %s", launch.name, error)
-
-
-def _environment() -> dict[str, str]:
-    """This process's own, without the tokens of the service."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_TOKENS)}
+            _logger.warning("cannot stop %s yet: %s", launch.name, error)

@@ -6,7 +6,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from sparsearch.results.records import StudyRecord, TrialScore
+from sparsearch.results.answers import TrialScore
+from sparsearch.results.records import StudyRecord
 from sparsearch.results.report.summary import StudySummary, summarise
 from sparsearch.results.store.reader import StoreReader
 

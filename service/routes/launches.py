@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
@@ -19,12 +18,13 @@ from sparsearch.service.access import may_run
 from sparsearch.service.audit import note
 from sparsearch.service.confinement import Confinement
 from sparsearch.service.launches.folder import Launch, find_launch, launches, make_launch
+from sparsearch.service.limits.streams import EventStream, event_text
 from sparsearch.service.models import LaunchModel, LogModel, PlanModel
 from sparsearch.service.problems import Problem
 from sparsearch.service.routes.asked import TheStore
 from sparsearch.service.settings import ServiceSettings
 
-__all__ = ["router"]
+__all__ = ["launch_events", "router"]
 
 router = APIRouter(tags=["launches"])
 
@@ -150,19 +150,27 @@ def log(study: Name, settings: Settings, offset: Annotated[int, Query(ge=0, lt=2
 async def events(
     study: Name,
     settings: Settings,
+    request: Request,
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
     after: Annotated[str, Query(max_length=20, description="As Last-Event-ID says.")] = "0",
 ) -> Any:
     """Watch a study: server-sent events, each with an id after which a client that comes back goes on."""
-    found = find_launch(settings.launches, study)
-    after = last_event_id or after
-    if not (after.isascii() and after.isdecimal()):
+    return launch_events(find_launch(settings.launches, study), last_event_id or after, request)
+
+
+def launch_events(found: Launch, after: str, request: Request) -> EventStream:
+    """The stream of a launch behind an event.
+
+    Raises:
+        Problem: 422, if there is no such event.
+    """
+    if not (after.isascii() and after.isdecimal() and len(after) <= 20):
         raise Problem(f"Last-Event-ID {after!r} is no id of an event", status=422)
     try:
         next(found.events_after(int(after)), None)
     except ValueError as error:
         raise Problem(f"Last-Event-ID: {error}", status=422) from error
-    return StreamingResponse(_stream(found, int(after)), media_type="text/event-stream")
+    return EventStream(_stream(found, int(after)), request.app.state.streams)
 
 
 async def _stream(launch: Launch, offset: int) -> AsyncIterator[str]:
@@ -172,9 +180,9 @@ async def _stream(launch: Launch, offset: int) -> AsyncIterator[str]:
         over = launch.state not in ("queued", "running")
         told = list(launch.events_after(offset))
         for offset, event in told:
-            yield f"id: {offset}\nevent: {event['event']}\ndata: {json.dumps(event)}\n\n"
+            yield event_text(offset, event["event"], event)
         if over and not told:
-            yield f"id: {offset}\nevent: idle\ndata: {json.dumps(launch.as_dict())}\n\n"
+            yield event_text(offset, "idle", launch.as_dict())
             return
         silent = 0.0 if told else silent + _POLL_SECONDS
         if silent >= _SILENT_SECONDS:

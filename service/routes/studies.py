@@ -6,8 +6,9 @@ from contextlib import suppress
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Path, Query, Request
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi.responses import HTMLResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from sparsearch.documents import plain
 from sparsearch.errors import LeaseError, NotFoundError
@@ -16,7 +17,8 @@ from sparsearch.results.report.summary import summarise
 from sparsearch.results.store.store import Store
 from sparsearch.service.access import may_run
 from sparsearch.service.audit import note
-from sparsearch.service.launches.folder import find_launch
+from sparsearch.service.launches.folder import Launch, find_launch
+from sparsearch.service.limits.streams import EventStream
 from sparsearch.service.models import (
     BestModel,
     Page,
@@ -27,6 +29,8 @@ from sparsearch.service.models import (
 )
 from sparsearch.service.problems import Problem
 from sparsearch.service.routes.asked import NO_NUL, Cursor, Limit, TheStore, page
+from sparsearch.service.routes.launches import launch_events
+from sparsearch.service.study_events import study_events, told_by
 
 __all__ = ["router"]
 
@@ -75,6 +79,41 @@ def delete(
     if launch is not None:
         launch.forget()
     note(request, "delete", study)
+
+
+@router.get(
+    "/{study}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def events(
+    study: Study,
+    store: TheStore,
+    request: Request,
+    last_event_id: Annotated[str | None, Header(max_length=4000)] = None,
+) -> Any:
+    """Watch a study, wherever it was launched: the events of its launch, or its trials as they finish."""
+    told = told_by(last_event_id or "t")
+    launch = None if last_event_id and told is not None else await _launch(study, store, request)
+    if launch is not None:
+        return launch_events(launch, last_event_id or "0", request)
+    if told is None:
+        raise Problem(f"Last-Event-ID {last_event_id!r} is no id of an event", status=422)
+    name = (await run_in_threadpool(store.find_study, study)).name
+    return EventStream(
+        study_events(request.app.state.watches, name, told), request.app.state.streams
+    )
+
+
+async def _launch(study: str, store: Store, request: Request) -> Launch | None:
+    """The launch of a study, if it was launched here."""
+    root = request.app.state.settings.launches
+    with suppress(NotFoundError):
+        return find_launch(root, study)
+    name = (await run_in_threadpool(store.find_study, study)).name
+    with suppress(NotFoundError):
+        return find_launch(root, name)
+    return None
 
 
 @router.get("/{study}/trials", response_model=Page[TrialModel])

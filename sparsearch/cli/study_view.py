@@ -23,7 +23,7 @@ from sparsearch.cli.tables import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparsearch.results.records import ScoredTrial
+    from sparsearch.results.answers import ScoredTrial
     from sparsearch.results.report.summary import Spread, StrategySummary, StudySummary
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sparsearch.errors import ConfigError
 from sparsearch.service.headers import HEADERS
-from sparsearch.service.settings import ServiceSettings, read_tokens
+from sparsearch.service.settings import ServiceSettings, read_secrets
 from tests.service.conftest import READ, RUN
 
 API = "/api/v1"
@@ -132,6 +132,8 @@ def test_it_works_under_the_prefix_of_a_proxy(client_of):
         ({"read_token": RUN, "run_token": RUN}, "one token for reading and running"),
         ({"root_path": "search"}, "write it like /search"),
         ({"roots": (Path("nowhere"),)}, "nowhere' is no folder"),
+        ({"rate": -1.0, "root_path": "/a"}, "rate -1.0: a number of requests a second"),
+        ({"proxies": ("*",), "root_path": "/a"}, "proxy '.*' is no IP address or network"),
     ],
 )
 def test_what_would_be_unsafe_is_refused(settings, problem):
@@ -149,10 +151,10 @@ def test_tokens_are_not_shown():
 def test_tokens_come_from_the_environment_or_from_files(tmp_path):
     (tmp_path / "token").write_text(f"{RUN}\n")
     file = {"SPARSEARCH_RUN_TOKEN_FILE": str(tmp_path / "token")}
-    found = read_tokens({"SPARSEARCH_READ_TOKEN": READ} | file)
-    assert found == {"read_token": READ, "run_token": RUN}
-    assert read_tokens({}) == {"read_token": None, "run_token": None}
+    found = read_secrets({"SPARSEARCH_READ_TOKEN": READ} | file)
+    assert found == {"read_token": READ, "run_token": RUN, "webhook_secret": None}
+    assert set(read_secrets({}).values()) == {None}
     with pytest.raises(ConfigError, match="are both set"):
-        read_tokens({"SPARSEARCH_RUN_TOKEN": RUN} | file)
+        read_secrets({"SPARSEARCH_RUN_TOKEN": RUN} | file)
     with pytest.raises(ConfigError, match="cannot read"):
-        read_tokens({"SPARSEARCH_RUN_TOKEN_FILE": str(tmp_path / "none")})
+        read_secrets({"SPARSEARCH_RUN_TOKEN_FILE": str(tmp_path / "none")})

@@ -13,16 +13,14 @@ from sqlalchemy.orm import Session
 
 from sparsearch.config.registry import STRATEGIES
 from sparsearch.errors import NotFoundError
-from sparsearch.results.records import (
-    FINISHED,
-    Attempt,
+from sparsearch.results.answers import (
+    FinishedTrial,
     Placement,
     Placements,
-    StudyRecord,
-    Trial,
-    TrialRecord,
+    StudyProgress,
     TrialScore,
 )
+from sparsearch.results.records import FINISHED, Attempt, StudyRecord, Trial, TrialRecord
 from sparsearch.results.store.tables import (
     PlacementRow,
     RankingRow,
@@ -46,6 +44,7 @@ __all__ = [
     "no_study",
     "no_trial",
     "queued",
+    "progress",
     "ranking",
     "scores",
     "stop_asked",
@@ -265,6 +264,21 @@ def front_placements(session: Session, model: str, task: str | None) -> Placemen
     )
     counts = tuple(Placement(*found) for found in session.execute(query))
     return Placements(session.scalar(select(func.count()).select_from(hashes)) or 0, counts)
+
+
+def progress(session: Session, study: str, above: int) -> StudyProgress:
+    """Who holds a study, and those of its trials with a number above that one that have finished."""
+    row = session.scalar(select(StudyRow).where(StudyRow.name == study))
+    if row is None:
+        raise no_study(session, study)
+    t = TrialRow
+    brief = (t.number, t.state, t.message, t.score, t.trainable_params, t.structure_hash)
+    query = select(*brief, t.seconds, t.finished_at).where(
+        t.study_id == row.id, t.number > above, t.state.in_(FINISHED)
+    )
+    finished = session.execute(query.order_by(t.number)).tuples()
+    running = lease.holder(row) is not None
+    return StudyProgress(row.id, running, tuple(FinishedTrial(*values) for values in finished))
 
 
 def mean_seconds(session: Session, model: str) -> dict[str, float]:

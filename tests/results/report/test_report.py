@@ -12,7 +12,7 @@ import pytest
 from sparsearch.cli.tables import settings_text
 from sparsearch.errors import ExportError
 from sparsearch.results import Best, StudyRecord, TrialRecord
-from sparsearch.results.records import Placement, Placements
+from sparsearch.results.answers import Placement, Placements
 from sparsearch.results.report.grid import candidate_name, place_of, pruned_fraction_of
 from sparsearch.results.report.pareto_figure import pareto_figure, write_pareto_plot
 from sparsearch.results.report.structure_map import (

@@ -31,7 +31,8 @@ from sparsearch.cli.tables import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparsearch.results.records import Attempt, ScoredTrial, StudyRecord, TrialRecord
+    from sparsearch.results.answers import ScoredTrial
+    from sparsearch.results.records import Attempt, StudyRecord, TrialRecord
 
 
 __all__ = [

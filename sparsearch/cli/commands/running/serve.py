@@ -28,6 +28,12 @@ def serve(
         Path, typer.Option(metavar="DIR", help="Folder of the studies that are launched here.")
     ] = Path("sparsearch-launches"),
     drivers: Annotated[int, typer.Option(min=1, help="Studies that run at a time.")] = 1,
+    ray_jobs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Run them as jobs of the Ray cluster with this dashboard."
+        ),
+    ] = None,
     root: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="A folder of data and models to allow; repeatable."),
@@ -39,18 +45,37 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="A host name by which it may be called; repeatable."),
     ] = None,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Requests a second of one client; 0 for any number.")
+    ] = 200.0,
+    streams: Annotated[
+        int, typer.Option(min=1, help="Event streams that may be open at a time.")
+    ] = 400,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="A proxy that says who the client is; repeatable."),
+    ] = None,
+    webhook: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            envvar="SPARSEARCH_WEBHOOKS",
+            show_envvar=False,
+            help="Is told how launched studies end; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the studies of a database over HTTP, and launch studies: the REST API under /api/v1.
 
     Tokens come from the environment: SPARSEARCH_READ_TOKEN lets one read, SPARSEARCH_RUN_TOKEN do everything; with
-    _FILE behind the name, from a file.
+    _FILE behind the name, from a file. So does SPARSEARCH_WEBHOOK_SECRET, which signs what webhooks are told.
     """
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
         raise SparsearchError(
             "the service needs FastAPI and uvicorn", "pip install 'sparsearch[service]'"
         )
     from sparsearch.service.server import run_server
-    from sparsearch.service.settings import ServiceSettings, read_tokens
+    from sparsearch.service.settings import ServiceSettings, read_secrets
 
     settings = ServiceSettings(
         db,
@@ -60,8 +85,13 @@ def serve(
         hosts=tuple(allow_host or ()),
         launches=launches,
         drivers=drivers,
+        ray_jobs=ray_jobs,
         roots=tuple(root or ()),
         hub=allow_hub,
-        **read_tokens(),
+        rate=rate,
+        streams=streams,
+        proxies=tuple(proxy or ()),
+        webhooks=tuple(webhook or ()),
+        **read_secrets(),
     )
     run_server(settings, lambda address: errors().print(f"serving at {address}", soft_wrap=True))
