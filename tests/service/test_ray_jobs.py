@@ -51,11 +51,11 @@ def token(tmp_path):
 
 
 @contextmanager
-def head(port, token):
-    """A Ray cluster with its dashboard at a port; all of its processes are gone in the end, and no other ones."""
+def head(port, token, gcs):
+    """A Ray cluster with its dashboard and its GCS at these ports; its own processes are gone in the end."""
     folder = Path(tempfile.mkdtemp(prefix="ss-ray-", dir="/tmp"))  # its sockets have short names
     ports = {
-        "--port": free_port(),
+        "--port": gcs,
         "--dashboard-port": port,
         "--dashboard-agent-listen-port": free_port(),
         "--ray-client-server-port": free_port(),
@@ -127,22 +127,32 @@ def rows(db):
 def test_a_study_outlives_the_server_and_ends_although_the_head_is_killed(
     study, tiny_folder, tiny_data, tmp_path, token
 ):
+    study = study | {
+        "train": study["train"] | {"epochs": 60}
+    }  # so that one can be killed in the middle
     whole, db = (f"sqlite:///{tmp_path / name}" for name in ("whole.db", "jobs.db"))
     run(study, whole)
-    launches, port = tmp_path / "launches", free_port()
+    launches, port, gcs = tmp_path / "launches", free_port(), free_port()
     address = f"http://127.0.0.1:{port}"
     options = ("--ray-jobs", address, "--root", str(tiny_folder), "--root", str(tiny_data))
     tokens = {"SPARSEARCH_RUN_TOKEN": RUN} | token
     headers = {"authorization": f"Bearer {RUN}"}
-    workers = {"runner": "ray", "max_concurrent": 1}
-    with head(port, token) as first:
+    with head(port, token, gcs) as first:
         with served(db, launches, *options, **tokens) as client:
             client.headers = headers
-            client.post("/launches", json=study | {"workers": workers}).raise_for_status()
+            many = {"workers": {"runner": "ray", "max_concurrent": 1000}}
+            planned = client.post("/plans", json=study | many)
+            assert planned.status_code == 200, "they are the cluster's, not this machine's"
+            client.post("/launches", json=study).raise_for_status()
             launch = find_launch(launches, "tiny")
-            until(lambda: launch.events.exists() and '"finished"' in launch.events.read_text())
+            until(
+                lambda: (
+                    launch.events.exists() and '"event": "finished"' in launch.events.read_text()
+                )
+            )
         driver = driver_of(launch.folder)
         assert driver.is_running(), "it outlives the server"
+        assert driver.environ()["RAY_ADDRESS"].endswith(f":{gcs}")
         assert RUN not in driver.environ().values() and launch.starts == 1
         assert not (launch.folder / "environment.json").exists()
         shown = json.dumps(jobs_of(address, token))
@@ -158,7 +168,7 @@ def test_a_study_outlives_the_server_and_ends_although_the_head_is_killed(
         time.sleep(2)
         assert log.read_text().count("takes no jobs now") == 1, "once"
         assert client.get("/health").status_code == 200
-        with head(port, token):
+        with head(port, token, free_port()):
             until(lambda: launch.state == "finished")
             assert "drivers can be started again" in log.read_text()
             submitted_twice(address, study, tmp_path / "others", token)
