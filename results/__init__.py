@@ -3,6 +3,7 @@
 | file or folder | what it does |
 |---|---|
 | records | studies, trials and outcomes as values |
+| source | where they are read from: a database, or a service |
 | store | the database, written and read through ``Store`` |
 | report | summaries, comparisons, plots |
 | export | structures for training and serving |

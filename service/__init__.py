@@ -16,8 +16,12 @@
 | metrics | counts and times for Prometheus |
 | launches | studies that were launched over HTTP, and the processes that run them |
 | routes | one file for each noun |
+| client | a service, asked by the command line |
 """
 
 from __future__ import annotations
 
-__all__: list[str] = []
+__all__ = ["PREFIX"]
+
+PREFIX = "/api/v1"
+"""Of the path of every route."""

@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI
 
 import sparsearch
 from sparsearch.results.store.store import Store
+from sparsearch.service import PREFIX
 from sparsearch.service.access import HostCheck, may_read
 from sparsearch.service.body_limit import BodyLimit
 from sparsearch.service.headers import SafeHeaders
@@ -21,8 +22,6 @@ from sparsearch.service.routes import best, exports, health, launches, structure
 from sparsearch.service.settings import ServiceSettings
 
 __all__ = ["PREFIX", "make_app"]
-
-PREFIX = "/api/v1"
 
 _MOST_BYTES = 1_000_000
 """Of a request: a study file has some thousand."""
@@ -58,6 +57,7 @@ def make_app(settings: ServiceSettings) -> FastAPI:
         openapi_url=f"{PREFIX}/openapi.json",
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # clients name their functions so
         lifespan=lifespan,
     )
     app.state.settings = settings

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from sparsearch import errors
 from sparsearch.errors import (
     ConfigError,
     LeaseError,
@@ -36,9 +37,11 @@ _STATUS: tuple[tuple[type[SparsearchError], int], ...] = (
 class Problem(SparsearchError):
     """A request that is refused for a reason of the service's own."""
 
-    def __init__(self, message: str, hint: str = "", status: int = 400) -> None:
+    def __init__(
+        self, message: str, hint: str = "", status: int = 400, error: str = "SparsearchError"
+    ) -> None:
         super().__init__(message, hint)
-        self.status = status
+        self.status, self.error = status, error
 
 
 def status_of(error: SparsearchError) -> int:
@@ -49,10 +52,18 @@ def status_of(error: SparsearchError) -> int:
 
 
 def body(error: SparsearchError, problems: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON object of an error: ``message``, ``hint``, ``problems``."""
+    """The JSON object of an error: ``error``, ``message``, ``hint``, ``problems``."""
     if isinstance(error, ConfigError):
         problems = error.problems
-    return {"message": error.message, "hint": error.hint, "problems": list(problems)}
+    said = {"message": error.message, "hint": error.hint, "problems": list(problems)}
+    return {"error": _name(error), **said}
+
+
+def _name(error: SparsearchError) -> str:
+    """The class of an error, or the nearest one above it that ``sparsearch.errors`` has."""
+    if isinstance(error, Problem):
+        return error.error
+    return next(k.__name__ for k in type(error).__mro__ if k.__name__ in errors.__all__)
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -28,7 +28,7 @@ from sparsearch.spaces.space import Space
 from sparsearch.workers.resources import worker_problems
 from sparsearch.workers.trials.session import space_of
 
-__all__ = ["Feasibility", "Preflight", "check_study"]
+__all__ = ["Feasibility", "Preflight", "PreflightSummary", "check_study"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,40 @@ class Feasibility:
     budget: Budget
     fitting: int
     most: int
+
+
+@dataclass(frozen=True)
+class PreflightSummary:
+    """What a study may choose from, and what each budget buys of it.
+
+    Attributes:
+        study: Its name.
+        backbone_params: Parameters of the backbone.
+        candidates: How many the space has.
+        trainable_params: Of all of them together.
+        smallest: The smallest candidate in words, empty where none could be attached.
+        budgets: In order.
+    """
+
+    study: str
+    backbone_params: int
+    candidates: int
+    trainable_params: int
+    smallest: str
+    budgets: tuple[Feasibility, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        budgets = [{**vars(row), "budget": row.budget.as_dict()} for row in self.budgets]
+        return {**vars(self), "budgets": budgets}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> PreflightSummary:
+        """What ``as_dict`` was made of."""
+        budgets = (
+            Feasibility(**{**row, "budget": Budget(**row["budget"])}) for row in facts["budgets"]
+        )
+        return cls(**{**facts, "budgets": tuple(budgets)})
 
 
 @dataclass(frozen=True)
@@ -63,6 +97,19 @@ class Preflight:
     budgets: tuple[Budget, ...]
     feasibility: tuple[Feasibility, ...]
     smallest: Candidate | None
+
+    @property
+    def summary(self) -> PreflightSummary:
+        """Names and numbers of it."""
+        least, space = self.smallest, self.space
+        return PreflightSummary(
+            self.config.name,
+            space.backbone_params,
+            len(space.candidates),
+            space.trainable_params,
+            f"{least.kind} at {least.position}, {least.params:,} parameters" if least else "",
+            self.feasibility,
+        )
 
 
 def check_study(

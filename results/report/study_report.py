@@ -11,7 +11,7 @@ from sparsearch.results.report.html import figure_json, render, write_page
 from sparsearch.results.report.structure_map import structure_figure
 from sparsearch.results.report.study_figures import curves_figure, means_figure
 from sparsearch.results.report.summary import summarise
-from sparsearch.results.store.reader import StoreReader
+from sparsearch.results.source import StudySource
 
 __all__ = ["report_page", "write_report"]
 
@@ -19,7 +19,7 @@ _MOST_FAILURES = 50
 _MOST_MAPS = 6
 
 
-def report_page(store: StoreReader, study: str) -> str:
+def report_page(store: StudySource, study: str) -> str:
     """A study as one page: state, scores over seeds, intervals against rivals, the best structures.
 
     Args:
@@ -32,7 +32,7 @@ def report_page(store: StoreReader, study: str) -> str:
     return render("report.html", **_values(store, study))
 
 
-def write_report(store: StoreReader, study: str, path: Path) -> None:
+def write_report(store: StudySource, study: str, path: Path) -> None:
     """Write that page, see ``report_page``.
 
     Raises:
@@ -42,7 +42,7 @@ def write_report(store: StoreReader, study: str, path: Path) -> None:
     write_page(path, "--out", "report.html", **_values(store, study))
 
 
-def _values(store: StoreReader, name: str) -> dict[str, Any]:
+def _values(store: StudySource, name: str) -> dict[str, Any]:
     study = store.find_study(name)
     trials = store.trials(study.name)
     summary = summarise(study, trials)
@@ -65,7 +65,7 @@ def _values(store: StoreReader, name: str) -> dict[str, Any]:
 
 
 def _best_of_budgets(
-    store: StoreReader, study: StudyRecord, best: Sequence[TrialRecord | None]
+    store: StudySource, study: StudyRecord, best: Sequence[TrialRecord | None]
 ) -> list[Best]:
     """The structures of those trials, each once."""
     hashes = dict.fromkeys(t.structure for t in best if t is not None and t.structure is not None)

@@ -43,6 +43,12 @@ class DataSummary:
     targets: Mapping[str, tuple[float, float, float]]
     warnings: tuple[str, ...] = ()
 
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> DataSummary:
+        """The summary of which ``dataclasses.asdict`` made plain values."""
+        classes = {name: tuple(counts) for name, counts in facts["classes"].items()}
+        return cls(facts["rows"], classes, facts["targets"], tuple(facts["warnings"]))
+
 
 def summarise_labels(
     labels: Mapping[str, Tensor], classes: Sequence[str], warnings: Sequence[str] = ()
