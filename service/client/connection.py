@@ -10,12 +10,13 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
+import sparsearch
 from sparsearch import errors
 from sparsearch.errors import ConfigError, NotFoundError, SparsearchError
 from sparsearch.service import PREFIX
 from sparsearch.service.settings import READ_TOKEN, RUN_TOKEN, read_tokens
 
-__all__ = ["Connection", "Unreachable", "base_url", "segment"]
+__all__ = ["WORK", "Connection", "Unreachable", "base_url", "segment", "understood"]
 
 _TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
 WORK = httpx2.Timeout(900.0, connect=10.0)
@@ -69,6 +70,22 @@ def segment(name: str) -> str:
     if not name.strip("."):
         raise NotFoundError(f"there is no study and no structure {name!r}", "give a name")
     return quote(name, safe="")
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Whatever is made of an answer, or the error for one that is of another version.
+
+    Raises:
+        SparsearchError: If something is missing in it, or of another type.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise SparsearchError(
+            f"the service answers what this sparsearch does not understand: {error!r}",
+            f"this is version {sparsearch.__version__}; the service's is in the answer of {PREFIX}/health",
+        ) from error
 
 
 class Connection:

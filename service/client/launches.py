@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 
 from sparsearch.errors import ConfigError, LeaseError
-from sparsearch.service.client.connection import Connection, Unreachable, segment
+from sparsearch.service.client.connection import Connection, Unreachable, segment, understood
 from sparsearch.service.launches.folder import End
 
 __all__ = ["Launched", "follow", "launch", "stop"]
@@ -40,6 +40,7 @@ class Launched:
     end: End | None
 
     @classmethod
+    @understood()
     def from_dict(cls, facts: Mapping[str, Any]) -> Launched:
         """From the API's object."""
         end = None if facts["end"] is None else End(**facts["end"])

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from sparsearch.results.records import Attempt, Best, BestQuery, StudyRecord, TrialRecord
 from sparsearch.results.store.reading.advice import of_one_task
-from sparsearch.service.client.connection import Connection, segment
+from sparsearch.service.client.connection import Connection, segment, understood
 from sparsearch.spaces.structure import Structure
 
 __all__ = ["RemoteReader"]
@@ -34,18 +34,22 @@ class RemoteReader:
         """Close the connection."""
         self.connection.__exit__(*raised)
 
+    @understood()
     def studies(self) -> tuple[StudyRecord, ...]:
         """The studies, oldest first, without their configuration, of which the list of a service says nothing."""
         return tuple(StudyRecord.from_dict(row) for row in self._rows("/studies"))
 
+    @understood()
     def find_study(self, prefix: str) -> StudyRecord:
         """The study of that name, or the only one whose name starts with it."""
         return StudyRecord.from_dict(self.connection.get(f"/studies/{segment(prefix)}"))
 
+    @understood()
     def trials(self, study: str) -> tuple[TrialRecord, ...]:
         """The trials of a study, in order of number."""
         return tuple(TrialRecord.from_dict(row) for row in self._trials_of(study))
 
+    @understood()
     def attempts(self, study: str) -> tuple[Attempt, ...]:
         """The attempts at the trials of a study, trial by trial, in order."""
         rows = self._trials_of(study)
@@ -62,6 +66,7 @@ class RemoteReader:
         """The best structure within limits, see ``StoreReader.best``."""
         return of_one_task(self.best_of_each_task(BestQuery(study, model, task, limits)))
 
+    @understood()
     def best_of_each_task(self, question: BestQuery) -> tuple[Best, ...]:
         """The best structure of each task, see ``StoreReader.best_of_each_task``.
 
@@ -74,10 +79,12 @@ class RemoteReader:
         names = {"study": question.study, "model": question.model, "task": question.task}
         return tuple(map(self._best, self.connection.get("/best", **names, limit=limits or None)))
 
+    @understood()
     def pareto(self, study: str) -> tuple[Best, ...]:
         """The structures of a study that no other one beats."""
         return tuple(map(self._best, self.connection.get(f"/studies/{segment(study)}/pareto")))
 
+    @understood()
     def find_structure(self, prefix: str, study: str | None = None) -> Best:
         """The best trial whose structure's hash starts with a prefix."""
         row = self.connection.get(f"/structures/{segment(prefix)}", study=study)

@@ -17,7 +17,7 @@ from filelock import Timeout
 
 from sparsearch.errors import SparsearchError, Stopped
 from sparsearch.results.records import FINISHED, Outcome, Trial, TrialRecord
-from sparsearch.search.tasks.checks import DataSummary
+from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.service.launches.folder import STOPPED, End, Launch
 from sparsearch.workers.callbacks import StudyCallbacks
 from sparsearch.workers.preflight import Preflight

@@ -7,9 +7,9 @@ from typing import Any
 
 from sparsearch.cli.progress import StudyProgress
 from sparsearch.results.records import Measurement, Outcome, Trial
-from sparsearch.search.tasks.checks import DataSummary
+from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.spaces.budget import Budget
-from sparsearch.workers.preflight import PreflightSummary
+from sparsearch.workers.preflight_summary import PreflightSummary
 
 __all__ = ["FollowedStudy"]
 

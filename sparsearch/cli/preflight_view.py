@@ -12,8 +12,8 @@ from sparsearch.cli.tables import count_text, table_of
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparsearch.search.tasks.checks import DataSummary
-    from sparsearch.workers.preflight import PreflightSummary
+    from sparsearch.search.tasks.data_summary import DataSummary
+    from sparsearch.workers.preflight_summary import PreflightSummary
 
 
 __all__ = [

@@ -24,8 +24,9 @@ from sparsearch.workers.callbacks import StudyCallbacks
 
 if TYPE_CHECKING:
     from sparsearch.results.records import Outcome, Trial, TrialRecord
-    from sparsearch.search.tasks.checks import DataSummary
-    from sparsearch.workers.preflight import Preflight, PreflightSummary
+    from sparsearch.search.tasks.data_summary import DataSummary
+    from sparsearch.workers.preflight import Preflight
+    from sparsearch.workers.preflight_summary import PreflightSummary
 
 __all__ = ["PhaseBar", "StudyProgress"]
 

@@ -230,6 +230,8 @@ def answering(status, body, **headers):
         (404, b"<html>nothing here</html>", "something else than the API"),
         (404, json.dumps({"detail": "Not Found"}).encode(), "something else than the API"),
         (403, b"[]", "something else than the API"),
+        (200, b'{"items": [{"name": "x"}], "next": null}', "does not understand"),
+        (200, b'["studies"]', "does not understand"),
         (502, b"<html>bad gateway</html>", "its proxy cannot reach the service"),
         (301, b"", "which leads to https://elsewhere.example/"),
     ],

@@ -88,11 +88,16 @@ def trials(*words):
 
 
 def test_a_study_runs_at_a_service_as_it_does_here(whole, settings, study_file):
-    """The server ends in the middle and comes back: who follows loses nothing."""
+    """The server ends in the middle, though somebody watches, and comes back: who watches loses nothing."""
+    roots = [word for root in settings.roots for word in ("--root", str(root))]
+    serve = ["serve", "--db", settings.db, "--launches", str(settings.launches), "--port", "0"]
     with ExitStack() as opened:
-        with served(settings) as url:
+        with command(*serve, *roots) as server:
+            url = server.stderr.readline().split()[-1].removesuffix("/api/v1")
             process = opened.enter_context(command("--server", url, "run", study_file))
             until(lambda: told(settings, "finished"))
+            server.terminate()
+            server.communicate(timeout=30)
         time.sleep(1.0)
         assert process.poll() is None, "it waits for the service"
         opened.enter_context(served(settings, port=int(url.rpartition(":")[2])))

@@ -30,7 +30,7 @@ from sparsearch.errors import Stopped
 if TYPE_CHECKING:
     from sparsearch.results.records import StudyRecord, TrialRecord
     from sparsearch.results.report.summary import StudySummary
-    from sparsearch.search.tasks.checks import DataSummary
+    from sparsearch.search.tasks.data_summary import DataSummary
 
 
 __all__ = [
@@ -110,6 +110,8 @@ def _run_at_service(content: Mapping[str, Any], db: str) -> tuple[str, DataSumma
     Raises:
         Stopped: If it was stopped.
     """
+    from sparsearch.cli.following import FollowedStudy
+    from sparsearch.cli.progress import StudyProgress
     from sparsearch.service.client.connection import Connection
     from sparsearch.service.client.launches import follow, launch
 
@@ -117,9 +119,6 @@ def _run_at_service(content: Mapping[str, Any], db: str) -> tuple[str, DataSumma
         launched = launch(service, content)
         name = launched.study
         errors().print(f"study {name} is {launched.state} at {service.url}", soft_wrap=True)
-        from sparsearch.cli.following import FollowedStudy
-        from sparsearch.cli.progress import StudyProgress
-
         try:
             with StudyProgress(errors()) as progress:
                 shown = FollowedStudy(progress)
