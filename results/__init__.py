@@ -4,6 +4,7 @@
 |---|---|
 | records | studies, trials and outcomes as values |
 | answers | what reports, pages and streams need of many trials |
+| source | where they are read from: a database, or a service |
 | store | the database, written and read through ``Store`` |
 | report | summaries, comparisons, plots |
 | export | structures for training and serving |

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -41,6 +41,11 @@ class TrialScore:
     budget: Mapping[str, Any] | None
     settings: Mapping[str, Any]
     history: tuple[float, ...]
+
+    @classmethod
+    def of(cls, trial: TrialRecord) -> TrialScore:
+        """The same of a whole record."""
+        return cls(**{field.name: getattr(trial, field.name) for field in fields(cls)})
 
 
 ScoredTrial: TypeAlias = TrialRecord | TrialScore

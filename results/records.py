@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -168,6 +169,13 @@ class StudyRecord:
     best_score: float | None
     task_fingerprint: str = ""
 
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> StudyRecord:
+        """The record of which ``as_dict`` made the JSON object; its configuration is empty without ``settings``."""
+        row = {**row, "created_at": datetime.fromisoformat(row["created_at"])}
+        settings = row.pop("settings", None)
+        return cls(**row, config="" if settings is None else json.dumps(settings, sort_keys=True))
+
     @property
     def settings(self) -> dict[str, Any]:
         """Its configuration, without what is at its default."""
@@ -223,6 +231,14 @@ class TrialRecord:
     finished_at: datetime | None = field(default=None, compare=False)
     environment: Mapping[str, Any] | None = field(default=None, compare=False)
 
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> TrialRecord:
+        """The record of which ``as_dict`` made the JSON object."""
+        fields = {key: value for key, value in row.items() if key != "tries"}
+        fields |= _times(row, "started_at", "finished_at")
+        history = tuple(math.nan if score is None else score for score in row["history"])
+        return cls(**fields | {"history": history})
+
     def as_dict(self, attempts: Iterable[Attempt] = ()) -> dict[str, Any]:
         """The JSON object of ``trials``; ``tries`` are those of the attempts that are its own."""
         tries = [asdict(a) for a in attempts if a.trial == self.number]
@@ -256,6 +272,16 @@ class Attempt:
     started_at: datetime
     deadline: datetime
     ended_at: datetime | None
+
+    @classmethod
+    def from_dict(cls, trial: int, row: Mapping[str, Any]) -> Attempt:
+        """The attempt of which ``TrialRecord.as_dict`` made one of ``tries``."""
+        return cls(trial, **{**row, **_times(row, "started_at", "deadline", "ended_at")})
+
+
+def _times(row: Mapping[str, Any], *keys: str) -> dict[str, datetime | None]:
+    """Times that stand as text."""
+    return {k: None if row[k] is None else datetime.fromisoformat(row[k]) for k in keys}
 
 
 @dataclass(frozen=True)
@@ -320,6 +346,13 @@ class Best:
     task: str
     weight_sparsity: float = 0.0
     task_fingerprint: str = ""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], structure: Structure) -> Best:
+        """A row of the other fields, and the structure; equal ones are stored once: it is told of this trial."""
+        own = {key: row[key] for key in ("study", "trial", "strategy", "seed")}
+        provenance = replace(structure.provenance, **own)
+        return cls(**{**row, "structure": replace(structure, provenance=provenance)})
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of ``best`` and ``pareto``; the structure by its hash."""

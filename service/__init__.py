@@ -17,8 +17,12 @@
 | launches | studies that were launched over HTTP, and the processes that run them |
 | study_events | trials as they finish, of studies that the database alone knows |
 | routes | one file for each noun |
+| client | a service, asked by the command line |
 """
 
 from __future__ import annotations
 
-__all__: list[str] = []
+__all__ = ["PREFIX"]
+
+PREFIX = "/api/v1"
+"""Of the path of every route."""

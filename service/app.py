@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 
 import sparsearch
 from sparsearch.results.store.store import Store
+from sparsearch.service import PREFIX
 from sparsearch.service.access import HostCheck, may_read
 from sparsearch.service.handlers import add_handlers
 from sparsearch.service.headers import SafeHeaders
@@ -40,8 +41,6 @@ from sparsearch.service.settings import ServiceSettings
 from sparsearch.service.study_events import StudyWatches
 
 __all__ = ["PREFIX", "make_app"]
-
-PREFIX = "/api/v1"
 
 _MOST_BYTES = 1_000_000
 """Of a request: a study file has some thousand."""
@@ -88,6 +87,7 @@ def make_app(settings: ServiceSettings) -> FastAPI:
         openapi_url=f"{PREFIX}/openapi.json",
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # clients name their functions so
         lifespan=lifespan,
     )
     app.state.settings = settings

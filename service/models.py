@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 __all__ = [
     "AttemptModel",
@@ -17,8 +17,10 @@ __all__ = [
     "Page",
     "PlanModel",
     "ProblemModel",
+    "StructureDocument",
     "StructureModel",
     "StudyDetailModel",
+    "StudyFile",
     "StudyModel",
     "SummaryModel",
     "TrialModel",
@@ -40,6 +42,7 @@ class Page(BaseModel, Generic[T]):
 class ProblemModel(BaseModel):
     """Every error."""
 
+    error: str = Field(description="Its class in `sparsearch.errors`.")
     message: str
     hint: str
     problems: list[str]
@@ -92,6 +95,9 @@ class LaunchModel(BaseModel):
         description="Drivers since it was queued; more than one if some were killed."
     )
     end: EndModel | None
+    last_event: int = Field(
+        description="Of before it was queued: as `Last-Event-ID` it asks for the events since."
+    )
 
 
 class LogModel(BaseModel):
@@ -99,6 +105,10 @@ class LogModel(BaseModel):
 
     text: str
     next: int = Field(description="What to give as `offset` for what follows.")
+
+
+class StudyFile(RootModel[dict[str, Any]]):
+    """What a study file holds; paths are below the allowed folders."""
 
 
 class PlannedBudgetModel(BaseModel):
@@ -115,6 +125,8 @@ class PlanModel(BaseModel):
     study: str
     backbone_params: int
     candidates: int
+    trainable_params: int = Field(description="Of all candidates together.")
+    smallest: str = Field(description="The smallest candidate; empty where none is attached.")
     budgets: list[PlannedBudgetModel]
     trials: int
     proposed: int = Field(description="Trials that an outer loop proposes beside them.")
@@ -207,6 +219,10 @@ class StructureModel(BestModel):
     """A structure with all that it attaches and cuts."""
 
     candidates: list[CandidateModel]
+
+
+class StructureDocument(RootModel[dict[str, Any]]):
+    """A structure as `structure.json` holds it."""
 
 
 class ChosenModel(BaseModel):

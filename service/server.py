@@ -14,6 +14,9 @@ from sparsearch.service.settings import ServiceSettings
 
 __all__ = ["run_server"]
 
+_GOODBYE_SECONDS = 10
+"""After which streams of events, which have no end while a study runs, are cut."""
+
 
 def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
     """Serve until the process is told to end.
@@ -54,5 +57,6 @@ def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
             server_header=False,
             proxy_headers=bool(settings.proxies),
             forwarded_allow_ips=list(settings.proxies),
+            timeout_graceful_shutdown=_GOODBYE_SECONDS,
         )
         uvicorn.Server(config).run(sockets=[listening])

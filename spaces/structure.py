@@ -116,7 +116,8 @@ class Structure:
     def _options(self) -> dict[str, dict[str, Any]]:
         return {k.name: vars(k) for k in self.kinds}
 
-    def _document(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
+        """The structure file's content: plain values, for JSON."""
         return {
             "schema_version": SCHEMA_VERSION,
             "backbone": self.backbone.as_dict(),
@@ -136,7 +137,7 @@ class Structure:
 
     def to_json(self, indent: int | None = 1) -> str:
         """The structure file's text, on one line without an indent."""
-        return json.dumps(self._document(), indent=indent)
+        return json.dumps(self.as_dict(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> Structure:

@@ -27,6 +27,7 @@ ONLY = {
     "ray": "workers",
     "optuna": "workers",
     "fastapi": "service",
+    "httpx2": "service",
     "uvicorn": "service",
 }
 ELSEWHERE = {("ray", "ray_jobs.py")}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sparsearch.results.records import Outcome, Trial, TrialRecord
-from sparsearch.search.tasks.checks import DataSummary
-from sparsearch.workers.preflight import Preflight
+from sparsearch.search.tasks.data_summary import DataSummary
+
+if TYPE_CHECKING:
+    from sparsearch.workers.preflight import Preflight
 
 __all__ = ["StudyCallbacks"]
 

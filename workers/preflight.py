@@ -25,25 +25,11 @@ from sparsearch.spaces.backbone.tokens import longest_input, most_tokens
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.candidate import Candidate
 from sparsearch.spaces.space import Space
+from sparsearch.workers.preflight_summary import Feasibility, PreflightSummary
 from sparsearch.workers.resources import worker_problems
 from sparsearch.workers.trials.session import space_of
 
-__all__ = ["Feasibility", "Preflight", "check_study"]
-
-
-@dataclass(frozen=True)
-class Feasibility:
-    """What a budget buys.
-
-    Attributes:
-        budget: The budget.
-        fitting: Candidates that could be attached alone.
-        most: The most that could be attached together, after what must be cut is.
-    """
-
-    budget: Budget
-    fitting: int
-    most: int
+__all__ = ["Preflight", "check_study"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +49,19 @@ class Preflight:
     budgets: tuple[Budget, ...]
     feasibility: tuple[Feasibility, ...]
     smallest: Candidate | None
+
+    @property
+    def summary(self) -> PreflightSummary:
+        """Names and numbers of it."""
+        least, space = self.smallest, self.space
+        return PreflightSummary(
+            self.config.name,
+            space.backbone_params,
+            len(space.candidates),
+            space.trainable_params,
+            f"{least.kind} at {least.position}, {least.params:,} parameters" if least else "",
+            self.feasibility,
+        )
 
 
 def check_study(

@@ -21,7 +21,7 @@ from sparsearch.results.records import StudyRecord, StudySpec, Trial, TrialRecor
 from sparsearch.results.store.connection.database import check_creatable
 from sparsearch.results.store.store import DEFAULT_URL, Store
 from sparsearch.results.store.writing.growth import key_of
-from sparsearch.search.tasks.checks import DataSummary
+from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.spaces.backbone.identity import (
     BackboneId,
     form_of,

@@ -8,13 +8,13 @@ merged exactly, is refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sparsearch.config.formats import ExportFormat
 from sparsearch.errors import ExportError
 from sparsearch.results.export.checkpoint import write_checkpoint
-from sparsearch.results.export.folders import check_target, new_folder
+from sparsearch.results.export.folders import ExportReport, check_target, new_folder
 from sparsearch.results.export.peft_folder import write_peft
 from sparsearch.results.export.serving import check_serving, write_serving
 from sparsearch.results.export.task_config import TASK_CONFIG, write_task
@@ -31,23 +31,6 @@ __all__ = ["ExportReport", "check_target", "export", "write_spec"]
 
 Writer = Callable[[Path], tuple[tuple[str, ...], float]]
 """Fills a folder; gives notes for the user, and the largest difference of a logit."""
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written.
-
-    Attributes:
-        path: The folder.
-        files: Names in it.
-        notes: What a user of the files should know.
-        max_difference: Of the logits, before and after the round trip.
-    """
-
-    path: Path
-    files: tuple[str, ...]
-    notes: tuple[str, ...]
-    max_difference: float
 
 
 def export(

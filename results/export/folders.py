@@ -8,15 +8,33 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparsearch.errors import ExportError, SparsearchError
 
-__all__ = ["check_target", "first_line", "new_folder", "write_problem"]
+__all__ = ["ExportReport", "check_target", "first_line", "new_folder", "write_problem"]
 
 _OTHER = "choose another --out"
 _RUST = re.compile(r"\(os error (\d+)\)")
 """How safetensors and tokenizers tell what the system said; each raises a type of its own."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: The folder.
+        files: Names in it.
+        notes: What a user of the files should know.
+        max_difference: Of the logits, before and after the round trip.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+    max_difference: float
 
 
 def check_target(out: Path) -> None:

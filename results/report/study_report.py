@@ -15,7 +15,7 @@ from sparsearch.results.report.study_figures import (
     telling_axes,
 )
 from sparsearch.results.report.summary import StudySummary, summarise
-from sparsearch.results.store.reader import StoreReader
+from sparsearch.results.source import StudySource
 
 __all__ = ["best_of_budgets", "report_page", "write_report"]
 
@@ -23,7 +23,7 @@ _MOST_FAILURES = 50
 _MOST_MAPS = 6
 
 
-def report_page(store: StoreReader, study: str) -> str:
+def report_page(store: StudySource, study: str) -> str:
     """A study as one page: state, scores over seeds, intervals against rivals, the best structures.
 
     Args:
@@ -36,7 +36,7 @@ def report_page(store: StoreReader, study: str) -> str:
     return render("report.html", **_values(store, study))
 
 
-def write_report(store: StoreReader, study: str, path: Path) -> None:
+def write_report(store: StudySource, study: str, path: Path) -> None:
     """Write that page, see ``report_page``.
 
     Raises:
@@ -46,7 +46,7 @@ def write_report(store: StoreReader, study: str, path: Path) -> None:
     write_page(path, "--out", "report.html", **_values(store, study))
 
 
-def _values(store: StoreReader, name: str) -> dict[str, Any]:
+def _values(store: StudySource, name: str) -> dict[str, Any]:
     study = store.find_study(name)
     trials = store.scores(study.name)
     summary = summarise(study, trials)
@@ -73,7 +73,7 @@ def _values(store: StoreReader, name: str) -> dict[str, Any]:
     }
 
 
-def best_of_budgets(store: StoreReader, summary: StudySummary) -> list[tuple[str, Best]]:
+def best_of_budgets(store: StudySource, summary: StudySummary) -> list[tuple[str, Best]]:
     """The best structure of each budget, with the budget's name.
 
     Args:

@@ -5,5 +5,6 @@
 | data_files, data_rows | reading files as they are written; splits and columns |
 | labels | from values to class numbers |
 | tasks | `Task` and `Split`, tokenised; batches |
+| data_summary | rows, classes and warnings, to be shown |
 | checks | what makes data useless, and what makes its scores worth less than they look |
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import Tensor
 from sparsearch.config.study import TaskConfig
 from sparsearch.errors import DataError
 from sparsearch.search.tasks.data_rows import SPLITS
+from sparsearch.search.tasks.data_summary import DataSummary
 
 __all__ = [
-    "DataSummary",
     "check_enough_rows",
     "check_labels_vary",
     "check_metric",
@@ -25,23 +24,6 @@ __all__ = [
     "summarise_labels",
     "text_warnings",
 ]
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """What the splits of a task hold.
-
-    Attributes:
-        rows: Name of a split -> number of rows.
-        classes: Name of a class -> its rows in train, validation and test; empty for regression.
-        targets: Name of a split -> smallest, mean and largest target; empty for classification.
-        warnings: What makes the scores worth less than they look.
-    """
-
-    rows: Mapping[str, int]
-    classes: Mapping[str, tuple[int, ...]]
-    targets: Mapping[str, tuple[float, float, float]]
-    warnings: tuple[str, ...] = ()
 
 
 def summarise_labels(

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sparsearch.config.study import TaskConfig
 from sparsearch.search.tasks.checks import (
-    DataSummary,
     check_enough_rows,
     check_labels_vary,
     check_metric,
@@ -26,6 +25,7 @@ from sparsearch.search.tasks.checks import (
 )
 from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.data_rows import SPLITS, load_rows
+from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.labels import class_table, targets
 from sparsearch.spaces.backbone.tokens import longest_input
 

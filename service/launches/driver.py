@@ -10,14 +10,17 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import Timeout
 
 from sparsearch.errors import SparsearchError, Stopped
 from sparsearch.results.records import FINISHED, Outcome, Trial, TrialRecord
+from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.service.launches.folder import STOPPED, End, Launch
 from sparsearch.workers.callbacks import StudyCallbacks
+from sparsearch.workers.preflight import Preflight
 from sparsearch.workers.study import run
 
 __all__ = ["EventWriter", "main"]
@@ -36,6 +39,14 @@ class EventWriter(StudyCallbacks):
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self._told: dict[int, float] = {}
+
+    def checked(self, preflight: Preflight) -> None:
+        """The study is valid."""
+        self.launch.tell("checked", checked=preflight.summary.as_dict())
+
+    def loaded(self, data: DataSummary) -> None:
+        """The task's data is read."""
+        self.launch.tell("loaded", data=asdict(data))
 
     def opened(
         self, study: str, queued: Sequence[Trial], finished: int, to_propose: int = 0
@@ -81,6 +92,7 @@ class EventWriter(StudyCallbacks):
             state=outcome.state,
             message=outcome.message[:500],
             score=outcome.score("validation"),
+            test_score=outcome.score("test"),
             trainable_params=outcome.trainable_params,
             structure=structure,
             seconds=outcome.seconds,

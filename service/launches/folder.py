@@ -63,7 +63,7 @@ class Launch:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What was asked for: ``name``, ``study``, ``queued_at``."""
+        """What was asked for: ``name``, ``study``, ``queued_at``, and the ``last_event`` before that."""
         found: dict[str, Any] = json.loads((self.folder / "request.json").read_text("utf-8"))
         return found
 
@@ -145,6 +145,7 @@ class Launch:
             "queued_at": request["queued_at"],
             "starts": self.starts,
             "end": None if end is None else asdict(end),
+            "last_event": request.get("last_event", 0),
         }
 
     def finish(self, end: End) -> None:
@@ -167,7 +168,9 @@ class Launch:
         """Have it run, or run again."""
         for name in ("stop", "end.json", "starts"):
             (self.folder / name).unlink(missing_ok=True)
-        _write(self.folder / "request.json", self.request | {"queued_at": now()})
+        last_event = self.events.stat().st_size if self.events.exists() else 0
+        facts = {"queued_at": now(), "last_event": last_event}
+        _write(self.folder / "request.json", self.request | facts)
 
     def hand_over(self, environment: Mapping[str, str]) -> None:
         """Leave the next driver its environment, in a file that nobody else can read."""

@@ -9,13 +9,16 @@ from fastapi import Depends, Query, Request
 
 from sparsearch.results.store.store import Store
 
-__all__ = ["NO_NUL", "Cursor", "Limit", "OfStudy", "TheStore", "page"]
+__all__ = ["BINARY", "NO_NUL", "Cursor", "Limit", "OfStudy", "TheStore", "page"]
 
 
 def _store(request: Request) -> Store:
     store: Store = request.app.state.store
     return store
 
+
+BINARY = {"type": "string", "format": "binary"}
+"""The schema of a file."""
 
 TheStore = Annotated[Store, Depends(_store)]
 Limit = Annotated[int, Query(ge=1, le=500, description="Rows of a page.")]

@@ -20,7 +20,7 @@ router = APIRouter(tags=["structures"])
 
 
 @router.get("/best", response_model=list[BestModel])
-def best(
+def find_best(
     store: TheStore,
     study: OfStudy = None,
     model: Annotated[
@@ -40,5 +40,6 @@ def best(
     found = store.best_of_each_task(BestQuery.of(asked))
     if not found:
         nothing = nothing_found(store, asked)
-        raise Problem(nothing.message, nothing.hint, status=404)
+        name = type(nothing).__name__
+        raise Problem(nothing.message, nothing.hint, status=404, error=name)
     return [plain(one.as_dict()) for one in found]

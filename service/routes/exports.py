@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import threading
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +17,7 @@ from starlette.background import BackgroundTask
 from sparsearch.config.formats import ExportFormat, ServingFormat
 from sparsearch.errors import NotFoundError
 from sparsearch.service.problems import Problem
-from sparsearch.service.routes.asked import OfStudy, TheStore
+from sparsearch.service.routes.asked import BINARY, OfStudy, TheStore
 from sparsearch.service.routes.structures import Hash
 
 __all__ = ["router"]
@@ -26,30 +28,46 @@ _one_at_a_time = threading.Lock()
 """An export loads a model twice: several at once would fill the memory."""
 
 
-@router.get("/{structure}/export", response_class=FileResponse)
-def export(
+@router.get(
+    "/{structure}/export",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/zip": {"schema": BINARY}}}},
+)
+def export_structure(
     structure: Hash,
     store: TheStore,
     study: OfStudy = None,
     to: ExportFormat = ExportFormat.spec,
     also: Annotated[list[ServingFormat] | None, Query(max_length=2)] = None,
 ) -> Any:
-    """Download a trained structure as a zip file, proven by loading it again."""
+    """Download a trained structure as a zip file, proven by loading it again.
+
+    The comment of the file is the JSON object of `sparsearch export --json`.
+    """
     if also and to != ExportFormat.checkpoint:
         raise Problem("also: goes with to=checkpoint", status=422)
     best = store.find_structure(structure, study)
     weights = store.weights(best.study, best.trial)
     if weights is None:
         raise NotFoundError(f"trial {best.trial} of study {best.study!r} has no stored weights")
-    from sparsearch.results.export.export import export as export_structure
+    from sparsearch.results.export.export import export
 
     if not _one_at_a_time.acquire(blocking=False):
         raise Problem("another export is being written", "ask again in a minute", status=503)
     scratch = Path(tempfile.mkdtemp(prefix="sparsearch-export-"))
     try:
         name = f"{best.structure.hash[:12]}-{to}"
-        export_structure(best, weights, to, scratch / name, tuple(also or ()))
+        report = export(best, weights, to, scratch / name, tuple(also or ()))
         file = shutil.make_archive(str(scratch / "download"), "zip", scratch, name)
+        facts = {
+            "structure": best.structure.hash,
+            "to": to,
+            "files": report.files,
+            "notes": report.notes,
+            "max_difference": report.max_difference,
+        }
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.comment = json.dumps(facts).encode()
     except BaseException:
         shutil.rmtree(scratch)
         raise

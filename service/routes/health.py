@@ -18,13 +18,13 @@ router = APIRouter(tags=["service"])
 
 
 @router.get("/health")
-def health(store: TheStore) -> HealthModel:
+def check_health(store: TheStore) -> HealthModel:
     """Say whether the database answers; open to everybody."""
     store.studies(limit=1)
     return HealthModel(status="ok", version=sparsearch.__version__)
 
 
 @router.get("/metrics", dependencies=[Depends(may_read)], response_class=Response)
-def metrics(request: Request, store: TheStore) -> Any:
+def read_metrics(request: Request, store: TheStore) -> Any:
     """Requests and studies in Prometheus' text format."""
     return Response(request.app.state.metrics.text(store), media_type=CONTENT_TYPE_LATEST)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
 from sparsearch.config.reader import validate_study
@@ -19,7 +19,7 @@ from sparsearch.service.audit import note
 from sparsearch.service.confinement import Confinement
 from sparsearch.service.launches.folder import Launch, find_launch, launches, make_launch
 from sparsearch.service.limits.streams import EventStream, event_text
-from sparsearch.service.models import LaunchModel, LogModel, PlanModel
+from sparsearch.service.models import LaunchModel, LogModel, PlanModel, StudyFile
 from sparsearch.service.problems import Problem
 from sparsearch.service.routes.asked import TheStore
 from sparsearch.service.settings import ServiceSettings
@@ -33,9 +33,6 @@ _checking = threading.Lock()
 """A check builds a model's skeleton: one at a time keeps the memory small."""
 
 Name = Annotated[str, Path(max_length=200, description="Name of a study that was launched here.")]
-StudyBody = Annotated[
-    dict[str, Any], Body(description="What a study file holds; paths below the allowed folders.")
-]
 Runs = [Depends(may_run)]
 
 
@@ -57,7 +54,7 @@ def _confined(study: dict[str, Any], settings: ServiceSettings) -> dict[str, Any
 
 
 @router.post("/plans", response_model=PlanModel, dependencies=Runs)
-def plan(study: StudyBody, settings: Settings, store: TheStore) -> Any:
+def plan_study(study: StudyFile, settings: Settings, store: TheStore) -> Any:
     """Check a study without launching it: what each budget buys, its trials, and how long they may take.
 
     The time is that of trials of the same strategies on the same model in this database.
@@ -65,7 +62,7 @@ def plan(study: StudyBody, settings: Settings, store: TheStore) -> Any:
     from sparsearch.workers.plan import plan as plan_trials
     from sparsearch.workers.preflight import check_study
 
-    content = _confined(study, settings)
+    content = _confined(study.root, settings)
     with _checking:
         checked = check_study(content)
     trials = plan_trials(checked.config, checked.budgets)
@@ -73,13 +70,7 @@ def plan(study: StudyBody, settings: Settings, store: TheStore) -> Any:
     known = [taken[t.strategy] for t in trials if t.strategy in taken]
     return plain(
         {
-            "study": checked.config.name,
-            "backbone_params": checked.space.backbone_params,
-            "candidates": len(checked.space.candidates),
-            "budgets": [
-                {"budget": f.budget.as_dict(), "fitting": f.fitting, "most": f.most}
-                for f in checked.feasibility
-            ],
+            **checked.summary.as_dict(),
             "trials": len(trials),
             "proposed": 0 if checked.config.outer is None else checked.config.outer.trials,
             "seconds": sum(known) * len(trials) / len(known) if known else None,
@@ -89,11 +80,11 @@ def plan(study: StudyBody, settings: Settings, store: TheStore) -> Any:
 
 
 @router.post("/launches", status_code=202, response_model=LaunchModel, dependencies=Runs)
-def launch(study: StudyBody, settings: Settings, request: Request) -> Any:
+def launch_study(study: StudyFile, settings: Settings, request: Request) -> Any:
     """Launch a study, or continue it: it is checked, queued, and run by a process of its own."""
     from sparsearch.workers.preflight import check_study
 
-    content = _confined(study, settings)
+    content = _confined(study.root, settings)
     with _checking:
         checked = check_study(content)
     made = make_launch(settings.launches, checked.config.name, content)
@@ -102,19 +93,19 @@ def launch(study: StudyBody, settings: Settings, request: Request) -> Any:
 
 
 @router.get("/launches", response_model=list[LaunchModel])
-def listed(settings: Settings) -> Any:
+def list_launches(settings: Settings) -> Any:
     """List the studies that were launched here: what is queued, runs, has finished, failed or was stopped."""
     return [launch.as_dict() for launch in launches(settings.launches)]
 
 
 @router.get("/launches/{study}", response_model=LaunchModel)
-def shown(study: Name, settings: Settings) -> Any:
+def show_launch(study: Name, settings: Settings) -> Any:
     """Show one launch."""
     return find_launch(settings.launches, study).as_dict()
 
 
 @router.post("/launches/{study}/stop", response_model=LaunchModel, dependencies=Runs)
-def stop(study: Name, settings: Settings, request: Request) -> Any:
+def stop_study(study: Name, settings: Settings, request: Request) -> Any:
     """Stop a study: what runs is cancelled and queued, so that it can be continued."""
     found = find_launch(settings.launches, study)
     if found.state in ("queued", "running"):
@@ -124,7 +115,7 @@ def stop(study: Name, settings: Settings, request: Request) -> Any:
 
 
 @router.post("/launches/{study}/continue", response_model=LaunchModel, dependencies=Runs)
-def resume(study: Name, settings: Settings, request: Request) -> Any:
+def continue_study(study: Name, settings: Settings, request: Request) -> Any:
     """Queue a study again that has failed or was stopped; one that has finished grows by nothing."""
     found = find_launch(settings.launches, study)
     if found.is_running and found.stop_asked:
@@ -136,7 +127,9 @@ def resume(study: Name, settings: Settings, request: Request) -> Any:
 
 
 @router.get("/launches/{study}/log", response_model=LogModel)
-def log(study: Name, settings: Settings, offset: Annotated[int, Query(ge=0, lt=2**63)] = 0) -> Any:
+def read_log(
+    study: Name, settings: Settings, offset: Annotated[int, Query(ge=0, lt=2**63)] = 0
+) -> Any:
     """Read what the study's drivers printed, behind a place in it, 64 kB at most."""
     text, following = find_launch(settings.launches, study).log_after(offset)
     return {"text": text, "next": following}
@@ -145,9 +138,9 @@ def log(study: Name, settings: Settings, offset: Annotated[int, Query(ge=0, lt=2
 @router.get(
     "/launches/{study}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}},
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
-async def events(
+async def watch_events(
     study: Name,
     settings: Settings,
     request: Request,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 
 from sparsearch.documents import plain
 from sparsearch.results.report.difference import compare_structures
-from sparsearch.service.models import DifferenceModel, StructureModel
+from sparsearch.service.models import DifferenceModel, StructureDocument, StructureModel
 from sparsearch.service.routes.asked import OfStudy, TheStore
 
 __all__ = ["Hash", "router"]
@@ -21,13 +21,19 @@ Hash = Annotated[
 
 
 @router.get("/{structure}", response_model=StructureModel)
-def structure(structure: Hash, store: TheStore, study: OfStudy = None) -> Any:
+def show_structure(structure: Hash, store: TheStore, study: OfStudy = None) -> Any:
     """Show a structure and its best trial."""
     return plain(store.find_structure(structure, study).as_detailed_dict())
 
 
+@router.get("/{structure}/document", response_model=StructureDocument)
+def structure_document(structure: Hash, store: TheStore) -> Any:
+    """Show a structure as its file holds it: with it alone it can be attached and trained."""
+    return store.load_structure(structure).as_dict()
+
+
 @router.get("/{structure}/diff/{other}", response_model=DifferenceModel)
-def difference(structure: Hash, other: Hash, store: TheStore) -> Any:
+def diff_structures(structure: Hash, other: Hash, store: TheStore) -> Any:
     """Compare two structures, position by position."""
     first, second = store.load_structure(structure), store.load_structure(other)
     return plain(compare_structures(first, second).as_dict())

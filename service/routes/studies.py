@@ -42,21 +42,21 @@ Study = Annotated[
 
 
 @router.get("", response_model=Page[StudyModel])
-def studies(store: TheStore, cursor: Cursor = None, limit: Limit = 100) -> Any:
+def list_studies(store: TheStore, cursor: Cursor = None, limit: Limit = 100) -> Any:
     """List the studies, oldest first; the cursor is the name of a study."""
     found = store.studies(after=cursor, limit=limit)
     return page([plain(study.as_dict()) for study in found], limit, "name")
 
 
 @router.get("/{study}", response_model=StudyDetailModel)
-def study(study: Study, store: TheStore) -> Any:
+def show_study(study: Study, store: TheStore) -> Any:
     """Show one study and the settings that it was launched with."""
     found = store.find_study(study)
     return plain(found.as_dict() | {"settings": found.settings})
 
 
 @router.delete("/{study}", status_code=204, dependencies=[Depends(may_run)])
-def delete(
+def delete_study(
     study: Study,
     confirm: Annotated[str, Query(max_length=200, description="The study's name once more.")],
     request: Request,
@@ -117,7 +117,7 @@ async def _launch(study: str, store: Store, request: Request) -> Launch | None:
 
 
 @router.get("/{study}/trials", response_model=Page[TrialModel])
-def trials(study: Study, store: TheStore, cursor: Cursor = None, limit: Limit = 100) -> Any:
+def list_trials(study: Study, store: TheStore, cursor: Cursor = None, limit: Limit = 100) -> Any:
     """List the trials of a study by number; the cursor is the number of a trial."""
     if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 10):
         raise Problem(f"cursor {cursor[:40]!r} is no number of a trial", status=422)
@@ -131,20 +131,20 @@ def trials(study: Study, store: TheStore, cursor: Cursor = None, limit: Limit = 
 
 
 @router.get("/{study}/pareto", response_model=list[BestModel])
-def pareto(study: Study, store: TheStore) -> Any:
+def list_front(study: Study, store: TheStore) -> Any:
     """List the structures of a study that no other one beats."""
     return [plain(best.as_dict()) for best in store.pareto(study)]
 
 
 @router.get("/{study}/summary", response_model=SummaryModel)
-def summary(study: Study, store: TheStore) -> Any:
+def study_summary(study: Study, store: TheStore) -> Any:
     """Compare strategies at each budget: mean and spread over seeds, paired intervals, a verdict."""
     found = store.find_study(study)
     return plain(summarise(found, store.trials(found.name)).as_dict())
 
 
 @router.get("/{study}/report", response_class=HTMLResponse)
-def report(study: Study, store: TheStore) -> Any:
+def study_report(study: Study, store: TheStore) -> Any:
     """Download a study as one HTML file, to keep or to send on."""
     name = store.find_study(study).name
     disposition = f"attachment; filename*=UTF-8''{quote(name, safe='')}.html"

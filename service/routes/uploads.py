@@ -17,6 +17,7 @@ from sparsearch.service.access import may_run
 from sparsearch.service.audit import note
 from sparsearch.service.models import UploadModel
 from sparsearch.service.problems import Problem
+from sparsearch.service.routes.asked import BINARY
 from sparsearch.service.settings import ServiceSettings
 
 __all__ = ["router"]
@@ -73,8 +74,18 @@ def _keep(scratch: FilePath, target: FilePath, digest: str) -> None:
             ) from None
 
 
-@router.put("/{name}", response_model=UploadModel, status_code=201)
-async def upload(
+@router.put(
+    "/{name}",
+    response_model=UploadModel,
+    status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": BINARY}},
+        }
+    },
+)
+async def upload_file(
     name: FileName,
     request: Request,
     settings: Settings,
@@ -100,13 +111,13 @@ async def upload(
 
 
 @router.get("", response_model=list[str])
-def listed(settings: Settings) -> Any:
+def list_uploads(settings: Settings) -> Any:
     """List the files that were sent."""
     return sorted(path.name for path in settings.uploads.iterdir() if path.is_file())
 
 
 @router.delete("/{name}", status_code=204)
-def delete(name: FileName, settings: Settings, request: Request) -> None:
+def delete_upload(name: FileName, settings: Settings, request: Request) -> None:
     """Delete a file; studies that named it cannot go on without it."""
     try:
         (settings.uploads / name).unlink()

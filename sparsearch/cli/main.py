@@ -26,6 +26,7 @@ from sparsearch.cli.commands.running.space import space
 from sparsearch.cli.commands.running.stop import stop
 from sparsearch.cli.commands.running.train import train
 from sparsearch.cli.console import guarded
+from sparsearch.cli.options import SERVER_VARIABLE
 
 __all__ = ["app", "main"]
 
@@ -45,6 +46,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            envvar=SERVER_VARIABLE,
+            metavar="URL",
+            help="Ask a service in place of a database, like http://127.0.0.1:8642.",
+        ),
+    ] = None,
     version: Annotated[
         bool,
         typer.Option(

@@ -6,16 +6,22 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from sparsearch.results.store.store import Store
+    from contextlib import AbstractContextManager
+
+    from sparsearch.results.source import StudySource
 
 __all__ = [
     "DEFAULT_DB",
+    "SERVER_VARIABLE",
+    "Database",
     "Db",
     "Json",
     "OfStudy",
@@ -25,6 +31,7 @@ __all__ = [
     "StudyFile",
     "StudyName",
     "as_html",
+    "is_server",
     "next_command",
     "password_note",
     "reading",
@@ -34,16 +41,61 @@ DEFAULT_DB = "sqlite:///sparsearch.db"
 """Of ``results.store``, which takes seconds to import."""
 
 _DB_VARIABLE = "SPARSEARCH_DB"
+SERVER_VARIABLE = "SPARSEARCH_SERVER"
 
-Db = Annotated[
-    str,
-    typer.Option(
+
+def is_server(db: str) -> bool:
+    """Whether ``db`` is the URL of a service, which ``--server`` puts in its place."""
+    return db.startswith(("http://", "https://"))
+
+
+def _database_or_server(ctx: typer.Context, db: str) -> str:
+    """What a command reads: of a database and a service the one that the command line names, not the environment.
+
+    Raises:
+        BadParameter: If both are named in the same way.
+    """
+    root = ctx.find_root()
+    server: str | None = root.params["server"]
+    if is_server(db):
+        raise typer.BadParameter("a service goes before the command: sparsearch --server URL ...")
+    if server is None:
+        return db
+    if not is_server(server):
+        raise typer.BadParameter("--server takes a URL that begins with http:// or https://")
+    from_db, from_server = (
+        _rank(of.get_parameter_source(name)) for of, name in ((ctx, "db"), (root, "server"))
+    )
+    if from_db == from_server:
+        raise typer.BadParameter("--db and --server are both given: leave one out")
+    return db if from_db > from_server else server
+
+
+def _database(ctx: typer.Context, db: str) -> str:
+    """The same for a command that needs a database."""
+    found = _database_or_server(ctx, db)
+    if is_server(found):
+        raise typer.BadParameter("this command needs a database, not a service: give --db")
+    return found
+
+
+def _rank(source: Enum | None) -> int:
+    """2 for what stands on the command line, 1 for the environment, 0 for a default."""
+    return {"COMMANDLINE": 2, "ENVIRONMENT": 1}.get(source.name if source else "", 0)
+
+
+def _db_option(chosen: Callable[[typer.Context, str], str]) -> Any:
+    return typer.Option(
         "--db",
         envvar=_DB_VARIABLE,
         metavar="URL",
+        callback=chosen,
         help="postgresql://USER@HOST/NAME, or an SQLite file.",
-    ),
-]
+    )
+
+
+Db = Annotated[str, _db_option(_database_or_server)]
+Database = Annotated[str, _db_option(_database)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Overrides = Annotated[
     list[str] | None,
@@ -88,15 +140,18 @@ Plot = Annotated[
 
 
 def next_command(db: str, *words: str) -> str:
-    """A command to type next, on the same database, by the name under which this program can be found.
+    """A command to type next, on the same database or service, by the name under which this program can be found.
 
     The environment may name the database, which keeps its password out of what is shown; see ``password_note`` too.
     """
-    from sparsearch.results.store.connection.urls import to_paste
-
     program = "sparsearch"
     if shutil.which(program) is None and Path(sys.argv[0]).name == program:
         program = os.path.relpath(sys.argv[0])
+    if is_server(db):
+        named = [] if db == os.environ.get(SERVER_VARIABLE) else ["--server", db]
+        return shlex.join([program, *named, *words])
+    from sparsearch.results.store.connection.urls import to_paste
+
     where = [] if db in (DEFAULT_DB, os.environ.get(_DB_VARIABLE)) else ["--db", to_paste(db)]
     return shlex.join([program, *words, *where])
 
@@ -105,13 +160,18 @@ def password_note(db: str) -> str:
     """What to do about a password that ``next_command`` leaves out; empty where it does not."""
     from sparsearch.results.store.connection.urls import has_password
 
-    if db == os.environ.get(_DB_VARIABLE) or not has_password(db):
+    if is_server(db) or db == os.environ.get(_DB_VARIABLE) or not has_password(db):
         return ""
     return "the password is left out: set PGPASSWORD, or write it to ~/.pgpass"
 
 
-def reading(db: str) -> Store:
-    """The store, opened to read."""
+def reading(db: str) -> AbstractContextManager[StudySource]:
+    """The database, opened to read; or a service over one."""
+    if is_server(db):
+        from sparsearch.service.client.connection import Connection
+        from sparsearch.service.client.reader import RemoteReader
+
+        return RemoteReader(Connection(db))
     from sparsearch.results.store.store import Store
 
     return Store.open(db, create=False)

@@ -12,8 +12,8 @@ from sparsearch.cli.tables import count_text, table_of
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparsearch.search.tasks.checks import DataSummary
-    from sparsearch.workers.preflight import Preflight
+    from sparsearch.search.tasks.data_summary import DataSummary
+    from sparsearch.workers.preflight_summary import PreflightSummary
 
 
 __all__ = [
@@ -25,20 +25,17 @@ _CLASSES = 20
 """As many are shown one by one."""
 
 
-def feasibility_table(preflight: Preflight) -> RenderableType:
+def feasibility_table(checked: PreflightSummary) -> RenderableType:
     """The smallest candidate, and what each budget buys."""
-    least, space = preflight.smallest, preflight.space
     head = Text.assemble(
-        (preflight.config.name, "bold"),
-        f": {len(space.candidates):,} candidates with {space.trainable_params:,} trainable "
-        f"parameters on a backbone of {space.backbone_params:,}",
-        f"\nsmallest candidate: {least.kind} at {least.position}, {least.params:,} parameters"
-        if least
-        else "",
+        (checked.study, "bold"),
+        f": {checked.candidates:,} candidates with {checked.trainable_params:,} trainable "
+        f"parameters on a backbone of {checked.backbone_params:,}",
+        f"\nsmallest candidate: {checked.smallest}" if checked.smallest else "",
     )
     columns = ("budget", "parameters", "candidates that fit", "most together")
     table = table_of(*columns, right=columns[1:])
-    for row in preflight.feasibility:
+    for row in checked.budgets:
         limit = row.budget.get("max_trainable_params")
         table.add_row(
             row.budget.text, count_text(limit), count_text(row.fitting), count_text(row.most)

@@ -24,8 +24,9 @@ from sparsearch.workers.callbacks import StudyCallbacks
 
 if TYPE_CHECKING:
     from sparsearch.results.records import Outcome, Trial, TrialRecord
-    from sparsearch.search.tasks.checks import DataSummary
+    from sparsearch.search.tasks.data_summary import DataSummary
     from sparsearch.workers.preflight import Preflight
+    from sparsearch.workers.preflight_summary import PreflightSummary
 
 __all__ = ["PhaseBar", "StudyProgress"]
 
@@ -101,7 +102,11 @@ class StudyProgress(PhaseBar, StudyCallbacks):
 
     def checked(self, preflight: Preflight) -> None:
         """Show what each budget buys, before anything is trained."""
-        self.console.print(feasibility_table(preflight))
+        self.show_checked(preflight.summary)
+
+    def show_checked(self, checked: PreflightSummary) -> None:
+        """The same of a study that is checked elsewhere."""
+        self.console.print(feasibility_table(checked))
         self.progress.start()
         self._loading = self.progress.add_task("loading model and data", total=None, note="")
 
@@ -116,10 +121,16 @@ class StudyProgress(PhaseBar, StudyCallbacks):
         self, study: str, queued: Sequence[Trial], finished: int, to_propose: int = 0
     ) -> None:
         """Say how much there is to do."""
-        left = len(queued) + to_propose
+        self.show_opened(study, len(queued) + to_propose, finished)
+
+    def show_opened(self, study: str, left: int, finished: int) -> None:
+        """The same in numbers; a study that is opened again begins its bar anew."""
         total = left + finished
+        if self._study is not None:
+            self.progress.remove_task(self._study)
         if self._loading is not None:
             self.progress.remove_task(self._loading)
+            self._loading = None
         if not left:
             self.console.print(
                 f"study {study} is finished already ({total} trials): nothing to run"

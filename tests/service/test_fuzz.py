@@ -68,7 +68,7 @@ def test_no_study_is_a_servers_error(study, tmp_path, tiny_folder, tiny_data):
             statuses.add(answer.status_code)
             assert answer.status_code in (200, 404, 422), (content, answer.text)
             if answer.status_code != 200:
-                assert set(answer.json()) == {"message", "hint", "problems"}
+                assert set(answer.json()) == {"error", "message", "hint", "problems"}
         for _ in range(COUNT):
             name = "".join(
                 draw.choice("ab/.%\\ \x7f\u00e9*?#;:'\"<>") for _ in range(draw.randint(1, 30))

@@ -57,7 +57,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(client_of, path):
     (first, second) = (client.get(f"{API}{path}") for _ in range(2))
     assert first.status_code in (200, 404) and second.status_code == 429
     assert second.headers["retry-after"] in ("1", "2")
-    assert set(second.json()) == {"message", "hint", "problems"}
+    assert set(second.json()) == {"error", "message", "hint", "problems"}
     assert second.headers["x-frame-options"] == "DENY"
     assert statuses(client, 20, "/health") == [200] * 20
     time.sleep(2)

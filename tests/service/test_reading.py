@@ -104,7 +104,7 @@ def test_best_keeps_within_limits_or_says_which_to_loosen(client):
 )
 def test_every_error_has_one_body(client, path, status, message):
     error = get(client, path, status)
-    assert set(error) == {"message", "hint", "problems"}
+    assert set(error) == {"error", "message", "hint", "problems"}
     assert message in error["message"]
 
 
@@ -117,7 +117,7 @@ def test_an_unexpected_error_shows_nothing_of_the_inside(client, monkeypatch):
     monkeypatch.setattr(StoreReader, "find_study", fail)
     answer = client.get(f"{API}/studies/first")
     assert answer.status_code == 500 and "secret" not in answer.text
-    assert set(answer.json()) == {"message", "hint", "problems"}
+    assert set(answer.json()) == {"error", "message", "hint", "problems"}
     assert answer.headers["x-frame-options"] == "DENY"
 
 

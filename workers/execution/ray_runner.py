@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from sparsearch.config.study import StudyConfig
 from sparsearch.errors import ConfigError, WorkersError
-from sparsearch.search.tasks.checks import DataSummary
+from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.workers.execution.events import Ended, Handler, Job, Lost
 from sparsearch.workers.execution.message_broker import MessageBroker
 from sparsearch.workers.execution.news import (

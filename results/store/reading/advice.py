@@ -1,4 +1,4 @@
-"""What to ask instead where a question has no answer."""
+"""What to ask instead where a question has no answer, or several."""
 
 from __future__ import annotations
 
@@ -11,15 +11,37 @@ from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 
 if TYPE_CHECKING:
     from sparsearch.results.records import Best
-    from sparsearch.results.store.store import Store
+    from sparsearch.results.source import StudySource
 
 
 __all__ = [
     "nothing_found",
+    "of_one_task",
 ]
 
 
-def nothing_found(store: Store, asked: Mapping[str, str]) -> SparsearchError:
+def of_one_task(found: Sequence[Best]) -> Best | None:
+    """The best structure, None if there is none.
+
+    Args:
+        found: The best of each task.
+
+    Raises:
+        ConfigError: If there are several, whose scores do not compare.
+    """
+    if len(found) > 1:
+        tasks = "; ".join(
+            f"{b.task} ({b.metric}, study {b.study}), fingerprint {b.task_fingerprint[:8]}"
+            for b in found
+        )
+        raise ConfigError(
+            [f"scores of different tasks or metrics do not compare; there are: {tasks}"],
+            "name one with --task or --study; --task takes a name or the beginning of a fingerprint",
+        )
+    return found[0] if found else None
+
+
+def nothing_found(store: StudySource, asked: Mapping[str, str]) -> SparsearchError:
     """Say which name is unknown, or which filter to loosen: one without which there is an answer."""
     words = {key: _option(key) for key in asked}
     limits = ", ".join(f"{words[key]}{value}" for key, value in asked.items())
@@ -61,7 +83,7 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')} "
 
 
-def _highest(store: Store, asked: Mapping[str, str]) -> Best | None:
+def _highest(store: StudySource, asked: Mapping[str, str]) -> Best | None:
     """The highest of the best of each task, None too where a model's name is ambiguous: to hint at."""
     from sparsearch.results.records import BestQuery
 

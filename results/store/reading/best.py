@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
@@ -19,6 +18,7 @@ from sparsearch.results.records import (
     BestQuery,
 )
 from sparsearch.results.store import pareto_front as front
+from sparsearch.results.store.reading.advice import of_one_task
 from sparsearch.results.store.reading.queries import (
     _SHOWN,
     BEST_FIRST,
@@ -52,17 +52,7 @@ _HASH_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
 def best(session: Session, question: BestQuery) -> Best | None:
     """The best trial within the limits, see ``Store.best``."""
-    found = best_of_each_task(session, question)
-    if len(found) > 1:
-        tasks = "; ".join(
-            f"{b.task} ({b.metric}, study {b.study}), fingerprint {b.task_fingerprint[:8]}"
-            for b in found
-        )
-        raise ConfigError(
-            [f"scores of different tasks or metrics do not compare; there are: {tasks}"],
-            "name one with --task or --study; --task takes a name or the beginning of a fingerprint",
-        )
-    return found[0] if found else None
+    return of_one_task(best_of_each_task(session, question))
 
 
 def best_of_each_task(session: Session, question: BestQuery) -> tuple[Best, ...]:
@@ -301,12 +291,5 @@ def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
         .join_from(TrialRow, StudyRow)
         .join(StructureRow)
     )
-    return [_best(dict(row)) for row in session.execute(query.where(where)).mappings()]
-
-
-def _best(row: dict[str, Any]) -> Best:
-    structure = Structure.from_json(row["structure"])
-    # Equal structures are stored once; the provenance has to be this trial's.
-    own = {key: row[key] for key in ("study", "trial", "strategy", "seed")}
-    provenance = replace(structure.provenance, **own)
-    return Best(**row | {"structure": replace(structure, provenance=provenance)})
+    rows = session.execute(query.where(where)).mappings()
+    return [Best.of(dict(row), Structure.from_json(row["structure"])) for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,10 +15,15 @@ from sparsearch.cli.options import (
     Json,
     OfStudy,
     StructureHash,
-    reading,
+    is_server,
 )
 from sparsearch.config.formats import ExportFormat, ServingFormat
 from sparsearch.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sparsearch.results.export.folders import ExportReport
 
 __all__ = [
     "export",
@@ -46,7 +51,42 @@ def export(
     """Write a trained structure for other tools, and prove it by loading it again."""
     if also and to != ExportFormat.checkpoint:
         raise typer.BadParameter("--also goes with --to checkpoint")
-    with reading(db) as store:
+    serving = tuple(f.value for f in also or ())
+    if is_server(db):
+        from sparsearch.service.client.connection import Connection
+        from sparsearch.service.client.exports import download_export
+
+        with Connection(db) as service:
+            asked = {"to": to.value, "also": serving, "study": study}
+            name, report = download_export(service, structure, asked, out)
+    else:
+        name, report = _export(db, structure, study, to, out, serving)
+    if as_json:
+        facts = {"structure": name, "to": to, "path": str(report.path)}
+        proof = {"max_difference": report.max_difference}
+        print_json({**facts, "files": report.files, "notes": report.notes, **proof})
+        return
+    screen = output()
+    screen.print(f"structure {name[:12]} is in {report.path}", soft_wrap=True)
+    for file in report.files:
+        screen.print(f"  {file}", soft_wrap=True)
+    for note in report.notes:
+        screen.print(f"note: {note}", soft_wrap=True)
+    screen.print(f"loaded again; largest difference of the logits {report.max_difference:.2g}")
+
+
+def _export(
+    db: str,
+    structure: str,
+    study: str | None,
+    to: ExportFormat,
+    out: Path,
+    also: Sequence[str],
+) -> tuple[str, ExportReport]:
+    """Export from a database: the structure's hash, and what was written."""
+    from sparsearch.results.store.store import Store
+
+    with Store.open(db, create=False) as store:
         best = store.find_structure(structure, study)
         weights = store.weights(best.study, best.trial)
     if weights is None:
@@ -57,16 +97,4 @@ def export(
     from sparsearch.results.export.export import export as export_structure
 
     with console.stdout_is_for_results():
-        report = export_structure(best, weights, to, out, tuple(f.value for f in also or ()))
-    if as_json:
-        facts = {"structure": best.structure.hash, "to": to, "path": str(report.path)}
-        proof = {"max_difference": report.max_difference}
-        print_json({**facts, "files": report.files, "notes": report.notes, **proof})
-        return
-    screen = output()
-    screen.print(f"structure {best.structure.hash[:12]} is in {report.path}", soft_wrap=True)
-    for file in report.files:
-        screen.print(f"  {file}", soft_wrap=True)
-    for note in report.notes:
-        screen.print(f"note: {note}", soft_wrap=True)
-    screen.print(f"loaded again; largest difference of the logits {report.max_difference:.2g}")
+        return best.structure.hash, export_structure(best, weights, to, out, also)

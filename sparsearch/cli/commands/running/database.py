@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsearch.cli.console import errors, output
-from sparsearch.cli.options import DEFAULT_DB, Db
+from sparsearch.cli.options import DEFAULT_DB, Database
 from sparsearch.errors import StoreError
 
 if TYPE_CHECKING:
@@ -39,17 +39,17 @@ def _copy(source: str, target: str) -> None:
     output().print(f"{studies} copied to {without_password(target)}", soft_wrap=True)
 
 
-def backup(out: Other, db: Db = DEFAULT_DB) -> None:
+def backup(out: Other, db: Database = DEFAULT_DB) -> None:
     """Copy one state of the database, also while studies run, into a new SQLite file."""
     _copy(db, out)
 
 
-def restore(backup: Other, db: Db = DEFAULT_DB) -> None:
+def restore(backup: Other, db: Database = DEFAULT_DB) -> None:
     """Copy a backup into a database that has no study; SQLite or PostgreSQL, whatever it was before."""
     _copy(backup, db)
 
 
-def upgrade(db: Db = DEFAULT_DB) -> None:
+def upgrade(db: Database = DEFAULT_DB) -> None:
     """Bring the database to the revision of this version; back it up first."""
     from sparsearch.results.store.store import Store
 
@@ -57,7 +57,7 @@ def upgrade(db: Db = DEFAULT_DB) -> None:
         output().print(f"database {store.label} is of the newest revision", soft_wrap=True)
 
 
-def check(db: Db = DEFAULT_DB) -> None:
+def check(db: Database = DEFAULT_DB) -> None:
     """Look through the whole database: its pages, its references, and every structure under its hash."""
     from sparsearch.results.store.copying import check_database
 

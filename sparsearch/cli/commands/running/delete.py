@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sparsearch.cli.console import errors, output, print_json
-from sparsearch.cli.options import DEFAULT_DB, Db, Json, reading
+from sparsearch.cli.options import DEFAULT_DB, Db, Json, is_server, reading
 from sparsearch.errors import ConfigError
 
 __all__ = ["delete"]
@@ -20,8 +20,6 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete a study with its trials and weights, and structures that no other study has."""
-    from sparsearch.results.store.store import Store
-
     with reading(db) as store:
         record = store.find_study(study)
     if record.name != study:
@@ -29,8 +27,16 @@ def delete(
     if not yes:
         errors().print(f"study {study} has {record.trials} trials, {record.finished} finished")
         typer.confirm("Delete it?", abort=True, err=True)
-    with Store.open(db, create=True) as store:
-        store.delete_study(study)
+    if is_server(db):
+        from sparsearch.service.client.connection import Connection, segment
+
+        with Connection(db) as service:
+            service.delete(f"/studies/{segment(study)}", confirm=study)
+    else:
+        from sparsearch.results.store.store import Store
+
+        with Store.open(db, create=True) as store:
+            store.delete_study(study)
     if as_json:
         print_json({"deleted": study, "trials": record.trials})
     else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,6 +18,7 @@ from sparsearch.cli.options import (
     Json,
     Overrides,
     StudyFile,
+    is_server,
     next_command,
     password_note,
     reading,
@@ -28,7 +30,7 @@ from sparsearch.errors import Stopped
 if TYPE_CHECKING:
     from sparsearch.results.records import StudyRecord, TrialRecord
     from sparsearch.results.report.summary import StudySummary
-    from sparsearch.search.tasks.checks import DataSummary
+    from sparsearch.search.tasks.data_summary import DataSummary
 
 
 __all__ = [
@@ -66,30 +68,76 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Launch a study, or continue it: the same command always ends with the same trials."""
-    from sparsearch.cli.progress import StudyProgress
     from sparsearch.config.reader import read_study
 
     # Torch takes seconds to import; a mistyped file name is known before.
-    read_study(study, overrides or ())
-    from sparsearch.results.report.summary import summarise
-    from sparsearch.workers.study import run as run_study
-
+    content, _ = read_study(study, overrides or ())
+    settings = [word for item in overrides or () for word in ("--set", item)]
+    command = next_command(db, "run", str(study), *settings)
     try:
-        with console.stdout_is_for_results(), StudyProgress(errors()) as progress:
-            record = run_study(study, db, overrides or (), progress)
+        if is_server(db):
+            name, data = _run_at_service(content, db)
+        else:
+            name, data = _run_here(study, db, overrides or ())
     except (KeyboardInterrupt, Stopped) as error:
-        settings = [word for item in overrides or () for word in ("--set", item)]
-        command = next_command(db, "run", str(study), *settings)
         hint = "\n".join(
             filter(None, (f"the same command continues: {command}", password_note(db)))
         )
         message = "interrupted; what is finished is stored"
         console.show_error(error.message if isinstance(error, Stopped) else message, hint)
         raise typer.Exit(console.INTERRUPTED) from None
+    from sparsearch.results.report.summary import summarise
+
     with reading(db) as store:
-        trials = store.trials(record.name)
-    _print_summary(record, summarise(record, trials), db, as_json, progress.data)
+        record = store.find_study(name)
+        trials = store.trials(name)
+    _print_summary(record, summarise(record, trials), db, as_json, data)
     _exit_as_trials_went(trials)
+
+
+def _run_here(study: Path, db: str, overrides: Sequence[str]) -> tuple[str, DataSummary | None]:
+    """Run a study in this process: its name, and what its data holds."""
+    from sparsearch.cli.progress import StudyProgress
+    from sparsearch.workers.study import run as run_study
+
+    with console.stdout_is_for_results(), StudyProgress(errors()) as progress:
+        return run_study(study, db, overrides, progress).name, progress.data
+
+
+def _run_at_service(content: Mapping[str, Any], db: str) -> tuple[str, DataSummary | None]:
+    """Have a service run a study, and watch: its name, and what its data holds.
+
+    Raises:
+        Stopped: If it was stopped.
+    """
+    from sparsearch.cli.following import FollowedStudy
+    from sparsearch.cli.progress import StudyProgress
+    from sparsearch.service.client.connection import Connection
+    from sparsearch.service.client.launches import follow, launch
+
+    with Connection(db) as service:
+        launched = launch(service, content)
+        name = launched.study
+        errors().print(f"study {name} is {launched.state} at {service.url}", soft_wrap=True)
+        try:
+            with StudyProgress(errors()) as progress:
+                shown = FollowedStudy(progress)
+                for event, facts in follow(service, name, launched.last_event):
+                    shown.tell(event, facts)
+        except KeyboardInterrupt:
+            ends, tells = next_command(db, "stop", name), next_command(db, "trials", name)
+            console.show_error(
+                f"interrupted; study {name} goes on at {service.url}",
+                f"{ends} ends it, {tells} tells how far it is",
+            )
+            raise typer.Exit(console.INTERRUPTED) from None
+    end = facts["end"] or {"code": console.INTERRUPTED, "message": "", "hint": ""}
+    if end["code"] == console.INTERRUPTED:
+        raise Stopped(end["message"] or f"study {name} was stopped before it began")
+    if end["code"]:
+        console.show_error(end["message"], end["hint"])
+        raise typer.Exit(end["code"])
+    return name, progress.data
 
 
 def _print_summary(
@@ -102,9 +150,10 @@ def _print_summary(
     """How the study went, on what data, where it is stored, and what to type next."""
     from sparsearch.results.store.connection.urls import without_password
 
-    following, shown = _next_commands(record, summary, db), without_password(db)
+    following = _next_commands(record, summary, db)
+    where, shown = ("server", db) if is_server(db) else ("db", without_password(db))
     if as_json:
-        document = {"db": shown, "study": record.as_dict(), "summary": summary.as_dict()}
+        document = {where: shown, "study": record.as_dict(), "summary": summary.as_dict()}
         held = None if data is None else dataclasses.asdict(data)
         print_json({**document, "data": held, "next": following})
         return
@@ -112,7 +161,7 @@ def _print_summary(
     screen.print(summary_view(summary))
     for warning in summary.warnings if data is None else data.warnings:
         screen.print(warning_line(warning))
-    screen.print(f"\nstored in {shown}\nnext:", soft_wrap=True)
+    screen.print(f"\nstored {'at' if where == 'server' else 'in'} {shown}\nnext:", soft_wrap=True)
     for line in following:
         screen.print(f"  {line}", soft_wrap=True)
     if note := password_note(db):

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from sparsearch.cli.console import errors
-from sparsearch.cli.options import DEFAULT_DB, Db
+from sparsearch.cli.options import DEFAULT_DB, Database
 from sparsearch.errors import SparsearchError
 
 __all__ = ["serve"]
 
 
 def serve(
-    db: Db = DEFAULT_DB,
+    db: Database = DEFAULT_DB,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Any but the loopback's needs a token.")
     ] = "127.0.0.1",

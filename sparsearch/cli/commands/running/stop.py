@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sparsearch.cli.console import errors, output, print_json
@@ -11,9 +12,10 @@ from sparsearch.cli.options import (
     Db,
     Json,
     StudyName,
+    is_server,
     reading,
 )
-from sparsearch.errors import LeaseError
+from sparsearch.errors import LeaseError, NotFoundError
 
 if TYPE_CHECKING:
     from sparsearch.results.store.store import Store
@@ -28,6 +30,9 @@ _STOP_SECONDS = 90
 
 def stop(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None:
     """End a running study's driver: what runs is cancelled and queued, so that `run` continues it."""
+    if is_server(db):
+        _stop_at_service(study, db, as_json)
+        return
     from sparsearch.results.store.store import Store
 
     with reading(db) as store:
@@ -46,6 +51,25 @@ def stop(study: StudyName, db: Db = DEFAULT_DB, as_json: Json = False) -> None:
         output().print(f"nobody runs study {name}; `sparsearch run` continues it")
     else:
         output().print(f"study {name} is stopped; `sparsearch run` continues it")
+
+
+def _stop_at_service(study: str, db: str, as_json: bool) -> None:
+    """Ask the service that runs a study; one that is queued there has no record yet, and no prefix."""
+    from sparsearch.service.client.connection import Connection
+    from sparsearch.service.client.launches import stop as stop_launch
+
+    owner = "the queue"
+    with suppress(NotFoundError), reading(db) as store:
+        record = store.find_study(study)
+        study, owner = record.name, record.owner or owner
+    with Connection(db) as service:
+        was = stop_launch(service, study)
+    if as_json:
+        print_json({"study": study, "stopped": None if was is None else owner})
+    elif was is None:
+        output().print(f"nobody runs study {study}; `sparsearch run` continues it")
+    else:
+        output().print(f"study {study} is stopped; `sparsearch run` continues it")
 
 
 def _wait_until_free(store: Store, study: str, owner: str) -> None:
