@@ -13,6 +13,7 @@ import sparsearch
 from sparsearch.results.store.store import Store
 from sparsearch.service import PREFIX
 from sparsearch.service.access import HostCheck, may_read
+from sparsearch.service.answer_cache import AnswerCache
 from sparsearch.service.handlers import add_handlers
 from sparsearch.service.headers import SafeHeaders
 from sparsearch.service.launches.driver_runner import LocalProcesses
@@ -94,6 +95,7 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     app.state.metrics = RequestMetrics()
     app.state.streams = OpenStreams(settings.streams)
     add_handlers(app)
+    app.add_middleware(AnswerCache)
     app.add_middleware(app.state.metrics.middleware)
     app.add_middleware(BodyLimit, most=_MOST_BYTES)
     if settings.rate:
