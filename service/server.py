@@ -9,7 +9,7 @@ from collections.abc import Callable
 import uvicorn
 
 from sparsearch.errors import SparsearchError
-from sparsearch.service.app import PREFIX, make_app
+from sparsearch.service.app import make_app
 from sparsearch.service.settings import ServiceSettings
 
 __all__ = ["run_server"]
@@ -23,7 +23,7 @@ def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
 
     Args:
         settings: Where, and to whom.
-        ready: Called with the address of the API once the socket listens.
+        ready: Called with the address of the pages once the socket listens.
 
     Raises:
         SparsearchError: If the address is taken or not this machine's.
@@ -49,7 +49,7 @@ def run_server(settings: ServiceSettings, ready: Callable[[str], None]) -> None:
             ) from error
         listening.listen(128)
         name = f"[{settings.host}]" if ":" in settings.host else settings.host
-        ready(f"http://{name}:{listening.getsockname()[1]}{settings.root_path}{PREFIX}")
+        ready(f"http://{name}:{listening.getsockname()[1]}{settings.root_path}/")
         config = uvicorn.Config(
             app,
             log_level="warning",

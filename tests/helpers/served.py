@@ -28,7 +28,7 @@ def served(db: str, launches: Path, *options: str, **environ: str) -> Iterator[h
             [sys.executable, "-c", command, *arguments], stderr=stderr, env=os.environ | environ
         )
     try:
-        while not (found := re.search("serving at (.*)", log.read_text())):
+        while not (found := re.search("the API at (.*)", log.read_text())):
             assert server.poll() is None, log.read_text()
             time.sleep(0.05)
         url = found[1]

@@ -164,8 +164,18 @@ def _print_summary(
     screen.print(f"\nstored {'at' if where == 'server' else 'in'} {shown}\nnext:", soft_wrap=True)
     for line in following:
         screen.print(f"  {line}", soft_wrap=True)
+    screen.print(
+        f"or look at it in a browser:\n  {_where_to_look(record.name, db)}", soft_wrap=True
+    )
     if note := password_note(db):
         screen.print(note, soft_wrap=True)
+
+
+def _where_to_look(study: str, db: str) -> str:
+    """The study's page, and what makes one where there is no service yet."""
+    if is_server(db):
+        return f"{db}/studies/{study}"
+    return f"{next_command(db, 'serve')}    # then open http://127.0.0.1:8642/studies/{study}"
 
 
 def _exit_as_trials_went(trials: Sequence[TrialRecord]) -> None:

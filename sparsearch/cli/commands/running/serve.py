@@ -94,4 +94,9 @@ def serve(
         webhooks=tuple(webhook or ()),
         **read_secrets(),
     )
-    run_server(settings, lambda address: errors().print(f"serving at {address}", soft_wrap=True))
+    run_server(
+        settings,
+        lambda address: errors().print(
+            f"serving at {address}, the API at {address}api/v1", soft_wrap=True
+        ),
+    )
