@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ROOMS := search spaces workers results service
 
-.PHONY: demo serve test quick lint links setup wheel clean
+.PHONY: demo serve test quick browser lint links setup wheel clean
 
 demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes on two cores
 	HF_HUB_OFFLINE=1 $(BIN)/sparsearch run examples/demo.yaml --db sqlite:///demo.db
 
-serve: $(STAMP)  ## the REST API over the database of the demo
+serve: $(STAMP)  ## pages and the REST API over the database of the demo
 	$(BIN)/sparsearch serve --db sqlite:///demo.db
 
 test: $(STAMP)  ## every test, offline, three at a time: some wait for processes
@@ -18,6 +18,10 @@ test: $(STAMP)  ## every test, offline, three at a time: some wait for processes
 
 quick: $(STAMP)  ## the tests of single parts
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 -m unit
+
+browser: $(STAMP)  ## the pages in a real Chromium, where there is one (apt install chromium)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'playwright' 'axe-playwright-python'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/service/test_browser.py
 
 lint: $(STAMP) links  ## style, formatting and types
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +16,14 @@ import httpx2 as httpx
 
 
 @contextmanager
-def served(db: str, launches: Path, *options: str, **environ: str) -> Iterator[httpx.Client]:
-    """A client of a server on a free port; it ends with a signal, as an operator ends it.
+def served(
+    db: str,
+    launches: Path,
+    *options: str,
+    end: signal.Signals = signal.SIGTERM,
+    **environ: str,
+) -> Iterator[httpx.Client]:
+    """A client of a server on a free port; it ends with a signal, by default as an operator ends it.
 
     What it says is in ``server.log`` beside the launches.
     """
@@ -35,5 +42,5 @@ def served(db: str, launches: Path, *options: str, **environ: str) -> Iterator[h
         with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
             yield client
     finally:
-        server.terminate()
+        server.send_signal(end)
         server.wait(30)

@@ -21,6 +21,26 @@ VALUES = [
 ]  # fmt: skip
 
 
+REFUSED = (200, 400, 404, 405, 422)
+ACCEPT = ("text/html", "application/json", "*/*")
+FILES = ("a.jsonl", "b.csv", "c.parquet", "d.json")
+FIELDS = ("name", "seeds", "budgets", "task.text", "task.data.data_files.train", "space")
+QUESTIONS = {
+    f"{API}/studies": ("cursor", "limit"),
+    f"{API}/best": ("study", "model", "task", "limit"),
+    "/": ("cursor",),
+    "/compare": ("first", "second", "study"),
+    "/places": ("model", "task"),
+    "/launch": ("clone",),
+}
+
+
+def text(draw):
+    """A name that nobody gives."""
+    letters = "ab/.%\\ \x7f\u00e9*?#;:'\"<>{}[]&=,\n\x00\u2028"
+    return "".join(draw.choice(letters) for _ in range(draw.randint(1, 30)))
+
+
 def places(value, path=()):
     """Every place in a nested value."""
     yield path
@@ -59,7 +79,9 @@ def changed(study, draw):
 def test_no_study_is_a_servers_error(study, tmp_path, tiny_folder, tiny_data):
     draw = random.Random(0)
     url = f"sqlite:///{tmp_path / 'fuzz.db'}"
-    settings = ServiceSettings(url, launches=tmp_path / "launches", roots=(tiny_folder, tiny_data))
+    settings = ServiceSettings(
+        url, launches=tmp_path / "launches", roots=(tiny_folder, tiny_data), rate=0
+    )
     statuses = set()
     with TestClient(make_app(settings), "http://localhost", client=("127.0.0.1", 1)) as client:
         for _ in range(COUNT):
@@ -70,22 +92,27 @@ def test_no_study_is_a_servers_error(study, tmp_path, tiny_folder, tiny_data):
             if answer.status_code != 200:
                 assert set(answer.json()) == {"error", "message", "hint", "problems"}
         for _ in range(COUNT):
-            name = "".join(
-                draw.choice("ab/.%\\ \x7f\u00e9*?#;:'\"<>") for _ in range(draw.randint(1, 30))
-            )
+            name, other = (text(draw) for _ in range(2))
             for path in (
-                f"/studies/{name}",
+                f"{API}/studies/{name}",
+                f"{API}/structures/{name}",
+                f"{API}/launches/{name}/log",
+                f"{API}/studies/{name}/trials",
+                f"/studies/{name}/trials/{other}",
+                f"/studies/{name}/figures/scores",
                 f"/structures/{name}",
-                f"/launches/{name}/log",
-                f"/studies/{name}/trials",
+                f"/static/{name}",
             ):
-                assert client.get(f"{API}{quote(path)}").status_code in (
-                    200,
-                    400,
-                    404,
-                    405,
-                    422,
-                ), path
+                answer = client.get(quote(path), headers={"accept": draw.choice(ACCEPT)})
+                assert answer.status_code in REFUSED, path
+            for path, keys in QUESTIONS.items():
+                answer = client.get(path, params={key: text(draw) for key in keys})
+                assert answer.status_code in REFUSED, (path, answer.request.url)
+            body = draw.randbytes(draw.randint(0, 300)) if draw.random() < 0.5 else other.encode()
+            sent = client.put(f"{API}/uploads/{draw.choice(FILES)}", content=body)
+            assert sent.status_code in (*REFUSED, 201, 409), body
+            filled = {"fields": {draw.choice(FIELDS): other}, "rest": name}
+            assert client.post("/launch/study", json=filled).status_code in REFUSED, filled
         assert client.get(f"{API}/launches").json() == []
     assert 422 in statuses
-    assert {p.name for p in settings.launches.iterdir()} == set()
+    assert {p.name for p in settings.launches.iterdir()} <= {"uploads", "audit.jsonl"}

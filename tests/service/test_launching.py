@@ -18,6 +18,7 @@ from sparsearch.service.app import make_app
 from sparsearch.service.launches.folder import find_launch, make_launch
 from sparsearch.service.settings import ServiceSettings
 from sparsearch.workers.study import run
+from tests.helpers.served import served
 from tests.service.conftest import READ, RUN
 
 API = "/api/v1"
@@ -86,25 +87,22 @@ def events_of(client, **headers):
 
 
 def test_a_study_survives_the_server_and_the_driver(study, settings, tmp_path, monkeypatch):
-    """The server ends and the driver is killed in the middle: the next server has it finished, every trial once."""
+    """Both are killed in the middle: the next server has the study finished, every trial once."""
     monkeypatch.setenv("SPARSEARCH_RUN_TOKEN", RUN)
     whole = f"sqlite:///{tmp_path / 'whole.db'}"
     run(study, whole)
-    with serving(settings) as client:
-        plan = client.post(f"{API}/plans", json=study).json()
+    roots = [option for root in settings.roots for option in ("--root", str(root))]
+    with served(settings.db, settings.launches, *roots, end=signal.SIGKILL) as client:
+        client.headers["authorization"] = f"Bearer {RUN}"
+        plan = client.post("/plans", json=study).json()
         assert (plan["trials"], plan["seconds"]) == (len(rows(whole)), None)
         assert [b["budget"]["max_trainable_params"] for b in plan["budgets"]] == [200, 600]
-        answer = client.post(f"{API}/launches", json=study)
+        answer = client.post("/launches", json=study)
         assert answer.status_code == 202 and answer.json()["state"] == "queued"
-        twice = client.post(f"{API}/launches", json=study)
+        twice = client.post("/launches", json=study)
         assert twice.status_code == 409 and "already" in twice.json()["message"]
-        until(
-            lambda: (
-                '"finished"' in find_launch(settings.launches, "tiny").events.read_text()
-                if find_launch(settings.launches, "tiny").events.exists()
-                else False
-            )
-        )
+        events = find_launch(settings.launches, "tiny").events
+        until(lambda: events.exists() and '"event": "finished"' in events.read_text())
         (driver,) = drivers(settings)
     assert driver.is_running(), "it outlives the server"
     assert all(RUN not in value for value in driver.environ().values())

@@ -95,12 +95,9 @@ if (EVENTS) {
       handle(event);
     });
   }
-  stream.addEventListener("idle", message => {
+  stream.addEventListener("idle", () => {
     stream.close();
-    const {state} = JSON.parse(message.data);
-    const was = watched.dataset.state;
-    if (was === "queued" || was === "running") location.reload();
-    else showState(state);
+    location.reload();
   });
 } else if (watched.dataset.state === "running") {
   setInterval(async () => {
@@ -117,15 +114,15 @@ if (EVENTS) {
 // The log, read on while it is open.
 for (const details of document.querySelectorAll("details[data-log]")) {
   const text = details.querySelector("pre");
-  let next = 0;
+  let next = 0, reading = false;
   async function readOn() {
-    if (!details.open || document.hidden) return;
+    if (reading || !details.open || document.hidden) return;
+    reading = true;
     const answer = await fetch(`${details.dataset.log}?offset=${next}`);
-    if (!answer.ok) return;
-    const piece = await answer.json();
+    const piece = answer.ok ? await answer.json() : {text: "", next};
     if (piece.text) text.append(piece.text);
     const more = piece.next - next === 65536;
-    next = piece.next;
+    [next, reading] = [piece.next, false];
     if (more) readOn();
   }
   details.addEventListener("toggle", readOn);
