@@ -43,7 +43,7 @@ FIELDS = [
     "baselines",
     "seeds",
 ]
-PATIENCE = 900_000
+PATIENCE = 1_500_000
 SCREENSHOTS = os.environ.get("SPARSEARCH_SCREENSHOTS")
 
 

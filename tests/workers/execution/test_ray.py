@@ -33,6 +33,8 @@ from sparsearch.workers.study import run
 from tests.conftest import tiny_study
 
 RAY = {"runner": "ray", "max_concurrent": 2}
+ALONE = RAY | {"max_concurrent": 1}
+"""Where what dies is not one of several workers: each takes seconds to start."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +118,7 @@ def test_a_stopped_study_goes_on_with_another_runner(study, whole, db):
 
     longer = study["train"] | {"epochs": 40}  # than the driver takes to hear of it
     with pytest.raises(Stopped):
-        run(study | {"workers": RAY, "train": longer}, db, listener=Stopper())
+        run(study | {"workers": ALONE, "train": longer}, db, listener=Stopper())
     with Store.open(db, create=False) as store:
         assert store.find_study("tiny").owner is None
         states = [t.state for t in store.trials("tiny")]
@@ -130,7 +132,7 @@ def test_jobs_are_cancelled_and_errors_of_loading_come_back(study, tmp_path):
     from sparsearch.workers.execution.ray_runner import RayRunner
 
     config = StudyConfig.model_validate(
-        study | {"workers": RAY | {"max_concurrent": 1}, "train": {"epochs": 1000}}
+        study | {"workers": ALONE, "train": {"epochs": 1000}}
     )
     job = Job(Trial(0, "bitfit", Budget(max_trainable_params=600, text="600"), 0))
     events = []
@@ -236,7 +238,7 @@ run(sys.argv[1], sys.argv[2])
 @pytest.mark.timeout(280)
 def test_a_killed_driver_takes_its_ray_along_and_the_study_goes_on(study, whole, db, tmp_path):
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(study | {"workers": RAY}, sort_keys=False))
+    path.write_text(yaml.safe_dump(study | {"workers": ALONE}, sort_keys=False))
     with subprocess.Popen([sys.executable, "-c", DRIVER, str(path), db]) as driver:
         while driver.poll() is None and finished(db) < 4:
             time.sleep(0.1)
@@ -269,7 +271,7 @@ def mine(process):
 @pytest.mark.timeout(280)
 def test_a_dead_exchange_is_a_failure_of_ray_and_the_study_goes_on(study, whole, db):
     with pytest.raises(WorkersError, match="^Ray failed: ActorDiedError: [^\n]{,200}\n") as caught:
-        run(study | {"workers": RAY}, db, listener=KillsTheExchange())
+        run(study | {"workers": ALONE}, db, listener=KillsTheExchange())
     assert "the same command continues" in caught.value.hint
     assert finished(db) < len(whole)
     with Store.open(db, create=False) as store:
@@ -282,7 +284,7 @@ def test_a_dead_exchange_is_a_failure_of_ray_and_the_study_goes_on(study, whole,
 def test_a_dead_node_is_a_failure_of_ray_and_the_study_goes_on(study, whole, db, tmp_path):
     """The agent takes its node along, and that all actors on it."""
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(study | {"workers": RAY}, sort_keys=False))
+    path.write_text(yaml.safe_dump(study | {"workers": ALONE}, sort_keys=False))
     command = [
         sys.executable,
         "-c",
