@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sparsearch.results.answers import TrialScore
     from sparsearch.results.records import Attempt, Best, BestQuery, StudyRecord, TrialRecord
     from sparsearch.spaces.structure import Structure
@@ -48,6 +50,9 @@ class StudySource(Protocol):
 
     def find_structure(self, prefix: str, study: str | None = None) -> Best:
         """The best trial of a structure."""
+
+    def structures_of(self, study: str, numbers: Sequence[int]) -> tuple[Best, ...]:
+        """The structures of some trials of a study."""
 
     def load_structure(self, prefix: str) -> Structure:
         """A structure, whatever it was trained on."""

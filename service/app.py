@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from starlette.concurrency import run_in_threadpool
 
 import sparsearch
 from sparsearch.results.store.store import Store
@@ -36,6 +37,7 @@ from sparsearch.service.pages import (
     structure,
     study,
 )
+from sparsearch.service.pages.rendering import compile_templates
 from sparsearch.service.pages.study_view import StudyViews
 from sparsearch.service.routes import best, exports, health, launches, structures, studies, uploads
 from sparsearch.service.settings import ServiceSettings
@@ -49,6 +51,12 @@ _MOST_BYTES = 1_000_000
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemModel} for status in (400, 401, 403, 404, 409, 413, 422, 429, 503)
 }
+
+
+def _warm(views: StudyViews) -> None:
+    """What takes long the first time, before somebody waits for it."""
+    compile_templates()
+    views.warm()
 
 
 def make_app(settings: ServiceSettings) -> FastAPI:
@@ -75,11 +83,12 @@ def make_app(settings: ServiceSettings) -> FastAPI:
         with Store.open(settings.db, create=False) as store, supervisor:
             app.state.store, app.state.views = store, StudyViews(store)
             app.state.watches = StudyWatches(store)
+            warming = asyncio.create_task(run_in_threadpool(_warm, app.state.views))
             webhooks = Webhooks(settings.launches, store, settings.webhooks, settings.webhook_key)
             telling = asyncio.create_task(webhooks.run())
             yield
             telling.cancel()
-            await asyncio.wait([telling])
+            await asyncio.wait([telling, warming])
 
     app = FastAPI(
         title="sparsearch",

@@ -80,7 +80,6 @@ def best_of_budgets(store: StudySource, summary: StudySummary) -> list[tuple[str
         store: Where the structures are.
         summary: Of the study.
     """
-    found = ((budget.name, budget.best) for budget in summary.budgets)
-    trials = [(n, t.structure) for n, t in found if t is not None and t.structure is not None]
-    loaded = {hash: store.find_structure(hash, summary.study) for _, hash in trials}
-    return [(name, loaded[hash]) for name, hash in trials]
+    best = [(budget.name, budget.best.number) for budget in summary.budgets if budget.best]
+    found = store.structures_of(summary.study, [number for _, number in best])
+    return [(name, one) for (name, _), one in zip(best, found, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparsearch.results.answers import Placements, StudyProgress, TrialScore
 from sparsearch.results.records import Attempt, Best, BestQuery, StudyRecord, Trial, TrialRecord
 from sparsearch.results.store.connection.database import Database
@@ -126,14 +128,18 @@ class StoreReader:
         with self._database.reading() as session:
             return queries.trials(session, study, after, limit)
 
-    def scores(self, study: str) -> tuple[TrialScore, ...]:
+    def scores(self, study: str, numbers: Sequence[int] | None = None) -> tuple[TrialScore, ...]:
         """The trials of a study, in order of number, with what summaries need of them.
+
+        Args:
+            study: Name of the study, or a unique prefix of it.
+            numbers: Only trials of these numbers; None for all.
 
         Raises:
             NotFoundError: If there is no such study, or more than one.
         """
         with self._database.reading() as session:
-            return queries.scores(session, study)
+            return queries.scores(session, study, numbers)
 
     def models(self) -> dict[str, tuple[str, ...]]:
         """The backbones of all studies, as users wrote them, with their tasks; the youngest study's first."""
@@ -257,6 +263,19 @@ class StoreReader:
         """
         with self._database.reading() as session:
             return best_structures.find_structure(session, prefix, study)
+
+    def structures_of(self, study: str, numbers: Sequence[int]) -> tuple[Best, ...]:
+        """The structures of some trials of a study, each told of that trial.
+
+        Args:
+            study: Name of the study, or a unique prefix of it.
+            numbers: Of successful trials that have a structure.
+
+        Raises:
+            NotFoundError: If there is no such study.
+        """
+        with self._database.reading() as session:
+            return best_structures.structures_of(session, study, numbers)
 
     def load_structure(self, prefix: str) -> Structure:
         """The structure whose hash starts with a prefix of 4 characters or more, whatever it was trained on.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from sparsearch.results.answers import TrialScore
@@ -95,6 +96,12 @@ class RemoteReader:
         row = self.connection.get(f"/structures/{segment(prefix)}", study=study)
         return self._best({key: value for key, value in row.items() if key != "candidates"})
 
+    @understood()
+    def structures_of(self, study: str, numbers: Sequence[int]) -> tuple[Best, ...]:
+        """The structures of some trials of a study, see ``StoreReader.structures_of``."""
+        of, trials = self.find_study(study), {row["number"]: row for row in self._trials_of(study)}
+        return tuple(self._best_of(of, trials[number]) for number in numbers)
+
     def load_structure(self, prefix: str) -> Structure:
         """The structure whose hash starts with a prefix."""
         text = self.connection.text(f"/structures/{segment(prefix)}/document")
@@ -102,6 +109,11 @@ class RemoteReader:
 
     def _best(self, row: Mapping[str, Any]) -> Best:
         return Best.of(row, self.load_structure(row["structure"]))
+
+    def _best_of(self, study: StudyRecord, trial: Mapping[str, Any]) -> Best:
+        known = {**study.as_dict(), **trial, "trial": trial["number"]}
+        fields = {f.name: known[f.name] for f in dataclasses.fields(Best) if f.name in known}
+        return Best.of(fields | {"study": study.name}, self.load_structure(trial["structure"]))
 
     def _trials_of(self, study: str) -> list[dict[str, Any]]:
         if study not in self._trials:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sparsearch.errors import SparsearchError
 
-__all__ = ["error_page", "page", "wants_page"]
+__all__ = ["compile_templates", "error_page", "page", "wants_page"]
 
 
 @functools.cache
@@ -29,6 +29,12 @@ def _environment() -> Environment:
     environment = make_environment(Path(__file__).parent / "templates")
     environment.filters |= {"share": _share, "when": _when, "score": _score}
     return environment
+
+
+def compile_templates() -> None:
+    """Read all templates before anybody asks for a page."""
+    for name in _environment().list_templates(extensions=["html"]):
+        _environment().get_template(name)
 
 
 def _share(value: float) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 
+from sparsearch.errors import SparsearchError
 from sparsearch.results.answers import TrialScore
-from sparsearch.results.records import StudyRecord
+from sparsearch.results.records import FINISHED, StudyRecord
 from sparsearch.results.report.summary import StudySummary, summarise
 from sparsearch.results.store.reader import StoreReader
 
 __all__ = ["StudyView", "StudyViews"]
 
 _MOST = 16
+_WARM = 4
+_MANY = 1000
+"""Trials that have finished since: then all are read again, which takes about as long."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +68,37 @@ class StudyViews:
         with self._lock:  # many ask at once, one reads
             study = self.store.find_study(name)
             kept = self._kept.get(study.name)
-            if kept is None or _progress(kept.study) != _progress(study):
-                trials = self.store.scores(study.name)
-                kept = StudyView(study, trials, summarise(study, trials))
-            view = StudyView(study, kept.trials, kept.summary)
+            if kept is not None and _progress(kept.study) == _progress(study):
+                view = StudyView(study, kept.trials, kept.summary)
+            else:
+                trials = self._trials(study, kept)
+                view = StudyView(study, trials, summarise(study, trials))
             self._kept[study.name] = view
             self._kept.move_to_end(study.name)
             while len(self._kept) > _MOST:
                 self._kept.popitem(last=False)
             return view
+
+    def warm(self) -> None:
+        """Read the youngest studies before anybody asks, and import what that takes: in a thread of its own."""
+        with suppress(SparsearchError):  # whoever asks is told
+            for study in self.store.studies(limit=_WARM, youngest_first=True):
+                self.of(study.name)
+
+    def _trials(self, study: StudyRecord, kept: StudyView | None) -> tuple[TrialScore, ...]:
+        """The trials of a study; of one that was read before only what has finished or came since."""
+        if kept is None or kept.study.created_at != study.created_at:
+            return self.store.scores(study.name)
+        finished = {t.number for t in kept.trials if t.state in FINISHED}
+        all_below = next(n for n in itertools.count() if n not in finished)
+        told = self.store.progress(study.name, all_below - 1).finished
+        new = {t.number for t in told} - finished
+        new |= {*range(len(kept.trials), study.trials)}
+        if len(new) > _MANY:
+            return self.store.scores(study.name)
+        found = {t.number: t for t in kept.trials}
+        found |= {t.number: t for t in self.store.scores(study.name, sorted(new))}
+        return tuple(found[number] for number in sorted(found))
 
 
 def _progress(study: StudyRecord) -> tuple[object, ...]:

@@ -148,10 +148,10 @@ def test_a_study_from_the_form_to_its_end(asked, address, browser, tmp_path):
     look.audit("structure")
     structure = page.url
     with page.expect_download(timeout=PATIENCE) as download:
-        page.click("text=spec")
+        page.click('a.button:text-is("spec")')
     with zipfile.ZipFile(download.value.path()) as archive:
         assert any(file.endswith("structure.json") for file in archive.namelist())
-    page.click("text=random >> visible=true")
+    page.click('a.button:text-is("random")')
     page.wait_for_selector("text=candidates are the same in both")
     look.audit("compare")
 

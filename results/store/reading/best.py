@@ -39,6 +39,7 @@ __all__ = [
     "best_of_each_task",
     "find_structure",
     "pareto",
+    "structures_of",
 ]
 
 _Winner: TypeAlias = tuple[int, float | None, int | None, int, int]
@@ -205,6 +206,13 @@ def pareto(session: Session, study: str) -> tuple[Best, ...]:
     row = study_row(session, study)
     members = _load(session, and_(TrialRow.study_id == row.id, TrialRow.on_front))
     return tuple(front.pareto(members))
+
+
+def structures_of(session: Session, study: str, numbers: Sequence[int]) -> tuple[Best, ...]:
+    """The structures of some trials of a study, see ``Store.structures_of``."""
+    of_study = TrialRow.study_id == study_row(session, study).id
+    found = {b.trial: b for b in _load(session, and_(of_study, TrialRow.number.in_(numbers)))}
+    return tuple(found[number] for number in numbers)
 
 
 def find_structure(session: Session, prefix: str, study: str | None = None) -> Best:

@@ -210,7 +210,9 @@ def trials(
     )
 
 
-def scores(session: Session, study: str) -> tuple[TrialScore, ...]:
+def scores(
+    session: Session, study: str, numbers: Sequence[int] | None = None
+) -> tuple[TrialScore, ...]:
     """The trials of a study as columns: each budget and each history is read once, however many have it."""
     study_id = study_row(session, study).id
     row = TrialRow
@@ -223,6 +225,8 @@ def scores(session: Session, study: str) -> tuple[TrialScore, ...]:
         .where(row.study_id == study_id)
         .order_by(row.number)
     )  # fmt: skip
+    if numbers is not None:
+        query = query.where(row.number.in_(numbers))
     read = functools.cache(lambda text: None if text is None else json.loads(text))
     found = []
     for values in session.execute(query).all():

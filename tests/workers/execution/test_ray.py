@@ -131,9 +131,7 @@ def test_a_stopped_study_goes_on_with_another_runner(study, whole, db):
 def test_jobs_are_cancelled_and_errors_of_loading_come_back(study, tmp_path):
     from sparsearch.workers.execution.ray_runner import RayRunner
 
-    config = StudyConfig.model_validate(
-        study | {"workers": ALONE, "train": {"epochs": 1000}}
-    )
+    config = StudyConfig.model_validate(study | {"workers": ALONE, "train": {"epochs": 1000}})
     job = Job(Trial(0, "bitfit", Budget(max_trainable_params=600, text="600"), 0))
     events = []
 
