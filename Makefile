@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ROOMS := search spaces workers results service
 
-.PHONY: demo serve test quick browser lint links setup wheel clean
+.PHONY: demo serve test slow quick browser lint links setup wheel clean
 
 demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes on two cores
 	HF_HUB_OFFLINE=1 $(BIN)/sparsearch run examples/demo.yaml --db sqlite:///demo.db
@@ -13,8 +13,11 @@ demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes 
 serve: $(STAMP)  ## pages and the REST API over the database of the demo
 	$(BIN)/sparsearch serve --db sqlite:///demo.db
 
-test: $(STAMP)  ## every test, offline, three at a time: some wait for processes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## every test but the slow ones, offline, three at a time: some wait for processes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+slow: $(STAMP)  ## the tests that take minutes each: a Ray cluster whose head is killed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 quick: $(STAMP)  ## the tests of single parts
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 -m unit

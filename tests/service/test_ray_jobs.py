@@ -27,6 +27,8 @@ from tests.service.conftest import RUN
 
 _PATIENCE = 90
 
+pytestmark = pytest.mark.slow
+
 
 def until(true):
     end = time.monotonic() + _PATIENCE

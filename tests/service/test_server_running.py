@@ -26,7 +26,7 @@ from tests.conftest import tiny_study
 from tests.helpers.command_line import call
 from tests.service.conftest import served
 
-pytestmark = pytest.mark.usefixtures("plain_environment")
+pytestmark = [pytest.mark.usefixtures("plain_environment"), pytest.mark.slow]
 
 _PATIENCE = 150
 _SAME = ("number", "strategy", "budget", "seed", "state", "score", "test_score", "structure")
@@ -111,7 +111,7 @@ def test_a_study_runs_at_a_service_as_it_does_here(whole, settings, study_file):
 
     def shown(text):
         """The summary, without where it is stored, and without what is said of data that was read."""
-        elsewhere = re.compile(r"^warning: |^stored |^  sparsearch |^  .*--(db|server) ")
+        elsewhere = re.compile(r"^warning: |^stored |^  sparsearch |^  http|^  .*--(db|server) ")
         return [line for line in text.splitlines() if not elsewhere.search(line)]
 
     assert shown(out) == shown(again.out) == shown(here.out)
