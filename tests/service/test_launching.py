@@ -102,7 +102,7 @@ def test_a_study_survives_the_server_and_the_driver(study, settings, tmp_path, m
         twice = client.post("/launches", json=study)
         assert twice.status_code == 409 and "already" in twice.json()["message"]
         events = find_launch(settings.launches, "tiny").events
-        until(lambda: events.exists() and '"event": "finished"' in events.read_text())
+        until(lambda: events.exists() and '"event": "started"' in events.read_text())
         (driver,) = drivers(settings)
     assert driver.is_running(), "it outlives the server"
     assert all(RUN not in value for value in driver.environ().values())
