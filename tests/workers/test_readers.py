@@ -14,7 +14,7 @@ os.nice(10)
 from sparsearch.results import Store
 print("ready", flush=True)
 answers = 0
-while os.path.exists(sys.argv[2]):
+while os.path.exists(sys.argv[2]) or not answers:  # a quick study may be over before
     with Store.open(sys.argv[1], create=False) as store:
         for found in store.studies():
             store.best(study=found.name, max_trainable_params=600)
