@@ -21,7 +21,7 @@ __all__ = ["AnswerCache"]
 
 _SECONDS, _COST_FACTOR, _LONGEST = 1.0, 10.0, 10.0
 """An answer is kept for a second, one that took long for ten times as long, and none for more than ten seconds."""
-_MOST_BYTES, _LARGEST, _WORTH_PACKING = 64_000_000, 4_000_000, 1_000
+_MOST, _MOST_BYTES, _LARGEST, _WORTH_PACKING = 1_000, 64_000_000, 4_000_000, 1_000
 _NEVER = ("/events", "/export", "/report", "/health", "/metrics")
 """Ends of paths: streams, files that are made, and what is asked in order to see the present."""
 
@@ -128,7 +128,7 @@ class AnswerCache:
         self._drop(key)
         self._kept[key] = answer
         self._bytes += len(answer.body)
-        while self._bytes > _MOST_BYTES:
+        while self._bytes > _MOST_BYTES or len(self._kept) > _MOST:
             self._drop(next(iter(self._kept)))
 
     def _drop(self, key: Key) -> None:

@@ -31,8 +31,10 @@ def add_handlers(app: FastAPI) -> None:
         return JSONResponse(body(error), status, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
         problems = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+        if wants_page(request):
+            return error_page(request, Problem("; ".join(problems), status=422))
         problem = Problem("the request is not valid", "the API's document is at openapi.json")
         return JSONResponse(body(problem, problems), 422)
 

@@ -141,6 +141,11 @@ class StoreReader:
         with self._database.reading() as session:
             return queries.scores(session, study, numbers)
 
+    def study_names(self, limit: int) -> tuple[str, ...]:
+        """The names of the youngest studies, the youngest first, at most ``limit``."""
+        with self._database.reading() as session:
+            return queries.study_names(session, limit)
+
     def models(self) -> dict[str, tuple[str, ...]]:
         """The backbones of all studies, as users wrote them, with their tasks; the youngest study's first."""
         with self._database.reading() as session:

@@ -14,7 +14,7 @@ from sparsearch.errors import ConfigError, LeaseError
 from sparsearch.service.client.connection import Connection, Unreachable, segment, understood
 from sparsearch.service.launches.folder import End
 
-__all__ = ["Launched", "follow", "launch", "stop"]
+__all__ = ["Launched", "follow", "launch", "stop", "wait_for_answer"]
 
 _SILENCE = httpx2.Timeout(60.0, connect=10.0)
 """The service says every 15 seconds that it is there."""
@@ -102,6 +102,23 @@ def follow(
             if time.monotonic() - lost > patience:
                 said = f"{error.message}; study {study!r} is no longer watched"
                 raise Unreachable(said, error.hint) from error
+        time.sleep(1.0)
+
+
+def wait_for_answer(connection: Connection, patience: float = _GIVE_UP_SECONDS) -> None:
+    """Wait for a service that may be starting again.
+
+    Raises:
+        Unreachable: If it does not answer in so many seconds.
+    """
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            connection.get("/health")
+            return
+        except Unreachable:
+            if time.monotonic() > give_up:
+                raise
         time.sleep(1.0)
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
 from sparsearch.errors import NotFoundError
-from sparsearch.results.records import Best, BestQuery
+from sparsearch.results.records import Best
 from sparsearch.results.report.difference import compare_structures
 from sparsearch.results.report.structure_map import structure_map
 from sparsearch.results.report.summary import StrategySummary
 from sparsearch.results.store.reader import StoreReader
 from sparsearch.service.pages.rendering import page
 from sparsearch.service.pages.study import Views
-from sparsearch.service.pages.study_view import StudyView
+from sparsearch.service.pages.study_view import StudyView, StudyViews
 from sparsearch.service.routes.asked import NO_NUL, OfStudy, TheStore
 
 __all__ = ["router"]
@@ -34,8 +35,8 @@ def compare(
     study: OfStudy = None,
 ) -> Any:  # fmt: skip
     """Compare what two names stand for: studies, tasks or structures, whichever there are."""
-    names = [s.name for s in store.studies(limit=_LISTED, youngest_first=True)]
-    tasks = list(dict.fromkeys(b.task for b in store.best_of_each_task(BestQuery())))
+    names = list(store.study_names(_LISTED))
+    tasks = sorted({task for tasks in store.models().values() for task in tasks})
     shared: dict[str, Any] = {
         "title": "Compare",
         "first": first,
@@ -45,8 +46,8 @@ def compare(
     }
     if not first or not second:
         return page(request, "compare.html", kind=None, **shared)
-    if first in names and second in names:
-        both = [views.of(first), views.of(second)]
+    both = [view for name in (first, second) if (view := _view(views, name)) is not None]
+    if len(both) == 2:
         return page(
             request, "compare.html", kind="studies", views=both, rows=_rows(both), **shared
         )
@@ -62,10 +63,19 @@ def compare(
     )
 
 
+def _view(views: StudyViews, name: str) -> StudyView | None:
+    """The study of that very name."""
+    with suppress(NotFoundError):
+        view = views.of(name)
+        return view if view.study.name == name else None
+    return None
+
+
 def _structure(store: StoreReader, name: str, study: str | None, tasks: Sequence[str]) -> Best:
     """The best structure of a task, or of that hash."""
-    if name in tasks:
-        return store.best_of_each_task(BestQuery(task=name))[0]
+    best = store.best(task=name) if name in tasks else None
+    if best is not None:
+        return best
     try:
         return store.find_structure(name, study)
     except NotFoundError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from sparsearch.results.report.study_figures import (
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["router"]
 
 router = APIRouter(prefix="/studies/{study}/figures", include_in_schema=False)
+
+Trial = Annotated[int, Query(ge=0, lt=10**9)]
 
 
 def _answer(figure: Figure | None) -> Response:
@@ -53,7 +55,7 @@ def intervals(study: Study, views: Views) -> Any:
 
 
 @router.get("/alpha")
-def alpha(study: Study, trial: int, store: TheStore) -> Any:
+def alpha(study: Study, trial: Trial, store: TheStore) -> Any:
     """How alpha went in the search of a trial."""
     found = store.trials(study, after=trial - 1, limit=1)
     key = next((t.ranking_key for t in found if t.number == trial), None)

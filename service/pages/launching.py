@@ -82,9 +82,9 @@ def study(
         raise ConfigError(
             ["further settings hold no mapping of keys"], "write them like train: {epochs: 3}"
         )
-    filled = [
-        f"{key}={value}" for key, value in fields.items() if key in _FIELDS and value.strip()
-    ]
+    if unknown := sorted(fields.keys() - _FIELDS.keys()):
+        raise ConfigError([f"the form has no field {name!r}" for name in unknown])
+    filled = [f"{key}={value}" for key, value in fields.items() if value.strip()]
     return read_study(content, filled)[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from sparsearch.errors import NotFoundError
@@ -28,6 +28,8 @@ _TAIL = 65_536
 """Bytes of events that a page reads anew: they tell what is under way."""
 
 Study = Annotated[str, Path(max_length=200, pattern=NO_NUL)]
+Number = Annotated[int, Path(ge=0, lt=10**9)]
+After = Annotated[int, Query(ge=-1, lt=10**9)]
 
 
 def _views(request: Request) -> StudyViews:
@@ -44,37 +46,47 @@ def _launch_of(request: Request, name: str) -> Launch | None:
     return None
 
 
+def _shown(launch: Launch | None, asked_at: str) -> dict[str, Any]:
+    """What a page needs to go on watching a launch: events since it was asked for are news to it."""
+    if launch is None:
+        return {"launch": None, "rendered": asked_at}
+    return {"launch": launch.as_dict(), "events_from": launch.tail(_TAIL), "rendered": asked_at}
+
+
 @router.get("/{study}", response_class=HTMLResponse)
 def study(study: Study, request: Request, views: Views) -> Any:
     """Show a study, also one that was launched and has not begun."""
-    launch = _launch_of(request, study)
-    shown: dict[str, Any] = {"launch": None, "rendered": now(), "most_failures": _MOST_FAILURES}
-    if launch is not None:
-        shown |= {"launch": launch.as_dict(), "events_from": launch.tail(_TAIL)}
+    asked_at = now()
     try:
         view = views.of(study)
     except NotFoundError:
+        launch = _launch_of(request, study)
         if launch is None:
             raise
-        return page(request, "launched.html", title=study, name=study, state=launch.state, **shown)
+        return page(
+            request, "launched.html", title=study, name=study, state=launch.state,
+            **_shown(launch, asked_at),
+        )  # fmt: skip
+    launch = _launch_of(request, view.study.name)
     return page(
         request,
         "study.html",
         title=view.study.name,
         study=view.study,
-        state=state_of(view.study, launch.state if launch else None),
         summary=view.summary,
         seeds=sorted({t.seed for t in view.trials}),
         seconds=sum(t.seconds or 0.0 for t in view.trials),
         axes=telling_axes(view.summary),
         best=best_of_budgets(views.store, view.summary),
         curves=any(len(t.history) > 1 for t in view.trials),
-        **shown,
+        **_shown(launch, asked_at),
+        state=state_of(view.study, launch.state if launch else None),
+        most_failures=_MOST_FAILURES,
     )
 
 
 @router.get("/{study}/trials", response_class=HTMLResponse)
-def trials(study: Study, request: Request, store: TheStore, after: int = -1) -> Any:
+def trials(study: Study, request: Request, store: TheStore, after: After = -1) -> Any:
     """List the trials of a study, some at a time."""
     record = store.find_study(study)
     found = store.trials(record.name, after=after, limit=_ROWS)
@@ -86,7 +98,7 @@ def trials(study: Study, request: Request, store: TheStore, after: int = -1) -> 
 
 
 @router.get("/{study}/trials/{number}", response_class=HTMLResponse)
-def trial(study: Study, number: int, request: Request, store: TheStore) -> Any:
+def trial(study: Study, number: Number, request: Request, store: TheStore) -> Any:
     """Show one trial: what it reached, how it went, what was tried."""
     record = store.find_study(study)
     found = store.trials(record.name, after=number - 1, limit=1)
@@ -103,7 +115,7 @@ def trial(study: Study, number: int, request: Request, store: TheStore) -> Any:
 
 
 @router.get("/{study}/trials/{number}/section", response_class=HTMLResponse)
-def section(study: Study, number: int, request: Request, views: Views) -> Any:
+def section(study: Study, number: Number, request: Request, views: Views) -> Any:
     """The part of the study's page that a finished trial changes; empty where its budget has none."""
     view = views.of(study)
     place = view.place_of(number)

@@ -89,6 +89,13 @@ def test_who_asks_meanwhile_waits_for_the_same_answer(asked):
     assert asked.asked == ["/page"] and {a.status_code for a in answers} == {200}
 
 
+def test_many_questions_do_not_fill_the_memory(asked, monkeypatch):
+    monkeypatch.setattr("sparsearch.service.answer_cache._MOST", 3)
+    for number in (0, 1, 2, 3, 3, 0):
+        asked.client.get(f"/page?{number}")
+    assert len(asked.asked) == 5, "the first one is gone"
+
+
 def test_a_change_empties_it(asked):
     asked.client.get("/page")
     asked.client.post("/page")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -19,10 +18,10 @@ from sparsearch.service.launches.folder import find_launch, make_launch
 from sparsearch.service.settings import ServiceSettings
 from sparsearch.workers.study import run
 from tests.helpers.served import served
+from tests.helpers.waiting import until
 from tests.service.conftest import READ, RUN
 
 API = "/api/v1"
-_PATIENCE = 150
 
 
 @pytest.fixture
@@ -39,15 +38,6 @@ def serving(settings, **headers):
         make_app(settings), "http://localhost", client=near, headers=headers
     ) as client:
         yield client
-
-
-def until(true):
-    """Wait for something, not for ever."""
-    end = time.monotonic() + _PATIENCE
-    while not (found := true()):
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.1)
-    return found
 
 
 def state(client):

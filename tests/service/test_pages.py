@@ -13,7 +13,8 @@ import yaml
 from sparsearch.config.reader import read_study
 from sparsearch.results import Store, StudySpec
 from sparsearch.service.access import COOKIE
-from tests.helpers.filled_study import CONFIG, plan
+from sparsearch.service.launches.folder import End, make_launch
+from tests.helpers.filled_study import CONFIG, fill, plan
 from tests.service.conftest import READ, RUN
 
 HTML = {"accept": "text/html"}
@@ -83,6 +84,45 @@ def test_errors_of_pages_are_pages(client):
     assert client.get("/api/v1/studies/nothing", headers=HTML).json()["message"]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/studies/first/trials?after=" + "9" * 30,
+        "/studies/first/trials?after=x",
+        "/studies/first/trials/" + "9" * 30,
+        "/studies/first/trials/-1",
+        "/studies/first/trials/" + "9" * 30 + "/section",
+        "/studies/first/figures/alpha?trial=" + "9" * 30,
+        "/studies/first/figures/scores?axis=weight",
+    ],
+)
+def test_numbers_that_none_has_are_refused(client, path):
+    assert client.get(path).status_code == 422
+    page = client.get(path, headers=HTML)
+    assert page.status_code == 422 and page.text.startswith("<!doctype html>")
+
+
+def test_the_list_shows_what_ended_before_it_began(client, tmp_path):
+    """A launch of which the database knows nothing has its state in the list too."""
+    broken = make_launch(tmp_path / "launches", "broken", {})
+    broken.ask_to_stop()
+    broken.finish(End(2, "its data is missing"))
+    assert re.search(r'/studies/broken".*badge failed', client.get("/", headers=HTML).text)
+    assert "its data is missing" in client.get("/studies/broken", headers=HTML).text
+    finished = make_launch(tmp_path / "launches", "first", {})
+    finished.finish(End(0))
+    assert client.get("/", headers=HTML).text.count(">first</a>") == 2, "and best of its task"
+
+
+def test_a_task_of_several_data_sets_is_not_one(client_of, tmp_path):
+    url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    for name in ("one", "other"):
+        data = json.loads(CONFIG) | {"task": {"data": {"path": name}}}
+        fill(url, name, plan(), json.dumps(data))
+    answer = client_of(db=url).get("/compare?first=trec&second=trec", headers=HTML)
+    assert answer.status_code == 422 and "do not compare" in answer.text
+
+
 def test_names_are_text(client_of, tmp_path):
     """Tasks, models, labels, messages and settings may hold anything."""
     url = f"sqlite:///{tmp_path / 'markup.db'}"
@@ -129,6 +169,8 @@ def test_a_clone_is_the_study_that_was_launched(
     rest |= {"task": {k: v for k, v in study["task"].items() if k not in own}}
     made = client.post("/launch/study", json={"fields": fields, "rest": yaml.safe_dump(rest)})
     assert made.json() == read_study(study)[0]
+    unknown = client.post("/launch/study", json={"fields": {"seed": "1"}})
+    assert unknown.status_code == 422 and "'seed'" in unknown.json()["problems"][0]
     wrong = client.post("/launch/study", json={"fields": {}, "rest": "a: ["})
     assert wrong.status_code == 422 and "not valid YAML" in wrong.json()["problems"][0]
 

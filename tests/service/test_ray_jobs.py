@@ -23,19 +23,12 @@ from sparsearch.results import Store
 from sparsearch.service.launches.folder import find_launch, make_launch
 from sparsearch.workers.study import run
 from tests.helpers.served import served
+from tests.helpers.waiting import until
 from tests.service.conftest import RUN
 
 _PATIENCE = 90
 
 pytestmark = pytest.mark.slow
-
-
-def until(true):
-    end = time.monotonic() + _PATIENCE
-    while not (found := true()):
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.1)
-    return found
 
 
 def free_port():

@@ -24,6 +24,7 @@ from sparsearch.service.settings import ServiceSettings
 from sparsearch.workers.study import run
 from tests.conftest import tiny_study
 from tests.helpers.command_line import call
+from tests.helpers.waiting import until
 from tests.service.conftest import served
 
 pytestmark = [pytest.mark.usefixtures("plain_environment"), pytest.mark.slow]
@@ -67,14 +68,6 @@ def command(*words):
     finally:
         process.kill()
         process.communicate()
-
-
-def until(true):
-    """Wait for something, not for ever."""
-    end = time.monotonic() + _PATIENCE
-    while not true():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.1)
 
 
 def told(settings, event):
@@ -125,7 +118,7 @@ def test_a_study_runs_at_a_service_as_it_does_here(whole, settings, study_file):
 
 
 def test_a_study_is_left_stopped_and_deleted(settings, study_file):
-    longer = ["--set", "train.epochs=300", "--set", "baselines=[]", "--set", "budgets=[200]"]
+    longer = ["--set", "train.epochs=3000", "--set", "baselines=[]", "--set", "budgets=[200]"]
     with served(settings) as url:
         with command("--server", url, "run", study_file, *longer) as process:
             until(lambda: told(settings, "progressed"))

@@ -19,6 +19,7 @@ from sparsearch.service.app import make_app
 from sparsearch.service.launches import webhooks
 from sparsearch.service.launches.folder import UNTOLD, End, find_launch, make_launch
 from sparsearch.service.settings import ServiceSettings
+from tests.helpers.waiting import until
 from tests.service.conftest import RUN
 
 API = "/api/v1"
@@ -74,14 +75,6 @@ def settings_of(tmp_path, *receivers, **more):
 def serving(settings):
     with TestClient(make_app(settings), "http://localhost", client=("127.0.0.1", 1)) as client:
         yield client
-
-
-def until(true, seconds=60):
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.05)
-    return found
 
 
 def left(settings):

@@ -49,6 +49,7 @@ __all__ = [
     "scores",
     "stop_asked",
     "studies",
+    "study_names",
     "study_records",
     "study_row",
     "transferable",
@@ -238,6 +239,12 @@ def scores(
 
 def _history(scores: Sequence[float | None] | None) -> tuple[float, ...]:
     return tuple(math.nan if score is None else score for score in scores or ())
+
+
+def study_names(session: Session, limit: int) -> tuple[str, ...]:
+    """The names of the youngest studies; none of their trials is counted."""
+    query = select(StudyRow.name).order_by(StudyRow.id.desc()).limit(limit)
+    return tuple(session.scalars(query))
 
 
 def models(session: Session) -> dict[str, tuple[str, ...]]:

@@ -80,7 +80,7 @@ const HANDLERS = {
   finished(event) {
     leave(event.trial);
     if (event.at <= RENDERED) return;
-    finished += 1;
+    finished = Math.min(trials, finished + 1);  // one that ended while the page was made is told again
     showProgress();
     changed(event.trial);
   },

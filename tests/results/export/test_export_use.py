@@ -87,8 +87,9 @@ def model_of(to, folder, base):
 @pytest.mark.parametrize("classes", [("no", "perhaps", "yes"), ()], ids=["classes", "number"])
 @pytest.mark.parametrize("to", [*ExportFormat])
 def test_a_pipeline_gives_the_studys_scores_whatever_task_the_base_had(
-    to, classes, settings, on_disk, randomise, tmp_path
+    to, classes, settings, on_disk, randomise, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # a pipeline sets it else, and leaves it
     labels = {f"old {i}": i for i in range(len(classes) or 1)}
     names = {"label2id": labels, "id2label": {i: name for name, i in labels.items()}}
     base = on_disk("distilbert", labels=len(labels), **names, **settings)

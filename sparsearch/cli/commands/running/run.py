@@ -113,7 +113,7 @@ def _run_at_service(content: Mapping[str, Any], db: str) -> tuple[str, DataSumma
     from sparsearch.cli.following import FollowedStudy
     from sparsearch.cli.progress import StudyProgress
     from sparsearch.service.client.connection import Connection
-    from sparsearch.service.client.launches import follow, launch
+    from sparsearch.service.client.launches import follow, launch, wait_for_answer
 
     with Connection(db) as service:
         launched = launch(service, content)
@@ -124,6 +124,7 @@ def _run_at_service(content: Mapping[str, Any], db: str) -> tuple[str, DataSumma
                 shown = FollowedStudy(progress)
                 for event, facts in follow(service, name, launched.last_event):
                     shown.tell(event, facts)
+            wait_for_answer(service)  # which may have ended since: the summary is asked for next
         except KeyboardInterrupt:
             ends, tells = next_command(db, "stop", name), next_command(db, "trials", name)
             console.show_error(
