@@ -31,10 +31,12 @@ __all__ = [
     "StudySpec",
     "Trial",
     "TrialRecord",
+    "UNFINISHED",
 ]
 
 FinishedState = Literal["ok", "infeasible", "oom", "failed", "cancelled"]
 FINISHED: tuple[FinishedState, ...] = ("ok", "infeasible", "oom", "failed", "cancelled")
+UNFINISHED = ("queued", "running")
 
 SPARSITY = "weight_sparsity"
 """A metric of the split ``test``: share of the weights of the dense backbone's linears that are zero or gone."""

@@ -19,8 +19,8 @@ from sparsearch.service.access import READING, level_of
 
 __all__ = ["AnswerCache"]
 
-_SECONDS, _COST_FACTOR, _LONGEST = 1.0, 10.0, 10.0
-"""An answer is kept for a second, one that took long for ten times as long, and none for more than ten seconds."""
+_SECONDS, _COST_FACTOR, _LONGEST = 1.0, 50.0, 10.0
+"""An answer is kept for a second, one that took long for fifty times as long, and none for more than ten seconds."""
 _MOST, _MOST_BYTES, _LARGEST, _WORTH_PACKING = 1_000, 64_000_000, 4_000_000, 1_000
 _NEVER = ("/events", "/export", "/report", "/health", "/metrics")
 """Ends of paths: streams, files that are made, and what is asked in order to see the present."""

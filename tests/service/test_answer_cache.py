@@ -68,12 +68,13 @@ def test_an_answer_is_made_once_a_second(asked):
     assert asked.client.get("/page?a=1").text.startswith("3 "), "another question"
 
 
-def test_what_took_long_is_kept_for_longer(asked):
-    asked.takes = 0.5
+@pytest.mark.parametrize(("takes", "kept"), [(0.1, 5.0), (3.0, 10.0)])
+def test_what_took_long_is_kept_for_longer(asked, takes, kept):
+    asked.takes = takes
     asked.client.get("/page")
-    asked.now = 5.0
+    asked.now = takes + kept - 0.1
     assert asked.client.get("/page").text.startswith("1 ")
-    asked.now = 5.6
+    asked.now = takes + kept + 0.1
     assert asked.client.get("/page").text.startswith("2 ")
 
 

@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sparsearch.config.registry import TRANSFER
 from sparsearch.config.study import StudyConfig
-from sparsearch.results.records import Outcome, Trial, TrialRecord
+from sparsearch.results.records import UNFINISHED, Outcome, Trial, TrialRecord
 from sparsearch.search.training.seeds import derive
 from sparsearch.spaces.budget import Budget
 from sparsearch.workers.scheduling.budget_baseline import BudgetBaseline, nearest
@@ -152,7 +152,7 @@ class OptunaScheduler:
         self._final, self._race = BudgetBaseline(), EarlyStopper(self.outer.early_stop, proposals)
         self._running: dict[int, Params] = {}
         for record in state.known:
-            if record.state not in ("queued", "running"):
+            if record.state not in UNFINISHED:
                 self._learn(record)
 
     def ask(self, may_start: Callable[[Trial], bool]) -> Trial | None:

@@ -20,7 +20,14 @@ from sparsearch.results.answers import (
     StudyProgress,
     TrialScore,
 )
-from sparsearch.results.records import FINISHED, Attempt, StudyRecord, Trial, TrialRecord
+from sparsearch.results.records import (
+    FINISHED,
+    UNFINISHED,
+    Attempt,
+    StudyRecord,
+    Trial,
+    TrialRecord,
+)
 from sparsearch.results.store.tables import (
     PlacementRow,
     RankingRow,
@@ -112,22 +119,21 @@ def study_row(session: Session, prefix: str) -> StudyRow:
 
 
 def study_records(session: Session, only: Sequence[int] | None = None) -> tuple[StudyRecord, ...]:
-    """All studies, or those: then the trials of no other one are counted."""
-    trials = TrialRow.study_id.in_(only) if only is not None else true()
-    studies = StudyRow.id.in_(only) if only is not None else true()
-    counts = (
-        select(
-            TrialRow.study_id,
-            func.count().label("trials"),
-            func.sum(case((TrialRow.state.in_(FINISHED), 1), else_=0)).label("finished"),
-            func.max(case((TrialRow.recommendable, TrialRow.score))).label("best_score"),
-        )
-        .where(trials)
-        .group_by(TrialRow.study_id)
-        .subquery()
+    """All studies, or those.
+
+    Trials are numbered from 0, so the last one tells how many there are. None is counted but those that have not
+    finished: the rest is at one end of an index.
+    """
+    of_study = TrialRow.study_id == StudyRow.id
+    best = (TrialRow.state == "ok", TrialRow.recommendable == true())
+    query = select(
+        StudyRow,
+        select(func.coalesce(func.max(TrialRow.number) + 1, 0)).where(of_study).scalar_subquery(),
+        select(func.count()).where(of_study, TrialRow.state.in_(UNFINISHED)).scalar_subquery(),
+        select(func.max(TrialRow.score)).where(of_study, *best).scalar_subquery(),
     )
-    query = select(StudyRow, counts.c.trials, counts.c.finished, counts.c.best_score)
-    query = query.outerjoin(counts, counts.c.study_id == StudyRow.id).where(studies)
+    if only is not None:
+        query = query.where(StudyRow.id.in_(only))
     return tuple(
         StudyRecord(
             name=row.name,
@@ -138,12 +144,12 @@ def study_records(session: Session, only: Sequence[int] | None = None) -> tuple[
             config=row.config,
             created_at=row.created_at,
             owner=str(owner) if (owner := lease.holder(row)) is not None else None,
-            trials=total or 0,
-            finished=finished or 0,
+            trials=total,
+            finished=total - unfinished,
             best_score=score,
             task_fingerprint=row.task_fingerprint,
         )
-        for row, total, finished, score in session.execute(query.order_by(StudyRow.id))
+        for row, total, unfinished, score in session.execute(query.order_by(StudyRow.id))
     )
 
 
