@@ -128,6 +128,9 @@ class PlanModel(BaseModel):
     trainable_params: int = Field(description="Of all candidates together.")
     smallest: str = Field(description="The smallest candidate; empty where none is attached.")
     budgets: list[PlannedBudgetModel]
+    unreached: list[str] = Field(
+        description="What of the backbone no position reaches, and why, a place each."
+    )
     trials: int
     proposed: int = Field(description="Trials that an outer loop proposes beside them.")
     seconds: float | None = Field(description="One after the other; null where none is known.")

@@ -24,6 +24,7 @@ from sparsearch.spaces.backbone.loading import (
 from sparsearch.spaces.backbone.tokens import longest_input, most_tokens
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.candidate import Candidate
+from sparsearch.spaces.coverage import Unreached, describe_unreached, find_unreached
 from sparsearch.spaces.space import Space
 from sparsearch.workers.preflight_summary import Feasibility, PreflightSummary
 from sparsearch.workers.resources import worker_problems
@@ -42,6 +43,7 @@ class Preflight:
         budgets: Resolved, in order.
         feasibility: What each budget buys.
         smallest: The smallest candidate that could be attached, if the space has any.
+        unreached: Linears, norms and experts of the backbone that no position reaches.
     """
 
     config: StudyConfig
@@ -49,6 +51,7 @@ class Preflight:
     budgets: tuple[Budget, ...]
     feasibility: tuple[Feasibility, ...]
     smallest: Candidate | None
+    unreached: tuple[Unreached, ...] = ()
 
     @property
     def summary(self) -> PreflightSummary:
@@ -61,6 +64,7 @@ class Preflight:
             space.trainable_params,
             f"{least.kind} at {least.position}, {least.params:,} parameters" if least else "",
             self.feasibility,
+            describe_unreached(self.unreached, space.backbone_params),
         )
 
 
@@ -92,12 +96,15 @@ def check_study(
         problems += worker_problems(sections["workers"])
     tokens = sections["task"].max_length if "task" in sections else 128
     space: Space | None = None
+    unreached: tuple[Unreached, ...] = ()
     hint = ""
     if "model" in sections and "space" in sections:
         try:
             model = sections["model"]
             path = locate(model.path, folder)
-            space = space_of(skeleton(path, model.revision), sections["space"])
+            bare = skeleton(path, model.revision)
+            space = space_of(bare, sections["space"])
+            unreached = find_unreached(bare)
             settings = load_config(path, model.revision)
             tokenizer = load_tokenizer(path, model.revision)
             tokens = longest_input(tokens, tokenizer, most_tokens(settings))
@@ -123,7 +130,7 @@ def check_study(
     feasibility = tuple(_feasibility(space, b, tokens) for b in budgets)
     attachable = any(c.role == "attach" for c in space.candidates)
     least = smallest(space) if attachable else None
-    return Preflight(sections["study"], space, budgets, feasibility, least)
+    return Preflight(sections["study"], space, budgets, feasibility, least, unreached)
 
 
 def _feasibility(space: Space, budget: Budget, tokens: int) -> Feasibility:

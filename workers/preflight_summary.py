@@ -37,6 +37,7 @@ class PreflightSummary:
         trainable_params: Of all of them together.
         smallest: The smallest candidate in words, empty where none could be attached.
         budgets: In order.
+        unreached: What of the backbone no position reaches, and why, a place each.
     """
 
     study: str
@@ -45,11 +46,12 @@ class PreflightSummary:
     trainable_params: int
     smallest: str
     budgets: tuple[Feasibility, ...]
+    unreached: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         budgets = [{**vars(row), "budget": row.budget.as_dict()} for row in self.budgets]
-        return {**vars(self), "budgets": budgets}
+        return {**vars(self), "budgets": budgets, "unreached": list(self.unreached)}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> PreflightSummary:
@@ -57,4 +59,5 @@ class PreflightSummary:
         budgets = (
             Feasibility(**{**row, "budget": Budget(**row["budget"])}) for row in facts["budgets"]
         )
-        return cls(**{**facts, "budgets": tuple(budgets)})
+        unreached = tuple(facts.get("unreached", ()))
+        return cls(**{**facts, "budgets": tuple(budgets), "unreached": unreached})

@@ -25,6 +25,8 @@ from sparsearch.spaces.backbone.loading_lock import LOADING
 
 __all__ = ["write_peft"]
 
+_WITHOUT_PEFT = "export it with --to spec or --to checkpoint"
+
 
 def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
     """Write a PEFT adapter, and prove it: load it in each way, pad a batch, merge it, save and load that.
@@ -47,6 +49,7 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
     check_padding(expected)
     with _quiet():
         adapted = peft.get_peft_model(detach(model), make_config(plan, trained.structure))
+        _check_names(adapted, plan)
         fill(adapted, plan)
         adapted.save_pretrained(folder)
         notes = plan.notes + write_task(model.config, trained.tokenizer, folder)
@@ -110,12 +113,12 @@ def _tried(step: str, load: Callable[[], nn.Module]) -> nn.Module:
             raise
         raise ExportError(
             f"the adapter cannot be {step}: {type(error).__name__}: {first_line(error)}",
-            "export it with --to spec or --to checkpoint",
+            _WITHOUT_PEFT,
         ) from error
 
 
 def _check_names(model: nn.Module, plan: AdapterPlan) -> None:
-    """The loaded adapter touches exactly the planned modules, with the planned ranks."""
+    """Refuse an adapter that touches other modules than the structure does, or with other ranks."""
     from peft.utils import ModulesToSaveWrapper
 
     modules = {n.removeprefix("base_model.model."): m for n, m in model.named_modules()}
@@ -129,12 +132,15 @@ def _check_names(model: nn.Module, plan: AdapterPlan) -> None:
     for found, wanted, verb in ((adapted, planned, "adapts"), (saved, set(plan.saved), "saves")):
         if found != wanted:
             raise ExportError(
-                f"PEFT {verb} other modules than planned: {sorted(found ^ wanted)[:4]}"
+                f"PEFT {verb} other modules than the structure: {', '.join(sorted(found ^ wanted)[:4])}",
+                _WITHOUT_PEFT,
             )
     for module in plan.modules if plan.method == "lora" else ():
         rank = modules[module.path].r["default"]
         if rank != module.rank:
-            raise ExportError(f"PEFT gives {module.path} rank {rank}, planned {module.rank}")
+            raise ExportError(
+                f"PEFT gives {module.path} rank {rank}, the structure {module.rank}", _WITHOUT_PEFT
+            )
 
 
 @contextmanager

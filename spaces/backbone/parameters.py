@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEW_POOLER",
+    "backbone_modules",
     "base_of",
     "count_params",
     "count_with_pooler",
@@ -81,6 +82,13 @@ def layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
     layers = base.get_submodule(stacks[0].layers)
     assert isinstance(layers, nn.ModuleList), "layers stand in a list"
     return base.get_submodule(owner), name, layers
+
+
+def backbone_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Named modules of the backbone, named under it; nothing attached."""
+    for name, module in base_of(model).named_modules():
+        if not f"{name}.".startswith(f"{ATTACHED}."):
+            yield name, module
 
 
 def backbone_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

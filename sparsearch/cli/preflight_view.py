@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "data_table",
     "feasibility_table",
+    "unreached_lines",
 ]
 
 _CLASSES = 20
@@ -26,7 +28,7 @@ _CLASSES = 20
 
 
 def feasibility_table(checked: PreflightSummary) -> RenderableType:
-    """The smallest candidate, and what each budget buys."""
+    """The smallest candidate, what each budget buys, and what of the backbone no position reaches."""
     head = Text.assemble(
         (checked.study, "bold"),
         f": {checked.candidates:,} candidates with {checked.trainable_params:,} trainable "
@@ -40,7 +42,14 @@ def feasibility_table(checked: PreflightSummary) -> RenderableType:
         table.add_row(
             row.budget.text, count_text(limit), count_text(row.fitting), count_text(row.most)
         )
-    return Group(head, table)
+    return Group(head, table, *unreached_lines(checked.unreached))
+
+
+def unreached_lines(unreached: Sequence[str]) -> list[Text]:
+    """What of a backbone no position reaches, a line each; nothing where positions reach everything."""
+    if not unreached:
+        return []
+    return [Text("no position reaches:", "yellow"), *(Text(f"  {line}") for line in unreached)]
 
 
 def data_table(data: DataSummary) -> RenderableType:

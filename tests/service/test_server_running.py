@@ -109,6 +109,7 @@ def test_a_study_runs_at_a_service_as_it_does_here(whole, settings, study_file):
 
     assert shown(out) == shown(again.out) == shown(here.out)
     assert "warning: " in out and "smallest candidate" in err and "all rows" in err
+    assert "no position reaches:\n  pooler.dense" in err
     assert f"stored at {url}" in out and f"sparsearch --server {url} best" in out.replace(
         "\n", " "
     )

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from sparsearch.errors import ExportError, StructureError
+from sparsearch.results.export import peft_folder
 from sparsearch.results.export.export import export
+from sparsearch.results.export.peft_model import make_config
 from sparsearch.results.records import Best
 from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.attachment.weights_file import weights_of
@@ -87,6 +89,34 @@ def test_a_bias_on_a_norm_without_bias_is_refused(trained, name, tmp_path):
     best, weights, _, _ = trained(name, {"bitfit": {"on": ["*norm"]}}, every=1)
     with pytest.raises(ExportError, match="this norm has no bias"):
         export(best, weights, "peft", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("setting", "wider", "verb"),
+    [
+        (
+            "target_modules",
+            lambda names: names.replace(")$", "|.*attention.output.dense)$"),
+            "adapts",
+        ),
+        ("modules_to_save", lambda names: [*names, "LayerNorm"], "saves"),
+    ],
+)
+def test_a_config_that_reaches_more_than_the_structure_is_refused(
+    trained, setting, wider, verb, tmp_path, monkeypatch
+):
+    def make(*args):
+        config = make_config(*args)
+        setattr(config, setting, wider(getattr(config, setting)))
+        return config
+
+    monkeypatch.setattr(peft_folder, "make_config", make)
+    best, weights, _, _ = trained("bert", {"lora": {"on": ["*.attn.q"]}}, every=1)
+    with pytest.raises(
+        ExportError, match=f"PEFT {verb} other modules than the structure"
+    ) as caught:
+        export(best, weights, "peft", tmp_path / "adapter")
+    assert "--to spec" in caught.value.hint and not (tmp_path / "adapter").exists()
 
 
 def test_bias_only_linears_are_noted(trained, tmp_path):

@@ -171,5 +171,9 @@ def test_space(tmp_path: Path) -> None:
     assert "low_rank_adapter" in call("space", "toy").out
     assert "layers.*.attn.q" in call("space", "toy").out
     assert {"layers.0.attn.q", "layers.1.ffn.neurons"} <= set(found["position_names"])
+    reach = {(row["kind"], row["role"]): row for row in found["coverage"]["reach"]}
+    assert reach["lora", "linear"]["layers"] == reach["lora", "linear"]["of_layers"] == 2
+    assert [row["module"] for row in found["coverage"]["unreached"]] == ["pooler.dense"]
+    assert "pooler.dense (1 linear" in call("space", "toy").out
     done = call("space", "toy", "--kind", "lorra")
     assert done.code == 2 and "lorra" in done.err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,11 +16,13 @@ from sparsearch.cli.console import output, print_json
 from sparsearch.cli.options import (
     Json,
 )
+from sparsearch.cli.preflight_view import unreached_lines
 from sparsearch.cli.tables import count_text, table_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from sparsearch.spaces.coverage import Reach
     from sparsearch.spaces.space import Space
 
 
@@ -28,8 +32,10 @@ __all__ = [
 ]
 
 
-def space_table(model: str, chosen: str, space: Space) -> RenderableType:
-    """What a space holds, kind by kind."""
+def space_table(
+    model: str, chosen: str, space: Space, reach: Sequence[Reach], unreached: Sequence[str]
+) -> RenderableType:
+    """What a space holds, kind by kind, and how much of the backbone it reaches."""
     share = 100 * space.trainable_params / space.backbone_params
     head = Text.assemble(
         (model, "bold"),
@@ -57,7 +63,20 @@ def space_table(model: str, chosen: str, space: Space) -> RenderableType:
         table,
         Text(f"everything together is {share:.3g}% of the backbone"),
         Text(f"positions, as `on:` takes them: {', '.join(names)}"),
+        reach_table(reach),
+        *unreached_lines(unreached),
     )
+
+
+def reach_table(reach: Sequence[Reach]) -> RenderableType:
+    """In how many layers each kind is, and which share of the backbone's parameters it changes."""
+    columns = ("kind", "role", "positions", "layers", "of the backbone")
+    table = table_of(*columns, right=columns[2:])
+    for row in reach:
+        layers = f"{row.layers} of {row.of_layers}"
+        share = f"{100 * row.share:.3g}%"
+        table.add_row(row.kind, row.role, count_text(row.positions), layers, share)
+    return table
 
 
 def space(
@@ -81,12 +100,16 @@ def space(
     if kinds is None:
         preset = preset or "s3pet-m"
     from sparsearch.spaces.backbone.loading import locate, skeleton
+    from sparsearch.spaces.coverage import describe_unreached, find_unreached, reach_of
     from sparsearch.spaces.space import build_space
 
     with console.stdout_is_for_results():
-        found = build_space(skeleton(locate(model), revision), preset=preset, kinds=kinds)
+        bare = skeleton(locate(model), revision)
+        found = build_space(bare, preset=preset, kinds=kinds)
+    reach, unreached = reach_of(found), find_unreached(bare)
     if not as_json:
-        output().print(space_table(model, preset or ", ".join(kind or ()), found))
+        lines = describe_unreached(unreached, found.backbone_params)
+        output().print(space_table(model, preset or ", ".join(kind or ()), found, reach, lines))
         return
     numbers = {
         "backbone_params": found.backbone_params,
@@ -96,4 +119,16 @@ def space(
     }
     chosen = {"model": model, "revision": revision, "preset": preset, "kinds": kind or None}
     names = [position.name for position in found.positions]
-    print_json({**chosen, **numbers, "positions": len(names), "position_names": names})
+    coverage = {
+        "reach": [dataclasses.asdict(row) for row in reach],
+        "unreached": [dataclasses.asdict(row) for row in unreached],
+    }
+    print_json(
+        {
+            **chosen,
+            **numbers,
+            "positions": len(names),
+            "position_names": names,
+            "coverage": coverage,
+        }
+    )
