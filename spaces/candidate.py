@@ -74,7 +74,7 @@ def make_candidate(
     kind: Kind, position: Position, size: int, which: tuple[int, ...] = ()
 ) -> Candidate:
     """A candidate with its costs."""
-    flops = kind.flops_per_token(position, size)
+    flops = position.repeats * kind.flops_per_token(position, size)
     return Candidate(
         position.name,
         kind.name,
@@ -83,7 +83,7 @@ def make_candidate(
         flops,
         0 if kind.mergeable else flops,
         kind.frozen_bytes(position, size),
-        kind.flops_per_pair(position, size),
+        position.repeats * kind.flops_per_pair(position, size),
         which,
         kind.pruned_weights(position, size),
     )

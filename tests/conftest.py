@@ -17,100 +17,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    BertConfig,
-    DebertaV2Config,
-    DistilBertConfig,
-    GPT2Config,
-    LlamaConfig,
-    OPTConfig,
-    PretrainedConfig,
     PreTrainedModel,
-    RobertaConfig,
-    T5Config,
 )
+
+from tests.helpers.families import CONFIGS, CORE, VOCAB
 
 torch.set_num_threads(1)
 
-D, HEADS, F, VOCAB = 32, 4, 64, 60
-
-CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "bert": lambda: BertConfig(
-        vocab_size=VOCAB,
-        hidden_size=D,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        intermediate_size=F,
-    ),
-    "roberta": lambda: RobertaConfig(
-        vocab_size=VOCAB,
-        hidden_size=D,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        intermediate_size=F,
-    ),
-    "deberta-v2": lambda: DebertaV2Config(
-        vocab_size=VOCAB,
-        hidden_size=D,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        intermediate_size=F,
-        relative_attention=True,
-        pos_att_type=["c2p", "p2c"],
-        position_buckets=8,
-        position_biased_input=False,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-    ),
-    "distilbert": lambda: DistilBertConfig(
-        vocab_size=VOCAB, dim=D, n_layers=2, n_heads=HEADS, hidden_dim=F
-    ),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB, n_embd=D, n_layer=2, n_head=HEADS, pad_token_id=0
-    ),
-    "llama": lambda: LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=D,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        num_key_value_heads=2,
-        intermediate_size=F,
-        pad_token_id=0,
-    ),
-    "opt": lambda: OPTConfig(
-        vocab_size=VOCAB,
-        hidden_size=D,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        ffn_dim=F,
-        pad_token_id=0,
-    ),
-    "t5": lambda: T5Config(
-        vocab_size=VOCAB,
-        d_model=D,
-        d_kv=8,
-        d_ff=F,
-        num_layers=2,
-        num_heads=HEADS,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    ),
-}
-FAMILIES = tuple(CONFIGS)
-ONLY_EAGER = ("deberta-v2",)
+FAMILIES = tuple(CORE)
+ONLY_EAGER = ("deberta-v2", "bloom", "gemma2", "mpnet")
+HEADLESS = ("granite",)
+"""Families without a sequence classifier in transformers."""
 
 
 def make_model(
     family: str, seed: int = 0, labels: int = 3, attention: str = "sdpa", **settings: object
 ) -> nn.Module:
-    """A tiny random model with a classification head; ``settings`` change its config."""
+    """A tiny random model with a classification head, where transformers has one; ``settings`` change its config."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
     for name, value in settings.items():
         setattr(config, name, value)
     config.num_labels = labels
     attention = "eager" if family in ONLY_EAGER else attention
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+    auto = AutoModelForCausalLM if family in HEADLESS else AutoModelForSequenceClassification
+    model = auto.from_config(config, attn_implementation=attention)
     return model.eval()
 
 

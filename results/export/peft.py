@@ -23,6 +23,7 @@ from sparsearch.errors import ExportError
 from sparsearch.spaces.attachment.weights_file import HEAD
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.families.position import Position, find
+from sparsearch.spaces.families.scan import widths
 from sparsearch.spaces.kinds.ia3.spec import IA3
 from sparsearch.spaces.kinds.lora.spec import Lora
 from sparsearch.spaces.structure import Structure
@@ -122,7 +123,7 @@ def plan_adapter(
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
         if position.module not in modules:
-            modules[position.module] = _adapted(model, position, positions, paths)
+            modules[position.module] = _adapted(model, position, paths)
         name = f"{candidate.position}:{candidate.kind}."
         unit = {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
         if candidate.kind == "spectral":
@@ -134,7 +135,7 @@ def plan_adapter(
     notes = _norm_notes(norms)
     if not linears:  # PEFT takes no adapter that adapts nothing
         first = next(p for p in positions if p.role == "linear")
-        linears = [_adapted(model, first, positions, paths)]
+        linears = [_adapted(model, first, paths)]
         notes += (
             f"PEFT wants an adapted linear: {linears[0].path} carries a zero rank-1 LoRA, which stays zero in training",
         )
@@ -147,13 +148,12 @@ def plan_adapter(
 def _adapted(
     model: nn.Module,
     position: Position,
-    positions: Sequence[Position],
     paths: Mapping[nn.Module, str],
 ) -> AdaptedModule:
     module = base_of(model).get_submodule(position.module)
     return AdaptedModule(
         paths[module],
-        width=max(p.start + p.out_features for p in positions if p.module == position.module),
+        width=widths(module)[1],
         is_norm=position.role == "norm",
         has_bias=getattr(module, "bias", None) is not None,
     )
@@ -253,7 +253,7 @@ def _join(
     module: AdaptedModule, position: Position, kind: str, unit: Mapping[str, Tensor]
 ) -> None:
     """Add one unit's tensors, at its rows of a fused projection."""
-    rows = slice(position.start, position.start + position.out_features)
+    rows = position.rows
     if kind in ("lora", "spectral"):
         wide = torch.zeros(module.width, unit["B"].shape[1])
         wide[rows] = unit["B"]

@@ -27,6 +27,7 @@ class AttachedUnit:
         self.idle = False
         self.start = position.start
         self.width = position.out_features
+        self.runs = position.runs
         self.seen: Tensor | None = None
 
     @property
@@ -90,28 +91,27 @@ class AttachedUnit:
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """Y plus the unit's change, on the unit's slice of a fused output."""
-        rest = self._rest(y)
+        self._check_width(y)
         change = self.delta(x).to(y.dtype)
-        if self.start or rest:
-            change = nn.functional.pad(change, (self.start, rest))
+        if self.width < y.shape[-1]:
+            own, period = self.width // self.runs, y.shape[-1] // self.runs
+            around = self.start, period - self.start - own
+            runs = change.reshape(*change.shape[:-1], self.runs, own)
+            change = nn.functional.pad(runs, around).flatten(-2)
         return y + change
 
     def part_of(self, y: Tensor) -> Tensor:
         """The unit's slice of a fused output."""
-        self._rest(y)
-        return y[..., self.start : self.start + self.width]
+        self._check_width(y)
+        end = self.start + self.width // self.runs
+        return y.reshape(*y.shape[:-1], self.runs, -1)[..., self.start : end].flatten(-2)
 
-    def _rest(self, y: Tensor) -> int:
-        """Output features behind the unit's slice.
-
-        Raises:
-            StructureError: If there are fewer output features than the unit needs.
-        """
-        rest = y.shape[-1] - self.start - self.width
-        if rest < 0:
+    def _check_width(self, y: Tensor) -> None:
+        """Refuse an output with fewer features than the unit needs."""
+        least = max(self.start + self.width, self.runs * self.position.period)
+        if y.shape[-1] < least:
             raise StructureError(
-                f"{self.kind.name} at {self.position.name} needs {self.start + self.width} output features, "
+                f"{self.kind.name} at {self.position.name} needs {least} output features, "
                 f"and there are {y.shape[-1]}: the linear's output is split, as by tensor parallelism",
                 "merge(model) before its layers are split, or run them whole",
             )
-        return rest

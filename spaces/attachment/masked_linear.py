@@ -39,14 +39,17 @@ class MaskedLinear:
         """The weight that is used, of all slices together, in the module's own form and type."""
         own = self._own()
         with torch.autocast(own.device.type, enabled=False):
+            runs = self.masks[0].runs  # a module's slices have equally many, one in each period
             rows = own.T if isinstance(self.module, Conv1D) else own
+            rows = rows.reshape(runs, -1, rows.shape[1])
             pieces, at = [], 0
             for slot in self.masks:
-                pieces += [rows[at : slot.start], self.used(slot)]
-                at = slot.start + slot.width
-            pieces.append(rows[at:])
-            present = [piece.to(own.dtype) for piece in pieces if len(piece)]
-            used = present[0] if len(present) == 1 else torch.cat(present)
+                part = self.used(slot).reshape(runs, -1, rows.shape[2])
+                pieces += [rows[:, at : slot.start], part]
+                at = slot.start + part.shape[1]
+            pieces.append(rows[:, at:])
+            present = [piece.to(own.dtype) for piece in pieces if piece.shape[1]]
+            used = (present[0] if len(present) == 1 else torch.cat(present, dim=1)).flatten(0, 1)
         return {"weight": used.T if isinstance(self.module, Conv1D) else used}
 
     def _own(self) -> Tensor:

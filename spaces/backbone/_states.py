@@ -187,7 +187,8 @@ def _quantised(model: nn.Module) -> Iterator[ModelState]:
         if _QUANTISED.search(described):
             yield ModelState("quantised", f"the model is quantised: {name} is a {described}", way)
             return
-        plain = not linear or getattr(kind, "forward", None) is nn.Linear.forward
+        own = kind.__module__.startswith("transformers.models.")  # Falcon has a linear of its own
+        plain = not linear or own or getattr(kind, "forward", None) is nn.Linear.forward
         if not plain or "base_layer" in module._modules:
             yield ModelState(
                 "replaced",

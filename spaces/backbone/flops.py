@@ -22,7 +22,8 @@ def dense_flops_per_token(positions: tuple[Position, ...], tokens: int) -> int:
     total = 0
     for position in positions:
         if position.role == "linear":
-            total += 2 * position.in_features * position.out_features
+            flops = 2 * position.in_features * position.out_features
             if position.name.endswith((".attn.q", ".cross.q")):
-                total += 4 * tokens * position.out_features
+                flops += 4 * tokens * position.out_features
+            total += position.repeats * flops
     return total

@@ -126,6 +126,7 @@ def load_model(
     from transformers.utils import logging
 
     own = load_config(path, revision)
+    _check_classifier(path, own)
     own.num_labels = num_labels
     check_weights(path)
     if sha256 is not None:
@@ -155,6 +156,19 @@ def load_model(
             logging.enable_progress_bar()
     _check_complete(model, path, report)
     return model.eval()
+
+
+def _check_classifier(path: str, config: Any) -> None:
+    """Refuse a family that transformers has no sequence classifier for."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise BackboneError(
+            f"model.path {path!r}: transformers has no sequence classifier for the family {config.model_type!r}",
+            "choose another family; a model that you load yourself goes with build_space and attach",
+        )
 
 
 def _check_complete(model: nn.Module, path: str, report: dict[str, Any]) -> None:
@@ -223,6 +237,7 @@ def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> Pre
     from transformers import AutoModelForSequenceClassification
 
     config = load_config(path, revision)
+    _check_classifier(path, config)
     config.num_labels = num_labels
     with LOADING, torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)

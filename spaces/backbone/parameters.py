@@ -69,17 +69,20 @@ def positions_of(model: nn.Module) -> tuple[Position, ...]:
 def layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
     """The list of layers with the module that holds it and its name there.
 
-    None for several stacks, and where another module runs beside whichever layer is the first.
+    None for several stacks, where another module runs beside whichever layer is the first, where layers share
+    weights, and where they are of several types, which the model tells by their place in the list.
     """
     from torch import nn
 
     base = base_of(model)
     stacks = FAMILIES[base.config.model_type].stacks  # type: ignore[union-attr,index]
-    beside = stacks[0].beside_first
-    if len(stacks) > 1 or (beside and beside in dict(base.named_modules())):
+    stack, types = stacks[0], getattr(base.config, "layer_types", None) or ()
+    if len(stacks) > 1 or stack.repeats is not None or len(set(types)) > 1:
         return None
-    owner, _, name = stacks[0].layers.rpartition(".")
-    layers = base.get_submodule(stacks[0].layers)
+    if stack.beside_first and stack.beside_first in dict(base.named_modules()):
+        return None
+    owner, _, name = stack.layers.rpartition(".")
+    layers = base.get_submodule(stack.layers)
     assert isinstance(layers, nn.ModuleList), "layers stand in a list"
     return base.get_submodule(owner), name, layers
 

@@ -63,7 +63,7 @@ class SecondMoments(ActivationRecorder):
 
     def basis(self, position: Position) -> tuple[Tensor, Tensor]:
         """Root mean squares of the gradients of the position's outputs (out), and of the inputs (in)."""
-        own = self.gradients[position.start : position.start + position.out_features]
+        own = self.gradients[position.rows]
         tokens = self.tokens.clamp_min(1)
         return (own / tokens).sqrt(), (self.inputs / tokens).sqrt()
 

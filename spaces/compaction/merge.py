@@ -16,7 +16,7 @@ from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.attachment.elsewhere import check_here
 from sparsearch.spaces.backbone.parameters import base_of
 from sparsearch.spaces.backbone.state import check_state
-from sparsearch.spaces.families.position import weight_at
+from sparsearch.spaces.families.position import add_to_weight, weight_at
 from sparsearch.spaces.kinds import Stage
 
 __all__ = [
@@ -157,10 +157,10 @@ def fold(module: nn.Module, slots: Sequence[AttachedUnit]) -> None:
         ]
         for slot, (to_weight, to_bias) in zip(now, changes, strict=True):
             if to_weight is not None:
-                weight_at(slot.position, module, weight).add_(to_weight)
+                add_to_weight(slot.position, module, weight, to_weight)
             if to_bias is not None:
                 bias = weight.new_zeros(len(weight)) if bias is None else bias
-                bias[slot.start : slot.start + slot.width] += to_bias
+                bias[slot.position.rows] += to_bias
     own.copy_(weight)
     if own_bias is not None:
         own_bias.copy_(bias)
@@ -169,4 +169,4 @@ def fold(module: nn.Module, slots: Sequence[AttachedUnit]) -> None:
 
 
 def _part(bias: Tensor | None, slot: AttachedUnit) -> Tensor | None:
-    return None if bias is None else bias[slot.start : slot.start + slot.width]
+    return None if bias is None else bias[slot.position.rows]

@@ -108,17 +108,18 @@ def _cut(base: nn.Module, position: Position, kept: Sequence[int]) -> None:
     """Keep the units' rows of what feeds them (parts of one fused linear together) and columns of the reader."""
     rows: dict[str, list[int]] = {}
     for feed in position.feeds:
-        features = _features(kept, feed.rows // position.units, feed.start)
+        features = _of_units(kept, feed.features, position.units)
         rows.setdefault(feed.module, []).extend(features)
     for path, features in rows.items():
-        _keep_outputs(base.get_submodule(path), features)
-    width = position.in_features // position.units
-    _keep_inputs(base.get_submodule(position.module), _features(kept, width))
+        _keep_outputs(base.get_submodule(path), sorted(features))
+    inputs = range(position.in_features)
+    _keep_inputs(base.get_submodule(position.module), _of_units(kept, inputs, position.units))
 
 
-def _features(units: Sequence[int], width: int, start: int = 0) -> list[int]:
-    """Features of units that lie side by side."""
-    return [start + unit * width + i for unit in units for i in range(width)]
+def _of_units(kept: Sequence[int], features: Sequence[int], units: int) -> list[int]:
+    """Those of features, which ``units`` share out in equal parts, that some of the units have."""
+    width = len(features) // units
+    return [feature for unit in kept for feature in features[unit * width : (unit + 1) * width]]
 
 
 def _keep_outputs(linear: nn.Module, features: Sequence[int]) -> None:

@@ -7,6 +7,8 @@ How a path is written:
 | ``a.b`` | a module |
 | ``a\|b`` | the first of two that exists |
 | ``a[1/3]`` | the second third of a fused projection's outputs |
+| ``a[q]``, ``a[k]``, ``a[v]`` | one of all queries, all keys and all values, in this order, of a fused projection |
+| ``a[q per group]`` | the same where the queries, the key and the value of heads that share a key lie together |
 | ``a>b`` | a block that is entered at a and left at b |
 | ``a,b>>c`` | heads or neurons that a and b compute and c reads |
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,12 +36,14 @@ class Stack:
         layers: Path of the list of layers.
         paths: Name of a position in a layer -> its path there.
         beside_first: Path of a module that runs beside whichever layer is the first, "" if none is.
+        repeats: Told of the config and a layer, how often it runs, where layers share their weights.
     """
 
     prefix: str
     layers: str
     paths: Mapping[str, str]
     beside_first: str = ""
+    repeats: Callable[[Any, int], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Family:
         head_counters: Attributes of its attention: its heads, and their features together; None if it counts neither.
         tokens: Names of the special tokens in its config that change what the model computes.
         rows_end: Whether a classifier pools where a row has its end token, so that each row must end with one.
+        key_heads: Told of the config, the key heads of an attention, where ``num_key_value_heads`` does not say it.
         keep_heads: Told of an attention and the heads that stay, where weights and counters are not all there is.
     """
 
@@ -60,4 +65,5 @@ class Family:
     head_counters: tuple[str, str] | None = None
     tokens: frozenset[str] = frozenset()
     rows_end: bool = False
+    key_heads: Callable[[Any], int] | None = None
     keep_heads: Callable[[nn.Module, Sequence[int]], None] | None = None

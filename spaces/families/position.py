@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Feed",
     "Position",
+    "add_to_weight",
     "find",
     "matching",
     "weight_at",
@@ -31,10 +32,12 @@ class Feed:
     Attributes:
         module: Path under the base model.
         start: First output feature inside a fused projection.
-        rows: Output features.
+        rows: How many output features.
         in_features: Width of its input.
         has_bias: Whether its outputs have a bias.
         per_token: Whether it runs on every token, not on relative positions alone (DeBERTa-v2).
+        runs: As in ``Position``.
+        period: As in ``Position``.
     """
 
     module: str
@@ -43,6 +46,13 @@ class Feed:
     in_features: int
     has_bias: bool
     per_token: bool = True
+    runs: int = 1
+    period: int = 0
+
+    @property
+    def features(self) -> list[int]:
+        """Its output features in the module, in the order of the units."""
+        return _features(self.start, self.rows, self.runs, self.period)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,10 @@ class Position:
         out_features: Width of the output (of the slice, in a fused projection).
         start: First output feature inside a fused projection.
         has_bias: Whether the module has a bias of its own.
+        runs: In how many equal runs its output features lie: more than one in a projection that is fused head by
+            head.
+        period: Features from one run's start to that of the next; 0 where there is one run.
+        repeats: How often the module runs on a token: more than once where layers share their weights (ALBERT).
         units: What can be cut one by one: heads (with grouped queries, groups that share keys), or neurons.
         feeds: The linears whose outputs they are; ``module`` is the one that reads them.
     """
@@ -77,15 +91,42 @@ class Position:
     has_bias: bool = False
     units: int = 0
     feeds: tuple[Feed, ...] = ()
+    runs: int = 1
+    period: int = 0
+    repeats: int = 1
+
+    @property
+    def rows(self) -> slice | list[int]:
+        """Index of its output features in the module's; a slice where they lie side by side."""
+        if self.runs == 1:
+            return slice(self.start, self.start + self.out_features)
+        return _features(self.start, self.out_features, self.runs, self.period)
+
+
+def _features(start: int, width: int, runs: int, period: int) -> list[int]:
+    each = width // runs
+    return [start + run * period + i for run in range(runs) for i in range(each)]
 
 
 def weight_at(position: Position, host: nn.Module, weight: Tensor | None = None) -> Tensor:
-    """The position's part of its module's weight, or of a tensor of that shape, as (out, in)."""
+    """The position's part of its module's weight, or of a tensor of that shape, as (out, in).
+
+    A view where its output features lie side by side, a copy elsewhere: to change a weight, ``add_to_weight``.
+    """
+    return _by_output(host, host.get_parameter("weight") if weight is None else weight)[
+        position.rows
+    ]
+
+
+def add_to_weight(position: Position, host: nn.Module, weight: Tensor, change: Tensor) -> None:
+    """Add (out, in) to the position's part of a tensor of its module's weight's shape, in place."""
+    _by_output(host, weight)[position.rows] += change
+
+
+def _by_output(host: nn.Module, weight: Tensor) -> Tensor:
     from transformers.pytorch_utils import Conv1D
 
-    whole = host.get_parameter("weight") if weight is None else weight
-    rows = whole.T if isinstance(host, Conv1D) else whole
-    return rows[position.start : position.start + position.out_features]
+    return weight.T if isinstance(host, Conv1D) else weight
 
 
 def matching(positions: Sequence[Position], patterns: Sequence[str]) -> tuple[Position, ...]:

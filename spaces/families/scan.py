@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparsearch.errors import BackboneError
@@ -16,9 +17,52 @@ from sparsearch.spaces.families.registry import FAMILIES
 
 __all__ = [
     "scan",
+    "widths",
 ]
 
-_FUSED = re.compile(r"^(?P<path>.+)\[(?P<part>\d+)/(?P<parts>\d+)\]$")
+_PART = re.compile(r"^(?P<path>.+)\[(?P<part>[^\]]+)\]$")
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The heads of a model's attentions.
+
+    Attributes:
+        width: Features of one head.
+        group: Query heads that share a key.
+    """
+
+    width: int
+    group: int
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Where the paths of a table are looked up.
+
+    Attributes:
+        modules: Of the whole base model.
+        heads: Of its attentions.
+        prefix: Path of the layer, with its point; "" outside the layers.
+        index: Of the layer; None outside the layers.
+        repeats: How often the layer runs.
+    """
+
+    modules: Mapping[str, nn.Module]
+    heads: _Heads
+    prefix: str = ""
+    index: int | None = None
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Output features of a fused projection, with the names that a position gives them."""
+
+    out_features: int
+    start: int = 0
+    runs: int = 1
+    period: int = 0
 
 
 def scan(base: nn.Module, model_type: str) -> tuple[Position, ...]:
@@ -38,81 +82,12 @@ def scan(base: nn.Module, model_type: str) -> tuple[Position, ...]:
     if family is None:
         raise BackboneError(
             f"model family {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}",
-            "choose a model of a supported family, or add one entry to the table in spaces/families/positions.py",
+            "choose a model of a supported family, or add one entry to the table in spaces/families/architectures",
         )
-    return tuple(_scan_family(family, dict(base.named_modules()), _head_width(base.config)))
+    return tuple(_scan_family(family, dict(base.named_modules()), base.config))
 
 
-def _head_width(config: Any) -> int:
-    """Features of one head."""
-    width = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
-    return int(width or config.hidden_size // config.num_attention_heads)
-
-
-def _scan_family(
-    family: Family, modules: Mapping[str, nn.Module], head: int
-) -> Iterator[Position]:
-    for stack in family.stacks:
-        layer = 0
-        while f"{stack.layers}.{layer}" in modules:
-            for suffix, path in stack.paths.items():
-                name = f"{stack.prefix}layers.{layer}.{suffix}"
-                below = f"{stack.layers}.{layer}."
-                if ">>" in path:
-                    yield _resolve_cut(name, path, below, layer, modules, head)
-                elif position := _resolve(name, path, below, layer, modules):
-                    yield position
-            layer += 1
-    for name, path in family.outside.items():
-        if position := _resolve(name, path, "", None, modules):
-            yield position
-
-
-def _resolve_cut(
-    name: str, path: str, prefix: str, layer: int, modules: Mapping[str, nn.Module], head: int
-) -> Position:
-    """A place that can be cut."""
-    before, _, reader = path.partition(">>")
-    linears = [_resolve(name, feed, prefix, layer, modules) for feed in before.split(",")]
-    feeds = tuple(
-        Feed(p.module, p.start, p.out_features, p.in_features, p.has_bias, ".pos_" not in p.module)
-        for p in linears
-        if p
-    )
-    width, out = _widths(modules[prefix + reader])
-    role: Role = "heads" if name.endswith("heads") else "neurons"
-    units = feeds[-1].rows // head if role == "heads" else width
-    module = prefix + reader
-    return Position(name, role, module, module, layer, width, out, units=units, feeds=feeds)
-
-
-def _resolve(
-    name: str, path: str, prefix: str, layer: int | None, modules: Mapping[str, nn.Module]
-) -> Position | None:
-    """Turn one entry of the table into a position, or None where the model lacks it."""
-    entry, _, leave = path.rpartition(">")
-    if entry:
-        exit_module = modules.get(prefix + leave)
-        if exit_module is None:
-            return None
-        _, width = _widths(exit_module)
-        return Position(name, "block", prefix + leave, prefix + entry, layer, width, width)
-    fused = _FUSED.match(path)
-    part, parts = (int(fused["part"]), int(fused["parts"])) if fused else (0, 1)
-    alternatives = (fused["path"] if fused else path).split("|")
-    found = next((prefix + p for p in alternatives if prefix + p in modules), None)
-    if found is None or getattr(modules[found], "weight", None) is None:
-        return None
-    width_in, width_out = _widths(modules[found])
-    width_out //= parts
-    role: Role = "norm" if name.endswith("norm") else "linear"
-    has_bias = getattr(modules[found], "bias", None) is not None
-    return Position(
-        name, role, found, found, layer, width_in, width_out, part * width_out, has_bias
-    )
-
-
-def _widths(module: nn.Module) -> tuple[int, int]:
+def widths(module: nn.Module) -> tuple[int, int]:
     """Input and output features of a linear (either orientation) or of a norm."""
     from transformers.pytorch_utils import Conv1D
 
@@ -122,3 +97,129 @@ def _widths(module: nn.Module) -> tuple[int, int]:
         return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
     width = int(module.get_parameter("weight").shape[0])
     return width, width
+
+
+def _heads_of(family: Family, config: Any) -> _Heads:
+    heads = int(config.num_attention_heads)
+    width = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    keys = family.key_heads(config) if family.key_heads is not None else keys
+    return _Heads(int(width or config.hidden_size // heads), heads // keys)
+
+
+def _scan_family(
+    family: Family, modules: Mapping[str, nn.Module], config: Any
+) -> Iterator[Position]:
+    heads = _heads_of(family, config)
+    for stack in family.stacks:
+        number = 0
+        while f"{stack.layers}.{number}" in modules:
+            repeats = stack.repeats(config, number) if stack.repeats is not None else 1
+            layer = _Layer(modules, heads, f"{stack.layers}.{number}.", number, repeats)
+            for suffix, path in stack.paths.items():
+                if position := _resolve(f"{stack.prefix}layers.{number}.{suffix}", path, layer):
+                    yield position
+            number += 1
+    for name, path in family.outside.items():
+        if position := _resolve(name, path, _Layer(modules, heads)):
+            yield position
+
+
+def _resolve(name: str, path: str, layer: _Layer) -> Position | None:
+    """Turn one entry of the table into a position, or None where the model lacks it."""
+    if ">>" in path:
+        return _resolve_cut(name, path, layer)
+    if ">" in path:
+        return _resolve_block(name, path, layer)
+    fused = _PART.match(path)
+    alternatives = (fused["path"] if fused else path).split("|")
+    paths = [layer.prefix + path for path in alternatives]
+    found = next((path for path in paths if path in layer.modules), None)
+    if found is None or getattr(layer.modules[found], "weight", None) is None:
+        return None
+    width_in, width_out = widths(layer.modules[found])
+    part = _part(fused["part"], width_out, layer.heads) if fused else _Part(width_out)
+    return Position(
+        name,
+        role="norm" if name.endswith("norm") else "linear",
+        module=found,
+        entry=found,
+        layer=layer.index,
+        in_features=width_in,
+        has_bias=getattr(layer.modules[found], "bias", None) is not None,
+        repeats=layer.repeats,
+        out_features=part.out_features,
+        start=part.start,
+        runs=part.runs,
+        period=part.period,
+    )
+
+
+def _part(part: str, width: int, heads: _Heads) -> _Part:
+    """Where in a fused projection a part lies.
+
+    Args:
+        part: As the table writes it, between the brackets.
+        width: Output features of the whole projection.
+        heads: Of the attention.
+    """
+    number, slash, parts = part.partition("/")
+    if slash:
+        each = width // int(parts)
+        return _Part(each, int(number) * each)
+    name, _, grouped = part.partition(" ")
+    groups = width // ((heads.group + 2) * heads.width)
+    runs = groups if grouped else 1
+    key = groups * heads.width // runs  # features of the keys in one run
+    start = {"q": 0, "k": heads.group * key, "v": (heads.group + 1) * key}[name]
+    out_features = runs * key * (heads.group if name == "q" else 1)
+    return _Part(out_features, start, runs, (heads.group + 2) * key if runs > 1 else 0)
+
+
+def _resolve_block(name: str, path: str, layer: _Layer) -> Position | None:
+    """A block, which is entered at one module and left at another."""
+    entry, leave = (layer.prefix + part for part in path.split(">"))
+    if leave not in layer.modules:
+        return None
+    _, width = widths(layer.modules[leave])
+    return Position(name, "block", leave, entry, layer.index, width, width, repeats=layer.repeats)
+
+
+def _resolve_cut(name: str, path: str, layer: _Layer) -> Position | None:
+    """A place that can be cut."""
+    before, _, reader = path.partition(">>")
+    module = layer.prefix + reader
+    if module not in layer.modules:
+        return None
+    linears = [_resolve(name, feed, layer) for feed in before.split(",")]
+    feeds = tuple(
+        Feed(
+            p.module,
+            p.start,
+            p.out_features,
+            p.in_features,
+            p.has_bias,
+            per_token=".pos_" not in p.module,
+            runs=p.runs,
+            period=p.period,
+        )
+        for p in linears
+        if p
+    )
+    width, out = widths(layer.modules[module])
+    role: Role = "heads" if name.endswith("heads") else "neurons"
+    attention = layer.modules[feeds[0].module.rpartition(".")[0]]
+    head = getattr(attention, "head_dim", layer.heads.width)
+    units = feeds[-1].rows // head if role == "heads" else width
+    return Position(
+        name,
+        role,
+        module,
+        module,
+        layer.index,
+        width,
+        out,
+        units=units,
+        feeds=feeds,
+        repeats=layer.repeats,
+    )

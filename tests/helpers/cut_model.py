@@ -7,12 +7,12 @@ from contextlib import contextmanager
 import torch
 
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
-from sparsearch.spaces.families.registry import FAMILIES
 from sparsearch.spaces.kinds.prunable.neurons import LEAST_NEURONS
+from tests.helpers.families import CORE
 
 TOLERANCE = 1e-6
 VARIANTS = {
-    **{name: (name, {}) for name in FAMILIES},
+    **{name: (name, {}) for name in CORE},
     "deberta-v2-own-positions": ("deberta-v2", {"share_att_key": False}),
     "deberta-v2-convolution": ("deberta-v2", {"conv_kernel_size": 3, "conv_act": "gelu"}),
     "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),

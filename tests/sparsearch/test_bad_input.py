@@ -197,17 +197,23 @@ def test_empty_split_and_stray_label(call, study, tmp_path):
 
 
 def test_unknown_family_lists_the_supported_ones(call, tmp_path):
-    from transformers import AlbertConfig
+    from transformers import FunnelConfig
 
-    AlbertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8).save_pretrained(
-        tmp_path / "albert"
-    )
-    code, text = call({"model.path": str(tmp_path / "albert"), "space": {"preset": "pst"}})
+    FunnelConfig(d_model=8, n_head=2, d_head=4).save_pretrained(tmp_path / "funnel")
+    code, text = call({"model.path": str(tmp_path / "funnel"), "space": {"preset": "pst"}})
     assert code == 2
-    assert (
-        "'albert' is not supported; supported: bert, deberta-v2, distilbert, gpt2, llama, opt, roberta, t5"
-        in text
+    assert "'funnel' is not supported; supported: albert, bart, bert, " in text
+
+
+def test_a_family_without_a_sequence_classifier_is_refused_with_the_way_out(call, tmp_path):
+    from transformers import GraniteConfig
+
+    GraniteConfig(hidden_size=8, num_attention_heads=2, vocab_size=9).save_pretrained(
+        tmp_path / "granite"
     )
+    code, text = call({"model.path": str(tmp_path / "granite"), "space": {"preset": "pst"}})
+    assert code == 2 and "transformers has no sequence classifier for the family 'granite'" in text
+    assert "build_space and attach" in text
 
 
 def test_missing_and_malformed_study_files(tmp_path):

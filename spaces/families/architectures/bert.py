@@ -1,4 +1,4 @@
-"""BERT and RoBERTa."""
+"""BERT, RoBERTa, ELECTRA and MPNet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from sparsearch.spaces.families.family import Family, Stack
 
 __all__ = [
     "BERT",
+    "ELECTRA",
+    "MPNET",
     "ROBERTA",
 ]
 
@@ -38,3 +40,26 @@ BERT = Family(
 
 # Position ids start behind the padding token.
 ROBERTA = replace(BERT, tokens=frozenset({"pad_token_id"}))
+
+# Small ones have narrower embeddings.
+ELECTRA = replace(BERT, outside={**BERT.outside, "embeddings.projection": "embeddings_project"})
+
+# Its encoder makes one position bias for all heads of all layers, so no head can go.
+MPNET = replace(
+    ROBERTA,
+    stacks=(
+        Stack(
+            "",
+            "encoder.layer",
+            {
+                "attn": "attention.attn.q>attention.attn.o",
+                "attn.q": "attention.attn.q",
+                "attn.k": "attention.attn.k",
+                "attn.v": "attention.attn.v",
+                "attn.o": "attention.attn.o",
+                "attn.norm": "attention.LayerNorm",
+                **{n: p for n, p in BERT.stacks[0].paths.items() if n.startswith("ffn")},
+            },
+        ),
+    ),
+)

@@ -1,34 +1,61 @@
-"""OPT."""
+"""OPT and BART."""
 
 from __future__ import annotations
 
 from sparsearch.spaces.families.family import Family, Stack
 
 __all__ = [
+    "BART",
     "OPT",
 ]
 
+
+def _attention(name: str, module: str) -> dict[str, str]:
+    """Names of one attention."""
+    return {
+        name: f"{module}.q_proj>{module}.out_proj",
+        f"{name}.heads": f"{module}.q_proj,{module}.k_proj,{module}.v_proj>>{module}.out_proj",
+        f"{name}.norm": f"{module}_layer_norm",
+        f"{name}.q": f"{module}.q_proj",
+        f"{name}.k": f"{module}.k_proj",
+        f"{name}.v": f"{module}.v_proj",
+        f"{name}.o": f"{module}.out_proj",
+    }
+
+
+_FEED_FORWARD = {
+    "ffn": "fc1>fc2",
+    "ffn.neurons": "fc1>>fc2",
+    "ffn.norm": "final_layer_norm",
+    "ffn.up": "fc1",
+    "ffn.down": "fc2",
+}
+_LAYER = _attention("attn", "self_attn") | _FEED_FORWARD
+_COUNTERS = ("num_heads", "embed_dim")
+
 OPT = Family(
+    stacks=(Stack("", "decoder.layers", _LAYER),),
+    outside={"norm": "decoder.final_layer_norm"},
+    head_counters=_COUNTERS,
+)
+
+# mBART has a last norm in both stacks beside those of the embeddings.
+BART = Family(
     stacks=(
+        Stack("encoder.", "encoder.layers", _LAYER),
         Stack(
-            "",
+            "decoder.",
             "decoder.layers",
-            {
-                "attn": "self_attn.q_proj>self_attn.out_proj",
-                "attn.heads": "self_attn.q_proj,self_attn.k_proj,self_attn.v_proj>>self_attn.out_proj",
-                "attn.norm": "self_attn_layer_norm",
-                "attn.q": "self_attn.q_proj",
-                "attn.k": "self_attn.k_proj",
-                "attn.v": "self_attn.v_proj",
-                "attn.o": "self_attn.out_proj",
-                "ffn": "fc1>fc2",
-                "ffn.neurons": "fc1>>fc2",
-                "ffn.norm": "final_layer_norm",
-                "ffn.up": "fc1",
-                "ffn.down": "fc2",
-            },
+            _attention("attn", "self_attn") | _attention("cross", "encoder_attn") | _FEED_FORWARD,
         ),
     ),
-    outside={"norm": "decoder.final_layer_norm"},
-    head_counters=("num_heads", "embed_dim"),
+    outside={
+        "encoder.embeddings.norm": "encoder.layernorm_embedding",
+        "decoder.embeddings.norm": "decoder.layernorm_embedding",
+        "encoder.norm": "encoder.layer_norm",
+        "decoder.norm": "decoder.layer_norm",
+    },
+    tokens=frozenset({"decoder_start_token_id"}),
+    head_counters=_COUNTERS,
+    rows_end=True,
 )

@@ -1,4 +1,4 @@
-"""T5."""
+"""T5 (FLAN too) and mT5."""
 
 from __future__ import annotations
 

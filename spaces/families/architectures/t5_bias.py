@@ -26,7 +26,7 @@ def keep_heads(attention: T5Attention, kept: Sequence[int]) -> None:
 
 
 class SlimT5Attention(T5Attention):  # type: ignore[misc]
-    """A T5 attention without some of its heads.
+    """A T5 attention without some of its heads; mT5's is a copy of T5's, and becomes this one too.
 
     The first layer makes the bias of all heads for every layer: each takes the part of the heads that
     it has kept and hands on the whole.

@@ -42,5 +42,5 @@ class LNFit(Kind):
         from sparsearch.spaces.kinds.lnfit.module import LNFitUnit
 
         centred = isinstance(host, nn.LayerNorm)
-        eps = host.eps if centred else getattr(host, "variance_epsilon", None)
+        eps = getattr(host, "variance_epsilon", getattr(host, "eps", None))
         return LNFitUnit(position.out_features, float(eps), centred)  # type: ignore[arg-type]

@@ -24,9 +24,9 @@ from sparsearch.spaces.attachment.weights_file import weights_of
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.compaction.checkpoint_document import read_checkpoint
-from sparsearch.spaces.families.registry import FAMILIES
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
+from tests.helpers.families import CORE
 from tests.helpers.feed_forward import WIDTH
 
 CUT = {"lora": {"max_rank": 2}, "lnfit": {}, "heads": {}, "neurons": {"block": 24}}
@@ -198,7 +198,7 @@ def test_a_spec_holds_what_is_attached_under_a_cut(trained, inputs, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "to"),
-    [(name, "torch") for name in FAMILIES if name not in (UNSERVED, "roberta")]
+    [(name, "torch") for name in CORE if name not in (UNSERVED, "roberta")]
     + [pytest.param("llama", "onnx", marks=NEEDS_ONNX)],
 )
 def test_a_serving_file_gives_the_checkpoints_logits(trained, name, to, inputs, tmp_path):

@@ -32,6 +32,8 @@ EXPRESSIBLE = {
     "lora-spectral-lnfit": {"lora": {"max_rank": 1}, "spectral": {}, "lnfit": {}},
     "bitfit-lnfit": {"bitfit": {"on": ["*.attn.[qv]"]}, "lnfit": {}},
 }
+UNLIKE = ("albert", "bart", "falcon-40b", "gemma3_text", "modernbert", "phi3")
+"""Of the families beside the core those that keep something otherwise: shared, in two stacks, fused, in other norms."""
 NO_BIASES = ("llama", "t5")
 """Families whose linears have none, so that PEFT cannot merge one."""
 NOT_MERGED = {("ia3", "roberta")} | {
@@ -76,7 +78,9 @@ def steps_after(adapter: Path, folder: Path, scratch: Path) -> dict[str, torch.n
         (name, family)
         for name, kinds in EXPRESSIBLE.items()
         for family in (FAMILIES if len(kinds) == 1 else ("bert", "gpt2", "llama", "t5"))
-    ],
+    ]
+    + [("lora-lnfit", variant) for variant in UNLIKE]
+    + [("ia3", "falcon-40b"), ("bitfit", "gpt_neox")],
 )
 def test_each_step_after_a_peft_export_gives_equal_logits_or_was_announced(
     family, name, build, randomise, tmp_path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from torch import nn
-from transformers import ElectraConfig, ElectraModel, T5EncoderModel
+from transformers import FunnelConfig, FunnelModel, T5EncoderModel
 
 from sparsearch.errors import BackboneError, ModelStateError, StructureError
 from sparsearch.spaces.attachment.attach import attach
@@ -28,10 +28,10 @@ def test_a_part_of_a_model_is_named(build, structure, part, message):
 
 
 def test_a_model_of_another_family_is_an_error_of_the_backbone(structure):
-    small = ElectraConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    small = FunnelConfig(d_model=8, n_head=2, d_head=4, d_inner=8, block_sizes=[1], vocab_size=9)
     for entry in (lambda m: attach(m, structure), lambda m: build_space(m, kinds={"lora": {}})):
-        with pytest.raises(BackboneError, match="family 'electra' is not supported"):
-            entry(ElectraModel(small))
+        with pytest.raises(BackboneError, match="family 'funnel' is not supported"):
+            entry(FunnelModel(small))
 
 
 def structures_of_t5(tmp_path, build, patterns=("*",)):

@@ -91,9 +91,7 @@ def test_patterns_do_not_reach_cross_attention_by_accident(build):
 
 
 def test_unknown_family_lists_the_supported_ones(build):
-    with pytest.raises(
-        BackboneError, match="bert, deberta-v2, distilbert, gpt2, llama, opt, roberta, t5"
-    ):
+    with pytest.raises(BackboneError, match="albert, bart, bert, .* t5, xlm-roberta"):
         scan(build("bert"), "mamba")
 
 

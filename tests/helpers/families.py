@@ -1,0 +1,181 @@
+"""Configs of tiny models: the core families, on which every test of a family runs, and all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    RobertaConfig,
+    T5Config,
+)
+
+D, HEADS, F, WIDE, VOCAB = 32, 4, 64, 96, 60
+
+CORE: dict[str, Callable[[], PretrainedConfig]] = {
+    "bert": lambda: BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=F,
+    ),
+    "roberta": lambda: RobertaConfig(
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=F,
+    ),
+    "deberta-v2": lambda: DebertaV2Config(
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=F,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        position_buckets=8,
+        position_biased_input=False,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+    ),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=VOCAB, dim=D, n_layers=2, n_heads=HEADS, hidden_dim=F
+    ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=D, n_layer=2, n_head=HEADS, pad_token_id=0
+    ),
+    "llama": lambda: LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=2,
+        intermediate_size=F,
+        pad_token_id=0,
+    ),
+    "opt": lambda: OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        ffn_dim=F,
+        pad_token_id=0,
+    ),
+    "t5": lambda: T5Config(
+        vocab_size=VOCAB,
+        d_model=D,
+        d_kv=8,
+        d_ff=F,
+        num_layers=2,
+        num_heads=HEADS,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    ),
+}
+
+ENCODER = {
+    "vocab_size": VOCAB,
+    "hidden_size": D,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "intermediate_size": WIDE,
+}
+DECODER = {**ENCODER, "num_key_value_heads": 2, "pad_token_id": 0, "max_position_embeddings": 64}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 1}
+SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+FALCON = {
+    "vocab_size": VOCAB,
+    "hidden_size": D,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "ffn_hidden_size": WIDE,
+    "pad_token_id": 0,
+}
+BART = {
+    "vocab_size": VOCAB,
+    "d_model": D,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_ffn_dim": WIDE,
+    "decoder_ffn_dim": WIDE,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "albert": ("albert", {**ENCODER, "num_hidden_layers": 3, "embedding_size": 16}),
+    "bart": ("bart", BART),
+    "bloom": (
+        "bloom",
+        {"vocab_size": VOCAB, "hidden_size": D, "n_layer": 2, "n_head": HEADS, "pad_token_id": 0},
+    ),
+    "camembert": ("camembert", ENCODER),
+    "electra": ("electra", {**ENCODER, "embedding_size": 16}),
+    "falcon": ("falcon", FALCON),
+    "falcon-40b": ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-rw": (
+        "falcon",
+        {**FALCON, "multi_query": False, "alibi": True, "parallel_attn": False, "bias": True},
+    ),
+    "gemma": ("gemma", {**DECODER, "head_dim": 8, **SPECIAL}),
+    "gemma2": ("gemma2", {**DECODER, "head_dim": 8, **SPECIAL, **SLIDING}),
+    "gemma3_text": ("gemma3_text", {**DECODER, "head_dim": 8, **SPECIAL, **SLIDING}),
+    "gpt_neox": ("gpt_neox", {**ENCODER, "pad_token_id": 0}),
+    "granite": ("granite", DECODER),
+    "mbart": ("mbart", BART),
+    "mistral": ("mistral", DECODER),
+    "modernbert": (
+        "modernbert",
+        {
+            **ENCODER,
+            "pad_token_id": 0,
+            "local_attention": 4,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
+    "mpnet": ("mpnet", ENCODER),
+    "mt5": (
+        "mt5",
+        {
+            "vocab_size": VOCAB,
+            "d_model": D,
+            "d_kv": 8,
+            "d_ff": WIDE,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "num_heads": HEADS,
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "olmo": ("olmo", DECODER),
+    "olmo2": ("olmo2", DECODER),
+    "phi3": ("phi3", {**DECODER, **SPECIAL}),
+    "qwen2": ("qwen2", DECODER),
+    "qwen3": ("qwen3", {**DECODER, "head_dim": 16}),
+    "smollm3": ("smollm3", {**DECODER, **SPECIAL, "no_rope_layers": [1, 0]}),
+    "stablelm": ("stablelm", DECODER),
+    "xlm-roberta": ("xlm-roberta", ENCODER),
+}
+"""Name -> family and settings of what is beside the core; two names of one family are built differently."""
+
+
+def _config(variant: str) -> Callable[[], PretrainedConfig]:
+    family, settings = VARIANTS[variant]
+    return lambda: AutoConfig.for_model(family, **settings)
+
+
+CONFIGS = CORE | {variant: _config(variant) for variant in VARIANTS}

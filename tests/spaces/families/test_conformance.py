@@ -1,0 +1,196 @@
+"""The conformance table on the families beside the core: one model each, every kind everywhere it can go."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsearch.spaces.attachment.attach import attach_modules, detach
+from sparsearch.spaces.attachment.weights_file import load_weights, weights_of
+from sparsearch.spaces.backbone.flops import dense_flops_per_token
+from sparsearch.spaces.backbone.parameters import base_of, positions_of
+from sparsearch.spaces.compaction.merge import merge
+from sparsearch.spaces.compaction.remove import remove_units
+from sparsearch.spaces.coverage import find_unreached
+from sparsearch.spaces.families.position import find, weight_at
+from sparsearch.spaces.families.scan import widths
+from sparsearch.spaces.kinds import make_kind
+from tests.conftest import make_inputs, make_model
+from tests.helpers.cut_model import TOLERANCE, cuts_of, furthest, gated, some_units
+from tests.helpers.families import VARIANTS
+from tests.helpers.kind_table import TABLE, units_of
+from tests.helpers.logits import logits
+
+LACKING = {
+    "heads": ("bloom", "falcon", "falcon-40b", "falcon-rw", "mpnet", "olmo2", "phi3", "stablelm"),
+    "norm": ("olmo",),
+}
+"""Families whose heads cannot go, and whose norms have no weights."""
+INPUTS = make_inputs()
+
+
+@torch.no_grad()
+def move(model, seed=7):
+    """Every parameter that trains goes away from its initial value."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(variant):
+    """All weights are far from 0, norms too; tests leave it as it is."""
+    model = make_model(variant)
+    move(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    """What it computes."""
+    return logits(model, INPUTS)
+
+
+def test_positions_reach_all_linears_and_norms_once(variant, model):
+    positions = positions_of(model)
+    modules = dict(base_of(model).named_modules())
+    assert len({p.name for p in positions}) == len(positions)
+    features: dict[str, list[int]] = {}
+    for p in positions:
+        if p.role == "linear":
+            rows = torch.arange(widths(modules[p.module])[1])[p.rows]
+            features.setdefault(p.module, []).extend(rows.tolist())
+    for module, rows in features.items():
+        assert sorted(rows) == [*range(widths(modules[module])[1])]
+    assert {u.module for u in find_unreached(model)} <= {"pooler"}
+    lacking = {role for role, variants in LACKING.items() if variant in variants}
+    found = {p.role for p in positions}
+    assert found == {"linear", "norm", "block", "heads", "neurons"} - lacking
+
+
+def test_canonical_names(variant, model):
+    names = {p.name for p in positions_of(model)}
+    stack = "decoder." if "decoder.layers.0.attn" in names else ""
+    last = 0 if variant == "albert" else 1
+    parts = ("attn", "attn.q", "attn.k", "attn.v", "attn.o", "ffn", "ffn.up", "ffn.down")
+    assert {f"{stack}layers.{last}.{part}" for part in parts} <= names
+    assert not any(f"layers.{last + 1}." in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    TABLE,
+    ids=[f"{k}{'-parallel' if 'parallel' in o else ''}" for k, o in TABLE],
+)
+def test_a_kind_everywhere(model, plain, name, options):
+    kind = make_kind(name, options)
+    if not (units := units_of(model, kind)):
+        pytest.skip("its norms have no weights")
+    attachment = attach_modules(model, units, train_head=False)
+    try:
+        if name != "weight_mask":  # a mask prunes from the start
+            assert torch.equal(logits(model, INPUTS), plain)
+        for (position, _, size, _), unit in zip(units, attachment.units.values(), strict=True):
+            assert sum(p.numel() for p in unit.parameters()) == kind.params(position, size)
+        move(model)
+        attached = logits(model, INPUTS)
+        assert furthest(attached, plain) > 1e-3
+        z = torch.full((sum(u[3] for u in units),), 0.5, requires_grad=True)
+        with attachment.gated(z):
+            loss = model(**INPUTS).logits.square().sum()
+        (gradient,) = torch.autograd.grad(loss, [z])
+        places = [u[0].name for u in units for _ in range(u[3])]
+        silent = [n for n, g in zip(places, gradient.tolist(), strict=True) if g == 0]
+        assert torch.isfinite(gradient).all()
+        assert all(n.endswith(".k") and name == "bitfit" for n in silent), silent
+        with attachment.gated(torch.ones_like(z)):
+            assert furthest(logits(model, INPUTS), attached) < 1e-5
+        with attachment.gated(torch.zeros_like(z)):
+            assert furthest(logits(model, INPUTS), plain) < 1e-5
+        trained = weights_of(model)
+    finally:
+        detach(model)
+    assert torch.equal(logits(model, INPUTS), plain)
+    attach_modules(model, units, train_head=False)
+    try:
+        load_weights(model, trained)
+        assert torch.equal(logits(model, INPUTS), attached)
+    finally:
+        detach(model)
+
+
+@pytest.mark.parametrize("name", ["lora", "weight_mask", "ia3", "bitfit"])
+def test_folded_into_the_weights_a_kind_computes_the_same(variant, model, name):
+    """Also into slices of fused linears that lie head by head."""
+    whole = copy.deepcopy(model).double()
+    kind = make_kind(name, dict(TABLE)[name])
+    units = [
+        u
+        for u in units_of(whole, kind)
+        if name != "bitfit" or (u[0].has_bias and u[0].role == "linear")
+    ]
+    if not units:
+        pytest.skip("no linear of this family has a bias")
+    attach_modules(whole, units, train_head=False)
+    move(whole)
+    whole.double()
+    expected = logits(whole, INPUTS)
+    merge(whole)
+    assert furthest(logits(whole, INPUTS), expected) < TOLERANCE
+
+
+def test_what_is_cut_out_of_the_weights_was_zero(model):
+    whole = copy.deepcopy(model).double()
+    removed = some_units(whole)
+    assert removed
+    dense = logits(whole, INPUTS)
+    with gated(whole, removed):
+        expected = logits(whole, INPUTS)
+    found = logits(remove_units(whole, removed), INPUTS)
+    assert furthest(found, expected) < TOLERANCE
+    assert furthest(found, dense) > 1e-3
+    left = {p.name: p.units for p in cuts_of(whole)}
+    assert left == {p.name: p.units - len(removed[p.name]) for p in cuts_of(model)}
+
+
+def test_flops_are_what_torch_counts(variant, model):
+    eager = make_model(variant, attention="eager")
+    ids = INPUTS["input_ids"]
+    arguments = {**INPUTS}
+    if base_of(eager).config.is_encoder_decoder:
+        arguments["decoder_input_ids"] = ids
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        base_of(eager)(**arguments)
+    aside = sum(
+        count
+        for module, counts in counter.get_flop_counts().items()
+        if module.endswith(("rotary_emb", "pooler"))
+        for count in counts.values()
+    )
+    expected = ids.numel() * dense_flops_per_token(positions_of(eager), ids.shape[1])
+    assert counter.get_total_flops() - aside == expected
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_parts_that_are_fused_group_by_group_are_those_that_the_attention_takes(key_heads):
+    """With one part's weights doubled, its heads alone are doubled."""
+    model = make_model("falcon-40b", num_kv_heads=key_heads)
+    fused = base_of(model).get_submodule("h.1.self_attention.query_key_value")
+    attention = base_of(model).get_submodule("h.1.self_attention")
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    whole = attention._split_heads(fused(x))
+    for i, part in enumerate("qkv"):
+        position = find(positions_of(model), f"layers.1.attn.{part}")
+        own = weight_at(position, fused)
+        found = (x @ own.T).view(1, 5, -1, 8)
+        heads = whole[i] if part == "q" else whole[i][:, :, :: 4 // key_heads]
+        assert torch.allclose(found, heads)
