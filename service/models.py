@@ -131,6 +131,9 @@ class PlanModel(BaseModel):
     unreached: list[str] = Field(
         description="What of the backbone no position reaches, and why, a place each."
     )
+    guessed: str = Field(
+        description="What was guessed of a family that is not in the table; empty for others."
+    )
     trials: int
     proposed: int = Field(description="Trials that an outer loop proposes beside them.")
     seconds: float | None = Field(description="One after the other; null where none is known.")

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sparsearch.spaces.backbone.parameters import backbone_modules, positions_of
+from sparsearch.spaces.backbone.parameters import backbone_modules, base_of, positions_of
+from sparsearch.spaces.families.generic import opaque_modules
 from sparsearch.spaces.families.position import Position
-from sparsearch.spaces.families.registry import FAMILIES
+from sparsearch.spaces.families.registry import FAMILIES, family_of
 from sparsearch.spaces.space import Space
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Reach", "Unreached", "describe_unreached", "find_unreached", "reach_of"]
 
 What = Literal["linear", "norm", "expert", "tensor"]
-"""A linear, a norm, experts kept as one tensor of three dimensions, or another such tensor."""
+"""A linear, a norm, experts kept in tensors of their own, or other weights that are no linear."""
 
 _LAYER = re.compile(r"^(.*?layers\.\d+)\.")
 
@@ -96,6 +97,7 @@ def find_unreached(model: nn.Module) -> tuple[Unreached, ...]:
         if p.role in ("linear", "norm"):
             reached[p.module] = reached.get(p.module, 0) + _weights(p)
     feeds = {feed.module for p in positions for feed in p.feeds}
+    opaque = opaque_modules(base_of(model))
     family = str(model.config.model_type)  # type: ignore[union-attr]
     found = []
     for path, module in backbone_modules(model):
@@ -103,7 +105,9 @@ def find_unreached(model: nn.Module) -> tuple[Unreached, ...]:
             what, weights = own
             left = weights - reached.get(path, 0)
             if left > 0:
-                found.append(Unreached(path, what, left, _reason(path, what, family, feeds)))
+                found.append(
+                    Unreached(path, what, left, _reason(path, what, family, feeds, opaque))
+                )
     return tuple(found)
 
 
@@ -146,7 +150,8 @@ def _weights(position: Position) -> int:
 
 
 def _own(path: str, module: nn.Module) -> tuple[What, int] | None:
-    """What a module is for us, and its weights; None for embeddings, convolutions and what only holds others."""
+    """What a module is for us, and its weights; None for embeddings, and for what only holds others."""
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     own = dict(module.named_parameters(recurse=False))
@@ -155,20 +160,26 @@ def _own(path: str, module: nn.Module) -> tuple[What, int] | None:
         return "linear", sum(p.numel() for p in own.values())
     if weight is not None and weight.ndim == 1:
         return "norm", sum(p.numel() for p in own.values())
-    deep = sum(p.numel() for name, p in own.items() if p.ndim == 3 and name != "weight")
-    if deep:
+    deep = sum(p.numel() for p in own.values() if p.ndim > 1)
+    if deep and not isinstance(module, nn.Embedding):
         return ("expert" if "expert" in path else "tensor"), deep
     return None
 
 
-def _reason(path: str, what: What, family: str, feeds: Collection[str]) -> str:
+def _reason(
+    path: str, what: What, family: str, feeds: Collection[str], opaque: Collection[str]
+) -> str:
     """Why no position reaches a module."""
     if "pooler" in path.split("."):
         return "the pooler, which is part of the head where the checkpoint lacks it"
+    if any(f"{path}.".startswith(f"{closed}.") for closed in opaque):
+        return "torch's own attention or layer reads its weights and calls no module, so nothing can be attached"
     if path in feeds:
         return "it feeds heads that can be cut, and no kind goes to it alone"
     if what in ("expert", "tensor"):
-        return "weights of three dimensions, and kinds go to single matrices"
-    if any(path.startswith(f"{stack.layers}.") for stack in FAMILIES[family].stacks):
+        return "weights in tensors of their own, and kinds go to linears and norms"
+    if any(path.startswith(f"{stack.layers}.") for stack in family_of(family).stacks):
         return f"a part of a layer that the table of {family} does not name"
+    if family not in FAMILIES:
+        return "its type says neither linear nor norm whose form is known"
     return f"outside the layers, where the table of {family} does not name it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,9 @@ from sparsearch.errors import ConfigError
 from sparsearch.spaces.backbone.parameters import count_with_pooler, positions_of
 from sparsearch.spaces.backbone.state import check_state
 from sparsearch.spaces.conflicts import conflicts
+from sparsearch.spaces.families.generic import GuessedFamilyWarning, describe_guess
 from sparsearch.spaces.families.position import Position, find, matching
+from sparsearch.spaces.families.registry import FAMILIES
 from sparsearch.spaces.kinds import KINDS, Kind, make_kind
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ from sparsearch.spaces.candidate import Candidate, count_trainable, make_candida
 __all__ = [
     "Space",
     "build_space",
+    "list_space",
 ]
 
 
@@ -32,13 +36,14 @@ class Space:
     """Everything that may be chosen for one backbone.
 
     Equal candidates (the rank units of one LoRA) stand next to each other. Relative budgets are shares of
-    ``backbone_params``.
+    ``backbone_params``. ``guessed`` says what was guessed of a family that is not in the table, "" of others.
     """
 
     candidates: tuple[Candidate, ...]
     kinds: Mapping[str, Kind]
     positions: tuple[Position, ...]
     backbone_params: int
+    guessed: str = ""
 
     @cached_property
     def trainable_params(self) -> int:
@@ -96,14 +101,15 @@ def build_space(
     """Scan a model and list its candidates: kinds in the registry's order, positions in the backbone's.
 
     Args:
-        model: A model of a supported family; the meta device will do.
+        model: Any transformers model; the meta device will do. Where its family is not in the table, its positions
+            are guessed by the type and shape of its modules, and a ``GuessedFamilyWarning`` says so.
         preset: Name of a preset.
         kinds: Kind -> its options, and ``on``, the patterns of positions to use.
 
     Raises:
         ConfigError: If a kind, an option or a preset is unknown, a pattern matches nothing, or kinds
             cannot be chosen together.
-        BackboneError: If the family is unknown.
+        BackboneError: If the family is not in the table and no linear or norm is found.
         ModelStateError: If the model is in a state where nothing can be attached, see ``model_state``.
 
     Example:
@@ -113,11 +119,25 @@ def build_space(
         >>> build_space(model, kinds={"bitfit": {"on": ["*.attn.q"]}}).trainable_params
         128
     """
+    space = list_space(model, preset=preset, kinds=kinds)
+    if space.guessed:
+        warnings.warn(space.guessed, GuessedFamilyWarning, stacklevel=2)
+    return space
+
+
+def list_space(
+    model: nn.Module,
+    *,
+    preset: str | None = None,
+    kinds: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Space:
+    """The same as ``build_space`` for callers that show ``Space.guessed`` themselves: nothing is warned of."""
     check_state(model, allow={"attached", "meta"})
     if (preset is None) == (kinds is None):
         raise ConfigError(["a space is given by either a preset or kinds, not both"])
     chosen = read_preset(preset)["kinds"] if preset is not None else (kinds or {})
-    positions = positions_of(model)
+    positions, family = positions_of(model), str(model.config.model_type)  # type: ignore[union-attr]
+    guessed = "" if family in FAMILIES else describe_guess(positions, family)
     candidates: list[Candidate] = []
     built: dict[str, Kind] = {}
     places: dict[Kind, Sequence[Position]] = {}
@@ -133,13 +153,15 @@ def build_space(
             continue
         built[name] = kind
         on = kind.default_on if patterns is None else patterns
+        if guessed and (patterns is None or preset is not None):
+            on = ("*",)  # patterns that the user did not write are of canonical names
         found = [p for p in matching(positions, on) if kind.accepts(p)]
         places[kind] = found
         for pattern in patterns or ():
             if preset is None and not any(map(kind.accepts, matching(positions, [pattern]))):
                 problems.append(
                     f"space.kinds.{name}.on: {pattern!r} matches no position that {name} accepts "
-                    f"(positions are named like {positions[1].name!r})"
+                    f"(positions are named like {positions[:2][-1].name!r})"
                 )
         candidates += [
             make_candidate(kind, p, size, (i,) if kind.role == "remove" else ())
@@ -151,4 +173,4 @@ def build_space(
         problems.append("the space is empty: no kind finds a position in this model")
     if problems:
         raise ConfigError(problems)
-    return Space(tuple(candidates), built, positions, count_with_pooler(model))
+    return Space(tuple(candidates), built, positions, count_with_pooler(model), guessed)

@@ -65,6 +65,7 @@ class Preflight:
             f"{least.kind} at {least.position}, {least.params:,} parameters" if least else "",
             self.feasibility,
             describe_unreached(self.unreached, space.backbone_params),
+            space.guessed,
         )
 
 

@@ -38,6 +38,7 @@ class PreflightSummary:
         smallest: The smallest candidate in words, empty where none could be attached.
         budgets: In order.
         unreached: What of the backbone no position reaches, and why, a place each.
+        guessed: What was guessed of a family that is not in the table, empty for others.
     """
 
     study: str
@@ -47,6 +48,7 @@ class PreflightSummary:
     smallest: str
     budgets: tuple[Feasibility, ...]
     unreached: tuple[str, ...] = ()
+    guessed: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from sparsearch.errors import ExportError
 from sparsearch.spaces.attachment.weights_file import HEAD
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
-from sparsearch.spaces.families.position import Position, find
-from sparsearch.spaces.families.scan import widths
+from sparsearch.spaces.families.position import Position, find, widths
 from sparsearch.spaces.kinds.ia3.spec import IA3
 from sparsearch.spaces.kinds.lora.spec import Lora
 from sparsearch.spaces.structure import Structure

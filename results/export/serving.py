@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparsearch.config.formats import ServingFormat
 from sparsearch.errors import ExportError
 from sparsearch.results.export.folders import first_line, write_problem
+from sparsearch.results.export.verify import vocabulary_of
 from sparsearch.spaces.backbone.tokens import most_tokens
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint
 
@@ -130,13 +131,14 @@ def _sample(model: PreTrainedModel, rows: int, tokens: int) -> Inputs:
     """A batch whose rows, but for the first, end in padding; segments where the model tells them apart."""
     config = model.config
     generator = torch.Generator().manual_seed(rows)
-    ids = torch.randint(5, config.vocab_size, (rows, tokens), generator=generator)
+    ids = torch.randint(5, vocabulary_of(model), (rows, tokens), generator=generator)
     ends = tokens - torch.arange(rows) % (tokens - 1)
     places = torch.arange(tokens)
     mask = (places < ends[:, None]).long()
-    if config.eos_token_id is not None and config.is_encoder_decoder:
-        ids[places == ends[:, None] - 1] = config.eos_token_id
-    ids = torch.where(mask.bool(), ids, config.pad_token_id or 0)
+    end = getattr(config, "eos_token_id", None)
+    if end is not None and config.is_encoder_decoder:
+        ids[places == ends[:, None] - 1] = end
+    ids = torch.where(mask.bool(), ids, getattr(config, "pad_token_id", None) or 0)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if (getattr(config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = mask * (places >= 2)

@@ -93,7 +93,7 @@ def notes_on_padding(config: Any, tokenizer: Any) -> tuple[str, ...]:
     notes = []
     if tokenizer is None:
         notes.append("no tokenizer is in it: the backbone's folder has none")
-    if config.pad_token_id is None:
+    if getattr(config, "pad_token_id", None) is None:
         notes.append(
             "no padding token is known: set model.config.pad_token_id before a batch of several rows"
         )

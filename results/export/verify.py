@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
-from sparsearch.spaces.families.registry import FAMILIES
+from sparsearch.spaces.families.registry import family_of
 
-__all__ = ["check_padding", "compare", "logits_of"]
+__all__ = ["check_padding", "compare", "logits_of", "vocabulary_of"]
 
 TOLERANCE = 1e-5
 """Largest allowed difference of a logit after the round trip, relative to the largest logit if that is above 1."""
@@ -27,7 +27,7 @@ def logits_of(model: nn.Module) -> Tensor:
         (6, labels); (3, labels) where the model knows no padding token.
     """
     model.eval()
-    pad: Any = model.config.pad_token_id  # type: ignore[union-attr]
+    pad: Any = getattr(model.config, "pad_token_id", None)
     rows = _rows(model)
     logits = [model(input_ids=r, attention_mask=torch.ones_like(r)).logits for r in rows]
     if pad is not None:
@@ -41,14 +41,21 @@ def logits_of(model: nn.Module) -> Tensor:
 def _rows(model: nn.Module) -> list[Tensor]:
     """Random tokens, neither padding nor an end; where the family's rows end with one, each has it last."""
     config: Any = model.config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    special = {config.pad_token_id, *ends}
-    tokens = torch.tensor([t for t in range(5, config.vocab_size) if t not in special])
+    end: Any = getattr(config, "eos_token_id", None)
+    special = {getattr(config, "pad_token_id", None), *(end if isinstance(end, list) else [end])}
+    tokens = torch.tensor([t for t in range(5, vocabulary_of(model)) if t not in special])
     generator = torch.Generator().manual_seed(0)
     rows = [tokens[torch.randint(len(tokens), (1, n), generator=generator)] for n in _LENGTHS]
-    for row in rows if FAMILIES[config.model_type].rows_end else ():
-        row[:, -1] = config.eos_token_id
+    for row in rows if family_of(config.model_type).rows_end else ():
+        row[:, -1] = end
     return rows
+
+
+def vocabulary_of(model: nn.Module) -> int:
+    """Tokens that a model knows: what its config says, else the rows of its first embeddings."""
+    said = getattr(model.config, "vocab_size", None)
+    tables = (m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding))
+    return int(said or next(tables))
 
 
 def compare(expected: Tensor, found: Tensor, step: str = "loaded again") -> float:

@@ -33,8 +33,8 @@ def only_rows_read(
     Yields:
         The groups, the small table in the place of the large one.
     """
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    if not (_is_plain(embedding) and embedding.weight.requires_grad and _held_once(model)):
+    embedding = _embedding_of(model)
+    if embedding is None or not embedding.weight.requires_grad or not _held_once(model, embedding):
         yield groups
         return
     whole = embedding.weight
@@ -64,11 +64,19 @@ def only_rows_read(
             whole[rows] = table.detach()
 
 
-def _is_plain(embedding: object) -> bool:
-    return isinstance(embedding, nn.Embedding) and embedding.max_norm is None
+def _embedding_of(model: nn.Module) -> nn.Embedding | None:
+    """The token embeddings, where the model says which they are and a lookup is all that they do."""
+    try:
+        found = model.get_input_embeddings()  # type: ignore[operator]
+    except (
+        NotImplementedError
+    ):  # a model whose names transformers does not know, and that does not say it either
+        return None
+    return found if isinstance(found, nn.Embedding) and found.max_norm is None else None
 
 
-def _held_once(model: nn.Module) -> bool:
-    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-    holders = [m for m in model.modules() if any(p is weight for p in m._parameters.values())]
+def _held_once(model: nn.Module, embedding: nn.Embedding) -> bool:
+    holders = [
+        m for m in model.modules() if any(p is embedding.weight for p in m._parameters.values())
+    ]
     return len(holders) == 1

@@ -42,6 +42,11 @@ _PARALLEL = {
 _QUANTISED = re.compile(
     r"quant|[48]bit|fp8|gptq|awq|hqq|eetq|aqlm|bitsandbytes|torchao", re.IGNORECASE
 )
+_PLAIN = (
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear",  # of torch's attention
+    "transformers.models.",  # Falcon has a linear of its own
+)
+"""How the classes of layers begin that are no replacements, whatever their names and forwards say."""
 _LOAD_ANEW = "load the model anew with from_pretrained"
 
 
@@ -184,11 +189,11 @@ def _quantised(model: nn.Module) -> Iterator[ModelState]:
         kind = type(module)
         described = f"{kind.__module__}.{kind.__name__}"
         linear = hasattr(module, "in_features") or hasattr(module, "infeatures")
-        if _QUANTISED.search(described):
+        if _QUANTISED.search(described) and not described.startswith(_PLAIN):
             yield ModelState("quantised", f"the model is quantised: {name} is a {described}", way)
             return
-        own = kind.__module__.startswith("transformers.models.")  # Falcon has a linear of its own
-        plain = not linear or own or getattr(kind, "forward", None) is nn.Linear.forward
+        known = getattr(kind, "forward", None) is nn.Linear.forward or described.startswith(_PLAIN)
+        plain = not linear or known
         if not plain or "base_layer" in module._modules:
             yield ModelState(
                 "replaced",

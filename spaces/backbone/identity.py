@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparsearch.spaces.backbone.fingerprint import fingerprint, fingerprint_1, fingerprint_2
-from sparsearch.spaces.families.registry import FAMILIES
+from sparsearch.spaces.families.registry import family_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -111,8 +111,7 @@ def identify(model: nn.Module, path: str = "", revision: str | None = None) -> B
 def hash_settings(model: nn.Module) -> str:
     """SHA-256 of the settings of a model's config that change what its backbone computes, defaults left out."""
     config = model.config
-    family = FAMILIES.get(config.model_type)  # type: ignore[union-attr,arg-type]
-    tokens = () if family is None else family.tokens
+    tokens = family_of(config.model_type).tokens  # type: ignore[union-attr,arg-type]
     defaults = type(config)().to_dict()  # type: ignore[operator, union-attr]
     settings = {
         key: value

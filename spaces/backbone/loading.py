@@ -15,7 +15,6 @@ from sparsearch.spaces.backbone.folder import (
     find_folder,
 )
 from sparsearch.spaces.backbone.loading_lock import LOADING
-from sparsearch.spaces.families.registry import FAMILIES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +23,7 @@ from sparsearch.spaces.backbone.parameters import NEW_POOLER, head_parameters, i
 from sparsearch.spaces.backbone.tokens import pads_as_configured
 
 __all__ = [
+    "check_classifier",
     "check_padding_token",
     "load_config",
     "load_model",
@@ -80,8 +80,7 @@ def load_config(path: str, revision: str | None = None, *, slim: bool = False) -
         slim: Whether the model may be a slim one of ours, which transformers cannot load.
 
     Raises:
-        BackboneError: If it cannot be read, its family is not in the table, its weights are quantised, or a PEFT
-            adapter lies beside it.
+        BackboneError: If it cannot be read, its weights are quantised, or a PEFT adapter lies beside it.
     """
     from transformers import AutoConfig
 
@@ -91,12 +90,6 @@ def load_config(path: str, revision: str | None = None, *, slim: bool = False) -
         path,
         lambda: AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False),
     )
-    if config.model_type not in FAMILIES:
-        raise BackboneError(
-            f"model.path {path!r}: model family {config.model_type!r} is not supported; "
-            f"supported: {', '.join(sorted(FAMILIES))}",
-            "choose a model of a supported family",
-        )
     check_config(path, config)
     return config
 
@@ -119,14 +112,14 @@ def load_model(
         config: In the place of the folder's own, with its own number of labels.
 
     Raises:
-        BackboneError: If it cannot be loaded, is of an unknown family, or the checksum differs.
+        BackboneError: If it cannot be loaded, its family has no sequence classifier, or the checksum differs.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
     own = load_config(path, revision)
-    _check_classifier(path, own)
+    check_classifier(path, own)
     own.num_labels = num_labels
     check_weights(path)
     if sha256 is not None:
@@ -158,13 +151,15 @@ def load_model(
     return model.eval()
 
 
-def _check_classifier(path: str, config: Any) -> None:
-    """Refuse a family that transformers has no sequence classifier for."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    )
+def check_classifier(path: str, config: Any) -> None:
+    """Refuse a family that transformers has no sequence classifier for.
 
-    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+    Raises:
+        BackboneError: If so.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise BackboneError(
             f"model.path {path!r}: transformers has no sequence classifier for the family {config.model_type!r}",
             "choose another family; a model that you load yourself goes with build_space and attach",
@@ -237,7 +232,7 @@ def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> Pre
     from transformers import AutoModelForSequenceClassification
 
     config = load_config(path, revision)
-    _check_classifier(path, config)
+    check_classifier(path, config)
     config.num_labels = num_labels
     with LOADING, torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)

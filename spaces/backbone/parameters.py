@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from sparsearch.spaces.families.position import Position
-from sparsearch.spaces.families.registry import FAMILIES
+from sparsearch.spaces.families.registry import family_of
 from sparsearch.spaces.families.scan import scan
 
 if TYPE_CHECKING:
@@ -69,16 +69,18 @@ def positions_of(model: nn.Module) -> tuple[Position, ...]:
 def layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
     """The list of layers with the module that holds it and its name there.
 
-    None for several stacks, where another module runs beside whichever layer is the first, where layers share
-    weights, and where they are of several types, which the model tells by their place in the list.
+    None for several stacks, for a family that is not in the table, where another module runs beside whichever layer
+    is the first, where layers share weights, and where they are of several types, which the model tells by their
+    place in the list.
     """
     from torch import nn
 
     base = base_of(model)
-    stacks = FAMILIES[base.config.model_type].stacks  # type: ignore[union-attr,index]
-    stack, types = stacks[0], getattr(base.config, "layer_types", None) or ()
-    if len(stacks) > 1 or stack.repeats is not None or len(set(types)) > 1:
+    stacks = family_of(base.config.model_type).stacks  # type: ignore[union-attr,arg-type]
+    types = getattr(base.config, "layer_types", None) or ()
+    if len(stacks) != 1 or stacks[0].repeats is not None or len(set(types)) > 1:
         return None
+    stack = stacks[0]
     if stack.beside_first and stack.beside_first in dict(base.named_modules()):
         return None
     owner, _, name = stack.layers.rpartition(".")

@@ -21,7 +21,7 @@ from sparsearch.spaces.backbone._states import (
 )
 from sparsearch.spaces.backbone.loading_lock import LOADING
 from sparsearch.spaces.backbone.parameters import ATTACHED, base_of
-from sparsearch.spaces.families.registry import FAMILIES
+from sparsearch.spaces.families.registry import family_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,8 +91,7 @@ def check_half(model: nn.Module, names: Iterable[str], params: int) -> None:
         ModelStateError: If the model lacks a stack that the structure's backbone has, or the reverse.
     """
     base = base_of(model)
-    family = FAMILIES.get(base.config.model_type)  # type: ignore[union-attr,arg-type]
-    stacks = family.stacks if family is not None else ()
+    stacks = family_of(base.config.model_type).stacks  # type: ignore[union-attr,arg-type]
     if len(stacks) < 2:
         return
     missing = [stack.prefix for stack in stacks if not has_module(base, f"{stack.layers}.0")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsearch.spaces.families.registry import FAMILIES
+from sparsearch.spaces.families.registry import family_of
 
 __all__ = [
     "longest_input",
@@ -15,7 +15,8 @@ __all__ = [
 
 def pads_as_configured(config: Any) -> bool:
     """Whether the config's padding token is a part of what the model computes, so that no other may pad."""
-    return "pad_token_id" in FAMILIES[config.model_type].tokens
+    tokens = family_of(config.model_type).tokens
+    return "pad_token_id" in tokens and getattr(config, "pad_token_id", None) is not None
 
 
 def most_tokens(config: Any) -> int | None:

@@ -22,7 +22,7 @@ from sparsearch.errors import BackboneError, StructureError
 from sparsearch.spaces.attachment.attach import attach_modules
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.identity import identify, same_weights
-from sparsearch.spaces.backbone.loading import load_config
+from sparsearch.spaces.backbone.loading import check_classifier, load_config
 from sparsearch.spaces.backbone.loading_lock import LOADING
 from sparsearch.spaces.backbone.parameters import count_params, head_parameters, positions_of
 from sparsearch.spaces.backbone.state import check_state
@@ -193,6 +193,7 @@ def _empty(folder: Path, device: str = "cpu") -> PreTrainedModel:
 
     try:
         config = load_config(str(folder), slim=True)
+        check_classifier(str(folder), config)
         with LOADING, torch.device(device), no_init_weights():
             model = AutoModelForSequenceClassification.from_config(config)
     except Exception as error:  # there is no end to what transformers raises on a malformed one

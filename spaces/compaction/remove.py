@@ -14,7 +14,7 @@ from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.backbone.state import check_state
 from sparsearch.spaces.families.position import Position, find
-from sparsearch.spaces.families.registry import FAMILIES
+from sparsearch.spaces.families.registry import family_of
 from sparsearch.spaces.kinds.prunable.neurons import LEAST_NEURONS
 
 __all__ = [
@@ -145,7 +145,7 @@ def _select(linear: nn.Module, name: str, features: Sequence[int], dim: int) -> 
 
 def _count_heads(base: nn.Module, position: Position, kept: Sequence[int]) -> None:
     """What the attention knows about its heads beside the weights."""
-    family = FAMILIES[base.config.model_type]  # type: ignore[union-attr,index]
+    family = family_of(base.config.model_type)  # type: ignore[union-attr,arg-type]
     attention = base.get_submodule(position.feeds[0].module.rpartition(".")[0])
     if family.head_counters is not None:
         heads, features = family.head_counters

@@ -5,5 +5,6 @@
 | position | what a position is; finding one by its name |
 | family, registry | what is declared of a family; the families that are known |
 | scan | the positions of a model, by its family's table |
+| generic | the same for a family that is not in the table, by type and shape |
 | architectures | one family a file |
 """

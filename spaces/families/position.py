@@ -20,6 +20,7 @@ __all__ = [
     "find",
     "matching",
     "weight_at",
+    "widths",
 ]
 
 Role = Literal["linear", "norm", "block", "heads", "neurons"]
@@ -121,6 +122,18 @@ def weight_at(position: Position, host: nn.Module, weight: Tensor | None = None)
 def add_to_weight(position: Position, host: nn.Module, weight: Tensor, change: Tensor) -> None:
     """Add (out, in) to the position's part of a tensor of its module's weight's shape, in place."""
     _by_output(host, weight)[position.rows] += change
+
+
+def widths(module: nn.Module) -> tuple[int, int]:
+    """Input and output features of a linear (either orientation) or of a norm."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    if hasattr(module, "in_features"):
+        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+    width = int(module.get_parameter("weight").shape[0])
+    return width, width
 
 
 def _by_output(host: nn.Module, weight: Tensor) -> Tensor:

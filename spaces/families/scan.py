@@ -7,17 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparsearch.errors import BackboneError
-
 if TYPE_CHECKING:
     from torch import nn
 from sparsearch.spaces.families.family import Family
-from sparsearch.spaces.families.position import Feed, Position, Role
+from sparsearch.spaces.families.generic import guess_positions
+from sparsearch.spaces.families.position import Feed, Position, Role, widths
 from sparsearch.spaces.families.registry import FAMILIES
 
 __all__ = [
     "scan",
-    "widths",
 ]
 
 _PART = re.compile(r"^(?P<path>.+)\[(?P<part>[^\]]+)\]$")
@@ -73,30 +71,16 @@ def scan(base: nn.Module, model_type: str) -> tuple[Position, ...]:
         model_type: ``config.model_type`` of the backbone.
 
     Returns:
-        Positions, layer by layer, then those outside the layers.
+        Positions, layer by layer, then those outside the layers; of a family that is not in the table those that
+        ``guess_positions`` finds.
 
     Raises:
-        BackboneError: If the family is not in the table.
+        BackboneError: If the family is not in the table, and nothing can be guessed either.
     """
     family = FAMILIES.get(model_type)
     if family is None:
-        raise BackboneError(
-            f"model family {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}",
-            "choose a model of a supported family, or add one entry to the table in spaces/families/architectures",
-        )
+        return guess_positions(base, model_type)
     return tuple(_scan_family(family, dict(base.named_modules()), base.config))
-
-
-def widths(module: nn.Module) -> tuple[int, int]:
-    """Input and output features of a linear (either orientation) or of a norm."""
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, Conv1D):
-        return int(module.nx), int(module.nf)
-    if hasattr(module, "in_features"):
-        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-    width = int(module.get_parameter("weight").shape[0])
-    return width, width
 
 
 def _heads_of(family: Family, config: Any) -> _Heads:

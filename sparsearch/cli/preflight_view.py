@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "coverage_lines",
     "data_table",
     "feasibility_table",
-    "unreached_lines",
 ]
 
 _CLASSES = 20
@@ -42,14 +42,15 @@ def feasibility_table(checked: PreflightSummary) -> RenderableType:
         table.add_row(
             row.budget.text, count_text(limit), count_text(row.fitting), count_text(row.most)
         )
-    return Group(head, table, *unreached_lines(checked.unreached))
+    return Group(head, table, *coverage_lines(checked.guessed, checked.unreached))
 
 
-def unreached_lines(unreached: Sequence[str]) -> list[Text]:
-    """What of a backbone no position reaches, a line each; nothing where positions reach everything."""
-    if not unreached:
-        return []
-    return [Text("no position reaches:", "yellow"), *(Text(f"  {line}") for line in unreached)]
+def coverage_lines(guessed: str, unreached: Sequence[str]) -> list[Text]:
+    """What was guessed of a backbone, and what of it no position reaches, a line each; nothing where all is well."""
+    lines = [Text(f"warning: {guessed}", "yellow")] if guessed else []
+    if unreached:
+        lines.append(Text("no position reaches:", "yellow"))
+    return [*lines, *(Text(f"  {line}") for line in unreached)]
 
 
 def data_table(data: DataSummary) -> RenderableType:

@@ -14,13 +14,21 @@ from sparsearch.spaces.space import build_space
 LINEAR, FFN = 32 * 33, 64 * 33 + 32 * 65
 
 
+class Router(nn.Module):
+    """It multiplies by a matrix, and is no linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, 32))
+
+
 class Experts(nn.Module):
     """Three experts as one tensor."""
 
     def __init__(self):
         super().__init__()
         self.up = nn.Parameter(torch.zeros(3, 32, 64))
-        self.router = nn.Linear(32, 3)
+        self.router = Router()
 
 
 def test_all_but_the_pooler_is_reached(build, family):
@@ -70,15 +78,17 @@ def test_a_fused_linear_of_which_a_part_has_no_position_is_named(build, monkeypa
 def test_experts_and_what_no_table_names_are_told_with_their_reason(build):
     model = build("llama")
     base_of(model).layers[1].mlp.experts = Experts()
+    base_of(model).layers[1].mlp.shared = nn.Linear(32, 32)
     base_of(model).projection = nn.Linear(32, 32)
     found = {u.module: u for u in find_unreached(model)}
     assert {path: (u.what, u.weights) for path, u in found.items()} == {
         "layers.1.mlp.experts": ("expert", 3 * 32 * 64),
-        "layers.1.mlp.experts.router": ("linear", 3 * 33),
+        "layers.1.mlp.experts.router": ("expert", 3 * 32),
+        "layers.1.mlp.shared": ("linear", LINEAR),
         "projection": ("linear", LINEAR),
     }
-    assert "three dimensions" in found["layers.1.mlp.experts"].reason
-    assert "part of a layer" in found["layers.1.mlp.experts.router"].reason
+    assert "tensors of their own" in found["layers.1.mlp.experts"].reason
+    assert "part of a layer" in found["layers.1.mlp.shared"].reason
     assert "outside the layers" in found["projection"].reason
 
 

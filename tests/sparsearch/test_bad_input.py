@@ -196,15 +196,6 @@ def test_empty_split_and_stray_label(call, study, tmp_path):
     assert not (tmp_path / "out.db").exists()
 
 
-def test_unknown_family_lists_the_supported_ones(call, tmp_path):
-    from transformers import FunnelConfig
-
-    FunnelConfig(d_model=8, n_head=2, d_head=4).save_pretrained(tmp_path / "funnel")
-    code, text = call({"model.path": str(tmp_path / "funnel"), "space": {"preset": "pst"}})
-    assert code == 2
-    assert "'funnel' is not supported; supported: albert, bart, bert, " in text
-
-
 def test_a_family_without_a_sequence_classifier_is_refused_with_the_way_out(call, tmp_path):
     from transformers import GraniteConfig
 

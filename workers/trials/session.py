@@ -25,7 +25,7 @@ from sparsearch.spaces.backbone.loading import (
     locate,
 )
 from sparsearch.spaces.backbone.tokens import most_tokens
-from sparsearch.spaces.space import Space, build_space
+from sparsearch.spaces.space import Space, list_space
 from sparsearch.workers.trials.shared_cache import SharedCache
 
 __all__ = [
@@ -145,4 +145,4 @@ def open_session(
 
 def space_of(model: torch.nn.Module, config: SpaceConfig) -> Space:
     """The space that a configuration describes, on a model or its skeleton."""
-    return build_space(model, preset=config.preset, kinds=config.kinds)
+    return list_space(model, preset=config.preset, kinds=config.kinds)

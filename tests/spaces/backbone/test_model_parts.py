@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 from transformers import FunnelConfig, FunnelModel, T5EncoderModel
 
-from sparsearch.errors import BackboneError, ModelStateError, StructureError
+from sparsearch.errors import ModelStateError, StructureError
 from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.space import build_space
@@ -27,11 +27,10 @@ def test_a_part_of_a_model_is_named(build, structure, part, message):
             entry(part(build("bert")))
 
 
-def test_a_model_of_another_family_is_an_error_of_the_backbone(structure):
+def test_a_structure_is_of_one_family(structure):
     small = FunnelConfig(d_model=8, n_head=2, d_head=4, d_inner=8, block_sizes=[1], vocab_size=9)
-    for entry in (lambda m: attach(m, structure), lambda m: build_space(m, kinds={"lora": {}})):
-        with pytest.raises(BackboneError, match="family 'funnel' is not supported"):
-            entry(FunnelModel(small))
+    with pytest.raises(StructureError, match="funnel"):
+        attach(FunnelModel(small), structure)
 
 
 def structures_of_t5(tmp_path, build, patterns=("*",)):

@@ -15,8 +15,7 @@ from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.compaction.remove import remove_units
 from sparsearch.spaces.coverage import find_unreached
-from sparsearch.spaces.families.position import find, weight_at
-from sparsearch.spaces.families.scan import widths
+from sparsearch.spaces.families.position import find, weight_at, widths
 from sparsearch.spaces.kinds import make_kind
 from tests.conftest import make_inputs, make_model
 from tests.helpers.cut_model import TOLERANCE, cuts_of, furthest, gated, some_units

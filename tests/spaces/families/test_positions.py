@@ -4,11 +4,10 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from sparsearch.errors import BackboneError, StructureError
+from sparsearch.errors import StructureError
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.parameters import base_of, layers_of, positions_of
 from sparsearch.spaces.families.position import find, matching
-from sparsearch.spaces.families.scan import scan
 
 PER_LAYER = {
     "bert": 12,
@@ -88,11 +87,6 @@ def test_patterns_do_not_reach_cross_attention_by_accident(build):
     names = [p.name for p in matching(positions_of(build("t5")), ["*.attn.[qkvo]"])]
     assert len(names) == 16
     assert not any("cross" in n for n in names)
-
-
-def test_unknown_family_lists_the_supported_ones(build):
-    with pytest.raises(BackboneError, match="albert, bart, bert, .* t5, xlm-roberta"):
-        scan(build("bert"), "mamba")
 
 
 def test_unknown_position_lists_the_nearest(build):

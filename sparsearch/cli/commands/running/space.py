@@ -16,7 +16,7 @@ from sparsearch.cli.console import output, print_json
 from sparsearch.cli.options import (
     Json,
 )
-from sparsearch.cli.preflight_view import unreached_lines
+from sparsearch.cli.preflight_view import coverage_lines
 from sparsearch.cli.tables import count_text, table_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def space_table(
         Text(f"everything together is {share:.3g}% of the backbone"),
         Text(f"positions, as `on:` takes them: {', '.join(names)}"),
         reach_table(reach),
-        *unreached_lines(unreached),
+        *coverage_lines(space.guessed, unreached),
     )
 
 
@@ -101,11 +101,11 @@ def space(
         preset = preset or "s3pet-m"
     from sparsearch.spaces.backbone.loading import locate, skeleton
     from sparsearch.spaces.coverage import describe_unreached, find_unreached, reach_of
-    from sparsearch.spaces.space import build_space
+    from sparsearch.spaces.space import list_space
 
     with console.stdout_is_for_results():
         bare = skeleton(locate(model), revision)
-        found = build_space(bare, preset=preset, kinds=kinds)
+        found = list_space(bare, preset=preset, kinds=kinds)
     reach, unreached = reach_of(found), find_unreached(bare)
     if not as_json:
         lines = describe_unreached(unreached, found.backbone_params)
@@ -120,6 +120,7 @@ def space(
     chosen = {"model": model, "revision": revision, "preset": preset, "kinds": kind or None}
     names = [position.name for position in found.positions]
     coverage = {
+        "guessed": found.guessed,
         "reach": [dataclasses.asdict(row) for row in reach],
         "unreached": [dataclasses.asdict(row) for row in unreached],
     }
