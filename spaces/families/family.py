@@ -18,7 +18,7 @@ A path that a model lacks (a gate in an ungated feed-forward), or a norm without
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Family:
         tokens: Names of the special tokens in its config that change what the model computes.
         rows_end: Whether a classifier pools where a row has its end token, so that each row must end with one.
         key_heads: Told of the config, the key heads of an attention, where ``num_key_value_heads`` does not say it.
+        lacks: Role that no position of the family has -> why.
         keep_heads: Told of an attention and the heads that stay, where weights and counters are not all there is.
     """
 
@@ -66,4 +67,5 @@ class Family:
     tokens: frozenset[str] = frozenset()
     rows_end: bool = False
     key_heads: Callable[[Any], int] | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
     keep_heads: Callable[[nn.Module, Sequence[int]], None] | None = None

@@ -236,7 +236,7 @@ FAMILIES = Registry(
             "modernbert": "modernbert:MODERNBERT",
             "mpnet": "bert:MPNET",
             "mt5": "t5:T5",
-            "olmo": "llama:LLAMA",
+            "olmo": "llama:OLMO",
             "olmo2": "llama:OLMO2",
             "opt": "opt:OPT",
             "phi3": "llama:PHI3",

@@ -80,6 +80,8 @@ def test_it_is_searched_attached_and_exported(odd_folder, study, tmp_path):
         best = store.best(study=chosen["name"])
         weights = store.weights(chosen["name"], best.trial)
     assert best.strategy == "s3pet" and best.structure.candidates
+    shown = call("show", best.structure.hash[:8], "--db", db, "--plot", str(tmp_path / "map.html"))
+    assert shown.code == 0 and (tmp_path / "map.html").exists(), shown.err
     ss.export(best, weights, "spec", tmp_path / "spec")
     model = AutoModelForSequenceClassification.from_pretrained(odd_folder).eval()
     inputs = {"input_ids": torch.arange(4, 10)[None], "attention_mask": torch.ones(1, 6).long()}

@@ -44,9 +44,9 @@ ROBERTA = replace(BERT, tokens=frozenset({"pad_token_id"}))
 # Small ones have narrower embeddings.
 ELECTRA = replace(BERT, outside={**BERT.outside, "embeddings.projection": "embeddings_project"})
 
-# Its encoder makes one position bias for all heads of all layers, so no head can go.
 MPNET = replace(
     ROBERTA,
+    lacks={"heads": "its encoder makes one position bias for all heads of all layers"},
     stacks=(
         Stack(
             "",

@@ -56,10 +56,18 @@ GPT_NEOX = Family(
     outside={"norm": "final_layer_norm"},
 )
 
-# Their position biases (alibi) are made once for all heads of all layers, so no head can go.
 BLOOM = Family(
     stacks=(Stack("", "h", _paths("self_attention")),),
     outside={"embeddings.norm": "word_embeddings_layernorm", "norm": "ln_f"},
+    lacks={"heads": "one position bias (alibi) is made for all heads of all layers"},
 )
 
-FALCON = replace(BLOOM, outside={"norm": "ln_f"}, key_heads=_falcon_key_heads)
+FALCON = replace(
+    BLOOM,
+    outside={"norm": "ln_f"},
+    key_heads=_falcon_key_heads,
+    lacks={
+        "heads": "all heads share one key, or have one position bias (alibi) for all layers, or its attention "
+        "counts query heads and key heads apart"
+    },
+)

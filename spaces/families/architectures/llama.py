@@ -8,6 +8,7 @@ __all__ = [
     "GEMMA2",
     "GEMMA3",
     "LLAMA",
+    "OLMO",
     "OLMO2",
     "PHI3",
     "QWEN3",
@@ -37,12 +38,10 @@ _SANDWICH_NORMS = {
 }
 
 
-def _family(paths: dict[str, str]) -> Family:
-    return Family(stacks=(Stack("", "layers", paths),), outside={"norm": "norm"})
-
-
-def _without_heads(paths: dict[str, str]) -> dict[str, str]:
-    return {name: path for name, path in paths.items() if name != "attn.heads"}
+def _family(paths: dict[str, str], **lacks: str) -> Family:
+    """A decoder of layers with these paths, without those of roles that it lacks."""
+    own = {name: path for name, path in paths.items() if name.rpartition(".")[2] not in lacks}
+    return Family(stacks=(Stack("", "layers", own),), outside={"norm": "norm"}, lacks=lacks)
 
 
 LLAMA = _family(_BLOCK)
@@ -53,19 +52,19 @@ GEMMA2 = _family(_BLOCK | _SANDWICH_NORMS)
 
 GEMMA3 = _family(_BLOCK | _SANDWICH_NORMS | _QUERY_KEY_NORMS)
 
-# Its norms of queries and keys are over all heads together, so no head can go.
+OLMO = _family(_BLOCK, norm="its norms have no weights")
+
 OLMO2 = _family(
-    _without_heads(_BLOCK)
+    _BLOCK
     | _QUERY_KEY_NORMS
-    | {"attn.norm": "post_attention_layernorm", "ffn.norm": "post_feedforward_layernorm"}
+    | {"attn.norm": "post_attention_layernorm", "ffn.norm": "post_feedforward_layernorm"},
+    heads="its norms of queries and keys span all heads",
 )
 
-# Its attention counts query heads and key heads apart.
-STABLELM = _family(_without_heads(_BLOCK))
+STABLELM = _family(_BLOCK, heads="its attention counts query heads and key heads apart")
 
-# Its attention takes the number of heads from the config.
 PHI3 = _family(
-    _without_heads(_BLOCK)
+    _BLOCK
     | {
         "attn": "self_attn.qkv_proj>self_attn.o_proj",
         "attn.q": "self_attn.qkv_proj[q]",
@@ -74,5 +73,6 @@ PHI3 = _family(
         "ffn.neurons": "mlp.gate_up_proj[0/2],mlp.gate_up_proj[1/2]>>mlp.down_proj",
         "ffn.gate": "mlp.gate_up_proj[0/2]",
         "ffn.up": "mlp.gate_up_proj[1/2]",
-    }
+    },
+    heads="its attention takes the number of heads from the config",
 )

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import copy
 
+import peft
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsearch.spaces.attachment.attach import attach_modules, detach
+from sparsearch.results.export.peft import plan_adapter
+from sparsearch.results.export.peft_model import fill, make_config
+from sparsearch.spaces.attachment.attach import attach, attach_modules, detach
 from sparsearch.spaces.attachment.weights_file import load_weights, weights_of
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
+from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.compaction.remove import remove_units
 from sparsearch.spaces.coverage import find_unreached
 from sparsearch.spaces.families.position import find, weight_at, widths
+from sparsearch.spaces.families.registry import FAMILIES
 from sparsearch.spaces.kinds import make_kind
-from tests.conftest import make_inputs, make_model
+from sparsearch.spaces.space import build_space
+from sparsearch.spaces.structure import make_structure
+from tests.conftest import HEADLESS, make_inputs, make_model
 from tests.helpers.cut_model import TOLERANCE, cuts_of, furthest, gated, some_units
 from tests.helpers.families import VARIANTS
 from tests.helpers.kind_table import TABLE, units_of
 from tests.helpers.logits import logits
 
-LACKING = {
-    "heads": ("bloom", "falcon", "falcon-40b", "falcon-rw", "mpnet", "olmo2", "phi3", "stablelm"),
-    "norm": ("olmo",),
-}
-"""Families whose heads cannot go, and whose norms have no weights."""
 INPUTS = make_inputs()
 
 
@@ -71,9 +73,12 @@ def test_positions_reach_all_linears_and_norms_once(variant, model):
     for module, rows in features.items():
         assert sorted(rows) == [*range(widths(modules[module])[1])]
     assert {u.module for u in find_unreached(model)} <= {"pooler"}
-    lacking = {role for role, variants in LACKING.items() if variant in variants}
-    found = {p.role for p in positions}
-    assert found == {"linear", "norm", "block", "heads", "neurons"} - lacking
+
+
+def test_a_row_says_what_its_family_lacks(variant, model):
+    lacks = FAMILIES[VARIANTS[variant][0]].lacks
+    found = {p.role for p in positions_of(model)}
+    assert found == {"linear", "norm", "block", "heads", "neurons"} - lacks.keys()
 
 
 def test_canonical_names(variant, model):
@@ -125,6 +130,46 @@ def test_a_kind_everywhere(model, plain, name, options):
         assert torch.equal(logits(model, INPUTS), attached)
     finally:
         detach(model)
+
+
+@pytest.mark.parametrize("name", ["heads", "neurons"])
+def test_gates_of_what_can_be_cut_have_gradients(model, plain, name):
+    kind = make_kind(name, {} if name == "heads" else {"block": 32})
+    if not (units := units_of(model, kind)):
+        pytest.skip("the support matrix says why")
+    attachment = attach_modules(
+        model, [(p, k, size, len(k.sizes(p))) for p, k, size, _ in units], train_head=False
+    )
+    try:
+        z = torch.full((sum(attachment.gate_sizes),), 0.5, requires_grad=True)
+        with attachment.gated(z):
+            (gradient,) = torch.autograd.grad(model(**INPUTS).logits.square().sum(), [z])
+        assert gradient.isfinite().all() and gradient.ne(0).all()
+        with attachment.gated(torch.zeros_like(z)):
+            assert furthest(logits(model, INPUTS), plain) < 1e-5
+    finally:
+        detach(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_peft_adapter_of_it_computes_the_same(variant, model, tmp_path):
+    """LoRA on every linear and LNFit on every norm; also into fused linears, and at one place for shared layers."""
+    if variant in HEADLESS:
+        pytest.skip("transformers has no sequence classifier for it")
+    kinds = {"lora": {"max_rank": 2}} | ({"lnfit": {}} if variant != "olmo" else {})
+    whole = copy.deepcopy(model)
+    whole.config.save_pretrained(tmp_path)  # PEFT looks for it
+    space = build_space(whole, kinds=kinds)
+    structure = make_structure(
+        space, space.candidates, identify(whole, str(tmp_path)), "classification"
+    )
+    attach(whole, structure)
+    move(whole)
+    expected, tensors = logits(whole, INPUTS), weights_of(whole)
+    plan = plan_adapter(whole, structure, tensors)
+    adapted = peft.get_peft_model(detach(whole), make_config(plan, structure))
+    fill(adapted, plan)
+    assert furthest(logits(adapted.eval(), INPUTS), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["lora", "weight_mask", "ia3", "bitfit"])
