@@ -35,6 +35,7 @@ class TrialScore:
     test_score: float | None
     structure: str | None
     trainable_params: int | None
+    stored_bytes: int | None
     inference_flops_ratio: float | None
     weight_sparsity: float
     seconds: float | None

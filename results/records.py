@@ -92,6 +92,8 @@ class Outcome:
         structure: None for the references ``head`` and ``full``, and where none fits.
         trainable_params: Trained parameters; the head is not among them. Of an infeasible trial, what the
             smallest structure would need.
+        stored_bytes: What the task costs to keep, see ``Structure.stored_bytes``; of a whole model that trained, all
+            of its weights. Of a trial that did not succeed nobody asks.
         head_params: Parameters of the task head.
         inference_flops_ratio: After merging, 1.0 = dense backbone; of an infeasible trial the least there is.
         weights: Attached modules and head as safetensors bytes; None where nothing is to be
@@ -108,6 +110,7 @@ class Outcome:
     history: tuple[float, ...] = ()
     structure: Structure | None = None
     trainable_params: int = 0
+    stored_bytes: int = 0
     head_params: int = 0
     inference_flops_ratio: float = 1.0
     weights: bytes | None = field(default=None, repr=False)
@@ -206,7 +209,7 @@ class TrialRecord:
 
     ``ranking_key`` names the ranking that its structure was cut from, see ``Store.ranking``; None where
     there was none, and in what was stored before keys were kept. ``environment`` has commit, versions and hardware.
-    When and where it ran does not make two records differ.
+    ``stored_bytes`` is None until it succeeds. When and where it ran does not make two records differ.
     """
 
     study: str
@@ -229,6 +232,7 @@ class TrialRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[float, ...] = ()
     weight_sparsity: float = 0.0
+    stored_bytes: int | None = None
     started_at: datetime | None = field(default=None, compare=False)
     finished_at: datetime | None = field(default=None, compare=False)
     environment: Mapping[str, Any] | None = field(default=None, compare=False)
@@ -328,6 +332,7 @@ class Best:
         seed: Seed of the trial.
         model: Backbone as the user wrote it.
         task: Name of the task.
+        stored_bytes: What the task costs to keep, the head not counted, see ``Outcome``.
         weight_sparsity: Share of the weights of the dense backbone's linears that are zero or gone.
         task_fingerprint: Identifies the task: scores compare where it is equal.
     """
@@ -346,6 +351,7 @@ class Best:
     seed: int
     model: str
     task: str
+    stored_bytes: int
     weight_sparsity: float = 0.0
     task_fingerprint: str = ""
 
@@ -359,13 +365,13 @@ class Best:
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of ``best`` and ``pareto``; the structure by its hash."""
         keys = (
-            "study trial strategy metric score test_score trainable_params head_params inference_flops_ratio "
-            "budget seed model task weight_sparsity task_fingerprint"
+            "study trial strategy metric score test_score trainable_params stored_bytes head_params "
+            "inference_flops_ratio budget seed model task weight_sparsity task_fingerprint"
         )
         return {"structure": self.structure.hash} | {k: getattr(self, k) for k in keys.split()}
 
     def as_detailed_dict(self) -> dict[str, Any]:
         """The JSON object of ``show``: the above, and every candidate."""
-        keys = ("position", "kind", "size", "params")
+        keys = ("position", "kind", "size", "params", "bytes")
         chosen = [{k: getattr(c, k) for k in keys} for c in self.structure.candidates]
         return self.as_dict() | {"candidates": chosen}

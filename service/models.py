@@ -176,6 +176,7 @@ class TrialModel(BaseModel):
     test_score: float | None
     structure: str | None
     trainable_params: int | None
+    stored_bytes: int | None = Field(description="Null until it succeeds.")
     head_params: int | None
     inference_flops_ratio: float | None
     seconds: float | None
@@ -202,6 +203,7 @@ class BestModel(BaseModel):
     score: float
     test_score: float | None
     trainable_params: int
+    stored_bytes: int = Field(description="What the task costs to keep, the head apart.")
     head_params: int
     inference_flops_ratio: float
     budget: dict[str, Any] | None
@@ -219,6 +221,7 @@ class CandidateModel(BaseModel):
     kind: str
     size: int
     params: int
+    bytes: int = Field(description="Of its tensors, trained or not.")
 
 
 class StructureModel(BestModel):

@@ -12,6 +12,7 @@ from sparsearch.spaces.kinds.base import KindRole
 __all__ = [
     "BYTES_PER_PARAM",
     "Candidate",
+    "count_bytes",
     "count_trainable",
     "make_candidate",
 ]
@@ -91,5 +92,14 @@ def make_candidate(
 
 def count_trainable(candidates: Sequence[Candidate]) -> int:
     """Trainable parameters of candidates together: the scores of a masked matrix count once."""
-    masks = {c.position: c.params for c in candidates if c.role == "mask"}
-    return sum(masks.values()) + sum(c.params for c in candidates if c.role != "mask")
+    return sum(c.params for c in _once_a_mask(candidates))
+
+
+def count_bytes(candidates: Sequence[Candidate]) -> int:
+    """Stored bytes of candidates together: a masked matrix has one mask, however many of its bands are chosen."""
+    return sum(c.bytes for c in _once_a_mask(candidates))
+
+
+def _once_a_mask(candidates: Sequence[Candidate]) -> list[Candidate]:
+    masks = {c.position: c for c in candidates if c.role == "mask"}
+    return [*masks.values(), *(c for c in candidates if c.role != "mask")]

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsearch.config.percentages import parse_percentage, percent
+from sparsearch.spaces.candidate import BYTES_PER_PARAM
 
 if TYPE_CHECKING:
     from sparsearch.spaces.candidate import Candidate
@@ -38,6 +39,7 @@ class Limit:
         unit: Follows the value where a budget is put in words.
         is_fraction: Whether values are fractions of a whole, written as percentages.
         may_exceed_whole: Whether a percentage above 100% can be asked for.
+        per_param: What a parameter of the backbone counts as, where a value may be a share of the backbone; else 0.
         column: Column of the trials in which it is stored; empty if it is a measurement of that name.
         example: How to write it.
         closest: Says how near a study came to it; ``{}`` is the value.
@@ -47,6 +49,7 @@ class Limit:
     unit: ClassVar[str]
     is_fraction: ClassVar[bool] = False
     may_exceed_whole: ClassVar[bool] = False
+    per_param: ClassVar[int] = 0
     column: ClassVar[str] = ""
     example: ClassVar[str] = "100"
     closest: ClassVar[str] = ""
@@ -57,7 +60,7 @@ class Limit:
         return self.name.startswith("max_")
 
     def read(self, value: Any) -> Any:
-        """Check what a study file says.
+        """Check what a study file says: a whole number above 0, or a share of the backbone where there may be one.
 
         Args:
             value: As written; never None.
@@ -65,9 +68,25 @@ class Limit:
         Raises:
             ValueError: If it is no value of this limit.
         """
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 1e4
+        if self.per_param and (share := percent(value)) is not None:
+            if not 0 < share <= 100:
+                raise ValueError(
+                    f"{value!r} is no share: write a percentage above 0% and up to 100%"
+                )
+            return value
         if type(value) is not int or value <= 0:
-            raise ValueError(f"{value!r} is no limit: write a whole number above 0")
+            raise ValueError(
+                f"{value!r} is no limit: write a whole number above 0{self._or_share}"
+            )
         return value
+
+    @property
+    def _or_share(self) -> str:
+        """What else may be written, in a message."""
+        shares = ", or like '0.01%', or a range of either, {from: '0.01%', to: '1%', points: 3}"
+        return shares if self.per_param else ""
 
     def resolve(self, value: Any, backbone_params: int) -> int | float:
         """The number that what was written stands for.
@@ -76,7 +95,20 @@ class Limit:
             value: As ``read`` left it.
             backbone_params: Parameters of the backbone.
         """
-        return float(parse_percentage(value)) if self.is_fraction else int(value)
+        if self.is_fraction:
+            return float(parse_percentage(value))
+        if isinstance(value, str):
+            return self.of_backbone(parse_percentage(value), backbone_params)
+        return int(value)
+
+    def of_backbone(self, share: Fraction, backbone_params: int) -> int:
+        """What a share of the backbone comes to, rounded down to whole parameters.
+
+        >>> share = Fraction(1, 10000)
+        >>> TrainableParams().of_backbone(share, 22_713_216), StoredBytes().of_backbone(share, 22_713_216)
+        (2271, 9084)
+        """
+        return self.per_param * int(share * backbone_params)
 
     def text(self, value: Any) -> str:
         """A value in words."""
@@ -106,35 +138,9 @@ class TrainableParams(Limit):
     """Trainable parameters, the task head apart: a number, or a percentage of the backbone's."""
 
     name, unit, column = "max_trainable_params", "params", "trainable_params"
+    per_param = 1
     example = "0.01%"
     closest = "the smallest in that study has {:,}"
-
-    def read(self, value: Any) -> Any:
-        """A whole number above 0, or a percentage above 0% and up to 100%."""
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # 1e4
-        share = percent(value)
-        if isinstance(value, str) and "%" in value and not 0 < (share or 0) <= 100:
-            raise ValueError(f"{value!r} is no share: write a percentage above 0% and up to 100%")
-        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if share is None and not whole:
-            raise ValueError(
-                f"{value!r} is no limit: write a whole number above 0, or like '0.01%', or a range of "
-                "either, {from: '0.01%', to: '1%', points: 3}"
-            )
-        return value
-
-    def resolve(self, value: Any, backbone_params: int) -> int | float:
-        """A percentage is rounded down to whole parameters.
-
-        >>> TrainableParams().resolve("0.01%", 22_713_216)
-        2271
-        """
-        return (
-            int(parse_percentage(value) * backbone_params)
-            if isinstance(value, str)
-            else int(value)
-        )
 
     def text(self, value: Any) -> str:
         """A percentage stands for itself: it is what budgets mostly are."""
@@ -146,12 +152,19 @@ class TrainableParams(Limit):
 
 
 class StoredBytes(Limit):
-    """Bytes of the attached modules in a file, float32."""
+    """What a task costs to keep (``Structure.stored_bytes``): a number, or a percentage of the backbone in float32."""
 
-    name, unit = "max_bytes", "bytes"
+    name, unit, column = "max_bytes", "bytes", "stored_bytes"
+    per_param = BYTES_PER_PARAM
+    example = "0.01%"
+    closest = "the smallest in that study stores {:,}"
+
+    def cap(self, value: float, space: Space, tokens: int) -> int:
+        """Bytes that are left for tensors: the choice itself is stored too, as a bitmap over the space."""
+        return int(value) - space.choice_bytes
 
     def cost(self, candidate: Candidate, tokens: int) -> int:
-        """Its bytes, trained or not."""
+        """Bytes of its tensors, trained or not."""
         return candidate.bytes
 
 

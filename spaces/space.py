@@ -22,13 +22,28 @@ from sparsearch.spaces.kinds import KINDS, Kind, make_kind
 if TYPE_CHECKING:
     from torch import nn
 from sparsearch.config.presets import read_preset
-from sparsearch.spaces.candidate import Candidate, count_trainable, make_candidate
+from sparsearch.spaces.candidate import (
+    Candidate,
+    count_bytes,
+    count_trainable,
+    make_candidate,
+)
 
 __all__ = [
     "Space",
     "build_space",
     "list_space",
+    "choice_bytes",
 ]
+
+
+def choice_bytes(offered: int) -> int:
+    """Bytes of a choice among so many candidates, as a bitmap.
+
+    >>> choice_bytes(488)
+    61
+    """
+    return -(-offered // 8)
 
 
 @dataclass(frozen=True)
@@ -50,14 +65,28 @@ class Space:
         """Parameters of all candidates together."""
         return count_trainable(self.candidates)
 
+    @property
+    def choice_bytes(self) -> int:
+        """Bytes of any choice from the space, as a bitmap."""
+        return choice_bytes(len(self.candidates))
+
+    @cached_property
+    def stored_bytes(self) -> int:
+        """What all candidates together cost to keep, which of them were chosen included."""
+        return count_bytes(self.candidates) + self.choice_bytes
+
     @cached_property
     def by_kind(self) -> dict[str, dict[str, int]]:
-        """Count and parameters of each kind."""
+        """Count, parameters and tensors' bytes of each kind."""
         groups: dict[str, list[Candidate]] = {}
         for c in self.candidates:
             groups.setdefault(c.kind, []).append(c)
         return {
-            kind: {"candidates": len(group), "trainable_params": count_trainable(group)}
+            kind: {
+                "candidates": len(group),
+                "trainable_params": count_trainable(group),
+                "bytes": count_bytes(group),
+            }
             for kind, group in groups.items()
         }
 

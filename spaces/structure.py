@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from sparsearch.spaces.backbone.identity import BackboneId
 from sparsearch.spaces.candidate import Candidate
 from sparsearch.spaces.costs import merge_same_position, narrowed_positions, recompute_costs
 from sparsearch.spaces.kinds import Kind, make_kind
-from sparsearch.spaces.space import Space
+from sparsearch.spaces.space import Space, choice_bytes
 
 __all__ = ["SCHEMA_VERSION", "Provenance", "Structure", "json_schema", "make_structure"]
 
@@ -31,13 +31,23 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a structure came from; no part of its identity."""
+    """Where a structure came from; no part of its identity.
+
+    Attributes:
+        study: Its name.
+        trial: Number in it.
+        strategy: What chose the structure.
+        seed: Of the trial.
+        sparsearch: Version.
+        offered: Candidates of the space that it was chosen from; 0 where nobody wrote it down, as in earlier files.
+    """
 
     study: str = ""
     trial: int | None = None
     strategy: str = ""
     seed: int | None = None
     sparsearch: str = ""
+    offered: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,16 @@ class Structure:
 
     @cached_property
     def bytes(self) -> int:
-        """Stored bytes of the attached modules."""
+        """Bytes of the tensors of what is attached, of what stands in for cuts, and of masks: the exported file's."""
         return sum(c.bytes for c in self.candidates)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What a task costs to keep: all that the backbone's files and a seed do not give back; the head apart.
+
+        That is the tensors, and which candidates of the space were chosen, as a bitmap.
+        """
+        return self.bytes + choice_bytes(max(self.provenance.offered, len(self.candidates)))
 
     @property
     def pruned_weights(self) -> int:
@@ -207,6 +225,7 @@ def make_structure(
 
     What is cut makes the rest cheaper: a low-rank unit loses its rows on a head that is gone.
     """
+    provenance = replace(provenance, offered=len(space.candidates))
     merged = merge_same_position(space, chosen)
     narrowed = narrowed_positions(space.positions, merged, trained=True)
     merged = [recompute_costs(c, space.kinds[c.kind], narrowed) for c in merged]
@@ -256,6 +275,7 @@ class _ProvenanceDocument(_Strict):
     strategy: str
     seed: int | None
     sparsearch: str
+    offered: int = 0
 
 
 class _Document(_Strict):

@@ -278,6 +278,7 @@ class Judge:
             "validation": outcome.score("validation"),
             "test": outcome.score("test"),
             "params": outcome.trainable_params,
+            "stored_bytes": outcome.stored_bytes,
             "search_seconds": outcome.ranking[1].seconds if outcome.ranking else 0.0,
             "search_steps": outcome.ranking[1].steps if outcome.ranking else 0,
             "structure": [[c.position, c.kind, c.size] for c in found.candidates] if found else [],

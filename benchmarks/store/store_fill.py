@@ -67,6 +67,7 @@ def random_outcome(draw: random.Random, study: int, weights: int = 0) -> Outcome
         ),
         structure=structure,
         trainable_params=params,
+        stored_bytes=structure.stored_bytes,
         head_params=2310,
         inference_flops_ratio=ratio,
         weights=draw.randbytes(weights) if weights else None,

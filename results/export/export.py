@@ -97,6 +97,8 @@ def _write_spec(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]
     expected = logits_of(model)
     check_padding(expected)
     notes = (
+        f"{structure.stored_bytes:,} stored bytes, the head apart: {structure.bytes:,} of tensors, the rest says which "
+        "candidates were chosen",
         "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`",
         f"labels, problem type and padding token are in {TASK_CONFIG}: give AutoConfig.from_pretrained of that file "
         "to the model as its config",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
 from sparsearch.errors import ExportError, SparsearchError
@@ -52,7 +53,8 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
         _check_names(adapted, plan)
         fill(adapted, plan)
         adapted.save_pretrained(folder)
-        notes = plan.notes + write_task(model.config, trained.tokenizer, folder)
+        notes = (_size_note(trained, plan, folder), *plan.notes)
+        notes += write_task(model.config, trained.tokenizer, folder)
         text = readme(trained, plan, notes, peft.__version__)
         (folder / "README.md").write_text(text, encoding="utf-8")
         steps = _ways(trained, plan, folder)
@@ -65,6 +67,15 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
         )
     settings = f"labels, problem type and padding token are in {TASK_CONFIG}"
     return (f"{settings}; load it as README.md says", *notes), difference
+
+
+def _size_note(trained: Trained, plan: AdapterPlan, folder: Path) -> str:
+    """What PEFT stores of it, beside what the structure does."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    head = sum(value.nbytes for value in plan.head.values())
+    adapter = sum(tensor.nbytes for tensor in tensors.values()) - head
+    stored = trained.structure.stored_bytes
+    return f"the adapter's tensors take {adapter:,} bytes, the head apart; the structure stores {stored:,}"
 
 
 def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callable[[], Any]]:

@@ -100,13 +100,14 @@ def _points(trials: Sequence[ScoredTrial], color: str) -> Any:
                 t.seed,
                 html.escape(budget_name(t.budget)),
                 "not measured" if t.test_score is None else f"{t.test_score:.4f}",
+                t.stored_bytes,
             ]
             for t in trials
         ],
         hovertemplate=(
             "%{fullData.name}, structure %{customdata[0]}<br>budget %{customdata[2]}, "
             "seed %{customdata[1]}<br>validation %{y:.4f}, test %{customdata[3]}<br>"
-            "%{x:,} parameters<extra></extra>"
+            "%{x:,} parameters, %{customdata[4]:,} stored bytes<extra></extra>"
         ),
     )
 

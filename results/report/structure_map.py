@@ -203,6 +203,7 @@ def write_structure_plot(best: Best, path: Path, positions: Sequence[str] = ()) 
     facts = (
         f"{best.task}, {best.metric} {best.score:.4f}{test}",
         f"{best.trainable_params:,} trainable parameters, head {best.head_params:,}",
+        f"{best.stored_bytes:,} stored bytes",
         f"seed {best.seed}",
     )
     write_page(

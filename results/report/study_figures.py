@@ -52,6 +52,11 @@ AXES = {
         "trainable parameters (head not counted)",
         {"type": "log", "dtick": "D2", "tickformat": ","},
     ),
+    "bytes": Axis(
+        "stored_bytes",
+        "stored bytes (head not counted)",
+        {"type": "log", "dtick": "D2", "tickformat": ","},
+    ),
     "flops": Axis("inference_flops_ratio", "FLOPs at inference", {"tickformat": ".0%"}),
     "sparsity": Axis(
         "weight_sparsity", "weights that are zero or gone", {"tickformat": ".0%"}
@@ -102,11 +107,12 @@ def scores_figure(
                 line={"color": color, "width": 1.5},
                 marker={"size": 9},
                 customdata=[
-                    [html.escape(name), row.validation.n, row.trainable_params]
+                    [html.escape(name), row.validation.n, row.trainable_params, row.stored_bytes]
                     for name, row in rows
                 ],
                 hovertemplate="%{fullData.name} at %{customdata[0]}: %{y:.4f} "
-                "over %{customdata[1]} seeds<br>%{customdata[2]:,} parameters<extra></extra>",
+                "over %{customdata[1]} seeds<br>%{customdata[2]:,} parameters, "
+                "%{customdata[3]:,} stored bytes<extra></extra>",
             )
         )
         own = [t for t in single if t.strategy == strategy and t.state == "ok" and t.budget]
@@ -140,8 +146,9 @@ def _single(trials: Sequence[ScoredTrial], x: Axis, color: str) -> Any:
         visible="legendonly",
         marker={"size": 6, "color": color, "opacity": 0.6, "symbol": "circle-open"},
         text=[f"trial {t.number}, seed {t.seed}" for t in shown],
-        customdata=[t.trainable_params for t in shown],
-        hovertemplate="%{text}: %{y:.4f}, %{customdata:,} parameters<extra></extra>",
+        customdata=[[t.trainable_params, t.stored_bytes] for t in shown],
+        hovertemplate="%{text}: %{y:.4f}, %{customdata[0]:,} parameters, "
+        "%{customdata[1]:,} stored bytes<extra></extra>",
     )
 
 

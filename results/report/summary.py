@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -14,6 +14,7 @@ from sparsearch.config.study import SearchConfig
 from sparsearch.results.answers import ScoredTrial
 from sparsearch.results.records import FINISHED, StudyRecord
 from sparsearch.results.report.comparison import Comparison, compare, comparison_text, has_score
+from sparsearch.results.stored_size import is_swollen, swollen_text
 from sparsearch.spaces.budget import resolve
 
 __all__ = [
@@ -54,6 +55,7 @@ class StrategySummary:
         validation: The study's metric on validation.
         test: The study's metric on test; None where it was not measured.
         trainable_params: Mean over the seeds; the head is not counted.
+        stored_bytes: Likewise: what the task costs to keep.
         inference_flops_ratio: Likewise; 1.0 = dense.
         weight_sparsity: Likewise.
     """
@@ -62,6 +64,7 @@ class StrategySummary:
     validation: Spread
     test: Spread | None
     trainable_params: float
+    stored_bytes: float
     inference_flops_ratio: float
     weight_sparsity: float
 
@@ -164,17 +167,18 @@ def summarise(study: StudyRecord, trials: Sequence[ScoredTrial]) -> StudySummary
         if trial.budget is not None and (planned is None or key in planned):
             groups.setdefault(key, []).append(trial)
     heads = [t for t in trials if t.budget is None and t.strategy == HEAD_ALONE and has_score(t)]
+    budgets = tuple(_budget(group, searched, heads) for group in groups.values())
     return StudySummary(
         study=study.name,
         metric=study.metric,
         searched=searched,
-        budgets=tuple(_budget(group, searched, heads) for group in groups.values()),
+        budgets=budgets,
         references=_strategies(t for t in trials if t.budget is None),
         unsuccessful=tuple(
             t for t in trials if t.state in FINISHED and t.state not in ("ok", "cancelled")
         ),
         front=() if planned is None else _front(trials),
-        warnings=_same_files(config),
+        warnings=(*_same_files(config), *_swollen(budgets)),
     )
 
 
@@ -188,6 +192,16 @@ def _same_files(config: Mapping[str, Any]) -> tuple[str, ...]:
         for one, other in combinations(digests, 2)
         if digests[one] == digests[other]
     )
+
+
+def _swollen(budgets: Iterable[BudgetSummary]) -> Iterator[str]:
+    """Budgets whose strategies store far more than they train."""
+    for budget in budgets:
+        rows = [r for r in budget.strategies if is_swollen(r.stored_bytes, r.trainable_params)]
+        if rows:
+            largest = max(rows, key=lambda row: row.stored_bytes)
+            sizes = swollen_text(largest.stored_bytes, largest.trainable_params)
+            yield f"at {budget.name} {', '.join(r.strategy for r in rows)} store far more than they train: {sizes}"
 
 
 def _planned(study: StudyRecord, budgets: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -211,11 +225,11 @@ def _budget(
 ) -> BudgetSummary:
     """Summary of the trials of one budget."""
     budget = trials[0].budget or {}
-    strategies = _strategies(trials)
+    strategies = _strategies(trials, budget)
     structures = [t for t in trials if has_score(t) and t.structure is not None]
     best = min(
         structures,
-        key=lambda t: (-(t.score or 0.0), t.trainable_params or 0, t.number),
+        key=lambda t: (-(t.score or 0.0), *_paid(t, budget), t.number),
         default=None,
     )
     planned = any(t.strategy == searched for t in trials)
@@ -225,8 +239,10 @@ def _budget(
     return BudgetSummary(budget, strategies, best, rivals, verdict)
 
 
-def _strategies(trials: Iterable[ScoredTrial]) -> tuple[StrategySummary, ...]:
-    """One row per strategy with a score, the best first."""
+def _strategies(
+    trials: Iterable[ScoredTrial], budget: Mapping[str, Any] | None = None
+) -> tuple[StrategySummary, ...]:
+    """One row per strategy with a score, the best first; of equal ones that which costs less of the budget."""
     groups: dict[str, list[ScoredTrial]] = {}
     for trial in filter(has_score, trials):
         groups.setdefault(trial.strategy, []).append(trial)
@@ -239,6 +255,7 @@ def _strategies(trials: Iterable[ScoredTrial]) -> tuple[StrategySummary, ...]:
                 validation=spread(t.score for t in group if t.score is not None),
                 test=spread(tests) if tests else None,
                 trainable_params=statistics.fmean(t.trainable_params or 0 for t in group),
+                stored_bytes=statistics.fmean(t.stored_bytes or 0 for t in group),
                 inference_flops_ratio=statistics.fmean(
                     1.0 if t.inference_flops_ratio is None else t.inference_flops_ratio
                     for t in group
@@ -246,7 +263,15 @@ def _strategies(trials: Iterable[ScoredTrial]) -> tuple[StrategySummary, ...]:
                 weight_sparsity=statistics.fmean(t.weight_sparsity for t in group),
             )
         )
-    return tuple(sorted(rows, key=lambda row: (-row.validation.mean, row.trainable_params)))
+    return tuple(sorted(rows, key=lambda row: (-row.validation.mean, *_paid(row, budget))))
+
+
+def _paid(
+    row: StrategySummary | ScoredTrial, budget: Mapping[str, Any] | None
+) -> tuple[float, float]:
+    """What a budget counts first: stored bytes or parameters."""
+    params, stored = row.trainable_params or 0, row.stored_bytes or 0
+    return (stored, params) if "max_bytes" in (budget or {}) else (params, stored)
 
 
 def _verdict(

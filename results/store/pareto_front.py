@@ -1,9 +1,9 @@
 """The front of a study: the few of its trials that can answer ``best`` under some limits, or ``pareto``.
 
-One trial beats another of its study where it has no lower score, no more parameters, no more FLOPs and
-no fewer zeros, and comes before it in the order of ``best`` (score, then parameters, then number): it then fits
-whatever the other one fits, and is preferred. The front is what nothing beats. Decision 17 has the proof
-that this is enough, also with several writers at once.
+One trial beats another of its study where it has no lower score, no more parameters, no more stored bytes, no more
+FLOPs and no fewer zeros, and comes before it in the order of ``best`` (score, then parameters, then number): it then
+fits whatever the other one fits, and is preferred. The front is what nothing beats. Decision 17 has the proof that this
+is enough, also with several writers at once.
 
 What is stored compares exactly, since ``best`` may be asked for any sparsity. ``pareto`` takes shares to
 hundredths of a percent, lest a beaten trial be listed for one weight more of 10 million that it prunes: so a
@@ -12,9 +12,8 @@ stored front may hold trials that ``pareto`` does not list, and lacks none that 
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from operator import le
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import BindParameter, Connection, and_, bindparam, or_, select, update
@@ -33,12 +32,14 @@ _TRIALS = Base.metadata.tables["trials"]
 _trials = _TRIALS.c
 _score: BindParameter[float] = bindparam("score")
 _params: BindParameter[int] = bindparam("params")
+_bytes: BindParameter[int] = bindparam("bytes")
 _ratio: BindParameter[float] = bindparam("ratio")
 _sparsity: BindParameter[float] = bindparam("sparsity")
 _number: BindParameter[int] = bindparam("number")
 _BEATS = and_(
     _trials.score >= _score,
     _trials.trainable_params <= _params,
+    _trials.stored_bytes <= _bytes,
     _trials.inference_flops_ratio <= _ratio,
     _trials.weight_sparsity >= _sparsity,
     or_(_trials.score > _score, _trials.trainable_params < _params, _trials.number < _number),
@@ -46,6 +47,7 @@ _BEATS = and_(
 _IS_BEATEN = and_(
     _trials.score <= _score,
     _trials.trainable_params >= _params,
+    _trials.stored_bytes >= _bytes,
     _trials.inference_flops_ratio >= _ratio,
     _trials.weight_sparsity <= _sparsity,
     or_(_trials.score < _score, _trials.trainable_params > _params, _trials.number > _number),
@@ -63,6 +65,7 @@ class Point(NamedTuple):
         number: Of the trial.
         score: On validation.
         params: Trainable parameters.
+        bytes: Stored, see ``Structure.stored_bytes``.
         ratio: FLOPs as a fraction of the dense backbone's.
         sparsity: Fraction of the backbone's weights that are zero or gone.
     """
@@ -71,6 +74,7 @@ class Point(NamedTuple):
     number: int
     score: float
     params: int
+    bytes: int
     ratio: float
     sparsity: float
 
@@ -88,34 +92,19 @@ def enter(connection: Connection, point: Point) -> bool:
 
 def pareto(front: Iterable[Best]) -> Iterator[Best]:
     """Those of a study's front that no other one beats, by trainable parameters, see ``Store.pareto``."""
-    # Whatever beats a point stands before it. Of the points so far, for each sparsity, ratios and scores
-    # keep a staircase, both ascending: all that the next one, with no fewer parameters, has to be above.
-    stairs: dict[float, tuple[list[float], list[float]]] = {}
-    for best in sorted(
-        front,
-        key=lambda b: (b.trainable_params, _ratio_of(b), -_sparsity_of(b), -b.score, b.trial),
-    ):
-        ratio, sparsity, score = _ratio_of(best), _sparsity_of(best), best.score
-        as_sparse = (s for level, s in stairs.items() if level >= sparsity)
-        if any(_height(*found, ratio) >= score for found in as_sparse):
-            continue
-        yield best
-        ratios, scores = stairs.setdefault(sparsity, ([], []))
-        i = bisect_right(ratios, ratio)
-        end = bisect_right(scores, score, i)
-        ratios[i:end] = [ratio]
-        scores[i:end] = [score]
+    # Whatever beats a point stands before it, and is beaten by nothing or by one that stays.
+    unbeaten: list[tuple[tuple[float, ...], float]] = []
+    for best in sorted(front, key=lambda b: (_costs(b), -b.score, b.trial)):
+        costs = _costs(best)
+        if not any(
+            score >= best.score and all(map(le, other, costs)) for other, score in unbeaten
+        ):
+            yield best
+            unbeaten.append((costs, best.score))
 
 
-def _ratio_of(best: Best) -> float:
-    return round(best.inference_flops_ratio, SHARE_DECIMALS)
-
-
-def _sparsity_of(best: Best) -> float:
-    return round(best.weight_sparsity, SHARE_DECIMALS)
-
-
-def _height(ratios: Sequence[float], scores: Sequence[float], ratio: float) -> float:
-    """The highest score of so few FLOPs."""
-    i = bisect_right(ratios, ratio)
-    return scores[i - 1] if i else -math.inf
+def _costs(best: Best) -> tuple[float, ...]:
+    """What one would have less of."""
+    shares = best.inference_flops_ratio, -best.weight_sparsity
+    rounded = (round(share, SHARE_DECIMALS) for share in shares)
+    return best.trainable_params, best.stored_bytes, *rounded

@@ -168,6 +168,7 @@ class TrialRow(Base):
     structure_hash: Mapped[str | None] = mapped_column(String(64), ForeignKey("structures.hash"))
     ranking_key: Mapped[str | None] = mapped_column(String(200), ForeignKey("rankings.key"))
     trainable_params: Mapped[int | None]
+    stored_bytes: Mapped[int | None]
     head_params: Mapped[int | None]
     inference_flops_ratio: Mapped[float | None]
     weight_sparsity: Mapped[float] = mapped_column(server_default=text("0"))
@@ -197,6 +198,7 @@ Index(
     TrialRow.number,
     TrialRow.inference_flops_ratio,
     TrialRow.weight_sparsity,
+    TrialRow.stored_bytes,
     TrialRow.on_front,
     sqlite_where=text("on_front = 1"),
     postgresql_where=text("on_front"),
@@ -209,6 +211,7 @@ Index(
     TrialRow.number,
     TrialRow.inference_flops_ratio,
     TrialRow.weight_sparsity,
+    TrialRow.stored_bytes,
     TrialRow.on_front,
     sqlite_where=text("on_front = 1"),
     postgresql_where=text("on_front"),

@@ -94,6 +94,7 @@ class EventWriter(StudyCallbacks):
             score=outcome.score("validation"),
             test_score=outcome.score("test"),
             trainable_params=outcome.trainable_params,
+            stored_bytes=outcome.stored_bytes,
             structure=structure,
             seconds=outcome.seconds,
         )

@@ -71,5 +71,6 @@ def _outcome(facts: Mapping[str, Any]) -> Outcome:
         facts["message"],
         tuple(Measurement("score", split, s) for split, s in scores if s is not None),  # type: ignore[arg-type]
         trainable_params=facts["trainable_params"],
+        stored_bytes=facts["stored_bytes"],
         seconds=facts["seconds"],
     )

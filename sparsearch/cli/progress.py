@@ -214,6 +214,6 @@ def _line(trial: Trial, outcome: Outcome) -> Text:
     line.append(
         f"  validation {score_text(outcome.score('validation'))}"
         f"  test {score_text(outcome.score('test'))}"
-        f"  {outcome.trainable_params:>10,} params  {outcome.seconds:.1f} s"
+        f"  {outcome.trainable_params:>10,} params  {outcome.stored_bytes:>11,} bytes  {outcome.seconds:.1f} s"
     )
     return line

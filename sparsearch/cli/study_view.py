@@ -55,13 +55,14 @@ def summary_view(summary: StudySummary) -> RenderableType:
 
 def _front_table(front: Sequence[ScoredTrial]) -> Table:
     """The best of planned and proposed trials, by parameters."""
-    right = ("params", "validation", "test", "trial")
+    right = ("params", "stored", "validation", "test", "trial")
     title = "front of score against parameters, planned and proposed trials"
     table = table_of(*right, "strategy", "settings", title=title, right=right)
     for t in front:
         scores = (score_text(t.score), score_text(t.test_score))
         table.add_row(
             count_text(t.trainable_params or 0),
+            count_text(t.stored_bytes),
             *scores,
             str(t.number),
             t.strategy,
@@ -71,15 +72,17 @@ def _front_table(front: Sequence[ScoredTrial]) -> Table:
 
 
 def _summary_table(summary: StudySummary) -> Table:
-    columns = ("budget", "strategy", "validation", "test", "seeds", "params")
-    title = f"{summary.study}: {summary.metric}, mean (standard deviation) over seeds"
+    columns = ("budget", "strategy", "validation", "test", "seeds", "params", "stored")
+    title = (
+        f"{summary.study}: {summary.metric}, mean (standard deviation) over seeds; stored bytes"
+    )
     table = table_of(*columns, title=title, right=columns[2:])
     for budget in summary.budgets:
         for number, row in enumerate(budget.strategies):
             label = "" if number else budget_text(budget.budget)
             _add_strategy(table, label, row, searched=row.strategy == summary.searched)
         if not budget.strategies:
-            table.add_row(budget_text(budget.budget), "no successful trial", "", "", "", "")
+            table.add_row(budget_text(budget.budget), "no successful trial", "", "", "", "", "")
         table.add_section()
     for number, row in enumerate(summary.references):
         _add_strategy(table, "" if number else "references", row, searched=False)
@@ -94,6 +97,7 @@ def _add_strategy(table: Table, label: str, row: StrategySummary, *, searched: b
         _spread(row.test),
         str(row.validation.n),
         count_text(row.trainable_params),
+        count_text(row.stored_bytes),
     )
 
 

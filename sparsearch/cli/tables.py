@@ -136,9 +136,10 @@ def budget_words(budget: Mapping[str, Any] | None) -> str:
 
 
 def budget_text(budget: Mapping[str, Any] | None) -> str:
-    """The same, with the number that a share of the parameters stands for."""
-    words, params = budget_words(budget), (budget or {}).get("max_trainable_params")
-    return words if params is None or f"{params:,} params" in words else f"{words} ({params:,})"
+    """The same, with the number that a share of the parameters stands for, or one of the stored bytes alone."""
+    words, limits = budget_words(budget), budget or {}
+    number = limits.get("max_trainable_params", limits.get("max_bytes"))
+    return words if number is None or f"{number:,} " in words else f"{words} ({number:,})"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

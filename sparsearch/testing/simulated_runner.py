@@ -281,6 +281,7 @@ class SyntheticFront:
                 Measurement("accuracy", split, scores[-1]) for split in ("validation", "test")
             ),
             trainable_params=params,
+            stored_bytes=4 * params,
             head_params=2310,
         )
         return Course(self.seconds, scores, outcome)

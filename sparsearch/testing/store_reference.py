@@ -12,6 +12,8 @@ from sparsearch.results.store.store import Store
 
 __all__ = ["Point", "best_point", "check_answers", "pareto_points", "recommendable"]
 
+_LIMITS = ("max_trainable_params", "max_bytes", "max_inference_flops", "min_weight_sparsity")
+
 
 @dataclass(frozen=True, order=True)
 class Point:
@@ -21,14 +23,15 @@ class Point:
     params: int
     study: int
     number: int
+    bytes: int
     ratio: float
     dense: float
 
     def no_worse(self, other: Point) -> bool:
-        """In score, parameters, FLOPs and zeros."""
+        """In score, parameters, bytes, FLOPs and zeros."""
         pairs = (
-            (self.loss, other.loss), (self.params, other.params), (self.ratio, other.ratio),
-            (self.dense, other.dense),
+            (self.loss, other.loss), (self.params, other.params), (self.bytes, other.bytes),
+            (self.ratio, other.ratio), (self.dense, other.dense),
         )  # fmt: skip
         return all(a <= b for a, b in pairs)
 
@@ -41,6 +44,7 @@ def recommendable(study: int, trials: Iterable[TrialRecord]) -> list[Point]:
             t.trainable_params,
             study,
             t.number,
+            t.stored_bytes,
             t.inference_flops_ratio,
             -t.weight_sparsity,
         )
@@ -49,23 +53,28 @@ def recommendable(study: int, trials: Iterable[TrialRecord]) -> list[Point]:
         and t.structure is not None
         and t.score is not None
         and t.trainable_params is not None
+        and t.stored_bytes is not None
         and t.inference_flops_ratio is not None
     ]
 
 
-def best_point(
-    points: Iterable[Point], params: int | None, ratio: float | None, sparsity: float | None = None
-) -> Point | None:
-    """The first within limits."""
-    return min(
-        (
-            p
-            for p in points
-            if (params is None or p.params <= params)
-            and (ratio is None or p.ratio <= ratio)
-            and (sparsity is None or -p.dense >= sparsity)
-        ),
-        default=None,
+def best_point(points: Iterable[Point], **limits: float | None) -> Point | None:
+    """The first within limits, which are named as budgets name them; None is no limit."""
+    return min((p for p in points if _fits(p, **limits)), default=None)
+
+
+def _fits(
+    p: Point,
+    max_trainable_params: float | None = None,
+    max_bytes: float | None = None,
+    max_inference_flops: float | None = None,
+    min_weight_sparsity: float | None = None,
+) -> bool:
+    return (
+        (max_trainable_params is None or p.params <= max_trainable_params)
+        and (max_bytes is None or p.bytes <= max_bytes)
+        and (max_inference_flops is None or p.ratio <= max_inference_flops)
+        and (min_weight_sparsity is None or -p.dense >= min_weight_sparsity)
     )
 
 
@@ -83,7 +92,7 @@ def pareto_points(points: Iterable[Point]) -> list[Point]:
         better = (q for q in points if q.no_worse(p))
         if all(p.no_worse(q) and p.number <= q.number for q in better):
             front.append(p)
-    return sorted(front, key=lambda p: (p.params, p.ratio, p.dense))
+    return sorted(front, key=lambda p: (p.params, p.bytes, p.ratio, p.dense))
 
 
 def check_answers(store: Store) -> None:
@@ -96,19 +105,22 @@ def check_answers(store: Store) -> None:
     sizes = sorted({p.params for p in everything})
     ratios = sorted({p.ratio for p in everything})
     zeros = sorted({-p.dense for p in everything if p.dense})
-    limits = product([None, 0, *sizes], [None, 0.0, *ratios], [None, *zeros], [None, *names])
-    for params, ratio, sparsity, study in limits:
-        asked = {"max_trainable_params": params, "max_inference_flops": ratio}
-        question = BestQuery(study, limits=asked | {"min_weight_sparsity": sparsity})
+    bytes_ = sorted({p.bytes for p in everything if p.bytes != 4 * p.params})[:1]
+    limits = product(
+        [None, 0, *sizes], [None, *bytes_], [None, 0.0, *ratios], [None, *zeros], [None, *names]
+    )
+    for *values, study in limits:
+        asked: dict[str, int | float | None] = dict(zip(_LIMITS, values, strict=True))
+        question = BestQuery(study, limits=asked)
         expected = set()
         for task in {tasks[study]} if study else {*tasks.values()}:
             own = [p for n in names if tasks[n] == task and study in (None, n) for p in points[n]]
-            point = best_point(own, params, ratio, sparsity)
+            point = best_point(own, **asked)
             expected |= {(point.study, point.number)} if point is not None else set()
         found = {(names.index(b.study), b.trial) for b in store.best_of_each_task(question)}
         assert found == expected, question
         if len(expected) < 2:
-            best = store.best(study=study, **question.limits)  # type: ignore[arg-type]
+            best = store.best(study=study, **asked)  # type: ignore[arg-type]
             one = {(names.index(best.study), best.trial)} if best is not None else set()
             assert one == expected, question
     for name in names:

@@ -86,6 +86,6 @@ def train_on(
     weights = safetensors.torch.save(weights_of(model), {"classes": json.dumps(list(classes))})
     best = Best(
         "s", 0, "s3pet", "accuracy", 0.9, 0.9, structure, structure.trainable_params, 1, 1.0,
-        None, 0, str(folder), "t",
+        None, 0, str(folder), "t", structure.stored_bytes,
     )  # fmt: skip
     return TrainedCase(best, weights, logits_of(model), folder)

@@ -197,6 +197,6 @@ def trial(folder: Path) -> tuple[Best, bytes]:
     packed = safetensors.torch.save(weights, {"classes": json.dumps(["a", "b", "c"])})
     best = Best(
         "s", 0, "s3pet", "accuracy", 0.9, 0.9, structure, structure.trainable_params, 1, 1.0,
-        None, 0, str(folder), "t",
+        None, 0, str(folder), "t", structure.stored_bytes,
     )  # fmt: skip
     return best, packed

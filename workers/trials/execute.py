@@ -33,6 +33,7 @@ from sparsearch.spaces.attachment.weights_file import weights_of
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.parameters import head_parameters
 from sparsearch.spaces.budget import Budget
+from sparsearch.spaces.candidate import BYTES_PER_PARAM
 from sparsearch.spaces.compaction.sparsity import count_zeros
 from sparsearch.spaces.costs import linear_weights, narrowed_positions
 from sparsearch.spaces.ranking import Ranking
@@ -173,6 +174,7 @@ def _run(session: Session, trial: Trial, rankings: Rankings, observe: Observer) 
         + _limited(trial, structure, tokens),
         structure=structure,
         trainable_params=fitted.trainable_params,
+        stored_bytes=fitted.stored_bytes,
         head_params=_head_params(fitted.model),
         inference_flops_ratio=1.0 + structure.inference_flops(tokens) / dense,
         weights=weights,
@@ -195,10 +197,12 @@ def _run_reference(session: Session, trial: Trial, fitting: Fitting) -> Outcome:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(before[name])
+    trained = session.backbone.params if full else 0
     return Outcome(
         "ok",
         measurements=measurements,
-        trainable_params=session.backbone.params if full else 0,
+        trainable_params=trained,
+        stored_bytes=BYTES_PER_PARAM * trained,
         head_params=_head_params(model),
     )
 

@@ -31,11 +31,13 @@ class Fitted:
         model: With the structure attached, or the ticket.
         result: Of training.
         trainable_params: Of the structure; of a ticket all of its backbone's.
+        stored_bytes: What the task costs to keep, the head apart.
     """
 
     model: PreTrainedModel
     result: TrainResult
     trainable_params: int
+    stored_bytes: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Fitting:
         mode = mode_of(self.config)
         model = mode.prepare(self, structure, aligning)
         result = self.train(model, whole=mode.whole)
-        return Fitted(model, result, mode.trainable_params(model, structure))
+        params = mode.trainable_params(model, structure)
+        return Fitted(model, result, params, mode.stored_bytes(model, structure))
 
     def train(
         self, model: PreTrainedModel, *, whole: bool = False, taken: int | None = None

@@ -12,6 +12,7 @@ from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.attachment.check import check_structure
 from sparsearch.spaces.backbone.parameters import count_params, positions_of
 from sparsearch.spaces.calibration.calibrate import Aligning, aligning_at, take_bases
+from sparsearch.spaces.candidate import BYTES_PER_PARAM
 from sparsearch.spaces.compaction.compact import compact
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class TrainingMode:
         """What of a prepared model trains, the head apart."""
         raise NotImplementedError
 
+    def stored_bytes(self, model: PreTrainedModel, structure: Structure) -> int:
+        """What the task costs to keep of a prepared model, the head apart."""
+        raise NotImplementedError
+
 
 class Modules(TrainingMode):
     """Attached modules and the head train; the backbone is frozen."""
@@ -75,6 +80,10 @@ class Modules(TrainingMode):
     def trainable_params(self, model: PreTrainedModel, structure: Structure) -> int:
         """Those of the structure."""
         return structure.trainable_params
+
+    def stored_bytes(self, model: PreTrainedModel, structure: Structure) -> int:
+        """Those of the structure."""
+        return structure.stored_bytes
 
 
 class Ticket(TrainingMode):
@@ -109,6 +118,11 @@ class Ticket(TrainingMode):
     def trainable_params(self, model: PreTrainedModel, structure: Structure) -> int:
         """All that is left."""
         return count_params(model)
+
+    def stored_bytes(self, model: PreTrainedModel, structure: Structure) -> int:
+        """All that is left, what stands in for cuts folded into it, and what was cut."""
+        chosen = structure.stored_bytes - structure.bytes
+        return BYTES_PER_PARAM * count_params(model) + chosen
 
 
 def mode_of(config: TrainConfig) -> TrainingMode:

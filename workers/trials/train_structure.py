@@ -32,6 +32,7 @@ class TrainedStructure:
     Attributes:
         structure: What was trained.
         trainable_params: Parameters that were, the head apart.
+        stored_bytes: What the task costs to keep, the head apart.
         metric: Name of the metric.
         score: Validation score of the best epoch.
         test_score: Test score of that checkpoint.
@@ -43,6 +44,7 @@ class TrainedStructure:
 
     structure: Structure
     trainable_params: int
+    stored_bytes: int
     metric: str
     score: float
     test_score: float
@@ -104,6 +106,7 @@ def train_structure(
     return TrainedStructure(
         structure,
         fitted.trainable_params,
+        fitted.stored_bytes,
         task.metric,
         result.score,
         test,

@@ -66,8 +66,10 @@ def best_of_each_task(session: Session, question: BestQuery) -> tuple[Best, ...]
     for group in _groups(session, question, only):
         query = _best_first(only, group, on_front)
         for name, value in asked.items():
-            whole = int(value * group.backbone_params) if isinstance(value, Fraction) else value
-            query = query.where(_within(LIMITS.load(name)(), whole))
+            limit = LIMITS.load(name)()
+            if isinstance(value, Fraction):
+                value = limit.of_backbone(value, group.backbone_params)
+            query = query.where(_within(limit, value))
         found.setdefault(group.task_fingerprint, []).extend(session.execute(query.limit(1)))
     winners = (
         min(rows, key=lambda r: (-r.score, r.trainable_params, r.study_id, r.number))
@@ -179,19 +181,18 @@ def _asked(limit: Limit, value: int | float | str) -> int | float | Fraction:
 
 def _share(limit: Limit, value: str) -> Fraction:
     """The fraction that a limit names; one that cannot be read is told by its name."""
-    of_params = limit.column == "trainable_params"
-    if not (limit.is_fraction or of_params):
+    if not (limit.is_fraction or limit.per_param):
         raise ConfigError(
             [f"{limit.name}: {value!r} is no whole number"], f"write {limit.example}"
         )
     try:
         share = parse_percentage(value)
     except ConfigError as error:
-        allowed = "neither a whole number nor a percentage" if of_params else "no percentage"
+        allowed = "neither a whole number nor a percentage" if limit.per_param else "no percentage"
         example = limit.example
         if value.strip().replace(".", "", 1).isdecimal():
             # The sign was forgotten, or a share of 1 meant.
-            meant = 1 if of_params or float(value) > 1 else 100
+            meant = 1 if limit.per_param or float(value) > 1 else 100
             example = f"{meant * float(value):g}%"
         raise ConfigError([f"{limit.name}: {value!r} is {allowed}"], f"write {example}") from error
     if share > 1 and not limit.may_exceed_whole:
@@ -294,6 +295,7 @@ def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
             StudyRow.model,
             StudyRow.task,
             TrialRow.weight_sparsity,
+            TrialRow.stored_bytes,
             StudyRow.task_fingerprint,
         )
         .join_from(TrialRow, StudyRow)

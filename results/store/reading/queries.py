@@ -204,6 +204,7 @@ def trials(
             head_params=t.head_params,
             inference_flops_ratio=t.inference_flops_ratio,
             weight_sparsity=t.weight_sparsity,
+            stored_bytes=t.stored_bytes,
             seconds=t.seconds,
             peak_bytes=t.peak_bytes,
             attempts=t.attempts,
@@ -226,8 +227,8 @@ def scores(
     query = (
         select(
             row.number, row.strategy, row.seed, row.state, row.message, row.score, row.test_score,
-            row.structure_hash, row.trainable_params, row.inference_flops_ratio, row.weight_sparsity,
-            row.seconds, cast(row.budget, Text), cast(row.settings, Text), cast(row.history, Text),
+            row.structure_hash, row.trainable_params, row.stored_bytes, row.inference_flops_ratio,
+            row.weight_sparsity, row.seconds, cast(row.budget, Text), cast(row.settings, Text), cast(row.history, Text),
         )
         .where(row.study_id == study_id)
         .order_by(row.number)

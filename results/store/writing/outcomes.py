@@ -53,6 +53,7 @@ def finish(connection: Connection, claim: Claim, number: int, outcome: Outcome) 
         number,
         values["score"],
         outcome.trainable_params,
+        outcome.stored_bytes,
         outcome.inference_flops_ratio,
         values["weight_sparsity"],
     )
@@ -82,6 +83,7 @@ def _finished(outcome: Outcome, metric: str) -> dict[str, Any]:
         "structure_hash": structure.hash if structure is not None else None,
         "ranking_key": outcome.ranking[0] if outcome.ranking is not None else None,
         "trainable_params": outcome.trainable_params,
+        "stored_bytes": outcome.stored_bytes if outcome.state == "ok" else None,
         "head_params": outcome.head_params,
         "inference_flops_ratio": outcome.inference_flops_ratio,
         "weight_sparsity": next(zeros, 0.0),

@@ -75,6 +75,9 @@ class AnswersConformance:
         assert found(max_trainable_params=100) == found(max_trainable_params="100") == ("small", 0)
         assert found(max_trainable_params=99) == ("large", 1)
         assert found(max_trainable_params=9) is None
+        assert found(max_bytes="0.01%") == ("large", 0), "four bytes a parameter: 396 and 800"
+        assert found(max_bytes="400") == ("small", 0)
+        assert found(max_bytes=399) == ("large", 1)
         assert found(max_inference_flops="75%") == found(max_inference_flops=0.75) == ("small", 0)
         assert found(model="other") == found(study="lar") == ("large", 0)
         assert found(model="other", max_inference_flops="75%") is None
@@ -109,6 +112,7 @@ class AnswersConformance:
             outcome = sample_outcome(
                 draw.choice([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]),
                 draw.randrange(1, 6),
+                stored=draw.choice([None, None, 4, 10]),
                 ratio=draw.choice([0.5, 0.75, 1.0]),
                 sparsity=draw.choice([0.0, 0.0, 0.5, 0.9]),
                 state=draw.choice(states),

@@ -65,13 +65,14 @@ def sample_outcome(
     score: float = 0.5,
     params: int = 100,
     *,
+    stored: int | None = None,
     ratio: float = 1.0,
     sparsity: float = 0.0,
     layer: int = 0,
     state: FinishedState = "ok",
     structure: bool = True,
 ) -> Outcome:
-    """An outcome with a validation score and a test score 0.1 below it."""
+    """An outcome with a validation score and a test score 0.1 below it; it stores its parameters if nothing is said."""
     return Outcome(
         state,
         measurements=(
@@ -82,6 +83,7 @@ def sample_outcome(
         ),
         structure=sample_structure(params, layer) if structure else None,
         trainable_params=params,
+        stored_bytes=4 * params if stored is None else stored,
         head_params=7,
         inference_flops_ratio=ratio,
         seconds=1.5,

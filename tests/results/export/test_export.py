@@ -47,7 +47,7 @@ def trained(build, randomise, inputs, tmp_path):
             logits = model.eval()(**inputs).logits
         best = Best(
             "s", 0, "s3pet", "accuracy", 0.9, 0.9, structure, structure.trainable_params, 1, 1.0,
-            None, 0, str(folder), "t",
+            None, 0, str(folder), "t", structure.stored_bytes,
         )  # fmt: skip
         return best, weights, logits, folder
 

@@ -66,7 +66,7 @@ def best(*candidates: Candidate) -> Best:
         structure = replace(structure, candidates=candidates, kinds=kinds)
     return Best(
         *("study", 3, "s3pet", "accuracy", 0.9, 0.8, structure, structure.trainable_params, 7),
-        *(1.0, BUDGET, 0, "a<b", "trec"),
+        *(1.0, BUDGET, 0, "a<b", "trec", structure.stored_bytes),
     )
 
 

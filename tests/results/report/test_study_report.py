@@ -11,6 +11,7 @@ import pytest
 from sparsearch.errors import NotFoundError
 from sparsearch.results import Owner, Store, StudySpec, Trial
 from sparsearch.results.report.study_report import report_page
+from sparsearch.results.report.summary import summarise
 from sparsearch.results.store.connection.database import open_database
 from sparsearch.results.store.writing import outcomes
 from sparsearch.results.store.writing.lease import Claim
@@ -119,3 +120,23 @@ def test_the_command_writes_it(url, tmp_path):
     assert call("report", "filled", "--out", "r.txt", "--db", url).code == 2
     with pytest.raises(NotFoundError, match="there is no study 'none'"):
         page_of(url, "none")
+
+
+@pytest.mark.parametrize(
+    ("budget", "first"),
+    [(Budget(max_trainable_params=100), "s3pet"), (Budget(max_bytes=9084), "random")],
+)
+def test_equal_scores_go_by_what_the_budget_counts(url, budget, first):
+    """And a warning names what stores far more than it trains."""
+    pairs = [
+        (Trial(0, "s3pet", budget, 0), sample_outcome(0.9, 80, stored=9000)),
+        (Trial(1, "random", budget, 0), sample_outcome(0.9, 90, stored=400)),
+    ]
+    study = fill(url, "equal", pairs)
+    with Store.open(url, create=False) as store:
+        summary = summarise(study, store.trials("equal"))
+    (found,) = summary.budgets
+    assert found.strategies[0].strategy == found.best.strategy == first
+    (warning,) = summary.warnings
+    assert "s3pet store far more" in warning and "9,000 stored bytes are 28 times" in warning
+    assert warning in page_of(url, "equal") and "9,000" in page_of(url, "equal")

@@ -164,6 +164,9 @@ def test_first_revision_is_brought_up_to_date(url: str) -> None:
         assert {r.ranking_key for r in records} == {None}
         assert {r.weight_sparsity for r in store.trials("study-1")} == {0.0}
         assert {r.weight_sparsity for r in store.trials("study-2")} == {0.0, 0.5}
+        stored = {r.trainable_params: r.stored_bytes for r in records if r.state == "ok"}
+        assert stored == {params: 4 * params + 1 for params in range(1, 7)}
+        assert {r.stored_bytes for r in records if r.state != "ok"} == {None}
         assert store.ranking("key") == Ranking((0.5,), "s3pet", 0, 1, 1.0)
         check_answers(store)
         store.begin_study(sample_study())
@@ -209,7 +212,7 @@ def test_another_tools_alembic_may_share_the_file(path: Path) -> None:
         assert len(store.studies()) == 1
 
 
-REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009"]
+REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010"]
 
 
 def test_every_revision_is_tried() -> None:

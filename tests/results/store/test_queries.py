@@ -66,7 +66,7 @@ def test_limits_that_cannot_be_read(tmp_path: Path) -> None:
         for limits in ({"max_trainable_params": "few"}, {"max_inference_flops": "half"}):
             with pytest.raises(ConfigError, match="percentage"):
                 empty.best(**limits)
-        for limits in ({"max_trainable_params": "200%"}, {"min_weight_sparsity": "150%"}):
+        for limits in ({"max_bytes": "200%"}, {"min_weight_sparsity": "150%"}):
             with pytest.raises(ConfigError, match="more than the whole"):
                 empty.best(**limits)
         assert empty.best(max_trainable_params=str(10**30)) is None
@@ -107,7 +107,10 @@ def test_best_walks_down_the_front_and_reads_no_rows(
         if "ORDER BY" in statement:
             asked.append((statement, parameters))
 
-    assert store.best(max_trainable_params=9, max_inference_flops=0.5, **question) is None
+    assert (
+        store.best(max_trainable_params=9, max_bytes=9, max_inference_flops=0.5, **question)
+        is None
+    )
     ((statement, parameters),) = asked
     with database.engine.connect() as connection:
         explain = f"EXPLAIN QUERY PLAN {statement}"

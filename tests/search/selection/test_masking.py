@@ -134,12 +134,15 @@ def test_without_a_limit_nothing_is_masked_and_all_else_as_without_masks(build):
 
 def test_a_masked_matrix_pays_for_its_scores_once(build):
     space = build_space(build("bert"), kinds=MASKS)
-    scores = sum(
-        (1 + 1) * (p.in_features + p.out_features) for p in space.positions if p.role == "linear"
-    )
+    linears = [p for p in space.positions if p.role == "linear"]
+    scores = sum((1 + 1) * (p.in_features + p.out_features) for p in linears)
     lora = 2 * scores // 2
     assert space.trainable_params == count_trainable(space.candidates) == scores + lora
-    assert space.by_kind["weight_mask"] == {"candidates": 72, "trainable_params": scores}
+    assert space.by_kind["weight_mask"] == {
+        "candidates": 72,
+        "trainable_params": scores,
+        "bytes": 4 * scores + sum(p.in_features * p.out_features // 8 for p in linears),
+    }
     found = Selector(
         space, Budget(max_trainable_params=scores + 100, min_weight_sparsity=0.5)
     ).select(equal_shares(space))

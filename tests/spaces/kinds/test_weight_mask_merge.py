@@ -156,7 +156,7 @@ def test_a_spec_holds_the_mask_and_peft_is_refused(build, inputs, randomise, tmp
     assert set(measured_sparsity(fresh).values()) == {0.75}
     best = Best(
         "s", 0, "s3pet", "accuracy", 0.9, 0.9, structure, structure.trainable_params, 1, 1.0,
-        None, 0, str(folder), "t",
+        None, 0, str(folder), "t", structure.stored_bytes,
     )  # fmt: skip
     with pytest.raises(
         ExportError, match=r"weight_mask .PEFT does not change .*: layers.0.attn.q"

@@ -22,6 +22,8 @@ BEST_KEYS = {
         (("--max-trainable-params", "0.01%"), 0.85),
         (("--max-trainable-params", "100", "--task", "trec", "--model", "toy"), 0.85),
         (("--study", "trec", "--max-inference-flops", "100%"), 0.93),
+        (("--max-bytes", "0.01%"), 0.85),
+        (("--max-bytes", "400"), 0.85),
     ],
 )
 def test_best(db: str, words: tuple[str, ...], score: float) -> None:
@@ -37,8 +39,9 @@ def test_best(db: str, words: tuple[str, ...], score: float) -> None:
         (("--max-inference-flops", "50%"), "without --max-inference-flops"),
         (("--min-weight-sparsity", "50%"), "without --min-weight-sparsity"),
         (("--max-inference-flops", "50%"), "the fewest in that study are 100.00%"),
-        (("--limit", "max_bytes=10"), "within --limit max_bytes=10"),
-        (("--limit", "max_bytes=10"), "without --limit max_bytes= the best is"),
+        (("--limit", "max_bytes=10"), "within --max-bytes 10"),
+        (("--max-bytes", "10"), "without --max-bytes the best is"),
+        (("--max-bytes", "10"), "the smallest in that study stores 288"),
         (("--min-weight-sparsity", "50%"), "the sparsest in that study has 0.00%"),
         (("--task", "sst2"), "no such task; there are: trec"),
         (("--model", "nope", "--max-trainable-params", "9"), "no such model; there are: toy"),
@@ -61,7 +64,8 @@ def test_best_that_finds_nothing_exits_3(db: str, words: tuple[str, ...], advice
             ("--max-trainable-params", "9", "--limit", "max_trainable_params=8"),
             "limit max_trainable_params=8: this limit is given twice",
         ),
-        (("--limit", "max_bytes=20.5"), "max_bytes: '20.5' is no whole number"),
+        (("--max-bytes", "9", "--limit", "max_bytes=9"), "max_bytes=9: this limit is given twice"),
+        (("--limit", "max_bytes=20.5"), "max_bytes: '20.5' is neither a whole number nor"),
     ],
 )
 def test_a_wrong_limit_exits_2(db: str, words: tuple[str, ...], message: str) -> None:
@@ -179,3 +183,15 @@ def test_pareto(db: str) -> None:
     assert all(point.keys() >= BEST_KEYS for point in front)
     assert [point["score"] for point in front] == sorted({p["score"] for p in front})
     assert front[-1]["score"] == 0.93
+
+
+def test_what_stores_far_more_than_it_trains_is_warned_of(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'large.db'}"
+    with Store.open(url, create=True) as store:
+        store.begin_study(sample_study())
+        store.finish("study", 0, sample_outcome(0.5, 100, stored=4000))
+        store.finish("study", 1, sample_outcome(0.6, 100, stored=4001))
+    out = " ".join(call("best", "--db", url).out.split())
+    assert "4,001 bytes, of them 3,601 beside the trained values" in out and "warning: " in out
+    assert "warning" not in call("best", "--max-bytes", "4000", "--db", url).out
+    assert answer("best", "--max-bytes", "4000", "--db", url)["stored_bytes"] == 4000

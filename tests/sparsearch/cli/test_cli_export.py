@@ -49,6 +49,7 @@ def test_train_takes_a_folder_or_a_hash(db: str, monkeypatch: pytest.MonkeyPatch
     class TrainedStructure:
         structure: Structure
         trainable_params: int = 7
+        stored_bytes: int = 29
         metric: str = "accuracy"
         score: float = 0.9
         test_score: float = float("nan")

@@ -123,7 +123,7 @@ def test_show_by_prefix(db: str) -> None:
     candidate = sample_structure(best["trainable_params"]).candidates[0]
     assert shown["candidates"] == [
         {"position": "layers.0.attn.q", "kind": "lora", "size": candidate.size}
-        | {"params": candidate.params}
+        | {"params": candidate.params, "bytes": candidate.bytes}
     ]
     table = call("show", best["structure"][:8], "--db", db).out
     assert "layer 0" in table and "attn.q" in table and best["structure"] in table
@@ -165,6 +165,8 @@ def test_space(tmp_path: Path) -> None:
     assert set(found["by_kind"]) == {"bitfit", "lora"}
     total = sum(kind["trainable_params"] for kind in found["by_kind"].values())
     assert found["trainable_params"] == total
+    assert found["stored_bytes"] == 4 * total + found["choice_bytes"]
+    assert found["choice_bytes"] == -(-found["candidates"] // 8)
     assert found["candidates"] == sum(kind["candidates"] for kind in found["by_kind"].values())
     assert found["backbone_params"] > 0
     assert answer("space", "toy")["preset"] == "s3pet-m"

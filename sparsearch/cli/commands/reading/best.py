@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
 from sparsearch.cli.console import output, print_json
 from sparsearch.cli.options import (
@@ -28,6 +28,7 @@ from sparsearch.cli.tables import (
     score_text,
     sparsity_facts,
     task_names,
+    warning_line,
 )
 from sparsearch.config.registry import read_limits
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sparsearch.results.records import Best
-    from sparsearch.spaces.structure import Structure
 
 
 __all__ = [
@@ -45,19 +45,23 @@ __all__ = [
 ]
 
 
-def _stored(structure: Structure) -> str:
-    """Size of the attached modules in a file, and what of it is not trained."""
-    frozen = sum(c.frozen_bytes for c in structure.candidates)
-    beside = f", of them {frozen:,} not trained" if frozen else ""
-    return f"{structure.bytes:,} bytes{beside}"
+def _stored(best: Best) -> str:
+    """What the task costs to keep, and what of it is not trained."""
+    from sparsearch.results.stored_size import untrained_bytes
+
+    beside = untrained_bytes(best.stored_bytes, best.trainable_params)
+    return f"{best.stored_bytes:,} bytes, of them {beside:,.0f} beside the trained values"
 
 
 def best_table(best: Best) -> RenderableType:
-    """One recommendation."""
+    """One recommendation, and what makes it worth less than it looks."""
+    from sparsearch.results.stored_size import is_swollen, swollen_text
+
+    sizes = best.stored_bytes, best.trainable_params
     scores = f"{score_text(best.score)} validation, {score_text(best.test_score)} test"
     ratio = f"{100 * best.inference_flops_ratio:.2f}% of the dense backbone"
     share = 100 * best.trainable_params / best.structure.backbone.params
-    return facts(
+    table = facts(
         [
             hash_fact(best.structure.hash),
             ("study, trial", f"{best.study}, {best.trial}"),
@@ -67,18 +71,19 @@ def best_table(best: Best) -> RenderableType:
             (best.metric, scores),
             ("budget", budget_text(best.budget)),
             ("parameters", f"{best.trainable_params:,} ({share:.3g}% of the backbone)"),
-            ("stored", _stored(best.structure)),
+            ("stored", _stored(best)),
             ("head", f"{best.head_params:,} (not counted in the budget)"),
             ("FLOPs", ratio),
             *sparsity_facts(best),
         ]
     )
+    return Group(table, warning_line(swollen_text(*sizes))) if is_swollen(*sizes) else table
 
 
 def best_of_tasks_table(found: Sequence[Best]) -> RenderableType:
     """The best of each task."""
-    right = ("score", "test", "params", "trial")
-    columns = ("task", "metric", *right[:3], "strategy", "study", "trial", "structure")
+    right = ("score", "test", "params", "stored", "trial")
+    columns = ("task", "metric", *right[:4], "strategy", "study", "trial", "structure")
     rows = [
         (
             task,
@@ -86,6 +91,7 @@ def best_of_tasks_table(found: Sequence[Best]) -> RenderableType:
             score_text(b.score),
             score_text(b.test_score),
             count_text(b.trainable_params),
+            count_text(b.stored_bytes),
             b.strategy,
             b.study,
             str(b.trial),
@@ -110,6 +116,13 @@ def best(
         str | None,
         typer.Option(metavar="N|SHARE%", help="Like 2271, or 0.01% of the backbone."),
     ] = None,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|SHARE%",
+            help="What the task costs to keep: like 9084, or 0.01% of the backbone.",
+        ),
+    ] = None,
     max_inference_flops: Annotated[
         str | None, typer.Option(metavar="SHARE%", help="Like 75% of the dense backbone.")
     ] = None,
@@ -121,7 +134,7 @@ def best(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Any other limit, like max_bytes=20000, among trials whose budgets set it.",
+            help="Any limit, like max_bytes=20000; of a plug-in's, among trials whose budgets set it.",
         ),
     ] = None,
     db: Db = DEFAULT_DB,
@@ -136,6 +149,7 @@ def best(
         "model": model,
         "task": task,
         "max_trainable_params": max_trainable_params,
+        "max_bytes": max_bytes,
         "max_inference_flops": max_inference_flops,
         "min_weight_sparsity": min_weight_sparsity,
     }

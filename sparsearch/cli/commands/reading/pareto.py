@@ -31,14 +31,15 @@ __all__ = [
 
 
 def pareto_table(study: StudyRecord, front: Sequence[Best]) -> RenderableType:
-    """Structures that no other one beats, by parameters."""
+    """Structures that no other one beats, by parameters; what they store in bytes."""
     sparse = any(b.weight_sparsity for b in front)
-    costs = ("params", "score", "test", "FLOPs", *(["sparsity"] if sparse else []))
+    costs = ("params", "stored", "score", "test", "FLOPs", *(["sparsity"] if sparse else []))
     right = (*costs, "seed", "trial")
     columns = (*costs, "strategy", "budget", "seed", "trial", "structure")
     rows = [
         (
             count_text(b.trainable_params),
+            count_text(b.stored_bytes),
             score_text(b.score),
             score_text(b.test_score),
             f"{100 * b.inference_flops_ratio:.1f}%",
@@ -58,7 +59,7 @@ def pareto_table(study: StudyRecord, front: Sequence[Best]) -> RenderableType:
 def pareto(
     study: StudyName, plot: Plot = None, db: Db = DEFAULT_DB, as_json: Json = False
 ) -> None:
-    """List the structures that no other one beats in score, parameters, FLOPs and sparsity."""
+    """List the structures that no other one beats in score, parameters, stored bytes, FLOPs and sparsity."""
     with reading(db) as store:
         record = store.find_study(study)
         front = store.pareto(record.name)

@@ -44,18 +44,19 @@ def structure_table(best: Best) -> RenderableType:
         place = place_of(c.position)
         row = f"{place.stack} {place.row}".strip()
         layers.setdefault(row, {}).setdefault(place.column, []).append(c)
-    table = table_of("layer", "position", "what", "params", right=("params",))
+    table = table_of("layer", "position", "what", "params", "bytes", right=("params", "bytes"))
     for layer, columns in layers.items():
         for number, (column, chosen) in enumerate(columns.items()):
             names = " + ".join(
                 candidate_name(c, pruned_fraction_of(c, best.structure)) for c in chosen
             )
-            total = count_text(sum(c.params for c in chosen))
-            table.add_row("" if number else layer, column, names, total)
+            totals = sum(c.params for c in chosen), sum(c.bytes for c in chosen)
+            table.add_row("" if number else layer, column, names, *map(count_text, totals))
         table.add_section()
     everything = best.structure
     count = f"{len(everything.candidates)} candidates"
-    table.add_row("all", "", count, count_text(everything.trainable_params))
+    totals = everything.trainable_params, everything.bytes
+    table.add_row("all", "", count, *map(count_text, totals))
     return Group(best_table(best), table)
 
 

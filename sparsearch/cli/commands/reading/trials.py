@@ -45,7 +45,7 @@ def trials_table(
     study: StudyRecord, trials: Sequence[TrialRecord], attempts: Sequence[Attempt]
 ) -> RenderableType:
     """All trials of a study, why some did not succeed, and which attempts came to nothing."""
-    right = ("#", "seed", "score", "test", "params", "seconds")
+    right = ("#", "seed", "score", "test", "params", "stored", "seconds")
     columns = ("#", "strategy", "budget", "seed", "state", *right[2:], "structure")
     rows = [
         (
@@ -57,6 +57,7 @@ def trials_table(
             score_text(t.score),
             score_text(t.test_score),
             count_text(t.trainable_params),
+            count_text(t.stored_bytes),
             seconds_text(t.seconds),
             t.structure[:SHOWN_DIGITS] if t.structure else NOTHING,
         )

@@ -160,7 +160,8 @@ def _print_summary(
         return
     screen = output()
     screen.print(summary_view(summary))
-    for warning in summary.warnings if data is None else data.warnings:
+    warnings = (*summary.warnings, *(() if data is None else data.warnings))
+    for warning in dict.fromkeys(warnings):
         screen.print(warning_line(warning))
     screen.print(f"\nstored {'at' if where == 'server' else 'in'} {shown}\nnext:", soft_wrap=True)
     for line in following:

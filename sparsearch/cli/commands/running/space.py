@@ -42,7 +42,7 @@ def space_table(
         f": {space.backbone_params:,} parameters, {len(space.positions)} positions; "
         f"space: {chosen}",
     )
-    columns = ("kind", "candidates", "trainable params", "smallest", "largest")
+    columns = ("kind", "candidates", "trainable params", "smallest", "largest", "bytes")
     table = table_of(*columns, right=columns[1:])
     for kind, row in space.by_kind.items():
         sizes = [c.params for c in space.candidates if c.kind == kind]
@@ -52,16 +52,20 @@ def space_table(
             count_text(row["trainable_params"]),
             count_text(min(sizes)),
             count_text(max(sizes)),
+            count_text(row["bytes"]),
         )
     table.add_section()
-    table.add_row(
-        "all", count_text(len(space.candidates)), count_text(space.trainable_params), "", ""
-    )
+    everything = count_text(len(space.candidates)), count_text(space.trainable_params)
+    table.add_row("all", *everything, "", "", count_text(space.stored_bytes - space.choice_bytes))
     names = dict.fromkeys(re.sub(r"layers\.\d+", "layers.*", p.name) for p in space.positions)
     return Group(
         head,
         table,
         Text(f"everything together is {share:.3g}% of the backbone"),
+        Text(
+            f"a task also stores which candidates were chosen: {space.choice_bytes:,} bytes, in all at most "
+            f"{space.stored_bytes:,}"
+        ),
         Text(f"positions, as `on:` takes them: {', '.join(names)}"),
         reach_table(reach),
         *coverage_lines(space.guessed, unreached),
@@ -115,6 +119,8 @@ def space(
         "backbone_params": found.backbone_params,
         "candidates": len(found.candidates),
         "trainable_params": found.trainable_params,
+        "stored_bytes": found.stored_bytes,
+        "choice_bytes": found.choice_bytes,
         "by_kind": found.by_kind,
     }
     chosen = {"model": model, "revision": revision, "preset": preset, "kinds": kind or None}

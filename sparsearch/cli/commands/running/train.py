@@ -62,6 +62,7 @@ def train(
         )
     if as_json:
         document = {"structure": done.structure.hash, "metric": done.metric, "score": done.score}
+        document |= {"trainable_params": done.trainable_params, "stored_bytes": done.stored_bytes}
         document |= {"test_score": done.test_score, "epoch": done.epoch, "seconds": done.seconds}
         document |= {"out": None if done.out is None else str(done.out)}
         print_json({**document, "warnings": done.warnings})
@@ -70,6 +71,7 @@ def train(
     rows: list[tuple[str, RenderableType]] = [
         hash_fact(done.structure.hash),
         ("parameters", f"{done.trainable_params:,}"),
+        ("stored", f"{done.stored_bytes:,} bytes, the head apart"),
         (done.metric, f"{valid} validation (best of epoch {done.epoch}), {test} test"),
         ("seconds", f"{done.seconds:.1f}"),
         ("written to", str(done.out) if done.out is not None else "nowhere; --out DIR keeps it"),

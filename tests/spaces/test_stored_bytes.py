@@ -1,0 +1,71 @@
+"""What a task costs to keep, against the tensors that are written."""
+
+import pytest
+from safetensors.torch import load_file
+
+from sparsearch.results.export.export import write_spec
+from sparsearch.spaces.attachment.attach import attach, detach
+from sparsearch.spaces.attachment.weights_file import HEAD, weights_of
+from sparsearch.spaces.backbone.identity import identify
+from sparsearch.spaces.kinds import KINDS
+from sparsearch.spaces.limits import StoredBytes
+from sparsearch.spaces.space import build_space
+from sparsearch.spaces.structure import Structure, make_structure
+from sparsearch.workers.trials.execute import pack_weights
+from tests.conftest import make_model
+from tests.helpers.kind_table import TABLE
+
+CUTS = [
+    ("heads", {"compensate": "linear"}),
+    ("neurons", {}),
+    ("neurons", {"compensate": "linear"}),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model("bert", intermediate_size=128)
+
+
+@pytest.fixture(scope="module")
+def identity(model):
+    return identify(model)
+
+
+def test_every_kind_is_counted():
+    assert {name for name, _ in TABLE + CUTS} == {*KINDS}
+
+
+@pytest.mark.parametrize(("kind", "options"), TABLE + CUTS)
+def test_it_is_the_files_tensors_and_a_bit_for_each_candidate(model, identity, kind, options):
+    space = build_space(model, kinds={kind: options})
+    structure = make_structure(space, space.candidates[::2], identity, "classification")
+    attach(model, structure)
+    tensors = {n: t for n, t in weights_of(model).items() if not n.startswith(HEAD)}
+    detach(model)
+    written = sum(tensor.nbytes for tensor in tensors.values())
+    assert structure.bytes == written
+    assert structure.stored_bytes == written + -(-len(space.candidates) // 8)
+    assert Structure.from_json(structure.to_json()).stored_bytes == structure.stored_bytes
+    assert space.stored_bytes >= structure.stored_bytes
+    assert StoredBytes().cap(structure.stored_bytes, space, 16) == written
+
+
+def test_a_structure_of_an_unknown_space_stores_a_bit_for_each_that_is_chosen(model, identity):
+    space = build_space(model, kinds={"bitfit": {}})
+    structure = make_structure(space, space.candidates[:9], identity, "classification")
+    raw = structure.to_json().replace(f'"offered": {len(space.candidates)}', '"offered": 0')
+    assert Structure.from_json(raw).stored_bytes == structure.bytes + 2
+
+
+def test_the_exported_file_holds_that_much(tiny_folder, tmp_path):
+    model = make_model("bert")
+    space = build_space(model, kinds={"lora": {"max_rank": 2}, "spectral": {"block": 4}})
+    identity = identify(model, str(tiny_folder))
+    structure = make_structure(space, space.candidates[::3], identity, "classification")
+    attach(model, structure)
+    report = write_spec(structure, pack_weights(model, ("a", "b", "c")), tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "modules.safetensors")
+    written = sum(t.nbytes for name, t in tensors.items() if not name.startswith(HEAD))
+    assert structure.bytes == written
+    assert report.notes[0].startswith(f"{structure.stored_bytes:,} stored bytes")
