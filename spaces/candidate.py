@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.kinds import Kind
-from sparsearch.spaces.kinds.base import KindRole
+from sparsearch.spaces.kinds.base import FULL_BITS, KindRole
+from sparsearch.spaces.kinds.precision import split_bits
 
 __all__ = [
     "BYTES_PER_PARAM",
@@ -17,7 +18,7 @@ __all__ = [
     "make_candidate",
 ]
 
-BYTES_PER_PARAM = 4
+BYTES_PER_PARAM = FULL_BITS // 8
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Candidate:
         frozen_bytes: Bytes of what is stored with it but not trained, also of what has no gradient beside a cut.
         flops_per_pair: The same per token and token of the sequence.
         which: Numbers of the heads or of the blocks of neurons that are cut; empty for what is attached.
+        bits: In which each trained value is stored; those of several are packed.
+        scales: Tensors whose values are rounded, and have a scale.
         pruned_weights: Weights of the backbone that it sets to zero; FLOPs count them all the same. Where heads or
             neurons are cut too, those of what is left of the matrix, as expected.
     """
@@ -48,6 +51,8 @@ class Candidate:
     flops_per_pair: int = 0
     which: tuple[int, ...] = ()
     pruned_weights: int = 0
+    bits: int = FULL_BITS
+    scales: int = 0
 
     @property
     def role(self) -> KindRole:
@@ -66,9 +71,19 @@ class Candidate:
         return self.merged_flops_per_token + tokens * self.flops_per_pair
 
     @property
+    def base_kind(self) -> str:
+        """Name of the kind, whatever the bits of its values."""
+        return split_bits(self.kind)[0]
+
+    @property
+    def value_bytes(self) -> int:
+        """Stored size of the trained values, with their scales."""
+        return -(-self.params * self.bits // 8) + BYTES_PER_PARAM * self.scales
+
+    @property
     def bytes(self) -> int:
         """Stored size in bytes."""
-        return BYTES_PER_PARAM * self.params + self.frozen_bytes
+        return self.value_bytes + self.frozen_bytes
 
 
 def make_candidate(
@@ -87,6 +102,8 @@ def make_candidate(
         position.repeats * kind.flops_per_pair(position, size),
         which,
         kind.pruned_weights(position, size),
+        kind.bits,
+        kind.tensors if kind.bits < FULL_BITS else 0,
     )
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from sparsearch.spaces.candidate import BYTES_PER_PARAM, Candidate, make_candidate
+from sparsearch.spaces.candidate import Candidate, make_candidate
 from sparsearch.spaces.families.position import Position, find
 from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.space import Space
@@ -85,7 +85,7 @@ def recompute_costs(candidate: Candidate, kind: Kind, narrowed: Sequence[Positio
     if candidate.which:
         return candidate
     left = make_candidate(kind, find(narrowed, candidate.position), candidate.size)
-    return replace(left, frozen_bytes=candidate.bytes - BYTES_PER_PARAM * left.params)
+    return replace(left, frozen_bytes=candidate.bytes - left.value_bytes)
 
 
 def merge_same_position(space: Space, chosen: Iterable[Candidate]) -> list[Candidate]:

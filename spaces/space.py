@@ -18,6 +18,8 @@ from sparsearch.spaces.families.generic import GuessedFamilyWarning, describe_gu
 from sparsearch.spaces.families.position import Position, find, matching
 from sparsearch.spaces.families.registry import FAMILIES
 from sparsearch.spaces.kinds import KINDS, Kind, make_kind
+from sparsearch.spaces.kinds.base import FULL_BITS
+from sparsearch.spaces.kinds.precision import read_bits, split_bits
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,7 +135,8 @@ def build_space(
         model: Any transformers model; the meta device will do. Where its family is not in the table, its positions
             are guessed by the type and shape of its modules, and a ``GuessedFamilyWarning`` says so.
         preset: Name of a preset.
-        kinds: Kind -> its options, and ``on``, the patterns of positions to use.
+        kinds: Kind -> its options; ``on``, the patterns of positions to use; and ``bits``, in which trained values
+            are stored: each number makes candidates of its own.
 
     Raises:
         ConfigError: If a kind, an option or a preset is unknown, a pattern matches nothing, or kinds
@@ -176,11 +179,21 @@ def list_space(
         options = dict(chosen[name])
         patterns: Sequence[str] | None = options.pop("on", None)
         try:
-            kind = make_kind(name, options)
+            if name not in KINDS:
+                make_kind(split_bits(name)[0], {})
+                problems.append(
+                    f"space.kinds.{name}: bits are an option of the kind, bits: [32, 8, 4]"
+                )
+                continue
+            bits = read_bits(name, options.pop("bits", FULL_BITS))
+            precisions = [
+                make_kind(name if b == FULL_BITS else f"{name}@{b}", options) for b in bits
+            ]
         except ConfigError as error:
             problems.extend(error.problems)
             continue
-        built[name] = kind
+        kind = precisions[0]
+        built |= {one.name: one for one in precisions}
         on = kind.default_on if patterns is None else patterns
         if guessed and (patterns is None or preset is not None):
             on = ("*",)  # patterns that the user did not write are of canonical names
@@ -194,6 +207,7 @@ def list_space(
                 )
         candidates += [
             make_candidate(kind, p, size, (i,) if kind.role == "remove" else ())
+            for kind in precisions
             for p in found
             for i, size in enumerate(kind.sizes(p))
         ]

@@ -52,7 +52,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Structure:
-    """A set of candidates; at most one per (position, kind), rank units summed into its size.
+    """A set of candidates; at most one per (position, kind), in one precision, rank units summed into its size.
 
     Attributes:
         backbone: The only backbone it attaches to.
@@ -118,13 +118,13 @@ class Structure:
         """What is wrong with the candidates, whatever the backbone."""
         known, seen, found = {k.name for k in self.kinds}, set(), []
         for c in self.candidates:
-            if (c.position, c.kind) in seen:
+            if (c.position, c.base_kind) in seen:
                 found.append(f"{c.kind} at {c.position} is there twice")
             if c.kind not in known:
                 found.append(f"{c.kind} at {c.position} is of a kind that `kinds` lacks")
             if c.size < 1:
                 found.append(f"{c.kind} at {c.position} has size {c.size}, below 1")
-            seen.add((c.position, c.kind))
+            seen.add((c.position, c.base_kind))
         return found
 
     def kind(self, name: str) -> Kind:
@@ -261,6 +261,8 @@ class _CandidateDocument(_Strict):
     flops_per_pair: int = 0
     which: list[int] = []
     pruned_weights: int = 0
+    bits: int = 32
+    scales: int = 0
 
 
 class _CostsDocument(_Strict):

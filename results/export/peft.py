@@ -23,6 +23,7 @@ from sparsearch.errors import ExportError
 from sparsearch.spaces.attachment.weights_file import HEAD
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.families.position import Position, find, widths
+from sparsearch.spaces.kinds.base import FULL_BITS
 from sparsearch.spaces.kinds.ia3.spec import IA3
 from sparsearch.spaces.kinds.lora.spec import Lora
 from sparsearch.spaces.structure import Structure
@@ -109,7 +110,7 @@ def plan_adapter(
     Args:
         model: The structure's backbone, with its head.
         structure: What to express.
-        tensors: Trained weights by file name.
+        tensors: Trained values by file name, as ``weights_file.values_of`` gives them.
 
     Raises:
         ExportError: If PEFT cannot express it; the message counts what it cannot, by kind and reason.
@@ -125,9 +126,9 @@ def plan_adapter(
             modules[position.module] = _adapted(model, position, paths)
         name = f"{candidate.position}:{candidate.kind}."
         unit = {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
-        if candidate.kind == "spectral":
+        if candidate.base_kind == "spectral":
             unit = _as_lora(unit, scale)
-        _join(modules[position.module], position, candidate.kind, unit)
+        _join(modules[position.module], position, candidate.base_kind, unit)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     norms = [m for m in modules.values() if m.is_norm]
     linears = [m for m in modules.values() if not m.is_norm]
@@ -138,6 +139,8 @@ def plan_adapter(
         notes += (
             f"PEFT wants an adapted linear: {linears[0].path} carries a zero rank-1 LoRA, which stays zero in training",
         )
+    if any(c.bits < FULL_BITS for c in structure.candidates):
+        notes += ("PEFT stores 32 bits a value, and trains on without rounding",)
     method = _method(model, linears, head)
     notes += _bias_notes(method, linears) + _basis_notes(structure)
     plan = AdapterPlan(method, linears, norms, head, scale, notes)
@@ -188,7 +191,7 @@ def _as_lora(unit: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 
 
 def _basis_notes(structure: Structure) -> tuple[str, ...]:
-    if not any(c.kind == "spectral" for c in structure.candidates):
+    if not any(c.base_kind == "spectral" for c in structure.candidates):
         return ()
     return (
         "PEFT has no spectral units: they are written as LoRA of the same rank, all of which would train",
@@ -220,16 +223,16 @@ def _norm_notes(norms: Sequence[AdaptedModule]) -> tuple[str, ...]:
 
 def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
     """Raise for everything that PEFT cannot express: each kind once, with its reason and where it is."""
-    kinds = {c.kind for c in structure.candidates}
+    kinds = {c.base_kind for c in structure.candidates}
     reasons = {kind.name: kind.not_in_peft for kind in structure.kinds}
     refused: dict[tuple[str, str], list[str]] = {}
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
         if reasons[candidate.kind]:
             reason = reasons[candidate.kind]
-        elif candidate.kind == "ia3" and kinds != {"ia3"}:
+        elif candidate.base_kind == "ia3" and kinds != {"ia3"}:
             reason = "PEFT saves no mix of IA3 with others"
-        elif position.role == "norm" and candidate.kind == "bitfit" and not position.has_bias:
+        elif position.role == "norm" and candidate.base_kind == "bitfit" and not position.has_bias:
             reason = "this norm has no bias"
         else:
             continue

@@ -21,6 +21,7 @@ from sparsearch.results.export.task_config import TASK_CONFIG, task_keywords, wr
 from sparsearch.results.export.trained import Trained
 from sparsearch.results.export.verify import check_padding, compare, logits_of
 from sparsearch.spaces.attachment.attach import detach
+from sparsearch.spaces.attachment.weights_file import values_of
 from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.backbone.loading_lock import LOADING
 
@@ -45,7 +46,7 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
     import peft
 
     model = trained.attached_model()
-    plan = plan_adapter(model, trained.structure, trained.tensors)
+    plan = plan_adapter(model, trained.structure, values_of(model))
     expected = logits_of(model)
     check_padding(expected)
     with _quiet():

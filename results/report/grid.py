@@ -62,7 +62,7 @@ def candidate_name(candidate: Candidate, pruned: float | None = None) -> str:
         return f"{100 * pruned:.3g}% pruned"
     if candidate.which:
         return f"{candidate.size} {candidate.kind} cut"
-    letter = _SIZE_LETTER.get(candidate.kind)
+    letter = _SIZE_LETTER.get(candidate.base_kind)
     if letter is not None:
         return f"{candidate.kind} {letter}{candidate.size}"
     return candidate.kind if candidate.size == 1 else f"{candidate.kind} {candidate.size}"

@@ -15,6 +15,7 @@ from sparsearch.results.report.grid import GridCell, candidate_name, place_of, p
 from sparsearch.results.report.html import write_page
 from sparsearch.results.report.summary import budget_name
 from sparsearch.spaces.candidate import Candidate
+from sparsearch.spaces.kinds.precision import split_bits
 from sparsearch.spaces.structure import Structure
 
 __all__ = ["Mark", "PlacementMap", "frequency_map", "structure_map", "write_structure_plot"]
@@ -54,8 +55,8 @@ class Mark:
     @property
     def color(self) -> int:
         """Number of the kind's colour in ``style.css``."""
-        names = KINDS.names()
-        return (names.index(self.kind) if self.kind in names else len(names)) % _COLORS
+        names, kind = KINDS.names(), split_bits(self.kind)[0]
+        return (names.index(kind) if kind in names else len(names)) % _COLORS
 
     @property
     def side(self) -> float:

@@ -13,6 +13,7 @@ from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.tasks.task import Split, Task
 from sparsearch.search.training.gradients import batch_gradients, sample_rows
 from sparsearch.search.training.optimiser import learning_rates
+from sparsearch.spaces.kinds.rounding import trained_tensors
 
 __all__ = ["probe"]
 
@@ -91,7 +92,7 @@ def _per_candidate(supernet: Supernet, worth: Mapping[Tensor, Tensor]) -> Iterat
     attachment = supernet.attachment
     for slot, gates in zip(attachment.slots, attachment.gate_sizes, strict=True):
         sums = torch.zeros(gates)
-        for name, parameter in slot.unit.named_parameters():
+        for name, parameter in trained_tensors(slot.unit):
             value = worth[parameter].detach().cpu()
             if name in slot.unit.shared:
                 along = value.movedim(slot.unit.shared[name], 0)

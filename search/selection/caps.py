@@ -69,16 +69,22 @@ class Caps:
     def fill(self, candidates: Sequence[Candidate], given: Sequence[Candidate] = ()) -> list[int]:
         """Which candidates fit beside what is given, each in turn; their indices.
 
+        The first of a kind at a position decides in how many bits its values are stored there.
+
         Args:
             candidates: In the order in which they are tried.
             given: What is there already.
         """
         total, fitting = self._total(given), []
+        kinds = {(c.position, c.base_kind): c.kind for c in given}
         for i, c in enumerate(candidates):
+            if kinds.get((c.position, c.base_kind), c.kind) != c.kind:
+                continue
             sums = [t + n.cost(c, self.tokens) for t, n in zip(total, self.limits, strict=True)]
             if self._fit(sums):
                 total = sums
                 fitting.append(i)
+                kinds[c.position, c.base_kind] = c.kind
         return fitting
 
     def _total(self, candidates: Sequence[Candidate]) -> list[int]:

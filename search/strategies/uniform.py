@@ -16,6 +16,7 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.candidate import Candidate, make_candidate
 from sparsearch.spaces.families.position import Position, matching
 from sparsearch.spaces.kinds import Kind, make_kind
+from sparsearch.spaces.kinds.precision import split_bits
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Space
 
@@ -99,7 +100,7 @@ class Adapter(Uniform):
 def largest_uniform(
     pattern: Uniform, space: Space, budget: Budget, tokens: int = 128
 ) -> tuple[tuple[Candidate, ...], Kind]:
-    """The largest uniform structure of a pattern that fits, and its kind.
+    """The largest uniform structure of a pattern that fits, and its kind: in the first precision that a space offers.
 
     First the largest equal size on all positions; where size one does not fit on all, size one
     on as many of the top layers as fit; where not even one layer fits, on the top layer's first
@@ -122,7 +123,8 @@ def largest_uniform(
             "compare with `even` and `random`",
         )
     name, patterns = pattern.kind, pattern.on
-    kind = space.kinds.get(name) or make_kind(name, {})
+    offered = (k for k in space.kinds.values() if split_bits(k.name)[0] == name)
+    kind = next(offered, None) or make_kind(name, {})
     positions = [p for p in matching(space.positions, patterns) if kind.accepts(p)]
     largest: tuple[Candidate, ...] = ()
     for level in uniform_levels(kind, positions):

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sparsearch.config.study import TrainConfig
 from sparsearch.errors import TrainingDiverged
 from sparsearch.spaces.attachment.attachment import attachment_of
+from sparsearch.spaces.kinds.precision import split_bits
 
 __all__ = [
     "NanGuard",
@@ -72,7 +73,7 @@ def _attached(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     attachment = attachment_of(model)
     for name, unit in attachment.units.items() if attachment is not None else ():
         for parameter in unit.parameters():
-            yield name.rpartition(":")[2], parameter
+            yield split_bits(name.rpartition(":")[2])[0], parameter
 
 
 class NanGuard:

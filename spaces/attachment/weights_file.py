@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 
@@ -9,11 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.errors import StructureError
+from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.attachment.elsewhere import check_here
 from sparsearch.spaces.backbone.parameters import backbone_parameters, head_parameters
+from sparsearch.spaces.kinds.base import FULL_BITS
+from sparsearch.spaces.kinds.rounding import (
+    is_of_rounding,
+    packed_values,
+    take_packed,
+    trained_tensors,
+)
 
-__all__ = ["BACKBONE", "HEAD", "load_weights", "weights_of"]
+__all__ = ["BACKBONE", "HEAD", "load_weights", "values_of", "weights_of"]
 
 HEAD = "head:"
 """Prefix of the task head's tensors."""
@@ -23,20 +32,48 @@ BACKBONE = "backbone:"
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """File name -> tensor: ``layers.0.attn.q:lora.A`` for attached modules, ``head:...`` for the head."""
+    """File name -> tensor: ``layers.0.attn.q:lora.A`` for attached modules, ``head:...`` for the head.
+
+    Rounded values are none of them, see ``_packed_tensors``.
+    """
     attachment = attachment_of(model)
     if attachment is not None:
         for name, tensor in attachment.units.state_dict(keep_vars=True).items():
             check_here(tensor, name)
-            yield name.replace("/", "."), tensor
+            if not is_of_rounding(name):
+                yield name.replace("/", "."), tensor
     for name, parameter in head_parameters(model):
         check_here(parameter, name)
         yield HEAD + name, parameter
 
 
+def _rounded_slots(model: nn.Module) -> Iterator[tuple[str, AttachedUnit]]:
+    """Beginning of the file names of each unit whose values are rounded, and the unit."""
+    attachment = attachment_of(model)
+    for slot in attachment.slots if attachment is not None else ():
+        if slot.kind.bits < FULL_BITS:
+            yield slot.key.replace("/", "."), slot
+
+
+def _packed_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """File name -> tensor of rounded values: ``layers.0.attn.q:lora@4.codes`` and ``...scales``."""
+    for prefix, slot in _rounded_slots(model):
+        for name, tensor in packed_values(slot.unit, slot.kind.bits).items():
+            yield f"{prefix}.{name}", tensor
+
+
+def values_of(model: nn.Module) -> dict[str, Tensor]:
+    """What ``weights_of`` gives, but rounded values as the floats that the model computes with, by tensor."""
+    named = dict(_named_tensors(model))
+    for prefix, slot in _rounded_slots(model):
+        for name, _ in trained_tensors(slot.unit):
+            named[f"{prefix}.{name}"] = operator.attrgetter(name)(slot.unit)
+    return {n: p.detach().cpu().clone().contiguous() for n, p in named.items()}
+
+
 def weights_of(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
     """Copies of the attached modules' and the head's weights, on the CPU, by file name; or of all weights."""
-    named = dict(_named_tensors(model))
+    named = dict(_named_tensors(model)) | dict(_packed_tensors(model))
     if whole:
         named |= {BACKBONE + n: p for n, p in backbone_parameters(model)}
     return {n: p.detach().cpu().clone().contiguous() for n, p in named.items()}
@@ -49,7 +86,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         StructureError: If an attached module's tensor is missing, unknown, or has another shape, a tensor of
             the head is one of the backbone, or the head that fits is not whole. The head is then as it was.
     """
-    wanted = dict(_named_tensors(model))
+    packed = dict(_packed_tensors(model))
+    wanted = dict(_named_tensors(model)) | packed
     parameters = dict(model.named_parameters())
     unknown = sorted(
         n
@@ -81,10 +119,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         _warn("the stored weights hold no head: this model's is left as it is, train it")
     with torch.no_grad():
         for name, parameter in wanted.items():
-            if not name.startswith(HEAD):
+            if not name.startswith(HEAD) and name not in packed:
                 parameter.copy_(weights[name])
         for name, tensor in head.items() if fits else ():
             parameters[name].copy_(tensor)
+    for prefix, slot in _rounded_slots(model):
+        codes, scales = (weights[f"{prefix}.{name}"] for name in ("codes", "scales"))
+        take_packed(slot.unit, slot.kind.bits, codes, scales)
     for slot in attachment.slots if attachment is not None else ():
         slot.unit.loaded()
 

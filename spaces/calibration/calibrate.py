@@ -16,6 +16,7 @@ from sparsearch.spaces.calibration.statistics import RECORDERS
 from sparsearch.spaces.families.position import Position, weight_at
 from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.kinds.module_base import Basis
+from sparsearch.spaces.kinds.precision import split_bits
 
 __all__ = [
     "Aligning",
@@ -160,14 +161,15 @@ def find_bases(
             return recorder.basis(p)
         return kind.basis(p, weight_at(p, hosts[p.module], changes[p.module]))
 
-    return {(p.name, kind.name): basis(p, kind) for p, kind in aligning}
+    kinds = {(p.name, split_bits(kind.name)[0]): (p, kind) for p, kind in aligning}
+    return {name: basis(p, kind) for name, (p, kind) in kinds.items()}  # whatever the precision
 
 
 def take_bases(model: nn.Module, bases: Bases) -> None:
     """Give attached, untrained units the frozen parts that were found for them; a mask ranks its weights anew."""
     attachment = attachment_of(model)
     for slot in attachment.slots if attachment is not None else []:
-        basis = bases.get((slot.position.name, slot.kind.name))
+        basis = bases.get((slot.position.name, split_bits(slot.kind.name)[0]))
         if basis is not None:
             host = base_of(model).get_submodule(slot.position.module)
             masked = slot.kind.role == "mask"

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
     from sparsearch.spaces.kinds.module_base import Basis, Unit
 
-__all__ = ["KindRole", "Kind", "Stage", "Statistics"]
+__all__ = ["FULL_BITS", "KindRole", "Kind", "Stage", "Statistics"]
+
+FULL_BITS = 32
+"""Of a value that is not rounded."""
 
 KindRole = Literal["attach", "remove", "mask"]
 """What a kind does to the backbone: add a module, take heads or neurons out, or set weights to zero."""
@@ -33,6 +36,12 @@ class Kind:
     """
 
     name: ClassVar[str]
+    base: ClassVar[str] = ""
+    """Name of the kind that this one is in fewer bits; empty for a kind in full ones."""
+    bits: ClassVar[int] = FULL_BITS
+    """In which a trained value is stored, see ``precision``."""
+    tensors: ClassVar[int] = 1
+    """Tensors that a unit trains; in fewer bits each has a scale, which is stored too."""
     role: ClassVar[KindRole] = "attach"
     """What it does to the backbone; FLOPs of what is removed are negative."""
     statistics: ClassVar[Statistics] = "weight change"

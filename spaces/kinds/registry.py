@@ -9,6 +9,7 @@ from sparsearch.config import registry
 from sparsearch.errors import ConfigError
 from sparsearch.spaces.kinds.base import Kind
 from sparsearch.spaces.kinds.options import check_options
+from sparsearch.spaces.kinds.precision import in_bits, split_bits
 
 __all__ = ["KINDS", "make_kind"]
 
@@ -21,17 +22,20 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
 
     >>> make_kind("lora", {"max_rank": 2, "alpha": 16})
     Lora(max_rank=2, alpha=16.0)
+    >>> make_kind("lora@4", {}).bits
+    4
 
     Raises:
-        ConfigError: If the kind is unknown, or an option is unknown or wrong.
+        ConfigError: If the kind is unknown or cannot have so many bits, or an option is unknown or wrong.
     """
-    if name not in KINDS:
-        near = difflib.get_close_matches(name, KINDS, n=1)
+    base, bits = split_bits(name)
+    if base not in KINDS or name not in (base, f"{base}@{bits}"):
+        near = difflib.get_close_matches(base, KINDS, n=1)
         raise ConfigError(
             [f"unknown kind {name!r}; known: {', '.join(KINDS)}"],
             f"did you mean {near[0]}?" if near else "",
         )
-    kind = KINDS[name]
+    kind = in_bits(KINDS[base], bits)  # type: ignore[arg-type]  # classes are hashable
     try:
         checked = check_options(kind, options)
     except ValueError as error:

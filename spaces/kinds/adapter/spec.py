@@ -27,6 +27,7 @@ class Adapter(Kind):
     """
 
     name: ClassVar[str] = "adapter"
+    tensors: ClassVar[int] = 4
     mergeable: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     bottleneck: Count = 24

@@ -26,6 +26,7 @@ class LowRankAdapter(Kind):
     """
 
     name: ClassVar[str] = "low_rank_adapter"
+    tensors: ClassVar[int] = 6
     mergeable: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     reduction: Count = 32
