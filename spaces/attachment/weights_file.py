@@ -63,11 +63,16 @@ def _packed_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def values_of(model: nn.Module) -> dict[str, Tensor]:
-    """What ``weights_of`` gives, but rounded values as the floats that the model computes with, by tensor."""
+    """What attached modules and the head compute with, by file name: rounded values as floats, and all directions."""
     named = dict(_named_tensors(model))
-    for prefix, slot in _rounded_slots(model):
-        for name, _ in trained_tensors(slot.unit):
-            named[f"{prefix}.{name}"] = operator.attrgetter(name)(slot.unit)
+    attachment = attachment_of(model)
+    for slot in attachment.slots if attachment is not None else ():
+        names = [*dict(trained_tensors(slot.unit)), *dict(slot.unit.named_buffers())]
+        for name in names:
+            if not is_of_rounding(name):
+                named[f"{slot.key.replace('/', '.')}.{name}"] = operator.attrgetter(name)(
+                    slot.unit
+                )
     return {n: p.detach().cpu().clone().contiguous() for n, p in named.items()}
 
 

@@ -99,8 +99,8 @@ class SparseDelta(Kind):
 
     def build(self, position: Position, size: int, host: nn.Module) -> SparseDeltaUnit:
         """Values zero; until it is aligned with a task, ``gradient`` takes the weight's largest entries."""
+        from sparsearch.spaces.kinds.remembered import remembered
         from sparsearch.spaces.kinds.sparse_delta.module import SparseDeltaUnit
-        from sparsearch.spaces.kinds.sparse_delta.supports import remembered
 
         count = self.params(position, size)
         ends = [*(end for end in accumulate(self.sizes(position)) if end < count), count]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsearch.spaces.kinds.decomposition import truncated_svd
 
-__all__ = ["Places", "find_support", "largest", "remembered"]
+__all__ = ["Places", "find_support", "largest"]
 
 Places = tuple[Tensor, Tensor]
 """Rows and columns, int32, the most wanted place first."""
@@ -75,24 +72,3 @@ def _chance(matrix: Tensor, name: str) -> Tensor:
     return torch.rand(matrix.shape, generator=torch.Generator().manual_seed(seed)).to(
         matrix.device
     )
-
-
-_KNOWN: Any = WeakIdKeyDictionary()
-
-
-def remembered(weight: Tensor, key: Hashable, make: Callable[[], Places]) -> Places:
-    """What ``make`` gives, from memory where it was asked for since the weight last changed.
-
-    Args:
-        weight: A parameter of the backbone; what is remembered goes with it.
-        key: All else that the answer depends on.
-        make: Computes it.
-    """
-    state = (weight._version, weight.dtype)
-    known = _KNOWN.get(weight)
-    if known is None or known[0] != state:
-        known = _KNOWN[weight] = (state, {})
-    answers: dict[Hashable, Places] = known[1]
-    if key not in answers:
-        answers[key] = make()
-    return answers[key]

@@ -16,21 +16,24 @@ __all__ = ["SpectralUnit"]
 class SpectralUnit(LowRankUnit):
     """values (blocks, block); frozen directions left (out, blocks * block), right (blocks * block, in).
 
-    Directions are bfloat16: products under autocast need no cast, and a file half the room.
+    Directions are bfloat16: products under autocast need no cast, and a file half the room. They are no part of a file
+    where they are not ``stored``.
     """
 
     shared: ClassVar[Mapping[str, int]] = {"values": 0}
 
-    def __init__(self, in_features: int, out_features: int, blocks: int, block: int) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, blocks: int, block: int, stored: bool = True
+    ) -> None:
         super().__init__()
         self.values = nn.Parameter(torch.zeros(blocks, block))
         self.left: Tensor
         self.right: Tensor
         self.register_buffer(
-            "left", torch.zeros(out_features, blocks * block, dtype=torch.bfloat16)
+            "left", torch.zeros(out_features, blocks * block, dtype=torch.bfloat16), stored
         )
         self.register_buffer(
-            "right", torch.zeros(blocks * block, in_features, dtype=torch.bfloat16)
+            "right", torch.zeros(blocks * block, in_features, dtype=torch.bfloat16), stored
         )
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ weight's own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sparsearch.spaces.families.position import Position, weight_at
 from sparsearch.spaces.kinds.base import Kind, Stage
@@ -33,17 +33,21 @@ class Spectral(Kind):
     Attributes:
         block: Directions of one candidate.
         max_blocks: Candidates per position; the first holds the leading directions.
+        directions: Where they come from. ``task``: the task chooses them, and they are stored with it. ``weight``: the
+            weight's own leading ones. ``seed``: drawn at random, the same at each position of that name, as VeRA's
+            matrices are (Kopiczko et al. 2024). The latter two are made again wherever the unit is attached.
     """
 
     name: ClassVar[str] = "spectral"
     not_in_peft: ClassVar[str] = ""
     block: Count = 16
     max_blocks: Count = 8
+    directions: Literal["task", "weight", "seed"] = "task"
 
     @property
     def aligns(self) -> bool:
-        """The task chooses the directions."""
-        return True
+        """Whether the task chooses the directions."""
+        return self.directions == "task"
 
     def accepts(self, position: Position) -> bool:
         """Any linear that is wide enough for one block."""
@@ -64,8 +68,9 @@ class Spectral(Kind):
         return size * self.block
 
     def frozen_bytes(self, position: Position, size: int) -> int:
-        """The directions, two bytes a number."""
-        return 2 * size * self.block * (position.in_features + position.out_features)
+        """The directions of a task, two bytes a number."""
+        numbers = size * self.block * (position.in_features + position.out_features)
+        return 2 * numbers if self.aligns else 0
 
     def basis(self, position: Position, matrix: Tensor) -> Basis:
         """Leading singular vectors in bfloat16: left (out, k), right (k, in)."""
@@ -80,8 +85,19 @@ class Spectral(Kind):
 
     def build(self, position: Position, size: int, host: nn.Module) -> SpectralUnit:
         """Values zero; until it is aligned with a task, the directions are the weight's own."""
+        from sparsearch.spaces.kinds.remembered import remembered
+        from sparsearch.spaces.kinds.spectral import directions
         from sparsearch.spaces.kinds.spectral.module import SpectralUnit
 
-        unit = SpectralUnit(position.in_features, position.out_features, size, self.block)
-        unit.align(*self.basis(position, weight_at(position, host).detach()))
+        width, height = position.in_features, position.out_features
+        unit = SpectralUnit(width, height, size, self.block, stored=self.aligns)
+        weight, count = weight_at(position, host).detach(), sum(self.sizes(position)) * self.block
+        if self.directions == "seed":
+            unit.align(*directions.drawn(position.name, (height, width), size * self.block))
+        elif self.directions == "weight":
+            key = (position, "directions", count)
+            own = host.get_parameter("weight")
+            unit.align(*remembered(own, key, lambda: directions.of_weight(weight, count)))
+        else:
+            unit.align(*self.basis(position, weight))
         return unit
