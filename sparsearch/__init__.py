@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparsearch.config.study import StudyConfig
     from sparsearch.errors import SparsearchError
     from sparsearch.results.export.export import export
+    from sparsearch.results.export.round_to_budget import round_to_budget
     from sparsearch.results.store.store import Store
     from sparsearch.results.store.store import open_store as open
     from sparsearch.spaces.attachment.attach import attach, detach
@@ -45,6 +46,7 @@ __all__ = [
     "measured_sparsity",
     "merge",
     "open",
+    "round_to_budget",
     "run",
     "compact",
 ]
@@ -66,6 +68,7 @@ _HOME = {
     "measured_sparsity": "spaces.compaction.sparsity:measured_sparsity",
     "merge": "spaces.compaction.merge:merge",
     "open": "results.store.store:open_store",
+    "round_to_budget": "results.export.round_to_budget:round_to_budget",
     "run": "workers.study:run",
     "compact": "spaces.compaction.compact:compact",
 }

@@ -3,6 +3,7 @@
 | file | what it does |
 |---|---|
 | export | `export`: writes one of the formats, and tries it as its user will |
+| round_to_budget | fewer bits for the values of a trained structure, until it costs so many bytes |
 | trained | the trained structure that is exported: its weights, its task, its base |
 | peft, peft_model, peft_folder, peft_readme | how PEFT says it; the adapter's folder and README |
 | checkpoint, serving | the slim model's folder; ONNX and torch files for serving |

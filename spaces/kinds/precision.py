@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sparsearch.spaces.families.position import Position
     from sparsearch.spaces.kinds.module_base import Unit
 
-__all__ = ["BITS", "in_bits", "read_bits", "split_bits"]
+__all__ = ["BITS", "in_bits", "kind_in_bits", "read_bits", "split_bits"]
 
 BITS = (FULL_BITS, 16, 8, 4, 2)
 """Bits in which values may be stored."""
@@ -72,6 +72,16 @@ def in_bits(kind: type[Kind], bits: int) -> type[Kind]:
         )
     own = {"name": f"{kind.name}@{bits}", "base": kind.name, "bits": bits, "full": kind}
     return type(f"{kind.__name__}{bits}", (_Rounded, kind), {**own, "__doc__": kind.__doc__})
+
+
+def kind_in_bits(kind: Kind, bits: int) -> Kind:
+    """A kind with its options, its values in so many bits.
+
+    Raises:
+        ConfigError: If values cannot have so many bits, or the kind attaches nothing that trains.
+    """
+    full = type(kind).full if isinstance(kind, _Rounded) else type(kind)
+    return in_bits(full, bits)(**vars(kind))  # type: ignore[arg-type]
 
 
 def _listed(bits: tuple[int, ...]) -> str:

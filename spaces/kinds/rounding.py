@@ -8,7 +8,7 @@ above: a value of zero stays zero, so that a new unit is still the identity.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ __all__ = [
     "Rounding",
     "is_of_rounding",
     "pack",
+    "pack_rounded",
     "packed_values",
     "round_values",
     "rounded_tensors",
@@ -141,7 +142,13 @@ def is_of_rounding(name: str) -> bool:
 @torch.no_grad()
 def packed_values(unit: nn.Module, bits: int) -> dict[str, Tensor]:
     """What is stored of a rounded unit's values: ``codes``, one after the other, and ``scales`` (tensors)."""
-    codes, scales = zip(*(r.codes(values) for values, r in rounded_tensors(unit)), strict=True)
+    return pack_rounded(rounded_tensors(unit), bits)
+
+
+@torch.no_grad()
+def pack_rounded(tensors: Iterable[tuple[Tensor, Rounding]], bits: int) -> dict[str, Tensor]:
+    """The same of tensors in their order, and of what rounds each."""
+    codes, scales = zip(*(rounding.codes(values) for values, rounding in tensors), strict=True)
     return {"codes": pack(codes, bits), "scales": torch.stack(scales).cpu()}
 
 

@@ -119,7 +119,7 @@ def check_answers(store: Store) -> None:
             expected |= {(point.study, point.number)} if point is not None else set()
         found = {(names.index(b.study), b.trial) for b in store.best_of_each_task(question)}
         assert found == expected, question
-        if len(expected) < 2:
+        if len(expected) < 2 and asked["max_bytes"] is None:  # one question, asked in two ways
             best = store.best(study=study, **asked)  # type: ignore[arg-type]
             one = {(names.index(best.study), best.trial)} if best is not None else set()
             assert one == expected, question

@@ -76,6 +76,29 @@ def test_sparse_deltas_on_the_gradients_places_run_like_any_kind(study, db):
         assert len(torch.unique(rows * 1000 + cols)) == c.size
 
 
+def test_a_study_under_a_share_of_stored_bytes_chooses_precisions(study, db):
+    """What is stored, head and choice apart, are the bytes of the file; the references store all or nothing."""
+    bits = {"bits": [32, 4]}
+    space = {"kinds": {"lora": {"max_rank": 2} | bits, "bitfit": bits, "lnfit": bits}}
+    changed = {"space": space, "budgets": {"max_bytes": ["1%"]}, "baselines": ["head", "full"]}
+    record = run(study | changed, db)
+    trials = {t.strategy: t for t in records(db)}
+    assert [t.message for t in trials.values() if t.state != "ok"] == []
+    most = 4 * (record.backbone_params // 100)
+    assert trials["s3pet"].budget["max_bytes"] == most
+    assert trials["head"].stored_bytes == 0
+    assert trials["full"].stored_bytes == 4 * record.backbone_params
+    with Store.open(db, create=False) as store:
+        best = store.best(max_bytes="1%")
+        assert store.best(max_bytes=best.stored_bytes - 1) is None
+        weights = safetensors.torch.load(store.weights("tiny", best.trial))
+    assert best.stored_bytes == trials["s3pet"].stored_bytes <= most
+    stored = sum(t.nbytes for name, t in weights.items() if not name.startswith("head:"))
+    assert best.structure.bytes == stored
+    assert best.stored_bytes == best.structure.stored_bytes > stored
+    assert best.structure.provenance.offered > len(best.structure.candidates)
+
+
 def test_equal_seeds_give_equal_structures_and_scores(study, db, tmp_path):
     other = f"sqlite:///{tmp_path / 'other.db'}"
     run(study, db)
