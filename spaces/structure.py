@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sparsearch.config.tasks.types import TaskName
 from sparsearch.documents import read_json
 from sparsearch.errors import ConfigError, StructureError
 from sparsearch.spaces.backbone.identity import BackboneId
@@ -56,7 +57,7 @@ class Structure:
 
     Attributes:
         backbone: The only backbone it attaches to.
-        task_type: ``classification`` or ``regression``.
+        task_type: What it was searched for, one of ``TASK_TYPES``.
         candidates: In the backbone's order.
         kinds: The kinds in use, with their options.
         provenance: Where it came from.
@@ -283,7 +284,7 @@ class _ProvenanceDocument(_Strict):
 class _Document(_Strict):
     schema_version: Literal[1]
     backbone: _BackboneDocument
-    task_type: Literal["classification", "regression"]
+    task_type: TaskName
     kinds: dict[str, dict[str, bool | int | float | str]]
     candidates: list[_CandidateDocument]
     costs: _CostsDocument

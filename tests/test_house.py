@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sparsearch.config.registry import FAMILIES, KINDS, STRATEGIES
+from sparsearch.config.tasks.types import TASK_TYPES
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("sparsearch", "spaces", "search", "workers", "results")
@@ -127,9 +128,10 @@ def test_few_places_ask_for_a_kind():
     [
         (STRATEGIES, ("search/strategies", "sparsearch/config")),
         (FAMILIES, ("spaces/families", "sparsearch/config")),
+        (TASK_TYPES, ("search/tasks/types", "sparsearch/config/tasks")),
     ],
 )
-def test_no_strategy_or_family_is_named_in_general_code(registry, home):
+def test_no_strategy_family_or_task_type_is_named_in_general_code(registry, home):
     words = {
         *KINDS,
         "head",

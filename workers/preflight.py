@@ -103,7 +103,8 @@ def check_study(
         try:
             model = sections["model"]
             path = locate(model.path, folder)
-            bare = skeleton(path, model.revision)
+            built = (sections["task"].facts.auto_model,) if "task" in sections else ()
+            bare = skeleton(path, model.revision, *built)
             space = space_of(bare, sections["space"])
             unreached = find_unreached(bare)
             settings = load_config(path, model.revision)

@@ -23,8 +23,6 @@ from unittest import mock
 import torch
 
 from sparsearch.config.reader import read_study, validate_study
-from sparsearch.search.training import train as training
-from sparsearch.search.training.evaluate import loss_of
 from sparsearch.search.training.optimiser import learning_rates
 from sparsearch.search.training.prefix import StoredPrefix
 from sparsearch.search.training.seeds import seed_everything
@@ -78,15 +76,18 @@ def main() -> int:
             seed_everything(0)
             attach_modules(session.model, [(p, make_kind("lora", {}), 1, 1) for p in positions])
             seen: list[float] = []
+            loss_of = session.task.behaviour.loss
 
-            def noted(*values: Any, seen: list[float] = seen) -> torch.Tensor:
-                loss = loss_of(*values)
+            def noted(
+                *values: Any, seen: list[float] = seen, loss_of: Any = loss_of
+            ) -> torch.Tensor:
+                loss: torch.Tensor = loss_of(*values)
                 seen.append(float(loss.detach()))
                 return loss
 
             started = time.perf_counter()
             groups = learning_rates(session.model, settings.lr, settings.kind_lr)
-            with mock.patch.object(training, "loss_of", noted):
+            with mock.patch.object(session.task.behaviour, "loss", noted):
                 result = train(
                     session.model, session.task, settings, groups, seed=0, prefix=prefix
                 )

@@ -38,7 +38,6 @@ from sparsearch.search.gates.gates import Gates
 from sparsearch.search.gates.targets import BudgetSchedule, Targets
 from sparsearch.search.tasks.task import endless
 from sparsearch.search.training.device import autocast, frozen_cast_once, peak_bytes, reset_peak
-from sparsearch.search.training.evaluate import forward, loss_of
 from sparsearch.spaces.backbone.loading import load_model, locate
 from sparsearch.spaces.space import build_space
 from sparsearch.workers.trials.provenance import environment
@@ -94,9 +93,7 @@ def peft_step(arguments: argparse.Namespace, tricks: bool) -> Iterator[Step]:
     def step() -> None:
         batch = next(data)
         if tricks:
-            loss = loss_of(
-                forward(adapted, batch, arguments.precision), batch["labels"], task.type
-            )
+            loss = task.behaviour.loss(adapted, batch, arguments.precision)
         else:
             inputs = {k: v for k, v in batch.items() if k != "rows"}
             with autocast(device, arguments.precision):

@@ -53,7 +53,9 @@ def write_checkpoint(
     difference = compare(expected, logits_of(again))
     note = "load it with sparsearch.load_checkpoint(folder)"
     if written.plain:
-        plain = load_model(str(folder), num_labels=model.config.num_labels)
+        plain = load_model(
+            str(folder), num_labels=model.config.num_labels, auto_model=trained.facts.auto_model
+        )
         step = "loaded with transformers alone"
         difference = max(difference, compare(expected, logits_of(plain), step))
         note += ", or with transformers alone"

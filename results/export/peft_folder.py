@@ -90,7 +90,7 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
         return model
 
     def by_auto_class() -> Any:
-        auto: Any = peft.AutoPeftModelForSequenceClassification
+        auto: Any = getattr(peft, trained.facts.auto_peft_model)
         with LOADING:
             return auto.from_pretrained(folder, **task_keywords(folder))
 
@@ -104,11 +104,13 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
         with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder) as whole:
             model = by_peft().merge_and_unload()
             model.save_pretrained(whole)
-            return load_model(whole, num_labels=model.config.num_labels)
+            return load_model(
+                whole, num_labels=model.config.num_labels, auto_model=trained.facts.auto_model
+            )
 
     ways: dict[str, Callable[[], Any]] = {
         "loaded by PeftModel": by_peft,
-        "loaded by AutoPeftModelForSequenceClassification": by_auto_class,
+        f"loaded by {trained.facts.auto_peft_model}": by_auto_class,
         "loaded by transformers' load_adapter": by_transformers,
     }
     return ways if plan.unmergeable else ways | {"merged, saved and loaded again": merged}

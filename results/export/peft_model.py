@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sparsearch.config.tasks.types import facts_of
 from sparsearch.results.export.peft import AdaptedModule, AdapterPlan, saved_module
 from sparsearch.spaces.backbone.loading import locate
 from sparsearch.spaces.structure import Structure
@@ -27,7 +28,7 @@ def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
     import peft
 
     common = {
-        "task_type": "SEQ_CLS",
+        "task_type": facts_of(structure.task_type).peft_type,
         "base_model_name_or_path": locate(structure.backbone.path),
         "revision": structure.backbone.revision,
         "target_modules": f"^(?:{'|'.join(re.escape(m.path) for m in plan.modules)})$",

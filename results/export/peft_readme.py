@@ -16,17 +16,17 @@ The base model's folder knows neither the task's labels nor its padding token; `
 path of this folder.
 
 ```python
-from peft import AutoPeftModelForSequenceClassification, PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from peft import {auto_peft_model}, PeftModel
+from transformers import AutoConfig, {auto_model}
 
 config = AutoConfig.from_pretrained("{folder}/{config}")
-base = AutoModelForSequenceClassification.from_pretrained(
+base = {auto_model}.from_pretrained(
     {base}, {revision}config=config, dtype="float32", ignore_mismatched_sizes=True
 )
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 ```
 
-Give a pipeline this model: `pipeline("text-classification", model=model, tokenizer="{folder}")`. Given the folder
+Give a pipeline this model: `pipeline("{pipeline}", model=model, tokenizer="{folder}")`. Given the folder
 alone, transformers loads the base by its own config: its labels are not the task's.
 
 `base.load_adapter("{folder}")` of transformers does it in place; call `base.eval()` then. It leaves the head trainable.
@@ -35,7 +35,7 @@ In one step:
 ```python
 names = ("id2label", "label2id", "problem_type", "pad_token_id")
 task = {{name: getattr(config, name) for name in names}}
-model = AutoPeftModelForSequenceClassification.from_pretrained(
+model = {auto_peft_model}.from_pretrained(
     "{folder}", **task, dtype="float32", ignore_mismatched_sizes=True
 )
 ```
@@ -57,11 +57,11 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
         notes: What a user should know beside that.
         version: Of PEFT.
     """
-    structure, backbone = trained.structure, trained.structure.backbone
-    header = {"base_model": backbone.path, "library_name": "peft", "pipeline_tag": _TAG}
+    structure, backbone, facts = trained.structure, trained.structure.backbone, trained.facts
+    header = {"base_model": backbone.path, "library_name": "peft", "pipeline_tag": facts.pipeline}
     lines = [
         *("---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""),
-        "# A sequence classifier as a PEFT adapter",
+        f"# A {facts.model_name} as a PEFT adapter",
         "",
         f"Structure {structure.hash[:12]} of {backbone.family}, written by sparsearch with PEFT {version} as "
         f"{plan.method.upper()}: {len(plan.modules)} adapted linears, {len(plan.norms)} norms and the task's head.",
@@ -72,6 +72,9 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
         "",
         _LOADING.format(
             config=TASK_CONFIG,
+            auto_model=facts.auto_model,
+            auto_peft_model=facts.auto_peft_model,
+            pipeline=facts.pipeline,
             folder="adapter",
             base=json.dumps(trained.base),
             revision=f"revision={json.dumps(backbone.revision)}, " if backbone.revision else "",
@@ -88,12 +91,9 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
     return "\n".join(lines) + "\n"
 
 
-_TAG = "text-classification"
-
-
 def _task(trained: Trained) -> Iterator[str]:
     if not trained.classes:
-        yield "It gives one raw number a row (regression)."
+        yield f"It gives {trained.facts.output}."
         return
     yield "Labels, in the order of the logits:"
     yield ""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsearch.config.tasks.types import facts_of
 from sparsearch.errors import BackboneError
 from sparsearch.spaces.backbone.loading import load_tokenizer, locate
 from sparsearch.spaces.backbone.tokens import pads_as_configured
@@ -40,19 +41,20 @@ _TOKENIZERS = (
 _OF_AN_EARLIER_TASK = ("task_specific_params", "finetuning_task")
 
 
-def set_task(config: Any, classes: Sequence[str], tokenizer: Any) -> None:
+def set_task(config: Any, task_type: str, classes: Sequence[str], tokenizer: Any) -> None:
     """Write a task into a transformers config, in the place of an earlier one.
 
     Args:
         config: Of the backbone; it is changed.
-        classes: Names of the classes; none for regression.
+        task_type: One of ``TASK_TYPES``.
+        classes: Names of the classes; none where the task has none.
         tokenizer: Whose padding token the model was trained with; None where the backbone has none. It does not
             replace one that the model counts its positions from.
     """
     names = list(classes) or ["LABEL_0"]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
-    config.problem_type = "single_label_classification" if classes else "regression"
+    config.problem_type = facts_of(task_type).problem_type
     if tokenizer is not None and not pads_as_configured(config):
         config.pad_token_id = tokenizer.pad_token_id
     for name in _OF_AN_EARLIER_TASK:

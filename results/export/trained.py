@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sparsearch.config.tasks.types import TypeFacts, facts_of
 from sparsearch.errors import ExportError
 from sparsearch.results.export.task_config import set_task, tokenizer_of
 from sparsearch.spaces.attachment.attach import attach
@@ -43,7 +44,7 @@ class Trained:
 
     @cached_property
     def classes(self) -> list[str]:
-        """Names of the classes, none for regression; the header of a safetensors file follows its length.
+        """Names of the classes, none where the task has none; the header of a safetensors file follows its length.
 
         Raises:
             ExportError: If these are no trained weights.
@@ -67,6 +68,11 @@ class Trained:
             return safetensors.torch.load(self.packed)
         except safetensors.SafetensorError as error:
             raise _damaged() from error
+
+    @property
+    def facts(self) -> TypeFacts:
+        """What is known of the type of its task."""
+        return facts_of(self.structure.task_type)
 
     @property
     def whole(self) -> bool:
@@ -93,9 +99,10 @@ class Trained:
             self.base,
             revision=self.structure.backbone.revision,
             num_labels=len(self.classes) or 1,
+            auto_model=self.facts.auto_model,
         )
         check_structure(model, self.structure)
-        set_task(model.config, self.classes, self.tokenizer)
+        set_task(model.config, self.structure.task_type, self.classes, self.tokenizer)
         return model
 
     def model_by(self, config: Path) -> PreTrainedModel:
@@ -110,6 +117,7 @@ class Trained:
             self.base,
             revision=self.structure.backbone.revision,
             config=AutoConfig.from_pretrained(config),
+            auto_model=self.facts.auto_model,
         )
 
     def attached_model(self) -> PreTrainedModel:

@@ -11,7 +11,6 @@ from sparsearch.errors import InfeasibleError
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.tasks.task import Task
-from sparsearch.search.training.evaluate import loss_of, predict
 from sparsearch.spaces.space import Space
 
 __all__ = ["hard_gates", "swap"]
@@ -92,5 +91,4 @@ def _rivals(space: Space) -> list[set[int]]:
 def _loss(supernet: Supernet, task: Task, z: Tensor) -> float:
     device = next(supernet.model.parameters()).device
     with supernet.alone(z.to(device)):
-        logits = predict(supernet.model, task.validation, supernet.precision)
-    return float(loss_of(logits, task.validation.labels, task.type))
+        return task.behaviour.split_loss(supernet.model, task.validation, supernet.precision)

@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from sparsearch.search.training.evaluate import forward, loss_of
+from sparsearch.search.tasks.types.registry import find_task_type
 from sparsearch.spaces.attachment.attach import attach_modules, detach
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.kinds import Kind
@@ -35,7 +35,8 @@ class Supernet:
     """
 
     def __init__(self, model: nn.Module, space: Space, task_type: str, precision: str) -> None:
-        self.model, self.task_type, self.precision = model, task_type, precision
+        self.model, self.precision = model, precision
+        self.task_type = find_task_type(task_type)
         self.attachment = attach_modules(model, _units(space))
         self.attachment.advance(0, steps=10)  # masks prune nothing but what gates say
         self.removals = torch.tensor([c.role != "attach" for c in space.candidates])
@@ -43,8 +44,7 @@ class Supernet:
     def loss(self, batch: dict[str, Tensor], z: Tensor) -> Tensor:
         """Loss of one pass with gates z: (candidates,)."""
         with self.attachment.gated(z):
-            logits = forward(self.model, batch, self.precision)
-        return loss_of(logits, batch["labels"], self.task_type)
+            return self.task_type.loss(self.model, batch, self.precision)
 
     @contextmanager
     def alone(self, z: Tensor) -> Iterator[None]:

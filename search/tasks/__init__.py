@@ -4,7 +4,8 @@
 |---|---|
 | data_files, data_rows | reading files as they are written; splits and columns |
 | labels | from values to class numbers |
-| tasks | `Task` and `Split`, tokenised; batches |
+| task | `Task` and `Split`, tokenised; batches |
+| types | what differs between task types: rows, loss, metrics |
 | data_summary | rows, classes and warnings, to be shown |
 | checks | what makes data useless, and what makes its scores worth less than they look |
 """

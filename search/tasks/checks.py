@@ -21,6 +21,7 @@ __all__ = [
     "check_texts",
     "check_tokens",
     "class_warnings",
+    "constant",
     "summarise_labels",
     "text_warnings",
 ]
@@ -55,20 +56,20 @@ def check_enough_rows(config: TaskConfig, rows: int) -> None:
         raise _too_little(config, rows, "one row, which a search cannot halve")
 
 
-def check_labels_vary(config: TaskConfig, labels: Tensor, rows: int) -> None:
+def check_labels_vary(config: TaskConfig, labels: Tensor, rows: int, alike: str) -> None:
     """Rows of one class, or of one target, teach nothing.
 
     Args:
         config: The task.
         labels: (rows,) of the training rows that are used.
         rows: How many the training split has.
+        alike: What they have in common if all have one label.
 
     Raises:
         DataError: If the labels are all the same.
     """
-    if _constant(labels):
-        same = "of one class" if config.type == "classification" else f"with {labels[0]:g}"
-        raise _too_little(config, rows, f"{len(labels)} rows, all {same}")
+    if constant(labels):
+        raise _too_little(config, rows, f"{len(labels)} rows, all {alike}")
 
 
 def _too_little(config: TaskConfig, rows: int, left: str) -> DataError:
@@ -81,27 +82,22 @@ def _too_little(config: TaskConfig, rows: int, left: str) -> DataError:
     )
 
 
-def check_metric(config: TaskConfig, split: str, labels: Tensor, classes: Sequence[str]) -> None:
+def check_metric(config: TaskConfig, split: str, held: str) -> None:
     """The metric must have a value on a split, whatever a model predicts there.
 
-    Pearson correlation has none with a constant, Matthews correlation none with one class, and F1 of two classes
-    none without rows of the second class.
+    Args:
+        config: The task.
+        split: Its name.
+        held: What the split holds that leaves the metric without one; empty if it has one.
 
     Raises:
         DataError: If it has none.
     """
-    if config.metric == "pearson" and _constant(labels):
-        held = f"holds {labels[0]:g} in all {len(labels)} rows"
-    elif config.metric == "matthews" and _constant(labels):
-        held = f"holds the class {classes[int(labels[0])]!r} alone"
-    elif config.metric == "f1" and len(classes) == 2 and not bool((labels == 1).any()):
-        held = f"holds no row of the class {classes[1]!r}"
-    else:
-        return
-    raise DataError(
-        f"split {split!r}: column {config.label!r} {held}, where {config.metric} has no value",
-        f"shuffle the rows before they are split, or name another split: task.data.splits.{split}",
-    )
+    if held:
+        raise DataError(
+            f"split {split!r}: column {config.label!r} {held}, where {config.metric} has no value",
+            f"shuffle the rows before they are split, or name another split: task.data.splits.{split}",
+        )
 
 
 def class_warnings(config: TaskConfig, summary: DataSummary) -> list[str]:
@@ -200,7 +196,8 @@ def check_tokens(split: str, tokenizer: Any, ids: Tensor, lengths: Tensor) -> No
         )
 
 
-def _constant(labels: Tensor) -> bool:
+def constant(labels: Tensor) -> bool:
+    """Whether all labels are one."""
     return bool((labels == labels[0]).all())
 
 

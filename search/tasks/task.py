@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,20 +13,11 @@ import torch
 from torch import Tensor
 
 from sparsearch.config.study import TaskConfig
-from sparsearch.search.tasks.checks import (
-    check_enough_rows,
-    check_labels_vary,
-    check_metric,
-    check_texts,
-    check_tokens,
-    class_warnings,
-    summarise_labels,
-    text_warnings,
-)
-from sparsearch.search.tasks.data_files import Rows
+from sparsearch.search.tasks.checks import check_enough_rows
 from sparsearch.search.tasks.data_rows import SPLITS, load_rows
 from sparsearch.search.tasks.data_summary import DataSummary
-from sparsearch.search.tasks.labels import class_table, targets
+from sparsearch.search.tasks.types.base import TaskType
+from sparsearch.search.tasks.types.registry import find_task_type
 from sparsearch.spaces.backbone.tokens import longest_input
 
 __all__ = [
@@ -87,9 +78,9 @@ class Task:
 
     Attributes:
         name: For queries.
-        type: ``classification`` or ``regression``.
-        metric: Name of the metric, higher is better.
-        classes: Class names in the order of their indices; empty for regression.
+        type: One of ``TASK_TYPES``.
+        metric: Name of the metric.
+        classes: Class names in the order of their indices; empty where there are none.
         max_length: Tokens per row at most.
         train: Training split; likewise ``validation`` and ``test``.
         warnings: What makes the scores worth less than they look.
@@ -119,7 +110,12 @@ class Task:
     def summary(self) -> DataSummary:
         """Rows and classes of each split."""
         labels = {split: getattr(self, split).labels for split in SPLITS}
-        return summarise_labels(labels, self.classes, self.warnings)
+        return self.behaviour.summary(labels, self.classes, self.warnings)
+
+    @property
+    def behaviour(self) -> TaskType:
+        """How it is trained and judged."""
+        return find_task_type(self.type)
 
     @property
     def num_labels(self) -> int:
@@ -187,52 +183,17 @@ def load_task(
             a label is outside the classes, one cannot learn from the training split, or the metric has no value on
             another one.
     """
-    rows = load_rows(config.data, folder, tuple(dict.fromkeys([*config.text, config.label])))
-    total = len(rows["train"])
-    check_enough_rows(config, total)
-    labels, classes = _read_labels(config, rows)
-    used = config.max_train_rows or total
-    rows["train"], labels["train"] = rows["train"].part(0, used), labels["train"][:used]
-    texts = {split: {c: data.columns[c] for c in config.text} for split, data in rows.items()}
-    for split in SPLITS:
-        check_texts(split, texts[split])
-    check_labels_vary(config, labels["train"], total)
-    for split in SPLITS[1:]:
-        check_metric(config, split, labels[split], classes)
-    warnings = text_warnings(texts)
-    warnings += class_warnings(config, summarise_labels(labels, classes))
+    task_type = find_task_type(config.type)
+    rows = load_rows(config.data, folder, task_type.columns(config))
+    check_enough_rows(config, len(rows["train"]))
     limit = longest_input(config.max_length, tokenizer, most_tokens)
-    splits = {
-        s: _tokenise(s, [texts[s][c] for c in config.text], labels[s], tokenizer, limit)
-        for s in SPLITS
-    }
+    encoded = task_type.encode(config, rows, tokenizer, limit)
     return Task(
         config.title,
         config.type,
         config.metric,
-        classes,
+        encoded.classes,
         limit,
-        **splits,
-        warnings=tuple(warnings),
+        **encoded.splits,
+        warnings=encoded.warnings,
     )
-
-
-def _read_labels(
-    config: TaskConfig, rows: Mapping[str, Rows]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The labels of each split, and the names of the classes."""
-    if config.type == "regression":
-        columns = {split: data.columns[config.label] for split, data in rows.items()}
-        return {split: targets(config, split, values) for split, values in columns.items()}, ()
-    table = class_table(config, rows)
-    return {split: table.indices(split) for split in rows}, table.names
-
-
-def _tokenise(
-    split: str, columns: Sequence[Sequence[str]], labels: Tensor, tokenizer: Any, limit: int
-) -> Split:
-    encoded = tokenizer(*map(list, columns), truncation=True, max_length=limit, padding="longest")
-    inputs = {k: torch.tensor(v) for k, v in encoded.items()}
-    lengths = inputs["attention_mask"].sum(dim=1)
-    check_tokens(split, tokenizer, inputs["input_ids"], lengths)
-    return Split(inputs, lengths, labels)

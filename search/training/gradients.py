@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from sparsearch.config.train import START_BATCH, TrainConfig
 from sparsearch.search.tasks.task import Split, Task, batches, endless, subset
 from sparsearch.search.training.device import frozen_cast_once
-from sparsearch.search.training.evaluate import forward, loss_of
 from sparsearch.search.training.optimiser import NanGuard, linear_schedule
 from sparsearch.search.training.prefix import enter_above
 from sparsearch.search.training.seeds import derive
@@ -62,8 +61,7 @@ def warm_head(model: nn.Module, task: Task, rows: Split, seed: int, precision: s
             runner, small = enter_above(model, small, precision, _CACHE_BYTES)
             for _ in range(_HEAD_EPOCHS):
                 for batch in batches(small.train, START_BATCH, device, generator):
-                    logits = forward(runner, batch, precision)
-                    loss = loss_of(logits, batch["labels"], task.type)
+                    loss = task.behaviour.loss(runner, batch, precision)
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     optimizer.zero_grad()
@@ -113,7 +111,7 @@ def brief_changes(
         found = endless(task.train, START_BATCH, device, generator)
         with frozen_cast_once(model, precision):
             for step, batch in zip(range(1, steps + 1), found, strict=False):
-                loss = loss_of(forward(model, batch, precision), batch["labels"], task.type)
+                loss = task.behaviour.loss(model, batch, precision)
                 loss.backward()  # type: ignore[no-untyped-call]
                 norm = nn.utils.clip_grad_norm_(trained, _BRIEF_CLIP)
                 optimizer.step()
@@ -174,4 +172,4 @@ def sample_losses(
     device = next(model.parameters()).device
     with frozen_cast_once(model, precision):
         for batch in batches(rows, batch_size, device):
-            yield loss_of(forward(model, batch, precision), batch["labels"], task.type)
+            yield task.behaviour.loss(model, batch, precision)

@@ -16,7 +16,7 @@ from sparsearch.errors import SparsearchError
 from sparsearch.search.tasks.task import Task, batches
 from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.embedding_rows import only_rows_read
-from sparsearch.search.training.evaluate import evaluate, forward, loss_of
+from sparsearch.search.training.evaluate import evaluate
 from sparsearch.search.training.gradient_guard import GradientGuard
 from sparsearch.search.training.optimiser import NanGuard, linear_schedule
 from sparsearch.search.training.prefix import StoredPrefix, enter_above
@@ -148,8 +148,7 @@ def _train(
             first = max(0, taken - (epoch - 1) * per_epoch)
             found = batches(task.train, config.batch_size, device, generator)
             for batch in itertools.islice(found, first, None):
-                logits = forward(runner, batch, config.precision)
-                loss = loss_of(logits, batch["labels"], task.type)
+                loss = task.behaviour.loss(runner, batch, config.precision)
                 loss.backward()  # type: ignore[no-untyped-call]
                 guard.see(step + 1, (p for p in parameters if p.grad is not None))
                 norm = nn.utils.clip_grad_norm_(parameters, config.clip)

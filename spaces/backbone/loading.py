@@ -23,7 +23,7 @@ from sparsearch.spaces.backbone.parameters import NEW_POOLER, head_parameters, i
 from sparsearch.spaces.backbone.tokens import pads_as_configured
 
 __all__ = [
-    "check_classifier",
+    "auto_class",
     "check_padding_token",
     "load_config",
     "load_model",
@@ -31,6 +31,10 @@ __all__ = [
     "locate",
     "skeleton",
 ]
+
+
+SEQUENCE_CLASSIFIER = "AutoModelForSequenceClassification"
+"""Class of transformers for who asks for positions and costs alone: every family has it."""
 
 
 def locate(path: str, relative_to: Path | None = None) -> str:
@@ -101,25 +105,26 @@ def load_model(
     num_labels: int = 2,
     sha256: str | None = None,
     config: Any | None = None,
+    auto_model: str = SEQUENCE_CLASSIFIER,
 ) -> PreTrainedModel:
-    """A pretrained model with a sequence-classification head, in float32 and evaluation mode.
+    """A pretrained model with the head of a task, in float32 and evaluation mode.
 
     Args:
         path: Hub id or local folder, as ``locate`` returns it.
         revision: Hub revision.
-        num_labels: Outputs of the head; 1 for regression.
+        num_labels: Outputs of a new head; 1 for regression.
         sha256: If given, the checksum that ``model.safetensors`` must have.
         config: In the place of the folder's own, with its own number of labels.
+        auto_model: Class of transformers that loads it, as its task type says.
 
     Raises:
-        BackboneError: If it cannot be loaded, its family has no sequence classifier, or the checksum differs.
+        BackboneError: If it cannot be loaded, its family has no such model, or the checksum differs.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
     own = load_config(path, revision)
-    check_classifier(path, own)
+    auto = auto_class(path, own, auto_model)
     own.num_labels = num_labels
     check_weights(path)
     if sha256 is not None:
@@ -132,7 +137,7 @@ def load_model(
             model, report = _load(
                 "weights",
                 path,
-                lambda: AutoModelForSequenceClassification.from_pretrained(
+                lambda: auto.from_pretrained(
                     path,
                     revision=revision,
                     config=config or own,
@@ -149,21 +154,6 @@ def load_model(
             logging.enable_progress_bar()
     _check_complete(model, path, report)
     return model.eval()
-
-
-def check_classifier(path: str, config: Any) -> None:
-    """Refuse a family that transformers has no sequence classifier for.
-
-    Raises:
-        BackboneError: If so.
-    """
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise BackboneError(
-            f"model.path {path!r}: transformers has no sequence classifier for the family {config.model_type!r}",
-            "choose another family; a model that you load yourself goes with build_space and attach",
-        )
 
 
 def _check_complete(model: nn.Module, path: str, report: dict[str, Any]) -> None:
@@ -226,13 +216,41 @@ def check_padding_token(path: str, config: Any, tokenizer: Any) -> None:
         )
 
 
-def skeleton(path: str, revision: str | None = None, num_labels: int = 2) -> PreTrainedModel:
-    """The model's architecture on the meta device: shapes and names, no weights, no memory."""
+def skeleton(
+    path: str, revision: str | None = None, auto_model: str = SEQUENCE_CLASSIFIER
+) -> PreTrainedModel:
+    """The model's architecture on the meta device: shapes and names, no weights, no memory.
+
+    Args:
+        path: Hub id or local folder, as ``locate`` returns it.
+        revision: Hub revision.
+        auto_model: Class of transformers that builds it, as its task type says.
+
+    Raises:
+        BackboneError: If its config cannot be read, or it is of a family that is unknown or has no such head.
+    """
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     config = load_config(path, revision)
-    check_classifier(path, config)
-    config.num_labels = num_labels
+    auto = auto_class(path, config, auto_model)
     with LOADING, torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config)
+        model: PreTrainedModel = auto.from_config(config)
+    return model
+
+
+def auto_class(path: str, config: Any, name: str = SEQUENCE_CLASSIFIER) -> Any:
+    """A loader of transformers, after the check that it knows the model's family.
+
+    Raises:
+        BackboneError: If it does not.
+    """
+    import transformers
+
+    auto = getattr(transformers, name)
+    if type(config) not in auto._model_mapping:
+        raise BackboneError(
+            f"model.path {path!r}: {name} of transformers has no model of family {config.model_type!r}",
+            "choose a model that has the head of this task, or another task.type; a model that you load yourself goes "
+            "with build_space and attach",
+        )
+    return auto

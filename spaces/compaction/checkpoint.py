@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sparsearch.config.tasks.types import facts_of
 from sparsearch.errors import BackboneError, StructureError
 from sparsearch.spaces.attachment.attach import attach_modules
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.identity import identify, same_weights
-from sparsearch.spaces.backbone.loading import check_classifier, load_config
+from sparsearch.spaces.backbone.loading import auto_class, load_config
 from sparsearch.spaces.backbone.loading_lock import LOADING
 from sparsearch.spaces.backbone.parameters import count_params, head_parameters, positions_of
 from sparsearch.spaces.backbone.state import check_state
@@ -86,7 +87,7 @@ def save_checkpoint(
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
 
-    whole = _empty(folder, "meta")
+    whole = _empty(folder, structure.task_type, "meta")
     cut = units_removed(structure, positions_of(whole))
     names = {name for name, _ in whole.named_parameters(remove_duplicate=False)}
     biases = [n for n, _ in _of_model(model) if n not in names]
@@ -133,7 +134,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> P
     structure = Structure.from_json(json.dumps(checkpoint.structure))
     tensors = _read_weights(folder, checkpoint.sha256)
     with torch.random.fork_rng(devices=[]):
-        model = _empty(folder)
+        model = _empty(folder, structure.task_type)
         _cut(model, checkpoint.kept)
         _add_biases(model, checkpoint.added_biases)
         _attach_rest(model, structure)
@@ -186,16 +187,15 @@ def _rest(position: Position, units: Sequence[int]) -> tuple[int, ...]:
     return tuple(unit for unit in range(position.units) if unit not in set(units))
 
 
-def _empty(folder: Path, device: str = "cpu") -> PreTrainedModel:
-    """A model by the folder's config, its weights as the memory was."""
-    from transformers import AutoModelForSequenceClassification
+def _empty(folder: Path, task_type: str, device: str = "cpu") -> PreTrainedModel:
+    """A task type's model by the folder's config, its weights as the memory was."""
     from transformers.initialization import no_init_weights
 
     try:
         config = load_config(str(folder), slim=True)
-        check_classifier(str(folder), config)
+        auto = auto_class(str(folder), config, facts_of(task_type).auto_model)
         with LOADING, torch.device(device), no_init_weights():
-            model = AutoModelForSequenceClassification.from_config(config)
+            model: PreTrainedModel = auto.from_config(config)
     except Exception as error:  # there is no end to what transformers raises on a malformed one
         reason = error.message if isinstance(error, BackboneError) else repr(error)
         raise StructureError(

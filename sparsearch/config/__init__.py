@@ -4,6 +4,7 @@
 |---|---|
 | study | `StudyConfig`, the whole file |
 | search, train, budgets, outer | its sections |
+| tasks | the section `task`, and the table of task types |
 | formats | what a structure can be exported to |
 | presets | the recipes of the four papers |
 | reader | study files, `--set` overrides |

@@ -23,6 +23,8 @@ from sparsearch.config.presets import preset_names, read_preset
 from sparsearch.config.problems import problems_of
 from sparsearch.config.registry import STRATEGIES
 from sparsearch.config.search import ProbeConfig, SearchConfig, Strategy
+from sparsearch.config.tasks.data import DataConfig
+from sparsearch.config.tasks.task import TaskConfig
 from sparsearch.config.train import TrainConfig
 from sparsearch.errors import ConfigError
 
@@ -47,95 +49,6 @@ class ModelConfig(Section):
     path: str
     revision: str | None = None
     sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
-
-
-def _data_files(value: Any) -> Any:
-    """A file or a list of files for each split: the message names no branch of the type."""
-    for split, files in value.items() if isinstance(value, Mapping) else ():
-        listed = files if isinstance(files, list) else [files]
-        if not listed or not all(isinstance(file, str) and file for file in listed):
-            raise ValueError(f"{split} must be a file or a list of files, not {files!r}")
-    return value
-
-
-def _class_name(value: Any) -> Any:
-    if not isinstance(value, str | int):
-        raise ValueError(
-            f"{value!r} is no class: write text, a whole number, true or false; other numbers in "
-            "quotes, as they stand in the data"
-        )
-    return value
-
-
-def _delimiter(value: Any) -> Any:
-    if not isinstance(value, str) or len(value) != 1 or value in '\r\n"':
-        raise ValueError(
-            f'{value!r} is no delimiter: write one character in quotes, as ";", or "\\t" for a tab'
-        )
-    return value
-
-
-class DataConfig(Section):
-    """Where the rows are, and which of them play which part.
-
-    Attributes:
-        path: ``json``, ``csv`` or ``parquet`` with ``data_files``; else what ``datasets.load_dataset`` takes.
-        name: Configuration of a data set on the hub.
-        data_files: Name of a split -> a file, or a list of files that are read one after the other.
-        splits: What plays a part, where its name is another: ``validation: train[90%:]``.
-        delimiter: Between the fields of a CSV file.
-    """
-
-    path: str
-    name: str | None = None
-    data_files: Annotated[dict[str, str | list[str]], BeforeValidator(_data_files)] | None = None
-    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
-    delimiter: Annotated[str, BeforeValidator(_delimiter)] = ","
-
-    @model_validator(mode="after")
-    def _delimiter_fits(self) -> DataConfig:
-        if self.delimiter != "," and (self.path != "csv" or self.data_files is None):
-            raise ValueError("delimiter is for path csv with data_files")
-        return self
-
-    @property
-    def files(self) -> dict[str, list[str]]:
-        """The files of each entry of ``data_files``, one or several."""
-        entries = (self.data_files or {}).items()
-        return {split: files if isinstance(files, list) else [files] for split, files in entries}
-
-
-class TaskConfig(Section):
-    """The task: its data, columns, labels and metric."""
-
-    type: Literal["classification", "regression"] = "classification"
-    name: str = ""
-    data: DataConfig
-    text: Annotated[list[str], Field(min_length=1, max_length=2)]
-    label: str = "label"
-    labels: list[Annotated[str | int | bool, BeforeValidator(_class_name)]] | None = None
-    metric: Literal["accuracy", "f1", "matthews", "pearson"] = "accuracy"
-    max_length: Annotated[int, Field(ge=4)] = 128
-    max_train_rows: Positive | None = None
-
-    @model_validator(mode="after")
-    def _metric_fits(self) -> TaskConfig:
-        if (self.type == "regression") != (self.metric == "pearson"):
-            raise ValueError(
-                f"metric {self.metric!r} does not fit type {self.type!r}: pearson is for regression, "
-                "accuracy, f1 and matthews are for classification"
-            )
-        return self
-
-    @property
-    def title(self) -> str:
-        """The task's name: as given, else the folder (or file) of local data, else the hub's name."""
-        if self.name:
-            return self.name
-        if self.data.data_files:
-            file = Path(next(iter(self.data.files.values()))[0])
-            return file.parent.name or file.stem
-        return "-".join(filter(None, (self.data.path.rsplit("/", 1)[-1], self.data.name)))
 
 
 class SpaceConfig(Section):

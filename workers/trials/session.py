@@ -96,7 +96,11 @@ def load_backbone(
 
     data = load() if shelf is None else shelf.task(load)
     model = load_model(
-        path, revision=config.revision, num_labels=data.num_labels, sha256=config.sha256
+        path,
+        revision=config.revision,
+        num_labels=data.num_labels,
+        sha256=config.sha256,
+        auto_model=task.facts.auto_model,
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device), identify(model, remembered, config.revision), data
@@ -110,7 +114,12 @@ def identify_backbone(config: StudyConfig, form: str = FORMS[-1]) -> BackboneId:
         form: Of the weight fingerprint, see ``identity.weight_fingerprint``.
     """
     path, remembered = located(config.model, config.folder)
-    model = load_model(path, revision=config.model.revision, sha256=config.model.sha256)
+    model = load_model(
+        path,
+        revision=config.model.revision,
+        sha256=config.model.sha256,
+        auto_model=config.task.facts.auto_model,
+    )
     found = identify(model, remembered, config.model.revision)
     return (
         found

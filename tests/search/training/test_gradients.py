@@ -13,7 +13,6 @@ from sparsearch.search.strategies.base import RankingContext
 from sparsearch.search.strategies.registry import rank
 from sparsearch.search.strategies.supernet_start import log_density
 from sparsearch.search.tasks.task import batches
-from sparsearch.search.training.evaluate import forward, loss_of
 from sparsearch.search.training.gradients import (
     batch_gradients,
     brief_changes,
@@ -57,7 +56,7 @@ def dense_gradient(model, task, rows, path):
     weight.requires_grad_(True)
     total = torch.zeros_like(weight)
     for batch in batches(rows, 32, CPU):
-        loss = loss_of(forward(model, batch, "fp32"), batch["labels"], task.type)
+        loss = task.behaviour.loss(model, batch, "fp32")
         total += torch.autograd.grad(loss, [weight])[0]
     weight.requires_grad_(False)
     return total
@@ -123,10 +122,7 @@ def test_a_warm_head_fits_better_and_only_the_head_moves(build):
     def loss():
         with torch.no_grad():
             return float(
-                sum(
-                    loss_of(forward(model, b, "fp32"), b["labels"], task.type)
-                    for b in batches(task.train, 16, CPU)
-                )
+                sum(task.behaviour.loss(model, b, "fp32") for b in batches(task.train, 16, CPU))
             )
 
     before, start = {n: p.detach().clone() for n, p in backbone_parameters(model)}, loss()
@@ -276,7 +272,7 @@ def test_scores_are_the_gradients_of_each_candidates_own_parameters(supernet, sc
         parameters = dict(unit.named_parameters())
         total = {n: torch.zeros_like(p) for n, p in parameters.items()}
         for batch in batches(rows, 1 if score == "fisher" else 12, CPU):
-            loss = loss_of(forward(supernet.model, batch, "fp32"), batch["labels"], task.type)
+            loss = task.behaviour.loss(supernet.model, batch, "fp32")
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for n, g in zip(parameters, gradients, strict=True):
                 if g is not None:

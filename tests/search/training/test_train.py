@@ -7,8 +7,9 @@ from sklearn import metrics
 from sparsearch.config.study import TrainConfig
 from sparsearch.errors import SparsearchError, TrainingDiverged
 from sparsearch.search.tasks.task import Split
+from sparsearch.search.tasks.types.registry import find_task_type
 from sparsearch.search.training.device import frozen_cast_once
-from sparsearch.search.training.evaluate import evaluate, measure, predict
+from sparsearch.search.training.evaluate import evaluate, predict
 from sparsearch.search.training.optimiser import learning_rates, linear_schedule
 from sparsearch.search.training.train import train
 from sparsearch.spaces.attachment.attach import attach_modules
@@ -126,6 +127,7 @@ def test_metrics_are_scikit_learns(classes):
     logits = torch.randn(60, classes, generator=generator)
     labels = torch.randint(classes, (60,), generator=generator)
     guess = logits.argmax(-1)
+    measure = find_task_type("classification").measure
     assert measure("accuracy", logits, labels) == metrics.accuracy_score(labels, guess)
     assert measure("matthews", logits, labels) == metrics.matthews_corrcoef(labels, guess)
     average = "binary" if classes == 2 else "macro"
@@ -133,6 +135,7 @@ def test_metrics_are_scikit_learns(classes):
 
 
 def test_pearson():
+    measure = find_task_type("regression").measure
     scores = torch.tensor([[1.0], [2.0], [4.0], [3.0]])
     assert measure("pearson", scores, torch.tensor([2.0, 4.0, 8.0, 6.0])) == pytest.approx(1.0)
     assert measure("pearson", torch.ones(4, 1), torch.tensor([2.0, 4.0, 8.0, 6.0])) == 0.0

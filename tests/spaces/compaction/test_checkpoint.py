@@ -261,7 +261,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(written, tmp_path):
         assert "--to checkpoint" in caught.value.hint
     good = json.loads((written / "config.json").read_text())
     (written / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(StructureError, match="no sequence classifier for the family 'mamba'"):
+    with pytest.raises(StructureError, match="has no model of family 'mamba'"):
         load_checkpoint(written)
     for text in (
         "null",

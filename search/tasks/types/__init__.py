@@ -1,0 +1,11 @@
+"""Task types: how rows become tensors, what the loss is, and how a model is judged. One file each.
+
+| file | what it holds |
+|---|---|
+| base | `TaskType`: what a type must say |
+| registry | `find_task_type`: a type by its name |
+| sequence | what types share whose rows have one label each |
+| classification, regression | one class, or one number, for a row of text |
+
+Columns, metrics and model class of each are in `sparsearch/config/tasks/types.py`.
+"""

@@ -1,0 +1,109 @@
+"""Tasks whose rows are one or two texts with one label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsearch.config.tasks.task import TaskConfig
+from sparsearch.search.tasks.checks import (
+    check_labels_vary,
+    check_metric,
+    check_texts,
+    check_tokens,
+    class_warnings,
+    summarise_labels,
+    text_warnings,
+)
+from sparsearch.search.tasks.data_files import Rows
+from sparsearch.search.tasks.data_rows import SPLITS
+from sparsearch.search.tasks.data_summary import DataSummary
+from sparsearch.search.tasks.task import Split
+from sparsearch.search.tasks.types.base import Encoded, TaskType
+from sparsearch.search.training.evaluate import forward, predict
+
+__all__ = ["SequenceTask"]
+
+
+class SequenceTask(TaskType):
+    """One label for a row of text. A type says how labels are read, what the loss is, and how scores are computed."""
+
+    def read_labels(
+        self, config: TaskConfig, rows: Mapping[str, Rows]
+    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """The (rows,) labels of each split, and the names of the classes."""
+        raise NotImplementedError
+
+    def alike(self, label: Tensor) -> str:
+        """What rows have in common that all have one label, for a message."""
+        raise NotImplementedError
+
+    def undefined(self, metric: str, labels: Tensor, classes: Sequence[str]) -> str:
+        """What a split holds on which a metric has no value, whatever a model predicts; empty if it has one."""
+        raise NotImplementedError
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of (rows, outputs) logits."""
+        raise NotImplementedError
+
+    def measure(self, metric: str, logits: Tensor, labels: Tensor) -> float:
+        """One metric of (rows, outputs) logits on the CPU."""
+        raise NotImplementedError
+
+    def columns(self, config: TaskConfig) -> tuple[str, ...]:
+        """The texts and the label."""
+        return tuple(dict.fromkeys([*config.text, config.label]))
+
+    def encode(
+        self, config: TaskConfig, rows: Mapping[str, Rows], tokenizer: Any, limit: int
+    ) -> Encoded:
+        """Labels of all rows decide what the classes are; the training split is then cut."""
+        labels, classes = self.read_labels(config, rows)
+        total = len(rows["train"])
+        used = config.max_train_rows or total
+        labels["train"] = labels["train"][:used]
+        parts = {**rows, "train": rows["train"].part(0, used)}
+        texts = {split: {c: part.columns[c] for c in config.text} for split, part in parts.items()}
+        for split in SPLITS:
+            check_texts(split, texts[split])
+        check_labels_vary(config, labels["train"], total, self.alike(labels["train"][0]))
+        for split in SPLITS[1:]:
+            check_metric(config, split, self.undefined(config.metric, labels[split], classes))
+        warnings = text_warnings(texts)
+        warnings += class_warnings(config, summarise_labels(labels, classes))
+        splits = {
+            s: _tokenise(s, [texts[s][c] for c in config.text], labels[s], tokenizer, limit)
+            for s in SPLITS
+        }
+        return Encoded(splits, classes, tuple(warnings))
+
+    def summary(
+        self, labels: Mapping[str, Tensor], classes: Sequence[str], warnings: Sequence[str]
+    ) -> DataSummary:
+        """Rows of each class, or the range of the targets."""
+        return summarise_labels(labels, classes, warnings)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
+        """Of the head's outputs."""
+        return self.loss_of(forward(model, batch, precision), batch["labels"])
+
+    def split_loss(self, model: nn.Module, split: Split, precision: str) -> float:
+        """Of all rows together."""
+        return float(self.loss_of(predict(model, split, precision), split.labels))
+
+    def score(self, metric: str, model: nn.Module, split: Split, precision: str) -> float:
+        """Of all rows together."""
+        return self.measure(metric, predict(model, split, precision), split.labels)
+
+
+def _tokenise(
+    split: str, columns: Sequence[Sequence[str]], labels: Tensor, tokenizer: Any, limit: int
+) -> Split:
+    encoded = tokenizer(*map(list, columns), truncation=True, max_length=limit, padding="longest")
+    inputs = {k: torch.tensor(v) for k, v in encoded.items()}
+    lengths = inputs["attention_mask"].sum(dim=1)
+    check_tokens(split, tokenizer, inputs["input_ids"], lengths)
+    return Split(inputs, lengths, labels)

@@ -1,0 +1,8 @@
+"""The section ``task`` of a study file.
+
+| file | what it holds |
+|---|---|
+| types | the table of task types: what is known of each before anything heavy is imported |
+| data | `DataConfig`: where the rows are |
+| task | `TaskConfig`: type, columns, labels and metric |
+"""

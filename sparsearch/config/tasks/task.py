@@ -1,0 +1,90 @@
+"""What the task is: its data, columns, labels and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from sparsearch.config.fields import Positive, Section
+from sparsearch.config.tasks.data import DataConfig
+from sparsearch.config.tasks.types import (
+    TASK_TYPES,
+    MetricName,
+    TaskName,
+    TypeFacts,
+    facts_of,
+)
+
+__all__ = ["TaskConfig"]
+
+_KEYS = sorted(frozenset[str]().union(*(facts.keys for facts in TASK_TYPES.values())))
+"""Keys that only some types have."""
+
+
+def _class_name(value: Any) -> Any:
+    if not isinstance(value, str | int):
+        raise ValueError(
+            f"{value!r} is no class: write text, a whole number, true or false; other numbers in "
+            "quotes, as they stand in the data"
+        )
+    return value
+
+
+class TaskConfig(Section):
+    """The task: its data, columns, labels and metric. ``types`` says which keys go with which type."""
+
+    type: TaskName = "classification"
+    name: str = ""
+    data: DataConfig
+    text: Annotated[list[str], Field(max_length=2)] = []
+    label: str = "label"
+    labels: list[Annotated[str | int | bool, BeforeValidator(_class_name)]] | None = None
+    metric: MetricName = "accuracy"
+    max_length: Annotated[int, Field(ge=4)] = 128
+    max_train_rows: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_metric(cls, value: Any) -> Any:
+        """The first metric of the type, where none is given."""
+        given = value.get("type") if isinstance(value, Mapping) else None
+        if not isinstance(given, str) or given not in TASK_TYPES:
+            return value
+        return {"metric": facts_of(given).metrics[0], **value}
+
+    @model_validator(mode="after")
+    def _fits_type(self) -> TaskConfig:
+        facts, fields = self.facts, type(self).model_fields
+        given = {key for key in _KEYS if getattr(self, key) != fields[key].default}
+        if stray := sorted(given - facts.keys):
+            raise ValueError(
+                f"{', '.join(stray)} is no key of type {self.type!r}; it has {', '.join(sorted(facts.keys))}"
+            )
+        if not any(given.issuperset(way) for way in facts.columns):
+            ways = " or ".join(" and ".join(way) for way in facts.columns)
+            raise ValueError(f"type {self.type!r} needs the columns of its rows: give {ways}")
+        if self.metric not in facts.metrics:
+            owners = [name for name, other in TASK_TYPES.items() if self.metric in other.metrics]
+            raise ValueError(
+                f"metric {self.metric!r} does not fit type {self.type!r}, which has "
+                f"{', '.join(facts.metrics)}; {self.metric} is for {', '.join(owners)}"
+            )
+        return self
+
+    @property
+    def facts(self) -> TypeFacts:
+        """What is known of its type."""
+        return facts_of(self.type)
+
+    @property
+    def title(self) -> str:
+        """The task's name: as given, else the folder (or file) of local data, else the hub's name."""
+        if self.name:
+            return self.name
+        if self.data.data_files:
+            file = Path(next(iter(self.data.files.values()))[0])
+            return file.parent.name or file.stem
+        return "-".join(filter(None, (self.data.path.rsplit("/", 1)[-1], self.data.name)))
