@@ -97,7 +97,7 @@ def run(
         config=json.dumps(study_identity(config), sort_keys=True),
         model=config.model.path,
         task=config.task.title,
-        metric=config.task.metric,
+        metric=config.task.score_name,
         backbone_params=checked.space.backbone_params,
         trials=plan(config, checked.budgets),
     )

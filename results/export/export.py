@@ -56,6 +56,11 @@ def export(
         raise ExportError(f"serving files go with a checkpoint, not with {to}", "--to checkpoint")
     check_serving(also)
     trained = Trained(best.structure, weights)
+    if also and not trained.facts.has_head:
+        raise ExportError(
+            f"{', '.join(also)} holds one pass over the tokens; a language model generates them one by one",
+            "export the checkpoint alone, and load it with sparsearch.load_checkpoint or transformers",
+        )
     if to != ExportFormat.checkpoint and trained.whole:
         raise ExportError(
             f"what this structure leaves of the backbone was fine-tuned as a whole; {to} holds attached modules",
@@ -100,7 +105,7 @@ def _write_spec(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]
         f"{structure.stored_bytes:,} stored bytes, the head apart: {structure.bytes:,} of tensors, the rest says which "
         "candidates were chosen",
         "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`",
-        f"labels, problem type and padding token are in {TASK_CONFIG}: give AutoConfig.from_pretrained of that file "
+        f"{trained.facts.settings} in {TASK_CONFIG}: give AutoConfig.from_pretrained of that file "
         "to the model as its config",
         *write_task(model.config, trained.tokenizer, folder),
     )

@@ -66,7 +66,7 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
         notes += (
             f"PEFT cannot merge it: {plan.unmergeable}; --to checkpoint writes the merged model",
         )
-    settings = f"labels, problem type and padding token are in {TASK_CONFIG}"
+    settings = f"{trained.facts.settings} in {TASK_CONFIG}"
     return (f"{settings}; load it as README.md says", *notes), difference
 
 

@@ -40,6 +40,22 @@ model = {auto_peft_model}.from_pretrained(
 )
 ```
 """
+_LOADING_WITHOUT_HEAD = """\
+`{config}` is the base model's config with the padding token of the training. `{folder}` is the path of this folder.
+
+```python
+from peft import {auto_peft_model}, PeftModel
+from transformers import AutoConfig, {auto_model}, AutoTokenizer
+
+config = AutoConfig.from_pretrained("{folder}/{config}")
+base = {auto_model}.from_pretrained({base}, {revision}config=config, dtype="float32")
+model = PeftModel.from_pretrained(base, "{folder}").eval()
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+
+In one step: `{auto_peft_model}.from_pretrained("{folder}", pad_token_id=config.pad_token_id, dtype="float32")`.
+`base.load_adapter("{folder}")` of transformers does it in place; call `base.eval()` then.
+"""
 _MERGED = """\
 `model.merge_and_unload().save_pretrained("merged")` gives a plain transformers model of the same logits.
 """
@@ -58,19 +74,24 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
         version: Of PEFT.
     """
     structure, backbone, facts = trained.structure, trained.structure.backbone, trained.facts
+    head = (
+        f", {len(plan.norms)} norms and the task's head"
+        if plan.head
+        else f" and {len(plan.norms)} norms"
+    )
     header = {"base_model": backbone.path, "library_name": "peft", "pipeline_tag": facts.pipeline}
     lines = [
         *("---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""),
         f"# A {facts.model_name} as a PEFT adapter",
         "",
         f"Structure {structure.hash[:12]} of {backbone.family}, written by sparsearch with PEFT {version} as "
-        f"{plan.method.upper()}: {len(plan.modules)} adapted linears, {len(plan.norms)} norms and the task's head.",
+        f"{plan.method.upper()}: {len(plan.modules)} adapted linears{head}.",
         "",
         *_task(trained),
         "",
         "## Loading",
         "",
-        _LOADING.format(
+        (_LOADING if facts.has_head else _LOADING_WITHOUT_HEAD).format(
             config=TASK_CONFIG,
             auto_model=facts.auto_model,
             auto_peft_model=facts.auto_peft_model,
@@ -105,15 +126,17 @@ def _task(trained: Trained) -> Iterator[str]:
 
 def _limits(plan: AdapterPlan) -> Iterator[str]:
     """What PEFT does otherwise than one would guess, where it touches this adapter."""
-    yield (
-        "Merging by name, `merge_and_unload(adapter_names=[...])`, keeps the head of the *active* adapter: "
-        "call `set_adapter` first"
-    )
-    if plan.method != "beft":
+    if plan.head:
+        yield (
+            "Merging by name, `merge_and_unload(adapter_names=[...])`, keeps the head of the *active* adapter: "
+            "call `set_adapter` first"
+        )
+    if plan.head and plan.method != "beft":
         yield "`add_weighted_adapter` refuses adapters that save the same head, as this one does"
     if plan.method == "lora":
+        fails = "fails on adapters with a head and " if plan.head else ""
         yield (
-            "`hotswap_adapter` fails on adapters with a head and forgets ranks that differ between modules: "
+            f"`hotswap_adapter` {fails}forgets ranks that differ between modules: "
             "load a fresh model instead"
         )
     if plan.method == "lora" and plan.with_bias:

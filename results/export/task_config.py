@@ -51,10 +51,12 @@ def set_task(config: Any, task_type: str, classes: Sequence[str], tokenizer: Any
         tokenizer: Whose padding token the model was trained with; None where the backbone has none. It does not
             replace one that the model counts its positions from.
     """
-    names = list(classes) or ["LABEL_0"]
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
-    config.problem_type = facts_of(task_type).problem_type
+    facts = facts_of(task_type)
+    if facts.has_head:
+        names = list(classes) or ["LABEL_0"]
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+    config.problem_type = facts.problem_type
     if tokenizer is not None and not pads_as_configured(config):
         config.pad_token_id = tokenizer.pad_token_id
     for name in _OF_AN_EARLIER_TASK:

@@ -20,7 +20,11 @@ from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.attachment.check import check_structure
 from sparsearch.spaces.attachment.weights_file import BACKBONE, HEAD, load_weights
 from sparsearch.spaces.backbone.loading import load_model, locate
-from sparsearch.spaces.backbone.parameters import backbone_parameters, head_parameters
+from sparsearch.spaces.backbone.parameters import (
+    backbone_parameters,
+    head_parameters,
+    language_head_parameters,
+)
 from sparsearch.spaces.compaction.compact import compact
 from sparsearch.spaces.structure import Structure
 
@@ -146,7 +150,8 @@ class Trained:
         """
         model = compact(self.fresh_model(), self.structure, attached=False)
         wanted = {BACKBONE + n: p for n, p in backbone_parameters(model)}
-        wanted |= {HEAD + n: p for n, p in head_parameters(model)}
+        above = (*head_parameters(model), *language_head_parameters(model))
+        wanted |= {HEAD + n: p for n, p in above}
         if {n: t.shape for n, t in self.tensors.items()} != {
             n: p.shape for n, p in wanted.items()
         }:

@@ -24,18 +24,25 @@ def logits_of(model: nn.Module) -> Tensor:
     """Logits of three fixed rows of tokens in float32, of other lengths: one by one, then in one padded batch.
 
     Returns:
-        (6, labels); (3, labels) where the model knows no padding token.
+        (6, labels); (3, labels) where the model knows no padding token. Of a model that gives logits for each token,
+        those of real tokens: (58, vocabulary) or (29, vocabulary).
     """
     model.eval()
     pad: Any = getattr(model.config, "pad_token_id", None)
     rows = _rows(model)
-    logits = [model(input_ids=r, attention_mask=torch.ones_like(r)).logits for r in rows]
+    logits = [_logits(model, r, torch.ones_like(r)) for r in rows]
     if pad is not None:
         longest = max(_LENGTHS)
         ids = torch.cat([nn.functional.pad(r, (0, longest - r.shape[1]), value=pad) for r in rows])
         mask = torch.arange(longest) < torch.tensor(_LENGTHS)[:, None]
-        logits.append(model(input_ids=ids, attention_mask=mask.long()).logits)
+        logits.append(_logits(model, ids, mask.long()))
     return torch.cat(logits)
+
+
+def _logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """(rows, labels), or (real tokens, vocabulary)."""
+    logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+    return logits if logits.dim() == 2 else logits[mask.bool()]
 
 
 def _rows(model: nn.Module) -> list[Tensor]:
@@ -88,9 +95,9 @@ def check_padding(logits: Tensor) -> None:
     Raises:
         ExportError: If they have others: the padding token is not the one that the model was made for.
     """
-    alone, padded = logits[: len(_LENGTHS)], logits[len(_LENGTHS) :]
-    if not len(padded):
+    if len(logits) in (len(_LENGTHS), sum(_LENGTHS)):  # no padding token
         return
+    alone, padded = logits.chunk(2)
     difference = float((alone - padded).abs().max())
     if not difference <= PADDING_TOLERANCE * max(1.0, float(alone.abs().max())):
         raise ExportError(

@@ -59,7 +59,7 @@ class Split:
     Attributes:
         inputs: Name of a model input -> (rows, max length) integers.
         lengths: Tokens of each row.
-        labels: (rows,) class indices, or float targets.
+        labels: (rows,) class indices, or float targets; (rows, max length) where each token has one.
         stored: Inputs of a layer, where the layers below are skipped.
     """
 
@@ -156,7 +156,8 @@ def batches(
         }
         if split.stored is not None:
             batch["hidden"] = split.stored.batch(rows, longest)
-        yield batch | {"labels": split.labels[rows].to(device, non_blocking=True), "rows": rows}
+        labels = split.labels[rows] if split.labels.dim() == 1 else split.labels[rows, :longest]
+        yield batch | {"labels": labels.to(device, non_blocking=True), "rows": rows}
 
 
 def endless(

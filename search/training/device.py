@@ -98,12 +98,16 @@ _CAST = "sparsearch_bf16"
 def castable(
     model: nn.Module, without: Collection[int] = ()
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and float32 tensors of the matrices that autocast would cast, but of modules with some ids."""
+    """Names and float32 tensors of the matrices that autocast would cast, but of modules with some ids.
+
+    Output embeddings that are tied to those of the input are left out: autocast leaves what the input's give.
+    """
+    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D | Unit) and id(module) not in without:
             tensors = *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
             for name, tensor in tensors:
-                if tensor.dtype == torch.float32:
+                if tensor.dtype == torch.float32 and id(tensor) not in tied:
                     yield f"{path}.{name}", tensor
 
 

@@ -13,12 +13,21 @@ __all__ = ["evaluate", "forward", "predict"]
 _EVAL_BATCH = 128
 
 
-def forward(model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
-    """Logits in float32: (batch, outputs)."""
+def forward(
+    model: nn.Module, batch: dict[str, Tensor], precision: str, **options: object
+) -> Tensor:
+    """Logits in float32: (batch, outputs), or as the model shapes them.
+
+    Args:
+        model: With the head of a task.
+        batch: Its inputs, beside labels and row numbers.
+        precision: Of the pass.
+        options: Further arguments of the model.
+    """
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "rows")}
     device, tokens = inputs["input_ids"].device, inputs["input_ids"].shape[1]
     with autocast(device, precision), attention_for(model, tokens, precision):
-        logits: Tensor = model(**inputs).logits
+        logits: Tensor = model(**inputs, **options).logits
     return logits.float()
 
 
@@ -37,4 +46,4 @@ def predict(model: nn.Module, split: Split, precision: str = "fp32") -> Tensor:
 
 def evaluate(model: nn.Module, task: Task, split: Split, precision: str) -> float:
     """The task's metric of a model on a split; higher is better."""
-    return task.behaviour.score(task.metric, model, split, precision)
+    return task.behaviour.score(task, model, split, precision)

@@ -47,13 +47,14 @@ def sample_rows(task: Task, seed: int, rows: int) -> Split:
 
 
 def warm_head(model: nn.Module, task: Task, rows: Split, seed: int, precision: str) -> None:
-    """Train the task head alone, over the backbone as it is; nothing may be attached."""
+    """Train the task head alone, if there is one, over the backbone as it is; nothing may be attached."""
+    head = [p for _, p in head_parameters(model)]
+    if not head:
+        return
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(derive(seed, "head batches"))
     attach_modules(model, [])
-    optimizer = torch.optim.AdamW(
-        [p for _, p in head_parameters(model)], lr=_HEAD_LR, weight_decay=0.0
-    )
+    optimizer = torch.optim.AdamW(head, lr=_HEAD_LR, weight_decay=0.0)
     model.eval()
     try:
         with frozen_cast_once(model, precision):

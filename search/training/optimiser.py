@@ -59,6 +59,7 @@ def learning_rates(
     return [
         {"params": parameters, "lr": kind_lr.get(kind, lr)}
         for kind, parameters in [*groups.items(), ("head", rest)]
+        if parameters
     ]
 
 

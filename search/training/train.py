@@ -49,7 +49,7 @@ class TrainResult:
 
     Attributes:
         score: Validation score of the best checkpoint.
-        epoch: The epoch it is from, 1-based; while masks change, none is kept.
+        epoch: The epoch it is from, 1-based; while masks change, none is kept. 0 where nothing trains.
         history: Validation score of every epoch.
     """
 

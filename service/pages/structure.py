@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -28,7 +29,7 @@ def structure(
     view = views.of(best.study)
     rivals = {
         t.strategy: t.structure
-        for t in sorted(view.trials, key=lambda t: t.score or 0.0)
+        for t in sorted(view.trials, key=lambda t: -math.inf if t.score is None else t.score)
         if t.budget == best.budget and t.structure not in (None, best.structure.hash)
     }
     return page(

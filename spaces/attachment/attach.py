@@ -26,6 +26,7 @@ from sparsearch.spaces.backbone.parameters import (
     backbone_parameters,
     base_of,
     head_parameters,
+    language_head_parameters,
     mark_new_pooler,
 )
 from sparsearch.spaces.backbone.state import check_attachment, check_state
@@ -68,7 +69,7 @@ def attach_modules(
         attachment.gate_sizes.append(gates)
     attachment.handles.extend(hook(modules, attachment.slots))
     attachment.requires_grad_before = {n: p.requires_grad for n, p in model.named_parameters()}
-    for _, parameter in backbone_parameters(model):
+    for _, parameter in (*backbone_parameters(model), *language_head_parameters(model)):
         parameter.requires_grad_(False)
     for _, parameter in head_parameters(model):
         parameter.requires_grad_(train_head)

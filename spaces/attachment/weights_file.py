@@ -13,7 +13,11 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.attachment.elsewhere import check_here
-from sparsearch.spaces.backbone.parameters import backbone_parameters, head_parameters
+from sparsearch.spaces.backbone.parameters import (
+    backbone_parameters,
+    head_parameters,
+    language_head_parameters,
+)
 from sparsearch.spaces.kinds.base import FULL_BITS
 from sparsearch.spaces.kinds.rounding import (
     is_of_rounding,
@@ -81,6 +85,7 @@ def weights_of(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
     named = dict(_named_tensors(model)) | dict(_packed_tensors(model))
     if whole:
         named |= {BACKBONE + n: p for n, p in backbone_parameters(model)}
+        named |= {HEAD + n: p for n, p in language_head_parameters(model)}
     return {n: p.detach().cpu().clone().contiguous() for n, p in named.items()}
 
 

@@ -19,6 +19,7 @@ from sparsearch.spaces.backbone.parameters import (
     backbone_parameters,
     base_of,
     count_params,
+    language_head_parameters,
     positions_of,
 )
 
@@ -128,7 +129,8 @@ def weight_fingerprint(model: nn.Module, form: str = FORMS[-1]) -> str:
     """Fingerprint of a backbone's weights; empty if any is on the meta device.
 
     The newest form, ``3-`` with 40 digits of all weights and buffers but the pooler's, then ``-`` and 20 of the
-    pooler's, sees every one of them; a pooler that the checkpoint lacked is part of the head. Older forms see the
+    pooler's, sees every one of them; a pooler that the checkpoint lacked is part of the head. In the pooler's place
+    stands a language head that is not tied to the embeddings. Older forms see the
     linears and norms at positions: ``2-`` all of their entries, the first form ("") some.
 
     Args:
@@ -140,11 +142,12 @@ def weight_fingerprint(model: nn.Module, form: str = FORMS[-1]) -> str:
         digest = older(_weights_at_positions(model))
         return "" if digest is None else (form + digest)[:64]
     tensors = dict(_backbone_tensors(model))
-    pooler = {name: tensors.pop(name) for name in list(tensors) if name.startswith("pooler.")}
+    above = {name: tensors.pop(name) for name in list(tensors) if name.startswith("pooler.")}
+    above |= dict(language_head_parameters(model))
     body = fingerprint(tensors.items())
     if body is None:
         return ""
-    end = f"-{(fingerprint(pooler.items()) or '')[:20]}" if pooler else ""
+    end = f"-{(fingerprint(above.items()) or '')[:20]}" if above else ""
     return f"{form}{body[:40]}{end}"
 
 
@@ -161,7 +164,7 @@ def same_weights(model: nn.Module, fingerprint: str) -> bool:
 def same_fingerprints(one: str, other: str) -> bool:
     """Whether two weight fingerprints of one form are of equal weights.
 
-    Where one of both has no pooler, or a new one, poolers are not compared: a head need not use it.
+    Where one of both has no pooler (or language head), or a new one, they are not compared: a head need not use it.
     """
     if form_of(one) != FORMS[-1] or form_of(other) != FORMS[-1]:
         return one == other

@@ -247,10 +247,26 @@ def auto_class(path: str, config: Any, name: str = SEQUENCE_CLASSIFIER) -> Any:
     import transformers
 
     auto = getattr(transformers, name)
+    advice = "choose a model that has the head of this task, or another task.type"
     if type(config) not in auto._model_mapping:
         raise BackboneError(
             f"model.path {path!r}: {name} of transformers has no model of family {config.model_type!r}",
-            "choose a model that has the head of this task, or another task.type; a model that you load yourself goes "
-            "with build_space and attach",
+            advice,
+        )
+    if auto is transformers.AutoModelForCausalLM and _sees_later_tokens(config):
+        raise BackboneError(
+            f"model.path {path!r}: a {config.model_type} reads the tokens that follow too; a language model learns "
+            "each token from those before it",
+            advice,
         )
     return auto
+
+
+def _sees_later_tokens(config: Any) -> bool:
+    """Whether a config is of an encoder: transformers builds a causal head on these too."""
+    from transformers import AutoModelForMaskedLM
+
+    if getattr(config, "is_encoder_decoder", False):
+        return True
+    is_decoder = getattr(config, "is_decoder", False)
+    return type(config) in AutoModelForMaskedLM._model_mapping and not is_decoder

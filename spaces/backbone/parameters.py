@@ -21,6 +21,7 @@ __all__ = [
     "count_with_pooler",
     "head_parameters",
     "is_pooler",
+    "language_head_parameters",
     "mark_new_pooler",
     "layers_of",
     "positions_of",
@@ -105,10 +106,31 @@ def backbone_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Named parameters of the task head: what is neither backbone nor attached.
+    """Named parameters of the task head: what is neither backbone nor attached, nor a language head.
 
     A pooler that the checkpoint lacked is part of it: drawn anew, trained and stored with it.
     """
+    if not _is_language_model(model):
+        yield from _outside(model)
+
+
+def language_head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters of a language model above its backbone: pretrained as it is, and frozen with it.
+
+    Output embeddings that are tied to those of the input are the backbone's.
+    """
+    if _is_language_model(model):
+        yield from _outside(model)
+
+
+def _is_language_model(model: nn.Module) -> bool:
+    """Whether a model has output embeddings."""
+    find = getattr(model, "get_output_embeddings", None)
+    return find is not None and find() is not None
+
+
+def _outside(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters that are neither the backbone's nor attached."""
     inside = {id(p) for _, p in backbone_parameters(model)}
     for name, parameter in model.named_parameters():
         if id(parameter) not in inside and not name.startswith(f"{ATTACHED}."):

@@ -38,7 +38,7 @@ def simulate(
         json.dumps(config.model_dump(mode="json", exclude_defaults=True)),
         config.model.path,
         config.task.title,
-        config.task.metric,
+        config.task.score_name,
         backbone_params,
         plan(config, resolve_all(config.budgets, backbone_params)),
     )

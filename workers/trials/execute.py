@@ -275,7 +275,7 @@ def _measure(
 ) -> tuple[Measurement, ...]:
     """Validation as kept by training; test is touched here, once."""
     test = evaluate(model, session.task, session.task.test, session.config.train.precision)
-    metric = session.task.metric
+    metric = session.config.task.score_name
     return (
         Measurement(metric, "validation", result.score),
         Measurement(metric, "test", test),

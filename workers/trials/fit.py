@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sparsearch.config.train import TrainConfig
 from sparsearch.search.tasks.task import Task
+from sparsearch.search.training.evaluate import evaluate
 from sparsearch.search.training.optimiser import rates_of
 from sparsearch.search.training.prefix import StoredPrefix
 from sparsearch.search.training.seeds import derive
@@ -95,7 +96,7 @@ class Fitting:
     def train(
         self, model: PreTrainedModel, *, whole: bool = False, taken: int | None = None
     ) -> TrainResult:
-        """Train what is attached to a model, or the whole of it.
+        """Train what is attached to a model, or the whole of it; where nothing trains, measure it as it is.
 
         Args:
             model: This one, or a copy.
@@ -103,6 +104,10 @@ class Fitting:
             taken: Steps that it has had; those of the brief fine-tuning if not given.
         """
         groups = rates_of(model, self.config, whole=whole)
+        if not groups:
+            task = self.task
+            score = evaluate(model, task, task.validation, self.config.precision)
+            return TrainResult(score, 0, ())
         steps = self.config.steps_taken if taken is None else taken
         seed = derive(self.seed, self.purpose, "train")
         return train(model, self.task, self.config, groups, seed, self.observe, self.prefix, steps)

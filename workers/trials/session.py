@@ -102,6 +102,7 @@ def load_backbone(
         sha256=config.sha256,
         auto_model=task.facts.auto_model,
     )
+    data.behaviour.check_model(model)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device), identify(model, remembered, config.revision), data
 

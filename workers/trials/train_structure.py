@@ -107,7 +107,7 @@ def train_structure(
         structure,
         fitted.trainable_params,
         fitted.stored_bytes,
-        task.metric,
+        config.task.score_name,
         result.score,
         test,
         result.epoch,

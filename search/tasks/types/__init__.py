@@ -6,6 +6,8 @@
 | registry | `find_task_type`: a type by its name |
 | sequence | what types share whose rows have one label each |
 | classification, regression | one class, or one number, for a row of text |
+| token_rows | rows whose tokens have a label each |
+| causal_lm, chat | completions, texts, conversations: each token learnt from those before it |
 
 Columns, metrics and model class of each are in `sparsearch/config/tasks/types.py`.
 """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sparsearch.config.tasks.task import TaskConfig
     from sparsearch.search.tasks.data_files import Rows
     from sparsearch.search.tasks.data_summary import DataSummary
-    from sparsearch.search.tasks.task import Split
+    from sparsearch.search.tasks.task import Split, Task
 
 __all__ = ["Encoded", "TaskType"]
 
@@ -38,6 +38,13 @@ class TaskType:
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
         """Names of the columns that the rows must have, each once."""
         raise NotImplementedError
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model, as it was loaded, on which the loss would be wrong.
+
+        Raises:
+            BackboneError: If so.
+        """
 
     def encode(
         self, config: TaskConfig, rows: Mapping[str, Rows], tokenizer: Any, limit: int
@@ -82,6 +89,6 @@ class TaskType:
         """The mean loss over a split, without dropout and without a graph."""
         raise NotImplementedError
 
-    def score(self, metric: str, model: nn.Module, split: Split, precision: str) -> float:
-        """A metric of a model on a split; a higher score is better."""
+    def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
+        """A task's metric of a model on one of its splits; a higher score is better."""
         raise NotImplementedError

@@ -21,7 +21,7 @@ from sparsearch.search.tasks.checks import (
 from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.data_summary import DataSummary
-from sparsearch.search.tasks.task import Split
+from sparsearch.search.tasks.task import Split, Task
 from sparsearch.search.tasks.types.base import Encoded, TaskType
 from sparsearch.search.training.evaluate import forward, predict
 
@@ -94,9 +94,9 @@ class SequenceTask(TaskType):
         """Of all rows together."""
         return float(self.loss_of(predict(model, split, precision), split.labels))
 
-    def score(self, metric: str, model: nn.Module, split: Split, precision: str) -> float:
+    def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
         """Of all rows together."""
-        return self.measure(metric, predict(model, split, precision), split.labels)
+        return self.measure(task.metric, predict(model, split, precision), split.labels)
 
 
 def _tokenise(

@@ -16,6 +16,7 @@ from sparsearch.config.tasks.types import (
     TaskName,
     TypeFacts,
     facts_of,
+    score_name,
 )
 
 __all__ = ["TaskConfig"]
@@ -40,6 +41,9 @@ class TaskConfig(Section):
     name: str = ""
     data: DataConfig
     text: Annotated[list[str], Field(max_length=2)] = []
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
     label: str = "label"
     labels: list[Annotated[str | int | bool, BeforeValidator(_class_name)]] | None = None
     metric: MetricName = "accuracy"
@@ -48,12 +52,14 @@ class TaskConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_metric(cls, value: Any) -> Any:
-        """The first metric of the type, where none is given."""
+    def _with_defaults(cls, value: Any) -> Any:
+        """The first metric of the type, where none is given; a single text column may stand outside a list."""
         given = value.get("type") if isinstance(value, Mapping) else None
         if not isinstance(given, str) or given not in TASK_TYPES:
             return value
-        return {"metric": facts_of(given).metrics[0], **value}
+        text = value.get("text")
+        changed = {**value, "text": [text]} if isinstance(text, str) else value
+        return {"metric": facts_of(given).metrics[0], **changed}
 
     @model_validator(mode="after")
     def _fits_type(self) -> TaskConfig:
@@ -63,9 +69,14 @@ class TaskConfig(Section):
             raise ValueError(
                 f"{', '.join(stray)} is no key of type {self.type!r}; it has {', '.join(sorted(facts.keys))}"
             )
-        if not any(given.issuperset(way) for way in facts.columns):
-            ways = " or ".join(" and ".join(way) for way in facts.columns)
+        columns = given - set(facts.options)
+        if columns not in map(set, facts.columns):
+            ways = ", or ".join(" and ".join(way) for way in facts.columns)
             raise ValueError(f"type {self.type!r} needs the columns of its rows: give {ways}")
+        if self.prompt is not None and self.prompt == self.completion:
+            raise ValueError(f"prompt and completion are two columns, not both {self.prompt!r}")
+        if len(self.text) > facts.most_texts:
+            raise ValueError(f"type {self.type!r} takes one text column, not {self.text}")
         if self.metric not in facts.metrics:
             owners = [name for name, other in TASK_TYPES.items() if self.metric in other.metrics]
             raise ValueError(
@@ -73,6 +84,11 @@ class TaskConfig(Section):
                 f"{', '.join(facts.metrics)}; {self.metric} is for {', '.join(owners)}"
             )
         return self
+
+    @property
+    def score_name(self) -> str:
+        """The name under which scores are stored and shown; a higher score is better."""
+        return score_name(self.metric)
 
     @property
     def facts(self) -> TypeFacts:

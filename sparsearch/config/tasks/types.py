@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["TASK_TYPES", "MetricName", "TaskName", "TypeFacts", "facts_of"]
+__all__ = ["TASK_TYPES", "MetricName", "TaskName", "TypeFacts", "facts_of", "score_name"]
 
-TaskName: TypeAlias = Literal["classification", "regression"]
+TaskName: TypeAlias = Literal["classification", "regression", "causal-lm"]
 
-MetricName: TypeAlias = Literal["accuracy", "f1", "matthews", "pearson"]
+MetricName: TypeAlias = Literal["accuracy", "f1", "matthews", "pearson", "loss", "perplexity"]
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+"""Metrics whose scores are stored with the sign turned: a higher score is better everywhere."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class TypeFacts:
         pipeline: Pipeline of transformers that runs its model.
         model_name: What its model is called in a README.
         output: What the model gives, where it does not give one logit for each class.
+        most_texts: Columns of text that a row may have.
+        has_head: Whether a new head is trained for it; else all of the model is pretrained.
     """
 
     home: str
@@ -42,6 +47,17 @@ class TypeFacts:
     pipeline: str = "text-classification"
     model_name: str = "sequence classifier"
     output: str = ""
+    most_texts: int = 2
+    has_head: bool = True
+
+    @property
+    def settings(self) -> str:
+        """What an export writes into its config, in words."""
+        return (
+            "labels, problem type and padding token are"
+            if self.has_head
+            else "the padding token is"
+        )
 
     @property
     def keys(self) -> frozenset[str]:
@@ -65,6 +81,20 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
         problem_type="regression",
         output="one raw number a row (regression)",
     ),
+    "causal-lm": TypeFacts(
+        home="causal_lm:CausalLM",
+        columns=(("prompt", "completion"), ("text",), ("messages",)),
+        options=(),
+        metrics=("loss", "perplexity"),
+        auto_model="AutoModelForCausalLM",
+        peft_type="CAUSAL_LM",
+        auto_peft_model="AutoPeftModelForCausalLM",
+        pipeline="text-generation",
+        model_name="language model",
+        output="logits for the token that follows each one",
+        most_texts=1,
+        has_head=False,
+    ),
 }
 """Every task type, by the name that a study file and a structure give it."""
 
@@ -76,3 +106,12 @@ def facts_of(task_type: str) -> TypeFacts:
     ('pearson',)
     """
     return TASK_TYPES[task_type]
+
+
+def score_name(metric: str) -> str:
+    """The name under which scores of a metric are stored and shown; as scikit-learn names its scorers.
+
+    >>> score_name("accuracy"), score_name("loss")
+    ('accuracy', 'neg_loss')
+    """
+    return f"neg_{metric}" if metric in LOWER_IS_BETTER else metric

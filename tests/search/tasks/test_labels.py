@@ -141,7 +141,7 @@ def test_truth_values_are_classes(load):
         ([[0, 1], [1]], "json", r"row 0: column 'label' holds a list, \[0, 1\]"),
         ([{"a": 1}, {"a": 2}], "json", r"row 0: column 'label' holds an object, \{'a': 1\}"),
         ([0, 1, [1]], "json", r"row 2: column 'label' holds a list"),
-        ([[0, 1], [1]], "parquet", "column 'label' holds List"),
+        ([[0, 1], [1]], "parquet", "row 0: column 'label' holds a list"),
         ([datetime.date(2024, 1, 1)] * 2, "parquet", "row 0: column 'label' holds date"),
         ([datetime.datetime(2024, 1, 1)] * 2, "parquet", "row 0: column 'label' holds datetime"),
         ([decimal.Decimal("1.5")] * 2, "parquet", "row 0: column 'label' holds Decimal"),
