@@ -95,7 +95,7 @@ def check_metric(config: TaskConfig, split: str, held: str) -> None:
     """
     if held:
         raise DataError(
-            f"split {split!r}: column {config.label!r} {held}, where {config.metric} has no value",
+            f"split {split!r}: column {config.tags or config.label!r} {held}, where {config.metric} has no value",
             f"shuffle the rows before they are split, or name another split: task.data.splits.{split}",
         )
 

@@ -44,6 +44,8 @@ class TaskConfig(Section):
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
+    tokens: str | None = None
+    tags: str | None = None
     label: str = "label"
     labels: list[Annotated[str | int | bool, BeforeValidator(_class_name)]] | None = None
     metric: MetricName = "accuracy"
@@ -73,8 +75,9 @@ class TaskConfig(Section):
         if columns not in map(set, facts.columns):
             ways = ", or ".join(" and ".join(way) for way in facts.columns)
             raise ValueError(f"type {self.type!r} needs the columns of its rows: give {ways}")
-        if self.prompt is not None and self.prompt == self.completion:
-            raise ValueError(f"prompt and completion are two columns, not both {self.prompt!r}")
+        for one, other in (("prompt", "completion"), ("tokens", "tags")):
+            if (name := getattr(self, one)) is not None and name == getattr(self, other):
+                raise ValueError(f"{one} and {other} are two columns, not both {name!r}")
         if len(self.text) > facts.most_texts:
             raise ValueError(f"type {self.type!r} takes one text column, not {self.text}")
         if self.metric not in facts.metrics:

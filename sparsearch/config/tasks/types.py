@@ -8,9 +8,11 @@ from typing import Literal, TypeAlias
 
 __all__ = ["TASK_TYPES", "MetricName", "TaskName", "TypeFacts", "facts_of", "score_name"]
 
-TaskName: TypeAlias = Literal["classification", "regression", "causal-lm"]
+TaskName: TypeAlias = Literal["classification", "regression", "causal-lm", "token-classification"]
 
-MetricName: TypeAlias = Literal["accuracy", "f1", "matthews", "pearson", "loss", "perplexity"]
+MetricName: TypeAlias = Literal[
+    "accuracy", "f1", "matthews", "pearson", "loss", "perplexity", "entity-f1"
+]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 """Metrics whose scores are stored with the sign turned: a higher score is better everywhere."""
@@ -94,6 +96,17 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
         output="logits for the token that follows each one",
         most_texts=1,
         has_head=False,
+    ),
+    "token-classification": TypeFacts(
+        home="token_classification:TokenClassification",
+        columns=(("tokens", "tags"),),
+        options=("labels",),
+        metrics=("entity-f1",),
+        auto_model="AutoModelForTokenClassification",
+        peft_type="TOKEN_CLS",
+        auto_peft_model="AutoPeftModelForTokenClassification",
+        pipeline="token-classification",
+        model_name="token classifier",
     ),
 }
 """Every task type, by the name that a study file and a structure give it."""

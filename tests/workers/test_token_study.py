@@ -1,0 +1,90 @@
+"""A study of tags from its rows to exports that load elsewhere."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForTokenClassification, pipeline
+
+from sparsearch.results.export.export import export
+from sparsearch.results.store.store import Store
+from sparsearch.spaces.attachment.attach import attach
+from sparsearch.spaces.compaction.checkpoint import load_checkpoint
+from sparsearch.workers.study import run
+from tests.helpers.language_model import write_rows
+
+PLAIN, MOODS = ["the", "film", "was", "so"], ["good", "fine", "bad", "sad"]
+
+
+def sentence(stream):
+    words = [stream.choice(PLAIN) for _ in range(3)] + [stream.choice(MOODS)] * stream.choice(
+        [1, 2]
+    )
+    tags = [*["O"] * 3, "B-mood", "I-mood"]
+    return {"words": words, "tags": tags[: len(words)]}
+
+
+@pytest.fixture(scope="module")
+def done(tiny_folder, tmp_path_factory):
+    """The best trial of a study, its weights, and all trials."""
+    folder, stream = tmp_path_factory.mktemp("tags"), random.Random(0)
+    rows = {"train": 64, "validation": 24, "test": 24}
+    study = {
+        "name": "tags",
+        "model": {"path": str(tiny_folder)},
+        "task": {
+            "type": "token-classification",
+            "data": write_rows(
+                folder, {s: [sentence(stream) for _ in range(n)] for s, n in rows.items()}
+            ),
+            "tokens": "words",
+            "tags": "tags",
+            "max_length": 16,
+        },
+        "space": {"kinds": {"lora": {"max_rank": 2}, "lnfit": {}}},
+        "budgets": {"max_trainable_params": [400]},
+        "search": {"steps": 4, "batch_size": 8},
+        "train": {"epochs": 2, "batch_size": 8, "precision": "fp32"},
+        "baselines": ["random", "probe", "head", "full"],
+    }
+    url = f"sqlite:///{folder / 'study.db'}"
+    run(study, url)
+    with Store.open(url, create=False) as store:
+        best = store.best()
+        yield best, store.weights("tags", best.trial), store.trials("tags")
+
+
+def test_every_strategy_learns_to_tag(done):
+    best, _, trials = done
+    assert {t.state for t in trials} == {"ok"} and len(trials) == 5
+    assert best.metric == "entity-f1" and best.score > 0.7
+    assert best.head_params == 3 * 32 + 3
+
+
+@torch.no_grad()
+def test_exports_give_the_trained_logits(done, tiny_folder, tmp_path, monkeypatch):
+    import peft
+    from transformers import AutoConfig, AutoTokenizer
+
+    best, weights, _ = done
+    ids = torch.tensor([[2, 15, 4, 4, 3]])
+    for to in ("spec", "peft"):
+        export(best, weights, to, tmp_path / to)
+    export(best, weights, "checkpoint", tmp_path / "checkpoint", also=["torch"])
+    config = AutoConfig.from_pretrained(tmp_path / "spec" / "task_config.json")
+    assert config.id2label == {0: "B-mood", 1: "I-mood", 2: "O"}
+    base = AutoModelForTokenClassification.from_pretrained(tiny_folder, config=config)
+    expected = attach(base, tmp_path / "spec").eval()(ids).logits
+    assert expected.shape == (1, 5, 3)
+    base = AutoModelForTokenClassification.from_pretrained(tiny_folder, config=config)
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    assert type(adapted) is peft.PeftModelForTokenClassification
+    assert torch.allclose(adapted(input_ids=ids).logits, expected, atol=1e-5)
+    merged = load_checkpoint(tmp_path / "checkpoint")
+    assert torch.allclose(merged(ids).logits, expected, atol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "checkpoint")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # else this pipeline does
+    tag = pipeline("token-classification", model=merged, tokenizer=tokenizer)
+    assert [t["word"] for t in tag("the film was sad") if t["entity"] == "B-mood"] == ["sad"]
