@@ -71,8 +71,8 @@ TIERS = {
         test_model_state test_optuna_loop test_other_hooks test_outer_study test_plugins test_prefix
         test_reading test_remove_units test_server_option test_slim test_sparse_delta
         test_sparse_delta_supports test_store test_study test_study_driver test_study_exports
-        test_study_report test_support test_task_identity test_token_study test_train test_transfer
-        test_two_budgets test_unknown_family test_uploads test_webhooks test_weight_mask
+        test_study_report test_support test_task_identity test_task_studies test_token_study test_train
+        test_transfer test_two_budgets test_unknown_family test_uploads test_webhooks test_weight_mask
         test_weight_mask_candidates test_weight_mask_gates
         test_weight_mask_merge""",
     ),

@@ -118,7 +118,7 @@ def class_warnings(config: TaskConfig, summary: DataSummary) -> list[str]:
     ]
     for i, split in enumerate(SPLITS):
         held = [name for name, counts in summary.classes.items() if counts[i]]
-        if len(held) == 1:
+        if len(held) == 1 and summary.classes[held[0]][i] == summary.rows[split]:
             warnings.append(
                 f"split {split!r} holds the class {held[0]!r} alone: who always guesses it has the best "
                 f"{config.metric}"

@@ -24,6 +24,7 @@ __all__ = [
     "FORMATS",
     "Rows",
     "check_column_type",
+    "declared_classes",
     "is_packed",
     "join_rows",
     "read_file",
@@ -142,6 +143,12 @@ def check_column_type(name: str, feature: Any) -> None:
             f"column {name!r} holds {feature}; it must hold text, numbers or classes",
             "write one text or number in each row",
         )
+
+
+def declared_classes(feature: Any) -> tuple[str, ...] | None:
+    """The classes that a source declares for a column of numbers, or of lists of them."""
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    return None if names is None else tuple(names)
 
 
 def is_packed(path: Path) -> bool:
@@ -328,7 +335,7 @@ def _parquet_rows(opener: _Opener, columns: Sequence[str]) -> Rows:
     return Rows(
         {name: table[name].to_pylist() for name in there},
         names,
-        {n: tuple(features[n].names) for n in there if hasattr(features[n], "names")},
+        {n: found for n in there if (found := declared_classes(features[n])) is not None},
     )
 
 

@@ -13,6 +13,7 @@ from sparsearch.search.tasks.data_files import (
     FORMATS,
     Rows,
     check_column_type,
+    declared_classes,
     join_rows,
     read_file,
 )
@@ -170,7 +171,7 @@ def _hub_split(config: DataConfig, split: str, columns: Sequence[str]) -> Rows:
     for column in columns:
         check_column_type(column, data.features[column])
     classes = {
-        c: tuple(data.features[c].names) for c in columns if hasattr(data.features[c], "names")
+        c: names for c in columns if (names := declared_classes(data.features[c])) is not None
     }
     return Rows({c: data[c][:] for c in columns}, tuple(data.column_names), classes)
 

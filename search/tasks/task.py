@@ -59,13 +59,15 @@ class Split:
     Attributes:
         inputs: Name of a model input -> (rows, max length) integers.
         lengths: Tokens of each row.
-        labels: (rows,) class indices, or float targets; (rows, max length) where each token has one.
+        labels: (rows, ...) class indices, or float targets.
+        token_labels: Whether there is a label for each token: (rows, max length).
         stored: Inputs of a layer, where the layers below are skipped.
     """
 
     inputs: Mapping[str, Tensor]
     lengths: Tensor
     labels: Tensor
+    token_labels: bool = False
     stored: StoredInputs | None = None
 
     def __len__(self) -> int:
@@ -125,9 +127,8 @@ class Task:
 
 def subset(split: Split, rows: Tensor) -> Split:
     """The given rows of a split."""
-    return Split(
-        {k: v[rows] for k, v in split.inputs.items()}, split.lengths[rows], split.labels[rows]
-    )
+    inputs = {k: v[rows] for k, v in split.inputs.items()}
+    return Split(inputs, split.lengths[rows], split.labels[rows], split.token_labels)
 
 
 def batches(
@@ -156,7 +157,7 @@ def batches(
         }
         if split.stored is not None:
             batch["hidden"] = split.stored.batch(rows, longest)
-        labels = split.labels[rows] if split.labels.dim() == 1 else split.labels[rows, :longest]
+        labels = split.labels[rows, :longest] if split.token_labels else split.labels[rows]
         yield batch | {"labels": labels.to(device, non_blocking=True), "rows": rows}
 
 

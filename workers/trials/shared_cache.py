@@ -120,7 +120,11 @@ def _save_task(task: Task, path: Path) -> None:
         tensors |= {f"{name}.inputs.{key}": value for key, value in split.inputs.items()}
         tensors |= {f"{name}.lengths": split.lengths, f"{name}.labels": split.labels}
     facts = {f.name: getattr(task, f.name) for f in fields(Task) if f.name not in SPLITS}
-    described = {"facts": facts, "order": list(tensors)}
+    described = {
+        "facts": facts,
+        "order": list(tensors),
+        "token_labels": task.train.token_labels,
+    }
     save_file(tensors, path, {"task": json.dumps(described)})
 
 
@@ -132,6 +136,11 @@ def _load_task(path: Path) -> Task:
     for name in SPLITS:
         prefix = f"{name}.inputs."
         inputs = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        splits[name] = Split(inputs, tensors[f"{name}.lengths"], tensors[f"{name}.labels"])
+        splits[name] = Split(
+            inputs,
+            tensors[f"{name}.lengths"],
+            tensors[f"{name}.labels"],
+            described["token_labels"],
+        )
     lists = {name: tuple(facts[name]) for name in ("classes", "warnings")}
     return Task(**{**facts, **splits, **lists})

@@ -6,6 +6,7 @@
 | registry | `find_task_type`: a type by its name |
 | sequence | what types share whose rows have one label each |
 | classification, regression | one class, or one number, for a row of text |
+| multi_label | any number of classes for a row of text |
 | token_rows | rows whose tokens have a label each |
 | token_classification | a tag for each word |
 | causal_lm, chat | completions, texts, conversations: each token learnt from those before it |

@@ -116,7 +116,7 @@ def _tokenise(
     for row in rows:
         tokens, labels = (list(begin), [IGNORED] * len(begin)) if whole else ([], [])
         for text, is_learnt in row:
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             tokens += ids
             labels += ids if is_learnt else [IGNORED] * len(ids)
         if whole and any(label != IGNORED for label in labels):

@@ -73,7 +73,7 @@ class SequenceTask(TaskType):
         for split in SPLITS[1:]:
             check_metric(config, split, self.undefined(config.metric, labels[split], classes))
         warnings = text_warnings(texts)
-        warnings += class_warnings(config, summarise_labels(labels, classes))
+        warnings += class_warnings(config, self.summary(labels, classes, ()))
         splits = {
             s: _tokenise(s, [texts[s][c] for c in config.text], labels[s], tokenizer, limit)
             for s in SPLITS

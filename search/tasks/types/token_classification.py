@@ -177,7 +177,7 @@ def _tokenised(
     """
     words, tags = row
     starts = [0, *accumulate(len(word) + 1 for word in words[:-1])]
-    encoded = tokenizer(" ".join(words), return_offsets_mapping=True)
+    encoded = tokenizer(" ".join(words), return_offsets_mapping=True, verbose=False)
     labels, seen = [], set[int]()
     for start, end in encoded["offset_mapping"]:
         word = bisect_right(starts, end - 1) - 1

@@ -54,4 +54,4 @@ def padded_split(
     mask = [[1] * length + [0] * n for length, n in zip(lengths, missing, strict=True)]
     labels = [row + [IGNORED] * n for (_, row), n in zip(rows, missing, strict=True)]
     inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-    return Split(inputs, torch.tensor(lengths), torch.tensor(labels))
+    return Split(inputs, torch.tensor(lengths), torch.tensor(labels), token_labels=True)

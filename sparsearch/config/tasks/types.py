@@ -8,10 +8,20 @@ from typing import Literal, TypeAlias
 
 __all__ = ["TASK_TYPES", "MetricName", "TaskName", "TypeFacts", "facts_of", "score_name"]
 
-TaskName: TypeAlias = Literal["classification", "regression", "causal-lm", "token-classification"]
+TaskName: TypeAlias = Literal[
+    "classification", "regression", "multi-label", "causal-lm", "token-classification"
+]
 
 MetricName: TypeAlias = Literal[
-    "accuracy", "f1", "matthews", "pearson", "loss", "perplexity", "entity-f1"
+    "accuracy",
+    "f1",
+    "matthews",
+    "pearson",
+    "f1-micro",
+    "f1-macro",
+    "loss",
+    "perplexity",
+    "entity-f1",
 ]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
@@ -82,6 +92,13 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
         metrics=("pearson",),
         problem_type="regression",
         output="one raw number a row (regression)",
+    ),
+    "multi-label": TypeFacts(
+        home="multi_label:MultiLabel",
+        columns=(("text",),),
+        options=("label", "labels"),
+        metrics=("f1-micro", "f1-macro"),
+        problem_type="multi_label_classification",
     ),
     "causal-lm": TypeFacts(
         home="causal_lm:CausalLM",

@@ -45,7 +45,7 @@ def batch():
 
 def task_of(batch):
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
-    split = Split(inputs, batch["attention_mask"].sum(1), batch["labels"])
+    split = Split(inputs, batch["attention_mask"].sum(1), batch["labels"], token_labels=True)
     return Task("toy", "causal-lm", "loss", (), 8, split, split, split)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from sparsearch.config.study import StudyConfig
 from sparsearch.results.records import Trial
+from sparsearch.search.tasks.task import Split, Task, batches
 from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.warm_start import WarmStart
 from sparsearch.spaces.budget import Budget
@@ -118,3 +119,16 @@ def test_a_warm_start_survives_the_way_to_another_process(study):
     for key, basis in start.bases.items():
         assert all(torch.equal(a, b) for a, b in zip(basis, again.bases[key], strict=True))
     assert all(torch.equal(tensor, again.head[name]) for name, tensor in start.head.items())
+
+
+def test_labels_of_tokens_are_cut_with_their_tokens(tmp_path):
+    ids = torch.arange(8).reshape(2, 4)
+
+    def split():
+        inputs = {"input_ids": ids.clone(), "attention_mask": torch.ones_like(ids)}
+        return Split(inputs, torch.tensor([3, 3]), ids.clone(), token_labels=True)
+
+    task = Task("t", "causal-lm", "loss", (), 4, split(), split(), split())
+    with open_shared_cache(tmp_path / "shelf") as shelf:
+        (batch,) = batches(shelf.task(lambda: task).train, 2, torch.device("cpu"))
+    assert torch.equal(batch["labels"], ids[:, :3])

@@ -1,7 +1,8 @@
-"""A study of tags from its rows to exports that load elsewhere."""
+"""Studies of tags, and of several classes a row, from their rows to exports that load elsewhere."""
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -26,34 +27,39 @@ def sentence(stream):
     return {"words": words, "tags": tags[: len(words)]}
 
 
-@pytest.fixture(scope="module")
-def done(tiny_folder, tmp_path_factory):
-    """The best trial of a study, its weights, and all trials."""
-    folder, stream = tmp_path_factory.mktemp("tags"), random.Random(0)
-    rows = {"train": 64, "validation": 24, "test": 24}
+def run_study(folder, model, make_row, baselines, **task):
+    """The best trial of a small study, its weights, and all trials."""
+    stream, rows = random.Random(0), {"train": 64, "validation": 24, "test": 24}
+    splits = {split: [make_row(stream) for _ in range(n)] for split, n in rows.items()}
     study = {
-        "name": "tags",
-        "model": {"path": str(tiny_folder)},
-        "task": {
-            "type": "token-classification",
-            "data": write_rows(
-                folder, {s: [sentence(stream) for _ in range(n)] for s, n in rows.items()}
-            ),
-            "tokens": "words",
-            "tags": "tags",
-            "max_length": 16,
-        },
+        "name": "small",
+        "model": {"path": str(model)},
+        "task": {"data": write_rows(folder, splits), "max_length": 16, **task},
         "space": {"kinds": {"lora": {"max_rank": 2}, "lnfit": {}}},
         "budgets": {"max_trainable_params": [400]},
         "search": {"steps": 4, "batch_size": 8},
         "train": {"epochs": 2, "batch_size": 8, "precision": "fp32"},
-        "baselines": ["random", "probe", "head", "full"],
+        "baselines": baselines,
     }
     url = f"sqlite:///{folder / 'study.db'}"
     run(study, url)
     with Store.open(url, create=False) as store:
         best = store.best()
-        yield best, store.weights("tags", best.trial), store.trials("tags")
+        return best, store.weights("small", best.trial), store.trials("small")
+
+
+@pytest.fixture(scope="module")
+def done(tiny_folder, tmp_path_factory):
+    """Of tags."""
+    return run_study(
+        tmp_path_factory.mktemp("tags"),
+        tiny_folder,
+        sentence,
+        ["random", "probe", "head", "full"],
+        type="token-classification",
+        tokens="words",
+        tags="tags",
+    )
 
 
 def test_every_strategy_learns_to_tag(done):
@@ -88,3 +94,22 @@ def test_exports_give_the_trained_logits(done, tiny_folder, tmp_path, monkeypatc
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # else this pipeline does
     tag = pipeline("token-classification", model=merged, tokenizer=tokenizer)
     assert [t["word"] for t in tag("the film was sad") if t["entity"] == "B-mood"] == ["sad"]
+
+
+def about(stream):
+    """A text, and which of two words are in it."""
+    subjects = [word for word in ("film", "book") if stream.random() < 0.5]
+    return {"text": " ".join(["the", *subjects, "was", "so"]), "label": subjects}
+
+
+def test_several_classes_a_row_are_learnt_and_exported(tiny_folder, tmp_path):
+    best, weights, trials = run_study(
+        tmp_path, tiny_folder, about, ["head"], type="multi-label", text=["text"]
+    )
+    assert {t.state for t in trials} == {"ok"}
+    assert (best.metric, best.head_params) == ("f1-micro", 32 * 2 + 2) and best.score > 0.6
+    report = export(best, weights, "peft", tmp_path / "peft")
+    assert report.max_difference < 1e-5
+    config = json.loads((tmp_path / "peft" / "task_config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert config["id2label"] == {"0": "book", "1": "film"}
