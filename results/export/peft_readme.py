@@ -26,9 +26,7 @@ base = {auto_model}.from_pretrained(
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 ```
 
-Give a pipeline this model: `pipeline("{pipeline}", model=model, tokenizer="{folder}")`. Given the folder
-alone, transformers loads the base by its own config: its labels are not the task's.
-
+{pipeline}\
 `base.load_adapter("{folder}")` of transformers does it in place; call `base.eval()` then. It leaves the head trainable.
 In one step:
 
@@ -39,6 +37,11 @@ model = {auto_peft_model}.from_pretrained(
     "{folder}", **task, dtype="float32", ignore_mismatched_sizes=True
 )
 ```
+"""
+_PIPELINE = """\
+Give a pipeline this model: `pipeline("{name}", model=model, tokenizer="{folder}")`. Given the folder
+alone, transformers loads the base by its own config: its labels are not the task's.
+
 """
 _LOADING_WITHOUT_HEAD = """\
 `{config}` is the base model's config with the padding token of the training. `{folder}` is the path of this folder.
@@ -73,7 +76,10 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
         notes: What a user should know beside that.
         version: Of PEFT.
     """
+    from transformers.pipelines import SUPPORTED_TASKS
+
     structure, backbone, facts = trained.structure, trained.structure.backbone, trained.facts
+    runs = facts.pipeline in SUPPORTED_TASKS
     head = (
         f", {len(plan.norms)} norms and the task's head"
         if plan.head
@@ -95,7 +101,7 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
             config=TASK_CONFIG,
             auto_model=facts.auto_model,
             auto_peft_model=facts.auto_peft_model,
-            pipeline=facts.pipeline,
+            pipeline=_PIPELINE.format(name=facts.pipeline, folder="adapter") if runs else "",
             folder="adapter",
             base=json.dumps(trained.base),
             revision=f"revision={json.dumps(backbone.revision)}, " if backbone.revision else "",

@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from sparsearch.config.formats import ServingFormat
 from sparsearch.errors import ExportError
 from sparsearch.results.export.folders import first_line, write_problem
+<<<<<<< HEAD
 from sparsearch.results.export.verify import vocabulary_of
+=======
+from sparsearch.spaces.backbone.outputs import output_logits
+>>>>>>> c87f7e5 (Question answering: spans of a context, judged as SQuAD judges)
 from sparsearch.spaces.backbone.tokens import most_tokens
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint
 
@@ -121,10 +125,9 @@ class _Logits(nn.Module):
     ) -> Tensor:
         """Logits (batch, labels)."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits: Tensor = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, **types
-        ).logits
-        return logits
+        return output_logits(
+            self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        )
 
 
 def _sample(model: PreTrainedModel, rows: int, tokens: int) -> Inputs:
@@ -151,7 +154,7 @@ def _compare(model: PreTrainedModel, run: Run) -> float:
     largest = 0.0
     for rows, tokens in _SIZES:
         inputs = _sample(model, rows, tokens)
-        expected = model(**inputs).logits
+        expected = output_logits(model(**inputs))
         difference = float((run(inputs) - expected).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise ExportError(f"its logits differ from the checkpoint's by {difference:.2e}")

@@ -53,7 +53,7 @@ def set_task(config: Any, task_type: str, classes: Sequence[str], tokenizer: Any
     """
     facts = facts_of(task_type)
     if facts.has_head:
-        names = list(classes) or ["LABEL_0"]
+        names = list(classes) or [f"LABEL_{i}" for i in range(facts.outputs(classes))]
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
     config.problem_type = facts.problem_type

@@ -102,7 +102,7 @@ class Trained:
         model = load_model(
             self.base,
             revision=self.structure.backbone.revision,
-            num_labels=len(self.classes) or 1,
+            num_labels=self.facts.outputs(self.classes),
             auto_model=self.facts.auto_model,
         )
         check_structure(model, self.structure)

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
+<<<<<<< HEAD
 from sparsearch.spaces.families.registry import family_of
+=======
+from sparsearch.spaces.backbone.outputs import output_logits
+from sparsearch.spaces.families.registry import FAMILIES
+>>>>>>> c87f7e5 (Question answering: spans of a context, judged as SQuAD judges)
 
 __all__ = ["check_padding", "compare", "logits_of", "vocabulary_of"]
 
@@ -41,7 +46,7 @@ def logits_of(model: nn.Module) -> Tensor:
 
 def _logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     """(rows, labels), or (real tokens, vocabulary)."""
-    logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+    logits = output_logits(model(input_ids=ids, attention_mask=mask))
     return logits if logits.dim() == 2 else logits[mask.bool()]
 
 

@@ -131,14 +131,14 @@ def whole_numbers(columns: Iterable[Sequence[Any]]) -> bool:
 
 
 def check_column_type(name: str, feature: Any) -> None:
-    """Refuse a column of objects or media, as its source declares it; whether a list will do is the task's to say.
+    """Refuse a column of media, as its source declares it; whether lists and objects will do is the task's to say.
 
     Raises:
-        DataError: If it is neither text, numbers, classes nor lists.
+        DataError: If it is neither text, numbers, classes, lists nor objects.
     """
     import datasets
 
-    if not isinstance(feature, datasets.Value | datasets.ClassLabel | datasets.List):
+    if not isinstance(feature, datasets.Value | datasets.ClassLabel | datasets.List | dict):
         raise DataError(
             f"column {name!r} holds {feature}; it must hold text, numbers or classes",
             "write one text or number in each row",

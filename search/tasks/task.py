@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsearch.config.study import TaskConfig
+from sparsearch.config.tasks.types import facts_of
 from sparsearch.search.tasks.checks import check_enough_rows
 from sparsearch.search.tasks.data_rows import SPLITS, load_rows
 from sparsearch.search.tasks.data_summary import DataSummary
@@ -61,6 +63,7 @@ class Split:
         lengths: Tokens of each row.
         labels: (rows, ...) class indices, or float targets.
         token_labels: Whether there is a label for each token: (rows, max length).
+        references: What scores need beside labels, as plain values; empty where labels will do.
         stored: Inputs of a layer, where the layers below are skipped.
     """
 
@@ -68,6 +71,7 @@ class Split:
     lengths: Tensor
     labels: Tensor
     token_labels: bool = False
+    references: Mapping[str, Any] = field(default_factory=dict)
     stored: StoredInputs | None = None
 
     def __len__(self) -> int:
@@ -106,6 +110,8 @@ class Task:
             for tensor in (*split.inputs.values(), split.labels):
                 digest.update(str(tuple(tensor.shape)).encode())
                 digest.update(tensor.contiguous().numpy().tobytes())
+            if split.references:
+                digest.update(json.dumps(split.references, sort_keys=True).encode())
         return digest.hexdigest()
 
     @property
@@ -122,11 +128,11 @@ class Task:
     @property
     def num_labels(self) -> int:
         """Outputs of the head."""
-        return len(self.classes) or 1
+        return facts_of(self.type).outputs(self.classes)
 
 
 def subset(split: Split, rows: Tensor) -> Split:
-    """The given rows of a split."""
+    """The given rows of a split, to learn from."""
     inputs = {k: v[rows] for k, v in split.inputs.items()}
     return Split(inputs, split.lengths[rows], split.labels[rows], split.token_labels)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sparsearch.search.tasks.task import Split, Task, batches
 from sparsearch.search.training.device import attention_for, autocast
+from sparsearch.spaces.backbone.outputs import output_logits
 
 __all__ = ["evaluate", "forward", "predict"]
 
@@ -27,7 +28,7 @@ def forward(
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "rows")}
     device, tokens = inputs["input_ids"].device, inputs["input_ids"].shape[1]
     with autocast(device, precision), attention_for(model, tokens, precision):
-        logits: Tensor = model(**inputs, **options).logits
+        logits = output_logits(model(**inputs, **options))
     return logits.float()
 
 

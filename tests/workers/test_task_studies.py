@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, pipeline
+from transformers import AutoConfig, AutoModelForTokenClassification, pipeline
 
 from sparsearch.results.export.export import export
 from sparsearch.results.store.store import Store
@@ -72,7 +71,7 @@ def test_every_strategy_learns_to_tag(done):
 @torch.no_grad()
 def test_exports_give_the_trained_logits(done, tiny_folder, tmp_path, monkeypatch):
     import peft
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     best, weights, _ = done
     ids = torch.tensor([[2, 15, 4, 4, 3]])
@@ -102,14 +101,37 @@ def about(stream):
     return {"text": " ".join(["the", *subjects, "was", "so"]), "label": subjects}
 
 
-def test_several_classes_a_row_are_learnt_and_exported(tiny_folder, tmp_path):
-    best, weights, trials = run_study(
-        tmp_path, tiny_folder, about, ["head"], type="multi-label", text=["text"]
-    )
+def answered(stream):
+    """Which word of a text is a mood?"""
+    before, after = ([stream.choice(PLAIN) for _ in range(n)] for n in (3, 2))
+    mood, start = stream.choice(MOODS), len(" ".join(before)) + 1
+    return {
+        "question": "is it",
+        "context": " ".join([*before, mood, *after]),
+        "answers": {"text": [mood], "answer_start": [start]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("make_row", "task", "problem"),
+    [
+        (about, {"type": "multi-label", "text": ["text"]}, "multi_label_classification"),
+        (
+            answered,
+            {"type": "question-answering"}
+            | {name: name for name in ("question", "context", "answers")},
+            None,
+        ),
+    ],
+    ids=["multi-label", "question-answering"],
+)
+def test_studies_learn_and_their_exports_load(make_row, task, problem, tiny_folder, tmp_path):
+    best, weights, trials = run_study(tmp_path, tiny_folder, make_row, ["head"], **task)
     assert {t.state for t in trials} == {"ok"}
-    assert (best.metric, best.head_params) == ("f1-micro", 32 * 2 + 2) and best.score > 0.6
-    report = export(best, weights, "peft", tmp_path / "peft")
-    assert report.max_difference < 1e-5
-    config = json.loads((tmp_path / "peft" / "task_config.json").read_text())
-    assert config["problem_type"] == "multi_label_classification"
-    assert config["id2label"] == {"0": "book", "1": "film"}
+    assert best.head_params == 32 * 2 + 2 and best.score > 0.5
+    for to in ("peft", "checkpoint"):
+        assert export(best, weights, to, tmp_path / to).max_difference < 1e-5
+    config = AutoConfig.from_pretrained(tmp_path / "peft" / "task_config.json")
+    assert (config.problem_type, config.num_labels) == (problem, 2)
+    text = (tmp_path / "peft" / "README.md").read_text()
+    assert ("Give a pipeline this model" in text) == (task["type"] == "multi-label")

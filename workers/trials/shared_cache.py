@@ -124,6 +124,7 @@ def _save_task(task: Task, path: Path) -> None:
         "facts": facts,
         "order": list(tensors),
         "token_labels": task.train.token_labels,
+        "references": {name: getattr(task, name).references for name in SPLITS},
     }
     save_file(tensors, path, {"task": json.dumps(described)})
 
@@ -141,6 +142,7 @@ def _load_task(path: Path) -> Task:
             tensors[f"{name}.lengths"],
             tensors[f"{name}.labels"],
             described["token_labels"],
+            described["references"][name],
         )
     lists = {name: tuple(facts[name]) for name in ("classes", "warnings")}
     return Task(**{**facts, **splits, **lists})

@@ -8,6 +8,7 @@
 | classification, regression | one class, or one number, for a row of text |
 | multi_label | any number of classes for a row of text |
 | token_rows | rows whose tokens have a label each |
+| question_answering, answers | where in a text an answer stands |
 | token_classification | a tag for each word |
 | causal_lm, chat | completions, texts, conversations: each token learnt from those before it |
 

@@ -24,6 +24,9 @@ __all__ = ["TaskConfig"]
 _KEYS = sorted(frozenset[str]().union(*(facts.keys for facts in TASK_TYPES.values())))
 """Keys that only some types have."""
 
+_PAIRS = (("prompt", "completion"), ("tokens", "tags"), ("question", "context"))
+"""Keys that must name two columns."""
+
 
 def _class_name(value: Any) -> Any:
     if not isinstance(value, str | int):
@@ -46,6 +49,9 @@ class TaskConfig(Section):
     messages: str | None = None
     tokens: str | None = None
     tags: str | None = None
+    question: str | None = None
+    context: str | None = None
+    answers: str | None = None
     label: str = "label"
     labels: list[Annotated[str | int | bool, BeforeValidator(_class_name)]] | None = None
     metric: MetricName = "accuracy"
@@ -75,7 +81,7 @@ class TaskConfig(Section):
         if columns not in map(set, facts.columns):
             ways = ", or ".join(" and ".join(way) for way in facts.columns)
             raise ValueError(f"type {self.type!r} needs the columns of its rows: give {ways}")
-        for one, other in (("prompt", "completion"), ("tokens", "tags")):
+        for one, other in _PAIRS:
             if (name := getattr(self, one)) is not None and name == getattr(self, other):
                 raise ValueError(f"{one} and {other} are two columns, not both {name!r}")
         if len(self.text) > facts.most_texts:

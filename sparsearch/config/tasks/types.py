@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 __all__ = ["TASK_TYPES", "MetricName", "TaskName", "TypeFacts", "facts_of", "score_name"]
 
 TaskName: TypeAlias = Literal[
-    "classification", "regression", "multi-label", "causal-lm", "token-classification"
+    "classification",
+    "regression",
+    "multi-label",
+    "causal-lm",
+    "token-classification",
+    "question-answering",
 ]
 
 MetricName: TypeAlias = Literal[
@@ -22,6 +27,7 @@ MetricName: TypeAlias = Literal[
     "loss",
     "perplexity",
     "entity-f1",
+    "exact-match",
 ]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
@@ -41,10 +47,11 @@ class TypeFacts:
         peft_type: PEFT's name of the task.
         auto_peft_model: Class of PEFT that loads an adapter with its model.
         problem_type: As transformers' configs name the loss; None where they do not.
-        pipeline: Pipeline of transformers that runs its model.
+        pipeline: What transformers and the hub call the task; not every one has a pipeline.
         model_name: What its model is called in a README.
         output: What the model gives, where it does not give one logit for each class.
         most_texts: Columns of text that a row may have.
+        least_outputs: Of the head, where there are no classes.
         has_head: Whether a new head is trained for it; else all of the model is pretrained.
     """
 
@@ -60,7 +67,12 @@ class TypeFacts:
     model_name: str = "sequence classifier"
     output: str = ""
     most_texts: int = 2
+    least_outputs: int = 1
     has_head: bool = True
+
+    def outputs(self, classes: Sequence[str]) -> int:
+        """How many numbers its head gives for a row, or for a token."""
+        return len(classes) or self.least_outputs
 
     @property
     def settings(self) -> str:
@@ -124,6 +136,19 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
         auto_peft_model="AutoPeftModelForTokenClassification",
         pipeline="token-classification",
         model_name="token classifier",
+    ),
+    "question-answering": TypeFacts(
+        home="question_answering:QuestionAnswering",
+        columns=(("question", "context", "answers"),),
+        options=(),
+        metrics=("f1", "exact-match"),
+        auto_model="AutoModelForQuestionAnswering",
+        peft_type="QUESTION_ANS",
+        auto_peft_model="AutoPeftModelForQuestionAnswering",
+        pipeline="question-answering",
+        model_name="question answerer",
+        output="two logits a token: that the answer begins, and that it ends there",
+        least_outputs=2,
     ),
 }
 """Every task type, by the name that a study file and a structure give it."""

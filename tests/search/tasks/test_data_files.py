@@ -287,13 +287,14 @@ def test_a_file_without_rows_is_empty(content, path, read):
         read(content, "data", path)
 
 
-def test_columns_of_objects_are_refused_by_their_type(read, tmp_path):
+def test_columns_of_arrays_are_refused_by_their_type(read, tmp_path):
     import datasets
 
-    datasets.Dataset.from_dict({"text": [{"a": 1}, {"a": 2}], "label": [0, 1]}).to_parquet(
-        tmp_path / "x"
-    )
-    with pytest.raises(DataError, match="column 'text' holds .*; it must hold text"):
+    array = datasets.Array2D(shape=(1, 1), dtype="int32")
+    features = datasets.Features({"text": array, "label": datasets.Value("int64")})
+    rows = {"text": [[[1]], [[2]]], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x")
+    with pytest.raises(DataError, match="column 'text' holds Array2D.*; it must hold text"):
         read((tmp_path / "x").read_bytes(), "x", "parquet")
 
 
