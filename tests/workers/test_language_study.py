@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from sparsearch.errors import ConfigError, ExportError
 from sparsearch.results.export.export import export
+from sparsearch.results.report.study_report import report_page
+from sparsearch.results.report.summary import summarise
 from sparsearch.results.store.store import Store
 from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint
@@ -82,6 +84,15 @@ def test_every_strategy_runs_and_the_lowest_loss_is_best(done):
     assert -best.score == min(with_structure)
     assert best.head_params == 0
     assert store.pareto("language")[-1].score == best.score
+
+
+def test_reports_prefer_the_lowest_loss(done):
+    store = done[1]
+    study, best = store.find_study("language"), store.best()
+    summary = summarise(study, store.trials("language"))
+    assert [b.best.number for b in summary.budgets] == [best.trial]
+    page = report_page(store, "language")
+    assert "neg_loss" in page and f"{best.score:.4f}" in page
 
 
 @torch.no_grad()
