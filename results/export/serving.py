@@ -19,11 +19,8 @@ from torch import Tensor, nn
 from sparsearch.config.formats import ServingFormat
 from sparsearch.errors import ExportError
 from sparsearch.results.export.folders import first_line, write_problem
-<<<<<<< HEAD
 from sparsearch.results.export.verify import vocabulary_of
-=======
 from sparsearch.spaces.backbone.outputs import output_logits
->>>>>>> c87f7e5 (Question answering: spans of a context, judged as SQuAD judges)
 from sparsearch.spaces.backbone.tokens import most_tokens
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint
 

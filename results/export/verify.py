@@ -8,12 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
-<<<<<<< HEAD
-from sparsearch.spaces.families.registry import family_of
-=======
 from sparsearch.spaces.backbone.outputs import output_logits
-from sparsearch.spaces.families.registry import FAMILIES
->>>>>>> c87f7e5 (Question answering: spans of a context, judged as SQuAD judges)
+from sparsearch.spaces.families.registry import family_of
 
 __all__ = ["check_padding", "compare", "logits_of", "vocabulary_of"]
 

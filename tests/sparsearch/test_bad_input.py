@@ -203,7 +203,10 @@ def test_a_family_without_a_sequence_classifier_is_refused_with_the_way_out(call
         tmp_path / "granite"
     )
     code, text = call({"model.path": str(tmp_path / "granite"), "space": {"preset": "pst"}})
-    assert code == 2 and "SequenceClassification of transformers has no model of family 'granite'" in text
+    assert (
+        code == 2
+        and "SequenceClassification of transformers has no model of family 'granite'" in text
+    )
     assert "another task.type" in text
 
 
