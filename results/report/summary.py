@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsearch.config.registry import HEAD_ALONE, STRATEGIES
-from sparsearch.config.study import SearchConfig
+from sparsearch.config.study import SearchConfig, TaskConfig
+from sparsearch.config.tasks.types import TypeFacts, facts_of
 from sparsearch.results.answers import ScoredTrial
 from sparsearch.results.records import FINISHED, StudyRecord
 from sparsearch.results.report.comparison import Comparison, compare, comparison_text, has_score
@@ -148,6 +149,13 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(statistics.fmean(listed), std, len(listed))
 
 
+class _HeadAlone(NamedTuple):
+    """Trials of the head alone, and the type of the task: a language model has no head to train."""
+
+    trials: Sequence[ScoredTrial]
+    facts: TypeFacts
+
+
 def summarise(study: StudyRecord, trials: Sequence[ScoredTrial]) -> StudySummary:
     """Summarise a study, finished or not, from its trials.
 
@@ -166,7 +174,10 @@ def summarise(study: StudyRecord, trials: Sequence[ScoredTrial]) -> StudySummary
             key = keys[id(trial.budget)] = json.dumps(trial.budget, sort_keys=True)
         if trial.budget is not None and (planned is None or key in planned):
             groups.setdefault(key, []).append(trial)
-    heads = [t for t in trials if t.budget is None and t.strategy == HEAD_ALONE and has_score(t)]
+    heads = _HeadAlone(
+        [t for t in trials if t.budget is None and t.strategy == HEAD_ALONE and has_score(t)],
+        facts_of(config.get("task", {}).get("type", TaskConfig.model_fields["type"].default)),
+    )
     budgets = tuple(_budget(group, searched, heads) for group in groups.values())
     return StudySummary(
         study=study.name,
@@ -220,9 +231,7 @@ def _front(trials: Iterable[ScoredTrial]) -> tuple[ScoredTrial, ...]:
     return tuple(front)
 
 
-def _budget(
-    trials: Sequence[ScoredTrial], searched: str, heads: Sequence[ScoredTrial]
-) -> BudgetSummary:
+def _budget(trials: Sequence[ScoredTrial], searched: str, heads: _HeadAlone) -> BudgetSummary:
     """Summary of the trials of one budget."""
     budget = trials[0].budget or {}
     strategies = _strategies(trials, budget)
@@ -303,15 +312,16 @@ def _verdict(
     )
 
 
-def _head_alone(trials: Sequence[ScoredTrial], heads: Sequence[ScoredTrial], searched: str) -> str:
+def _head_alone(trials: Sequence[ScoredTrial], heads: _HeadAlone, searched: str) -> str:
     """That the head alone does as well, with no parameter of the budget; empty where it does not."""
     ours = [t.score for t in trials if t.strategy == searched and t.score is not None]
-    alone = [t.score for t in heads if t.score is not None]
+    alone = [t.score for t in heads.trials if t.score is not None]
     if not ours or not alone:
         return ""
     mean = statistics.fmean(alone)
-    paired = next(iter(compare([*trials, *heads], searched, [HEAD_ALONE])), None)
-    said = f"; training the head alone ({mean:.4f}, 0 parameters) is as good"
+    paired = next(iter(compare([*trials, *heads.trials], searched, [HEAD_ALONE])), None)
+    what = "training the head alone" if heads.facts.has_head else "the model as it is"
+    said = f"; {what} ({mean:.4f}, 0 parameters) is as good"
     if mean >= statistics.fmean(ours):
         return said
     if paired is not None and paired.low is not None and paired.low <= 0:

@@ -178,6 +178,12 @@ def test_verdict_tells_of_a_head_that_is_as_good(
     assert ("head alone" in budget.verdict) == bool(said)
 
 
+def test_a_language_model_has_no_head_to_train() -> None:
+    study = replace(STUDY, config=json.dumps({"task": {"type": "causal-lm"}}))
+    (budget,) = summarise(study, [trial(0, "s3pet", 0, -1.5), reference(1, "head", -1.4)]).budgets
+    assert budget.verdict.endswith("; the model as it is (-1.4000, 0 parameters) is as good")
+
+
 def test_verdict_without_a_seed_in_common() -> None:
     (budget,) = summarise(STUDY, [trial(0, "s3pet", 0, 0.9), trial(1, "random", 1, 0.8)]).budgets
     assert budget.comparisons == ()
