@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -39,8 +40,23 @@ CONFIGS = {
         eos_token_id=3,
         pad_token_id=0,
     ),
+    "gemma3_text": lambda: Gemma3TextConfig(
+        vocab_size=VOCAB,
+        max_position_embeddings=24,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=32,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    ),
 }
-"""GPT-2's output embeddings are tied to those of the input, Llama's are not."""
+"""Llama's output embeddings are its own, those of the others are tied to the input's; Gemma's layers are unlike."""
 
 
 def make_tokenizer(*, begins: bool = False, **changes: Any) -> PreTrainedTokenizerFast:
@@ -77,7 +93,7 @@ def make_language_model(family: str) -> Any:
 
 def save_language_model(family: str, folder: Path) -> Path:
     """Model and tokenizer in a folder."""
-    make_tokenizer(begins=family == "llama").save_pretrained(folder)
+    make_tokenizer(begins=family != "gpt2").save_pretrained(folder)
     make_language_model(family).save_pretrained(folder)
     return folder
 

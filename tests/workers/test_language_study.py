@@ -113,7 +113,7 @@ def test_exports_give_the_trained_logits(done, best, tmp_path):
     assert type(adapted) is peft.PeftModelForCausalLM
     assert torch.allclose(adapted(input_ids=ids).logits, expected, atol=1e-5)
     text = (tmp_path / "peft" / "README.md").read_text()
-    assert "AutoModelForCausalLM" in text and "head" not in text
+    assert "AutoModelForCausalLM" in text and "task's head" not in text
     export(*best, "checkpoint", tmp_path / "checkpoint")
     merged = load_checkpoint(tmp_path / "checkpoint")
     assert torch.allclose(merged(ids).logits, expected, atol=1e-5)

@@ -101,6 +101,7 @@ def test_frozen_weights_in_bf16_give_the_numbers_of_autocast(model, batch):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("model", ["gpt2", "llama"], indirect=True)
 def test_stored_inputs_of_a_layer_give_the_same_loss(model, batch):
     attach_modules(model, [])
     expected, _ = token_loss(model, batch, "fp32")
