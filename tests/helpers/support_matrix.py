@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +16,10 @@ from sparsearch.errors import ExportError, StructureError
 from sparsearch.results.export.peft import plan_adapter
 from sparsearch.spaces.attachment.attach import attach, attach_modules, detach
 from sparsearch.spaces.attachment.weights_file import weights_of
-from sparsearch.spaces.backbone.identity import identify
+from sparsearch.spaces.backbone.identity import BackboneId, identify
 from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.compaction.merge import merge
-from sparsearch.spaces.families.position import matching
+from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.families.registry import FAMILIES
 from sparsearch.spaces.kinds import KINDS, Kind, make_kind
 from sparsearch.spaces.space import build_space
@@ -32,6 +31,8 @@ from tests.helpers.kind_table import TABLE
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 OPTIONS = {**dict(reversed(TABLE)), "heads": {}, "neurons": {"block": 32}}
 NONE = "–"
+
+Places = list[tuple[Position, Kind]]
 
 LEGEND = """\
 # What works where
@@ -65,37 +66,46 @@ def page() -> str:
 def row(variant: str) -> dict[str, str]:
     """Kind -> marks, in one family."""
     model = make_model(variant)
-    return {name: marks(model, make_kind(name, OPTIONS[name])) for name in KINDS}
+    backbone = identify(model)
+    kinds = [make_kind(name, OPTIONS[name]) for name in KINDS]
+    found = {kind.name: marks(model, kind, backbone) for kind in kinds}
+    for kind in kinds:  # last: the model is another one afterwards
+        if found[kind.name] and kind.mergeable:
+            found[kind.name] += first_of("M", "m", places_of(model, kind), partial(merges, model))
+    return {name: " ".join(given) or NONE for name, given in found.items()}
 
 
-def marks(model: nn.Module, kind: Kind) -> str:
-    """What a kind can do in a model: in its last layer, and outside the layers."""
+def marks(model: nn.Module, kind: Kind, backbone: BackboneId) -> list[str]:
+    """What a kind can do in a model, but for merging; nothing where it has no place."""
+    places = places_of(model, kind)
+    found = ["A"] if places else []
+    if places and not kind.not_in_peft and model.config.model_type not in HEADLESS:
+        found += first_of("P", "p", places, partial(exports, model, backbone))
+    return [*found, "C"] if places and kind.role == "remove" else found
+
+
+def places_of(model: nn.Module, kind: Kind) -> Places:
+    """Where a kind can go in the last layer, and outside the layers."""
     positions = positions_of(model)
     last = max(p.layer or 0 for p in positions)
-    places = [p for p in positions if p.layer in (None, last) and kind.accepts(p)]
-    if not places:
-        return NONE
-    everywhere = [p.name for p in places]
-    linears = [p.name for p in places if p.role != "norm"]
-    found = ["A"]
-    if not kind.not_in_peft and model.config.model_type not in HEADLESS:
-        found += first_of(("P", everywhere), ("p", linears), works=partial(exports, model, kind))
-    if kind.role == "remove":
-        found.append("C")
-    elif kind.mergeable:
-        found += first_of(("M", everywhere), ("m", linears), works=partial(merges, model, kind))
-    return " ".join(found)
+    return [(p, kind) for p in positions if p.layer in (None, last) and kind.accepts(p)]
 
 
-def first_of(*marked: tuple[str, list[str]], works: Callable[[list[str]], bool]) -> list[str]:
-    """The first mark whose patterns work, if one does."""
-    return [mark for mark, on in marked if on and works(on)][:1]
+def first_of(
+    everywhere: str, linears: str, places: Places, works: Callable[[Places], bool]
+) -> list[str]:
+    """The first of both marks that is true: of all places, or of those that are no norms."""
+    rest = [(p, kind) for p, kind in places if p.role != "norm"]
+    given = ((everywhere, places), (linears, rest))
+    return [mark for mark, some in given if some and works(some)][:1]
 
 
-def exports(model: nn.Module, kind: Kind, on: list[str]) -> bool:
-    """Whether PEFT can express the kind at these positions."""
+def exports(model: nn.Module, backbone: BackboneId, places: Places) -> bool:
+    """Whether PEFT can express the kind at these places."""
+    (kind,) = {kind for _, kind in places}
+    on = [p.name for p, _ in places]
     space = build_space(model, kinds={kind.name: {**OPTIONS[kind.name], "on": on}})
-    structure = make_structure(space, space.candidates, identify(model), "classification")
+    structure = make_structure(space, space.candidates, backbone, "classification")
     attach(model, structure)
     tensors = weights_of(model)
     detach(model)
@@ -106,14 +116,13 @@ def exports(model: nn.Module, kind: Kind, on: list[str]) -> bool:
     return True
 
 
-def merges(model: nn.Module, kind: Kind, on: list[str]) -> bool:
-    """Whether the kind folds into the weights at these positions."""
-    whole = copy.deepcopy(model)
-    places = [p for p in matching(positions_of(whole), on) if kind.accepts(p)]
-    attach_modules(whole, [(p, kind, 1, 1) for p in places], train_head=False)
+def merges(model: nn.Module, places: Places) -> bool:
+    """Whether the kind folds into the weights at these places."""
+    attach_modules(model, [(p, kind, 1, 1) for p, kind in places], train_head=False)
     try:
-        merge(whole)
+        merge(model)
     except StructureError:
+        detach(model)
         return False
     return True
 
