@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import safetensors.torch
+import torch
 
 import sparsearch as ss
 from sparsearch.errors import InfeasibleError
@@ -22,6 +23,7 @@ KINDS = {
 
 @pytest.fixture
 def case(tiny_folder, randomise):
+    torch.manual_seed(0)  # of the units that start at random, and of the head
     return train_on(tiny_folder, KINDS, randomise, pad=0)
 
 
@@ -44,7 +46,7 @@ def test_less_is_stored_and_more_is_lost_the_smaller_the_budget(case, tmp_path):
         tensors = safetensors.torch.load(weights)
         stored = sum(t.nbytes for name, t in tensors.items() if not name.startswith(HEAD))
         assert stored == best.structure.bytes
-    assert lost[0] < 1e-6 < lost[1] < lost[3]
+    assert lost[0] < 1e-6 and lost[1] < lost[2] < lost[3]
     assert len({c.bits for c in best.structure.candidates if c.role == "attach"}) > 1
 
 
