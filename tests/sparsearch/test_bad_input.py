@@ -278,7 +278,7 @@ def test_an_unknown_key_hides_no_problem_beside_it(call):
     code, text = call({"space": {"kinds": {"bitfit": {}}, "colour": 1}, "budgets": [5, "abc%"]})
     assert code == 2
     assert "space.colour: unknown key" in text
-    assert "'abc%' is no share" in text
+    assert "'abc%' is no limit: write a whole number above 0, or" in text
     assert "too small for any candidate" in text
 
 
