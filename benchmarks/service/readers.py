@@ -188,20 +188,23 @@ class Readers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def study(name: str) -> dict[str, Any]:
+def study(name: str, threads: int | None) -> dict[str, Any]:
     """Uniform and random structures of MiniLM on the demo's data, one epoch each: nothing but training."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "examples/demo.yaml").read_text())
     content |= {"name": name, "baselines": ["random", "lora-qv"], "seeds": [0, 1]}
     content |= {"space": {"kinds": {"lora": {"max_rank": 2}, "bitfit": {}}}, "budgets": ["0.1%"]}
     content |= {"search": {"strategy": "random"}, "train": {"epochs": 1, "batch_size": 32}}
+    content |= {"workers": {"threads": threads}}
     return content
 
 
-def run_study(server: Server, folder: Path, readers: Readers | None) -> dict[str, Any]:
-    """Launch the study anew; seconds of its trials, and what the readers saw."""
+def run_study(
+    server: Server, folder: Path, readers: Readers | None, threads: int | None
+) -> dict[str, Any]:
+    """Launch the study anew, on so many threads; seconds of its trials, and what the readers saw."""
     with httpx2.Client(base_url=f"{server.url}/api/v1", timeout=120, trust_env=False) as client:
         cpu, mine, began = server.cpu(), time.process_time(), time.perf_counter()
-        launched = client.post("/launches", json=study(STUDY))
+        launched = client.post("/launches", json=study(STUDY, threads))
         launched.raise_for_status()
         (launch,) = (
             p.parent for p in (folder / "launches").glob("*/request.json")
@@ -263,6 +266,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--streams", type=int, default=50)
     parser.add_argument("--pause", type=float, default=5.0, help="seconds between two questions")
+    parser.add_argument("--threads", type=int, help="of the study; if not given, all cores")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -282,11 +286,11 @@ def main() -> None:
         times: dict[str, list[float]] = {}
         statuses: dict[int, int] = {}
         try:
-            run_study(server, folder, None)  # files and code come into memory
+            run_study(server, folder, None, options.threads)  # files and code come into memory
             for _ in range(options.rounds):
-                alone = run_study(server, folder, None)
+                alone = run_study(server, folder, None, options.threads)
                 readers = Readers(server.port, options.clients, options.streams, options.pause)
-                beside = run_study(server, folder, readers)
+                beside = run_study(server, folder, readers, options.threads)
                 for path, values in readers.times.items():
                     times.setdefault(path, []).extend(values)
                 for status, number in readers.statuses.items():
