@@ -162,7 +162,9 @@ def _misfits(config: StudyConfig, space: Space) -> list[str]:
     strategies = dict.fromkeys(
         [config.search.strategy, *config.baselines, *config.proposed_strategies]
     )
-    problems = [problem for s in strategies for problem in find_strategy(s).check(space)]
+    chosen = [find_strategy(s) for s in strategies]
+    problems = [problem for s in chosen for problem in s.check(space)]
+    problems += [problem for s in chosen for problem in s.check_study(config, space)]
     if not config.train.backbone:
         return problems
     others = sorted({c.kind for c in space.candidates if not c.which})

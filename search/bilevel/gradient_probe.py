@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsearch.config.study import ProbeConfig, TrainConfig
-from sparsearch.search.bilevel.supernet import Supernet
+from sparsearch.search.bilevel.supernet import Supernet, candidate_parts
 from sparsearch.search.tasks.task import Split, Task
 from sparsearch.search.training.gradients import batch_gradients, sample_rows
-from sparsearch.search.training.optimiser import learning_rates
+from sparsearch.search.training.optimiser import learning_rates, rate_of_each
 from sparsearch.spaces.kinds.rounding import trained_tensors
 
 __all__ = ["probe"]
@@ -60,7 +60,7 @@ def probe(
                 torch._foreach_add_(total, torch._foreach_pow(own, 2) if size == 1 else own)
             importance += found[-1].abs() if cuts.any() else 0.0
             batches += 1
-    worth = _worth(config.score, total, parameters, _rates(supernet.model, train))
+    worth = _worth(config.score, total, parameters, rate_of_each(supernet.model, train))
     scores = torch.cat(list(_per_candidate(supernet, dict(zip(parameters, worth, strict=True)))))
     return torch.where(cuts, -importance.detach().cpu() / batches, scores)
 
@@ -82,11 +82,6 @@ def _worth(
     return [formula[score](g, w) for g, w in zip(total, parameters, strict=True)]
 
 
-def _rates(model: nn.Module, train: TrainConfig) -> dict[Tensor, float]:
-    groups = learning_rates(model, train.lr, train.kind_lr)
-    return {p: group["lr"] for group in groups for p in group["params"]}
-
-
 def _per_candidate(supernet: Supernet, worth: Mapping[Tensor, Tensor]) -> Iterator[Tensor]:
     """Sums over the parameters of each candidate, unit by unit."""
     attachment = supernet.attachment
@@ -94,12 +89,9 @@ def _per_candidate(supernet: Supernet, worth: Mapping[Tensor, Tensor]) -> Iterat
         sums = torch.zeros(gates)
         for name, parameter in trained_tensors(slot.unit):
             value = worth[parameter].detach().cpu()
-            if name in slot.unit.shared:
-                along = value.movedim(slot.unit.shared[name], 0)
-                parts = torch.split(along, list(slot.unit.shares) or 1)
-                sums += torch.stack([part.sum() for part in parts])
-            else:
-                sums += value.sum() / gates
+            parts = candidate_parts(slot.unit, name, value, gates)
+            among = 1 if name in slot.unit.shared else gates
+            sums += torch.stack([part.sum() for part in parts]) / among
         yield sums
 
 

@@ -13,9 +13,10 @@ from sparsearch.search.tasks.types.registry import find_task_type
 from sparsearch.spaces.attachment.attach import attach_modules, detach
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.kinds import Kind
+from sparsearch.spaces.kinds.module_base import Unit
 from sparsearch.spaces.space import Space
 
-__all__ = ["Supernet"]
+__all__ = ["Supernet", "candidate_parts"]
 
 
 class Supernet:
@@ -62,6 +63,21 @@ class Supernet:
     def close(self) -> None:
         """Detach everything."""
         detach(self.model)
+
+
+def candidate_parts(unit: Unit, name: str, value: Tensor, gates: int) -> tuple[Tensor, ...]:
+    """Views of what each of a unit's candidates has of a tensor in the shape of a parameter.
+
+    Args:
+        unit: The unit.
+        name: The parameter's, as the unit computes with it.
+        value: In its shape.
+        gates: Candidates of the unit; a parameter that they do not share out belongs to each of them.
+    """
+    if name not in unit.shared:
+        return (value,) * gates
+    along = value.movedim(unit.shared[name], 0)
+    return torch.split(along, list(unit.shares) or 1)
 
 
 def _units(space: Space) -> Iterator[tuple[Position, Kind, int, int]]:

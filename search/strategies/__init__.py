@@ -6,6 +6,7 @@
 | registry | finds one by its name (`sparsearch.config.registry` lists them), ranks by one |
 | s3pet | `s3pet`: the bi-level search |
 | probe | `probe`: gradients of untrained candidates |
+| linearised | `linearised`: forward selection under a linear model |
 | network_slimming, update_magnitude | `slimming` (EarlyBERT), `update-magnitude` (DSEE): they train, then remove |
 | optimal_brain_surgeon | `surgeon`: what a removal costs |
 | scoreless | `random`, `even`, `magnitude` |

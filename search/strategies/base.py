@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsearch.config.registry import StrategyFamily
 from sparsearch.config.search import SearchConfig
+from sparsearch.config.study import StudyConfig
 from sparsearch.config.train import TrainConfig
 from sparsearch.search.selection.selector import Selector
 from sparsearch.spaces.budget import Budget
@@ -70,6 +71,10 @@ class Strategy:
 
     def check(self, space: Space) -> list[str]:
         """Why it cannot choose from a space; empty if it can."""
+        return []
+
+    def check_study(self, study: StudyConfig, space: Space) -> list[str]:
+        """Why it cannot serve a study over a space, as its settings and its task are; empty if it can."""
         return []
 
     def space(self, space: Space) -> Space:

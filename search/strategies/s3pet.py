@@ -8,17 +8,25 @@ from typing import ClassVar
 import torch
 
 from sparsearch.config.registry import StrategyFamily
-from sparsearch.config.study import SearchConfig
+from sparsearch.config.study import SearchConfig, StudyConfig
 from sparsearch.search.bilevel.early_stopping import SelectionMonitor
 from sparsearch.search.bilevel.local_search import swap
 from sparsearch.search.bilevel.search import BilevelSearch, SearchProblem
+from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.gates.gates import Gates, GateSettings, RemovalCosts
 from sparsearch.search.gates.mask_costs import mask_costs
 from sparsearch.search.gates.targets import BudgetSchedule, Targets
 from sparsearch.search.selection.caps import Caps
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.base import RankingContext, Strategy
-from sparsearch.search.strategies.supernet_start import open_supernet, probed, start_alpha
+from sparsearch.search.strategies.linearised.joint import joint_scores, misfits
+from sparsearch.search.strategies.supernet_start import (
+    open_supernet,
+    probed,
+    standardised,
+    start_alpha,
+)
+from sparsearch.search.tasks.types.registry import find_task_type
 from sparsearch.search.training.train import Observer
 from sparsearch.spaces.budget import Budget, served_limits
 from sparsearch.spaces.costs import merge_same_position, overlaps
@@ -40,6 +48,12 @@ class S3PET(Strategy):
     def selection_rule(self, search: SearchConfig) -> str:
         """As the study says."""
         return search.cut
+
+    def check_study(self, study: StudyConfig, space: Space) -> list[str]:
+        """Its start may be one that not every space and task has."""
+        if study.search.start != "linearised":
+            return []
+        return misfits(space, find_task_type(study.task.type))
 
     def aims(
         self, search: SearchConfig, budgets: Sequence[Budget], budget: Budget
@@ -67,7 +81,7 @@ class S3PET(Strategy):
         """
         search, space = context.search, context.space
         task = context.task
-        supernet = open_supernet(context, seed, search.start == "probe")
+        supernet = open_supernet(context, seed, search.start != "zero")
         device = next(context.model.parameters()).device
         gates = make_gates(space, search, task.max_length, device)
         served = (budget,) if search.budget_schedule != "sampled" else context.budgets
@@ -79,10 +93,9 @@ class S3PET(Strategy):
             search.stop_length,
         )
         try:
-            if search.start == "probe":
-                start = probed(context, supernet, seed)
-                with torch.no_grad():
-                    gates.alpha.copy_(start_alpha(space, start, task.max_length))
+            start = _start(context, supernet, seed)
+            with torch.no_grad():
+                gates.alpha.copy_(start)
             problem = SearchProblem(task, search, context.train)
             bilevel = BilevelSearch(supernet, gates, problem, schedule, seed, monitor, selector)
             alpha = bilevel.run(observe)
@@ -93,6 +106,16 @@ class S3PET(Strategy):
         scores = tuple(alpha.tolist())
         trace = _trace(space, bilevel.noted)
         return Ranking(scores, self.name, seed, bilevel.taken, trace=trace)
+
+
+def _start(context: RankingContext, supernet: Supernet, seed: int) -> torch.Tensor:
+    """Alpha before the first step: (candidates,) zeros, or with mean 0 and standard deviation 1."""
+    space, start = context.space, context.search.start
+    if start == "linearised":
+        return standardised(joint_scores(context, supernet, seed))
+    if start == "probe":
+        return start_alpha(space, probed(context, supernet, seed), context.task.max_length)
+    return torch.zeros(len(space.candidates))
 
 
 def _trace(space: Space, noted: Mapping[int, torch.Tensor]) -> AlphaTrace | None:

@@ -14,7 +14,7 @@ from sparsearch.search.training.warm_start import new_head
 from sparsearch.spaces.calibration.calibrate import take_bases
 from sparsearch.spaces.space import Space
 
-__all__ = ["log_density", "open_supernet", "probed", "start_alpha"]
+__all__ = ["log_density", "open_supernet", "probed", "standardised", "start_alpha"]
 
 
 def open_supernet(context: RankingContext, seed: int, warm: bool) -> Supernet:
@@ -73,5 +73,15 @@ def log_density(scores: Tensor, cost: Tensor) -> Tensor:
     density = scores.double() / cost
     if len(density) < 2 or not density.max() > 0:
         return torch.zeros(len(density))
-    logs = torch.log(density.clamp_min(density.max() * 1e-6))
-    return ((logs - logs.mean()) / logs.std().clamp_min(1e-6)).float()
+    return standardised(torch.log(density.clamp_min(density.max() * 1e-6)))
+
+
+def standardised(scores: Tensor) -> Tensor:
+    """Scores with mean 0 and standard deviation 1; zeros where there is one alone.
+
+    >>> standardised(torch.tensor([0.0, 1.0, 2.0]))
+    tensor([-1.,  0.,  1.])
+    """
+    if len(scores) < 2:
+        return torch.zeros(len(scores))
+    return ((scores - scores.mean()) / scores.std().clamp_min(1e-6)).float()

@@ -19,6 +19,7 @@ __all__ = [
     "NanGuard",
     "learning_rates",
     "linear_schedule",
+    "rate_of_each",
     "rates_of",
 ]
 
@@ -68,6 +69,12 @@ def rates_of(model: nn.Module, config: TrainConfig, *, whole: bool) -> list[dict
     if whole:
         return learning_rates(model, config.full_lr, {})
     return learning_rates(model, config.lr, config.kind_lr)
+
+
+def rate_of_each(model: nn.Module, config: TrainConfig) -> dict[Tensor, float]:
+    """The rate of each trainable parameter beside a frozen backbone."""
+    groups = rates_of(model, config, whole=False)
+    return {parameter: group["lr"] for group in groups for parameter in group["params"]}
 
 
 def _attached(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -169,6 +169,7 @@ STRATEGIES = StrategyRegistry(
     {
         "s3pet": ("search", "s3pet:S3PET"),
         "probe": ("probe", "probe:Probe"),
+        "linearised": ("other", "linearised.strategy:Linearised"),
         "random": ("random", "scoreless:Random"),
         "slimming": ("other", "network_slimming:NetworkSlimming"),
         "even": ("other", "scoreless:Even"),

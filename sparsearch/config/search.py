@@ -11,6 +11,7 @@ from sparsearch.config.fields import Number, Positive, Rate, Section
 from sparsearch.config.registry import STRATEGIES
 
 __all__ = [
+    "LinearisedConfig",
     "ProbeConfig",
     "SearchConfig",
     "Strategy",
@@ -48,6 +49,22 @@ class ProbeConfig(Section):
     cut: Literal["greedy", "density", "knapsack"] = "density"
 
 
+class LinearisedConfig(Section):
+    """Joint selection under a linear model.
+
+    Attributes:
+        rows: Training rows: half of them fit the linear model, the other half judges it.
+        columns: Directions of a candidate's values, those of the largest covariance with the residuals.
+        outputs: Outputs of a row that are explained: the residuals' first principal directions.
+        ridge: Penalty of the fit, as a multiple of the mean squared norm of a column.
+    """
+
+    rows: Annotated[int, Field(ge=2)] = 512
+    columns: Positive = 4
+    outputs: Positive = 8
+    ridge: Annotated[Number, Field(gt=0)] = 0.1
+
+
 class SearchConfig(Section):
     """How structures are chosen. Defaults follow S3PET except where ``docs/decisions`` says why not.
 
@@ -61,7 +78,8 @@ class SearchConfig(Section):
         budget_gradient: Exact implicit gradient of the shift, or S3PET's detach trick.
         relaxation: Of the gates' samples.
         l0_weight: Weight of the L0 penalty.
-        start: Alpha starts at zero, or at the logarithm of a gradient probe's densities.
+        start: Alpha starts at zero, at the logarithm of a gradient probe's densities, or at the places of
+            candidates in the order of a joint selection under a linear model.
         warmup: Share of the steps in which weights alone learn, all gates open, their rates rising.
         budget_schedule: Gates are held at the trial's budget; or at one drawn anew for each step
             (log-uniform over the study's budgets), so that one search ranks for all of them; or
@@ -78,6 +96,7 @@ class SearchConfig(Section):
         stop_length: Cuts that must agree.
         stop_distance: Largest distance at which two cuts agree; 1.0 is that of random structures.
         probe: The gradient probe, as a strategy and as a start of alpha.
+        linearised: Joint selection under a linear model, as a strategy and as a start of alpha.
         l1: Weight of the slimming coefficients' penalty (EarlyBERT).
         coefficient_lr: Their learning rate.
         draw: When slimming and ``update-magnitude`` draw their ticket, as a share of an epoch (EarlyBERT: 0.2), in
@@ -100,7 +119,7 @@ class SearchConfig(Section):
     relaxation: Literal["concrete", "hard-concrete", "none"] = "concrete"
     temperature: Annotated[Number, Field(gt=0)] = 1.0
     l0_weight: Annotated[Number, Field(ge=0)] = 1.0
-    start: Literal["zero", "probe"] = "zero"
+    start: Literal["zero", "probe", "linearised"] = "zero"
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     budget_schedule: Literal["fixed", "sampled", "annealed"] = "fixed"
     final_temperature: Annotated[Number, Field(gt=0)] | None = None
@@ -114,6 +133,7 @@ class SearchConfig(Section):
     stop_length: Annotated[int, Field(ge=2)] = 5
     stop_distance: Annotated[Number, Field(ge=0, le=1)] = 0.15
     probe: ProbeConfig = ProbeConfig()
+    linearised: LinearisedConfig = LinearisedConfig()
     l1: Annotated[Number, Field(ge=0)] = 1e-4
     coefficient_lr: Rate = 1e-2
     draw: Annotated[Number, Field(gt=0)] | None = None

@@ -1,0 +1,10 @@
+"""The strategy ``linearised``: candidates are selected one after the other under a linear model of the outputs.
+
+| file | what it does |
+|---|---|
+| strategy | `Linearised`, the strategy |
+| joint | the order in which candidates are selected, from rows to the last one; start here |
+| directions | which residuals are explained, and along which few directions each candidate's values move |
+| jacobian | how each row's outputs change along these directions, summed into least squares |
+| forward_selection | groups of columns, one after the other, by the drop of held-out loss per byte |
+"""
