@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsearch.config.study import StudyConfig
     from sparsearch.errors import SparsearchError
-    from sparsearch.results.export.export import export
+    from sparsearch.results.export.export import export, save
     from sparsearch.results.export.round_to_budget import round_to_budget
     from sparsearch.results.store.store import Store
     from sparsearch.results.store.store import open_store as open
@@ -48,6 +48,7 @@ __all__ = [
     "open",
     "round_to_budget",
     "run",
+    "save",
     "compact",
 ]
 
@@ -70,6 +71,7 @@ _HOME = {
     "open": "results.store.store:open_store",
     "round_to_budget": "results.export.round_to_budget:round_to_budget",
     "run": "workers.study:run",
+    "save": "results.export.export:save",
     "compact": "spaces.compaction.compact:compact",
 }
 

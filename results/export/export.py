@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from sparsearch.config.formats import ExportFormat
-from sparsearch.errors import ExportError
+from sparsearch.config.tasks.types import facts_of
+from sparsearch.errors import ExportError, StructureError
 from sparsearch.results.export.checkpoint import write_checkpoint
 from sparsearch.results.export.folders import ExportReport, check_target, new_folder
 from sparsearch.results.export.peft_folder import write_peft
@@ -22,11 +25,13 @@ from sparsearch.results.export.trained import Trained
 from sparsearch.results.export.verify import check_padding, compare, logits_of
 from sparsearch.results.records import Best
 from sparsearch.spaces.attachment.attach import attach
+from sparsearch.spaces.attachment.attachment import attachment_of
+from sparsearch.spaces.attachment.weights_file import pack_weights
 from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.families.position import Position, find
 from sparsearch.spaces.structure import Structure
 
-__all__ = ["ExportReport", "check_target", "export", "write_spec"]
+__all__ = ["ExportReport", "check_target", "export", "save", "write_spec"]
 
 
 Writer = Callable[[Path], tuple[tuple[str, ...], float]]
@@ -77,6 +82,34 @@ def export(
     for name in dict.fromkeys(also):
         report = _add_serving(report, name)
     return report
+
+
+def save(model: nn.Module, structure: Structure, out: str | Path) -> ExportReport:
+    """Write what a training loop of one's own has trained as a ``spec``, and prove it, see ``export``.
+
+    Args:
+        model: The plain model with the structure attached, in any floating-point type. Its ``config.id2label`` names
+            the classes.
+        structure: What is attached.
+        out: A folder that does not exist yet, or is empty.
+
+    Raises:
+        StructureError: If nothing is attached, or another structure.
+        ExportError: If the folder cannot be written, or the round trip differs. Nothing is left behind.
+
+    Example:
+        >>> save(accelerator.unwrap_model(model), structure, "trained")    # doctest: +SKIP
+    """
+    if attachment_of(model) is None:
+        raise StructureError(
+            f"nothing is attached to this {type(model).__name__}",
+            "attach(model, structure) before training, and save the plain model: accelerator.unwrap_model(model), "
+            "model.module or model._orig_mod where it is wrapped",
+        )
+    facts = facts_of(structure.task_type)
+    names = getattr(model.config, "id2label", {})
+    classes = [names[i] for i in sorted(names)] if facts.has_head and not facts.output else []
+    return write_spec(structure, pack_weights(model, classes), out)
 
 
 def write_spec(structure: Structure, weights: bytes, out: str | Path) -> ExportReport:

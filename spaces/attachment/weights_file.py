@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ from sparsearch.spaces.kinds.rounding import (
     trained_tensors,
 )
 
-__all__ = ["BACKBONE", "HEAD", "load_weights", "values_of", "weights_of"]
+__all__ = ["BACKBONE", "HEAD", "load_weights", "pack_weights", "values_of", "weights_of"]
 
 HEAD = "head:"
 """Prefix of the task head's tensors."""
@@ -87,6 +89,12 @@ def weights_of(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
         named |= {BACKBONE + n: p for n, p in backbone_parameters(model)}
         named |= {HEAD + n: p for n, p in language_head_parameters(model)}
     return {n: p.detach().cpu().clone().contiguous() for n, p in named.items()}
+
+
+def pack_weights(model: nn.Module, classes: Sequence[str], *, whole: bool = False) -> bytes:
+    """Attached modules and head as safetensors, or the whole of a model, with the classes in its metadata."""
+    metadata = {"format": "pt", "classes": json.dumps(classes)}
+    return safetensors.torch.save(weights_of(model, whole=whole), metadata)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

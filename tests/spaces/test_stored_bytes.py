@@ -5,13 +5,12 @@ from safetensors.torch import load_file
 
 from sparsearch.results.export.export import write_spec
 from sparsearch.spaces.attachment.attach import attach, detach
-from sparsearch.spaces.attachment.weights_file import HEAD, weights_of
+from sparsearch.spaces.attachment.weights_file import HEAD, pack_weights, weights_of
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.kinds import KINDS
 from sparsearch.spaces.limits import StoredBytes
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import Structure, make_structure
-from sparsearch.workers.trials.execute import pack_weights
 from tests.conftest import make_model
 from tests.helpers.kind_table import TABLE
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-import safetensors.torch
 from transformers import PreTrainedModel
 
 from sparsearch.config.registry import LIMITS, STRATEGIES, TRANSFER
@@ -29,7 +27,7 @@ from sparsearch.search.training.evaluate import evaluate
 from sparsearch.search.training.seeds import derive
 from sparsearch.search.training.train import Observer, TrainResult, silent
 from sparsearch.spaces.attachment.attach import detach
-from sparsearch.spaces.attachment.weights_file import weights_of
+from sparsearch.spaces.attachment.weights_file import pack_weights
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.parameters import head_parameters
 from sparsearch.spaces.budget import Budget
@@ -50,7 +48,6 @@ __all__ = [
     "NO_RANKINGS",
     "Rankings",
     "execute",
-    "pack_weights",
     "rank_on",
 ]
 
@@ -309,11 +306,3 @@ def _limited(trial: Trial, structure: Structure, tokens: int) -> tuple[Measureme
 
 def _head_params(model: PreTrainedModel) -> int:
     return sum(p.numel() for _, p in head_parameters(model))
-
-
-def pack_weights(
-    model: PreTrainedModel, classes: tuple[str, ...], *, whole: bool = False
-) -> bytes:
-    """Attached modules and head as safetensors, or the whole of a model, with the classes in its metadata."""
-    metadata = {"format": "pt", "classes": json.dumps(classes)}
-    return safetensors.torch.save(weights_of(model, whole=whole), metadata)

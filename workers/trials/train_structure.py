@@ -16,8 +16,8 @@ from sparsearch.search.training.device import choose_device
 from sparsearch.search.training.evaluate import evaluate
 from sparsearch.search.training.train import Observer, silent
 from sparsearch.search.training.warm_start import WarmStarts
+from sparsearch.spaces.attachment.weights_file import pack_weights
 from sparsearch.spaces.structure import Structure
-from sparsearch.workers.trials.execute import pack_weights
 from sparsearch.workers.trials.fit import Fitting
 from sparsearch.workers.trials.modes import mode_of
 from sparsearch.workers.trials.session import load_backbone
