@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -99,3 +100,20 @@ def test_demo_data_is_what_its_script_makes(tmp_path):
     for split in ("train", "validation", "test"):
         made = (tmp_path / "demo" / f"{split}.jsonl").read_bytes()
         assert made == (ROOT / "examples" / "demo" / f"{split}.jsonl").read_bytes()
+
+
+def test_rows_of_e2e_become_prompts_and_completions(tmp_path):
+    facts = [f"name[{number}], area[riverside]" for number in range(130)]
+    for split in ("train", "validation", "test"):
+        column, wrap = (
+            ("ref", str) if split == "train" else ("references", lambda text: [text, ""])
+        )
+        lines = [json.dumps({"mr": mr, column: wrap(f"About {mr}")}) for mr in facts]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    script = ROOT / "examples" / "make_e2e_rows.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path), str(tmp_path / "out")], check=True)
+    for split, count in (("train", 128), ("validation", 32), ("test", 64)):
+        rows = [json.loads(x) for x in (tmp_path / "out" / f"{split}.jsonl").open()]
+        assert len({row["prompt"] for row in rows}) == count
+        assert all(r["prompt"][-1] == "\n" for r in rows)
+        assert all(r["completion"] == f"About {r['prompt'][:-1]}" for r in rows)

@@ -102,7 +102,7 @@ def check_study(
     if "model" in sections and "space" in sections:
         try:
             model = sections["model"]
-            path = locate(model.path, folder)
+            path = locate(model.location, folder)
             built = (sections["task"].facts.auto_model,) if "task" in sections else ()
             bare = skeleton(path, model.revision, *built)
             space = space_of(bare, sections["space"])

@@ -95,7 +95,7 @@ def run(
     spec = StudySpec(
         name=config.name,
         config=json.dumps(study_identity(config), sort_keys=True),
-        model=config.model.path,
+        model=config.model.location,
         task=config.task.title,
         metric=config.task.score_name,
         backbone_params=checked.space.backbone_params,

@@ -22,7 +22,7 @@ from sparsearch.results.export.trained import Trained
 from sparsearch.results.export.verify import check_padding, compare, logits_of
 from sparsearch.spaces.attachment.attach import detach
 from sparsearch.spaces.attachment.weights_file import values_of
-from sparsearch.spaces.backbone.loading import load_model
+from sparsearch.spaces.backbone.loading import gguf_keywords, load_model
 from sparsearch.spaces.backbone.loading_lock import LOADING
 
 __all__ = ["write_peft"]
@@ -92,7 +92,8 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
     def by_auto_class() -> Any:
         auto: Any = getattr(peft, trained.facts.auto_peft_model)
         with LOADING:
-            return auto.from_pretrained(folder, **task_keywords(folder))
+            how = task_keywords(folder) | gguf_keywords(trained.base)
+            return auto.from_pretrained(folder, **how)
 
     def by_transformers() -> Any:
         model = trained.fresh_model()

@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsearch.config.tasks.types import facts_of
 from sparsearch.results.export.peft import AdaptedModule, AdapterPlan, saved_module
+from sparsearch.spaces.backbone.folder import split_gguf
 from sparsearch.spaces.backbone.loading import locate
 from sparsearch.spaces.structure import Structure
 
@@ -29,7 +30,7 @@ def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
 
     common = {
         "task_type": facts_of(structure.task_type).peft_type,
-        "base_model_name_or_path": locate(structure.backbone.path),
+        "base_model_name_or_path": split_gguf(locate(structure.backbone.path))[0],
         "revision": structure.backbone.revision,
         "target_modules": f"^(?:{'|'.join(re.escape(m.path) for m in plan.modules)})$",
         "modules_to_save": plan.saved,

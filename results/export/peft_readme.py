@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from sparsearch.results.export.peft import AdapterPlan
 from sparsearch.results.export.task_config import TASK_CONFIG
 from sparsearch.results.export.trained import Trained
+from sparsearch.spaces.backbone.folder import split_gguf
 
 __all__ = ["readme"]
 
@@ -17,11 +18,11 @@ path of this folder.
 
 ```python
 from peft import {auto_peft_model}, PeftModel
-from transformers import AutoConfig, {auto_model}
+from transformers import AutoConfig, {auto_model}{gguf_import}
 
 config = AutoConfig.from_pretrained("{folder}/{config}")
 base = {auto_model}.from_pretrained(
-    {base}, {revision}config=config, dtype="float32", ignore_mismatched_sizes=True
+    {base}, {revision}{gguf}config=config, dtype="float32", ignore_mismatched_sizes=True
 )
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 ```
@@ -34,7 +35,7 @@ In one step:
 names = ("id2label", "label2id", "problem_type", "pad_token_id")
 task = {{name: getattr(config, name) for name in names}}
 model = {auto_peft_model}.from_pretrained(
-    "{folder}", **task, dtype="float32", ignore_mismatched_sizes=True
+    "{folder}", {gguf}**task, dtype="float32", ignore_mismatched_sizes=True
 )
 ```
 """
@@ -48,17 +49,18 @@ _LOADING_WITHOUT_HEAD = """\
 
 ```python
 from peft import {auto_peft_model}, PeftModel
-from transformers import AutoConfig, {auto_model}, AutoTokenizer
+from transformers import AutoConfig, {auto_model}, AutoTokenizer{gguf_import}
 
 config = AutoConfig.from_pretrained("{folder}/{config}")
-base = {auto_model}.from_pretrained({base}, {revision}config=config, dtype="float32")
+base = {auto_model}.from_pretrained({base}, {revision}{gguf}config=config, dtype="float32")
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-In one step: `{auto_peft_model}.from_pretrained("{folder}", pad_token_id=config.pad_token_id, dtype="float32")`.
+In one step: `{auto_peft_model}.from_pretrained("{folder}", {gguf}pad_token_id=config.pad_token_id, dtype="float32")`.
 `base.load_adapter("{folder}")` of transformers does it in place; call `base.eval()` then.
 """
+_GGUF = "gguf_file={}, quantization_config=GgufConfig(dequantize=True), "
 _MERGED = """\
 `model.merge_and_unload().save_pretrained("merged")` gives a plain transformers model of the same logits.
 """
@@ -79,6 +81,7 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
     from transformers.pipelines import SUPPORTED_TASKS
 
     structure, backbone, facts = trained.structure, trained.structure.backbone, trained.facts
+    base, gguf = split_gguf(trained.base)
     runs = facts.pipeline in SUPPORTED_TASKS
     head = (
         f", {len(plan.norms)} norms and the task's head"
@@ -103,7 +106,9 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
             auto_peft_model=facts.auto_peft_model,
             pipeline=_PIPELINE.format(name=facts.pipeline, folder="adapter") if runs else "",
             folder="adapter",
-            base=json.dumps(trained.base),
+            base=json.dumps(base),
+            gguf=_GGUF.format(json.dumps(gguf)) if gguf else "",
+            gguf_import=", GgufConfig" if gguf else "",
             revision=f"revision={json.dumps(backbone.revision)}, " if backbone.revision else "",
         ),
         "## Merging",

@@ -85,7 +85,7 @@ class Trained:
 
     @property
     def base(self) -> str:
-        """Where the backbone is: a folder or a hub id."""
+        """Where the backbone is: a folder, a GGUF file or a hub id."""
         return locate(self.structure.backbone.path)
 
     @cached_property

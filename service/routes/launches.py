@@ -66,7 +66,7 @@ def plan_study(study: StudyFile, settings: Settings, store: TheStore) -> Any:
     with _checking:
         checked = check_study(content)
     trials = plan_trials(checked.config, checked.budgets)
-    taken = store.mean_seconds(checked.config.model.path)
+    taken = store.mean_seconds(checked.config.model.location)
     known = [taken[t.strategy] for t in trials if t.strategy in taken]
     return plain(
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from sparsearch.spaces.backbone.folder import (
     check_config,
     check_folder,
     check_weights,
-    find_folder,
+    find_local,
+    split_gguf,
 )
 from sparsearch.spaces.backbone.loading_lock import LOADING
 
@@ -25,6 +27,7 @@ from sparsearch.spaces.backbone.tokens import pads_as_configured
 __all__ = [
     "auto_class",
     "check_padding_token",
+    "gguf_keywords",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -40,8 +43,10 @@ SEQUENCE_CLASSIFIER = "AutoModelForSequenceClassification"
 def locate(path: str, relative_to: Path | None = None) -> str:
     """Resolve a model path: ``pkg:NAME/FOLDER`` in an installed package, a local folder, or a hub id.
 
+    Each may be followed by the name of a GGUF file in it: ``FOLDER/small.gguf``.
+
     Raises:
-        BackboneError: If a package or the folder is missing, or the folder has no ``config.json``.
+        BackboneError: If a package, the folder or the GGUF file is missing, or the folder has no ``config.json``.
     """
     if path.startswith("pkg:"):
         package, _, inside = path.removeprefix("pkg:").partition("/")
@@ -56,10 +61,12 @@ def locate(path: str, relative_to: Path | None = None) -> str:
             )
         root = Path(next(iter(spec.submodule_search_locations))).resolve()
         folder = (root / inside).resolve()
-        if not folder.is_dir() or not folder.is_relative_to(root):
-            raise BackboneError(f"model.path {path!r}: the package has no folder {inside!r}")
+        what = "folder" if split_gguf(path)[1] is None else "file"
+        found = folder.is_dir() if what == "folder" else folder.is_file()
+        if not found or not folder.is_relative_to(root):
+            raise BackboneError(f"model.path {path!r}: the package has no {what} {inside!r}")
         return str(folder)
-    local = find_folder(path, relative_to)
+    local = find_local(path, relative_to)
     return path if local is None else str(local)
 
 
@@ -67,32 +74,72 @@ def _load(what: str, path: str, load: Any) -> Any:
     """Call a transformers loader; turn its many errors into one that names the path."""
     try:
         return load()
-    except (OSError, ValueError, KeyError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        struct.error,
+    ) as error:  # the last: a GGUF file is cut off
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
             f"model.path {path!r}: cannot load the {what}: {first}",
-            "give a hub id, a folder with config.json and model.safetensors, or pkg:NAME/FOLDER",
+            "give a hub id, a folder with config.json and model.safetensors, a GGUF file, or pkg:NAME/FOLDER",
         ) from error
+
+
+def _gguf_file(path: str) -> dict[str, str]:
+    """The keyword by which transformers reads a GGUF file; none for other models.
+
+    Raises:
+        BackboneError: If the package that reads it is not installed.
+    """
+    from transformers.utils import is_gguf_available
+
+    name = split_gguf(path)[1]
+    if name is None:
+        return {}
+    if not is_gguf_available():
+        raise BackboneError(
+            f"model.path {path!r}: reading a GGUF file needs the package gguf",
+            "pip install 'sparsearch[gguf]'",
+        )
+    return {"gguf_file": name}
+
+
+def gguf_keywords(path: str) -> dict[str, Any]:
+    """Keywords by which ``from_pretrained`` of a model unpacks a GGUF file to plain weights; none for other models.
+
+    Raises:
+        BackboneError: If the package that reads it is not installed.
+    """
+    from transformers import GgufConfig
+
+    file = _gguf_file(path)
+    return file and {**file, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def load_config(path: str, revision: str | None = None, *, slim: bool = False) -> Any:
     """The model's configuration, after the checks that can be made before its weights are loaded.
 
     Args:
-        path: Hub id or local folder.
+        path: Hub id, local folder or GGUF file.
         revision: Hub revision.
         slim: Whether the model may be a slim one of ours, which transformers cannot load.
 
     Raises:
-        BackboneError: If it cannot be read, its weights are quantised, or a PEFT adapter lies beside it.
+        BackboneError: If it cannot be read, its weights are quantised (those of a GGUF file are unpacked), or a PEFT
+            adapter lies beside it.
     """
     from transformers import AutoConfig
 
     check_folder(path, revision, slim=slim)
+    source, file = split_gguf(path)[0], _gguf_file(path)
     config = _load(
         "config",
         path,
-        lambda: AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False),
+        lambda: AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=False, **file
+        ),
     )
     check_config(path, config)
     return config
@@ -110,10 +157,10 @@ def load_model(
     """A pretrained model with the head of a task, in float32 and evaluation mode.
 
     Args:
-        path: Hub id or local folder, as ``locate`` returns it.
+        path: Hub id, local folder or GGUF file, as ``locate`` returns it.
         revision: Hub revision.
         num_labels: Outputs of a new head; 1 for regression.
-        sha256: If given, the checksum that ``model.safetensors`` must have.
+        sha256: If given, the checksum that ``model.safetensors``, or the GGUF file, must have.
         config: In the place of the folder's own, with its own number of labels.
         auto_model: Class of transformers that loads it, as its task type says.
 
@@ -124,11 +171,12 @@ def load_model(
     from transformers.utils import logging
 
     own = load_config(path, revision)
+    source, gguf = split_gguf(path)
     auto = auto_class(path, own, auto_model)
     own.num_labels = num_labels
     check_weights(path)
     if sha256 is not None:
-        _check_sha256(Path(path) / "model.safetensors", sha256)
+        _check_sha256(Path(source) / (gguf or "model.safetensors"), sha256)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -138,7 +186,7 @@ def load_model(
                 "weights",
                 path,
                 lambda: auto.from_pretrained(
-                    path,
+                    source,
                     revision=revision,
                     config=config or own,
                     dtype=torch.float32,
@@ -146,6 +194,7 @@ def load_model(
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
+                    **gguf_keywords(path),
                 ),
             )
     finally:
@@ -187,10 +236,13 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """The tokenizer; where it has no padding token, the end-of-sequence token pads."""
     from transformers import AutoTokenizer
 
+    source, file = split_gguf(path)[0], _gguf_file(path)
     tokenizer = _load(
         "tokenizer",
         path,
-        lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False),
+        lambda: AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False, **file
+        ),
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -222,7 +274,7 @@ def skeleton(
     """The model's architecture on the meta device: shapes and names, no weights, no memory.
 
     Args:
-        path: Hub id or local folder, as ``locate`` returns it.
+        path: Hub id, local folder or GGUF file, as ``locate`` returns it.
         revision: Hub revision.
         auto_model: Class of transformers that builds it, as its task type says.
 

@@ -44,11 +44,17 @@ __all__ = [
 
 
 class ModelConfig(Section):
-    """The backbone: hub id, local folder, or ``pkg:NAME/FOLDER`` of an installed package."""
+    """The backbone: hub id, local folder, or ``pkg:NAME/FOLDER`` of an installed package; or a GGUF file there."""
 
     path: str
+    gguf_file: str | None = Field(default=None, pattern=r"^[^/\\]+\.gguf$")
     revision: str | None = None
     sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+
+    @property
+    def location(self) -> str:
+        """Path of the model, that of its GGUF file where it has one."""
+        return self.path if self.gguf_file is None else f"{self.path.rstrip('/')}/{self.gguf_file}"
 
 
 class SpaceConfig(Section):

@@ -36,7 +36,7 @@ def simulate(
     spec = StudySpec(
         config.name,
         json.dumps(config.model_dump(mode="json", exclude_defaults=True)),
-        config.model.path,
+        config.model.location,
         config.task.title,
         config.task.score_name,
         backbone_params,

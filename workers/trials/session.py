@@ -73,8 +73,8 @@ class Session:
 
 def located(config: ModelConfig, folder: Path) -> tuple[str, str]:
     """Where to load from, and what to remember: a local folder by its full path, else as written."""
-    found = locate(config.path, folder)
-    return found, config.path if config.path.startswith("pkg:") else found
+    found = locate(config.location, folder)
+    return found, config.location if config.path.startswith("pkg:") else found
 
 
 def load_backbone(

@@ -82,7 +82,7 @@ def show(
 
 
 def _position_names(structure: Structure) -> tuple[str, ...]:
-    """All positions of a structure's backbone where that is a folder at hand, else none."""
+    """All positions of a structure's backbone where that is at hand, else none."""
     from sparsearch.spaces.backbone.identity import hash_settings, same_settings
     from sparsearch.spaces.backbone.loading import locate, skeleton
     from sparsearch.spaces.backbone.parameters import positions_of
@@ -90,7 +90,7 @@ def _position_names(structure: Structure) -> tuple[str, ...]:
     try:
         path = locate(structure.backbone.path)
         # A hub id could mean a download, for nothing but empty cells.
-        if not Path(path).is_dir():
+        if not Path(path).exists():
             return ()
         with console.stdout_is_for_results():
             model = skeleton(path)

@@ -86,7 +86,10 @@ def reach_table(reach: Sequence[Reach]) -> RenderableType:
 def space(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Hub id, local folder, or pkg:NAME/FOLDER."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Hub id, local folder, or pkg:NAME/FOLDER; or a GGUF file there.",
+        ),
     ],
     preset: Annotated[
         str | None, typer.Option("--preset", help="Name of a preset. [default: s3pet-m]")
