@@ -31,6 +31,7 @@ __all__ = [
     "endless",
     "load_task",
     "subset",
+    "token_batches",
 ]
 
 _POOL = 16
@@ -165,6 +166,18 @@ def batches(
             batch["hidden"] = split.stored.batch(rows, longest)
         labels = split.labels[rows, :longest] if split.token_labels else split.labels[rows]
         yield batch | {"labels": labels.to(device, non_blocking=True), "rows": rows}
+
+
+def token_batches(split: Split, tokens: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """One epoch of batches as of ``batches``, each of as many rows as fit into some tokens, padding counted."""
+    order = torch.argsort(split.lengths, stable=True)
+    start = 0
+    while start < len(order):
+        longest = split.lengths[order[start:]] * torch.arange(1, len(order) - start + 1)
+        rows = order[start : start + max(1, int((longest <= tokens).sum()))]
+        (batch,) = batches(subset(split, rows), len(rows), device)
+        yield batch | {"rows": rows[batch["rows"]]}
+        start += len(rows)
 
 
 def endless(

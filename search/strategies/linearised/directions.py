@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsearch.config.train import TrainConfig
 from sparsearch.search.bilevel.supernet import Supernet, candidate_parts
-from sparsearch.search.tasks.task import Split, Task, batches
+from sparsearch.search.tasks.task import Split, Task, token_batches
 from sparsearch.search.tasks.types.sequence import SequenceTask
 from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.evaluate import forward, predict
@@ -134,9 +134,8 @@ def _covariances(supernet: Supernet, residuals: Residuals, outputs: Tensor) -> l
         {p: torch.zeros_like(p) for p in parameters} for _ in range(outputs.shape[1])
     ]
     model.eval()
-    size = max(1, _TOKENS // int(rows.lengths.max()))
     with frozen_cast_once(model, supernet.precision):
-        for batch in batches(rows, size, device):
+        for batch in token_batches(rows, _TOKENS, device):
             explained = forward(model, batch, supernet.precision) @ outputs.to(device)
             weighted = (explained * targets[batch["rows"]].to(device)).sum(0)
             for covariance, total in zip(weighted, sums, strict=True):

@@ -19,7 +19,7 @@ from sparsearch.errors import ModelStateError
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.strategies.linearised.directions import Directions, Move, Residuals
 from sparsearch.search.strategies.linearised.forward_selection import LeastSquares
-from sparsearch.search.tasks.task import batches
+from sparsearch.search.tasks.task import token_batches
 from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.evaluate import forward
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
@@ -59,9 +59,8 @@ def least_squares(
     gram = torch.zeros(columns, columns, dtype=torch.float64, device=device)
     target = torch.zeros(columns, dtype=torch.float64, device=device)
     model.eval()
-    size = max(1, _TOKENS // int(rows.lengths.max()))
     with frozen_cast_once(model, supernet.precision):
-        for batch in batches(rows, size, device):
+        for batch in token_batches(rows, _TOKENS, device):
             found = jacobian_columns(supernet, batch, directions).flatten(0, 1)
             gram += found.T @ found
             target += found.T @ (residuals.values[batch["rows"]].to(device) @ outputs).flatten()
