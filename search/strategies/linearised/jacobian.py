@@ -97,10 +97,12 @@ def jacobian_columns(
     for call, own in zip(calls, zip(*of_outputs, strict=True), strict=True):
         gradient = torch.stack([_flat(g, call.added) for g in own], dim=1)
         unit, places = attachment.slots[call.unit].unit, slice(*starts[call.unit : call.unit + 2])
-        for number, move in enumerate(moves):
+        written = []
+        for move in moves:
             with _moved(unit, move):
-                written = _written(unit, call, attachment.gate_sizes[call.unit])
-            found[:, :, places, number] += gradient @ written
+                written += _written(unit, call, attachment.gate_sizes[call.unit])
+        products = gradient @ torch.stack(written, dim=1).mT
+        found[:, :, places] += products.view(rows, outputs, len(moves), -1).mT
     return found.flatten(2)
 
 
@@ -109,12 +111,12 @@ def _flat(gradient: Tensor | None, added: Tensor) -> Tensor:
     return (torch.zeros_like(added) if gradient is None else gradient).flatten(1)
 
 
-def _written(unit: nn.Module, call: _Call, gates: int) -> Tensor:
-    """(rows, values written in a row, candidates): what each candidate of a unit writes, the others closed."""
+def _written(unit: nn.Module, call: _Call, gates: int) -> list[Tensor]:
+    """What each candidate of a unit writes, the others closed: (rows, values written in a row)."""
     x = call.read.to(next(unit.parameters()).dtype)
     each: Sequence[Tensor | None] = [None] if gates == 1 else list(torch.eye(gates).to(x))
     changes = [unit.forward(x, gate).expand(call.added.shape).flatten(1) for gate in each]
-    return torch.stack(changes, dim=-1).to(call.added.dtype)
+    return [change.to(call.added.dtype) for change in changes]
 
 
 @contextlib.contextmanager
