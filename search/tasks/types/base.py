@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,20 +33,21 @@ class Encoded:
     warnings: tuple[str, ...] = ()
 
 
-class TaskType:
+class TaskType(ABC):
     """How a kind of task is read, trained and judged. It holds nothing: one object serves all tasks of its type."""
 
+    @abstractmethod
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
         """Names of the columns that the rows must have, each once."""
-        raise NotImplementedError
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027 - most types take any
         """Refuse a model, as it was loaded, on which the loss would be wrong.
 
         Raises:
             BackboneError: If so.
         """
 
+    @abstractmethod
     def encode(
         self, config: TaskConfig, rows: Mapping[str, Rows], tokenizer: Any, limit: int
     ) -> Encoded:
@@ -61,8 +63,8 @@ class TaskType:
             DataError: If a row cannot be used, one cannot learn from the training split, or the metric has no value
                 on another one.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def summary(
         self, labels: Mapping[str, Tensor], classes: Sequence[str], warnings: Sequence[str]
     ) -> DataSummary:
@@ -73,8 +75,8 @@ class TaskType:
             classes: Class names.
             warnings: To be said with them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
         """The mean loss of a batch, with the graph that led to it.
 
@@ -83,12 +85,11 @@ class TaskType:
             batch: As ``batches`` gives it.
             precision: Of the forward pass.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def split_loss(self, model: nn.Module, split: Split, precision: str) -> float:
         """The mean loss over a split, without dropout and without a graph."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
         """A task's metric of a model on one of its splits; a higher score is better."""
-        raise NotImplementedError

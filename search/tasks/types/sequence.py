@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,27 +32,27 @@ __all__ = ["SequenceTask"]
 class SequenceTask(TaskType):
     """One label for a row of text. A type says how labels are read, what the loss is, and how scores are computed."""
 
+    @abstractmethod
     def read_labels(
         self, config: TaskConfig, rows: Mapping[str, Rows]
     ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """The (rows,) labels of each split, and the names of the classes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def alike(self, label: Tensor) -> str:
         """What rows have in common that all have one label, for a message."""
-        raise NotImplementedError
 
+    @abstractmethod
     def undefined(self, metric: str, labels: Tensor, classes: Sequence[str]) -> str:
         """What a split holds on which a metric has no value, whatever a model predicts; empty if it has one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of (rows, outputs) logits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, metric: str, logits: Tensor, labels: Tensor) -> float:
         """One metric of (rows, outputs) logits on the CPU."""
-        raise NotImplementedError
 
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
         """The texts and the label."""
