@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ROOMS := search spaces workers results service
 
-.PHONY: demo serve test slow quick browser lint links setup wheel clean
+.PHONY: demo serve test slow quick browser site lint links setup wheel clean
 
 demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes on two cores
 	HF_HUB_OFFLINE=1 $(BIN)/sparsearch run examples/demo.yaml --db sqlite:///demo.db
@@ -25,6 +25,10 @@ quick: $(STAMP)  ## the tests of single parts
 browser: $(STAMP)  ## the pages in a real Chromium, where there is one (apt install chromium)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'playwright' 'axe-playwright-python'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/service/test_browser.py
+
+site: $(STAMP)  ## the documentation as pages, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo 'open site/index.html, or run $(BIN)/mkdocs serve to search it'
 
 lint: $(STAMP) links  ## style, formatting and types
 	$(BIN)/ruff check .
@@ -49,4 +53,4 @@ wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) .types build dist *.egg-info demo.db*
+	rm -rf $(VENV) .types build dist site *.egg-info demo.db*
