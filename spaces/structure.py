@@ -22,7 +22,7 @@ from sparsearch.errors import ConfigError, StructureError
 from sparsearch.spaces.backbone.identity import BackboneId
 from sparsearch.spaces.candidate import Candidate
 from sparsearch.spaces.costs import merge_same_position, narrowed_positions, recompute_costs
-from sparsearch.spaces.kinds import Kind, make_kind
+from sparsearch.spaces.kinds import Kind, stored_kind
 from sparsearch.spaces.space import Space, choice_bytes
 
 __all__ = ["SCHEMA_VERSION", "Provenance", "Structure", "json_schema", "make_structure"]
@@ -175,7 +175,7 @@ class Structure:
                     "upgrade sparsearch",
                 )
             document = _Document.model_validate(raw)
-            kinds = tuple(make_kind(name, options) for name, options in document.kinds.items())
+            kinds = tuple(stored_kind(name, options) for name, options in document.kinds.items())
         except (ValueError, ConfigError) as error:
             raise StructureError(
                 f"not a structure file: {_first_problem(error)}",

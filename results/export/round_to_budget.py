@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -63,8 +62,7 @@ def round_to_budget(best: Best, weights: bytes, max_bytes: int) -> tuple[Best, b
     tensors = {n: t for n, t in trained.tensors.items() if n.startswith(HEAD)}
     for unit, own in zip(units, bits, strict=True):
         tensors |= unit.tensors(own)
-    metadata = {"format": "pt", "classes": json.dumps(trained.classes)}
-    packed = safetensors.torch.save(tensors, metadata)
+    packed = safetensors.torch.save(tensors, trained.metadata)
     return replace(best, structure=found, stored_bytes=found.stored_bytes), packed
 
 

@@ -18,6 +18,7 @@ from sparsearch.errors import ExportError
 from sparsearch.results.export.task_config import set_task, tokenizer_of
 from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.attachment.check import check_structure
+from sparsearch.spaces.attachment.remade import check_remade
 from sparsearch.spaces.attachment.weights_file import BACKBONE, HEAD, load_weights
 from sparsearch.spaces.backbone.loading import load_model, locate
 from sparsearch.spaces.backbone.parameters import (
@@ -47,16 +48,28 @@ class Trained:
     packed: bytes
 
     @cached_property
-    def classes(self) -> list[str]:
-        """Names of the classes, none where the task has none; the header of a safetensors file follows its length.
+    def metadata(self) -> dict[str, str]:
+        """What the file says beside its tensors; the header of a safetensors file follows its length.
 
         Raises:
             ExportError: If these are no trained weights.
         """
         size = int.from_bytes(self.packed[:8], "little")
         try:
-            header = json.loads(self.packed[8 : 8 + size])
-            classes: list[str] = json.loads(header["__metadata__"]["classes"])
+            metadata: dict[str, str] = json.loads(self.packed[8 : 8 + size])["__metadata__"]
+        except (ValueError, KeyError) as error:
+            raise _damaged() from error
+        return metadata
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names of the classes, none where the task has none.
+
+        Raises:
+            ExportError: If these are no trained weights.
+        """
+        try:
+            classes: list[str] = json.loads(self.metadata["classes"])
         except (ValueError, KeyError) as error:
             raise _damaged() from error
         return classes
@@ -129,6 +142,7 @@ class Trained:
 
         Raises:
             ExportError: If the weights lack a part of the head.
+            StructureError: If the structure's places were others where it was trained.
         """
         model = self.fresh_model()
         for name, parameter in head_parameters(model):
@@ -138,6 +152,7 @@ class Trained:
             ):
                 raise ExportError(f"the stored weights lack the task head's {name}")
         attach(model, self.structure)
+        check_remade(model, self.metadata)
         load_weights(model, self.tensors)
         return model
 

@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sparsearch.errors import StructureError
@@ -20,6 +19,7 @@ from sparsearch.spaces.attachment.attachment import Attachment, attachment_of
 from sparsearch.spaces.attachment.check import check_structure
 from sparsearch.spaces.attachment.hooks import hook
 from sparsearch.spaces.attachment.masked_linear import leave_out_cuts
+from sparsearch.spaces.attachment.remade import check_remade
 from sparsearch.spaces.attachment.weights_file import load_weights
 from sparsearch.spaces.backbone.parameters import (
     ATTACHED,
@@ -89,8 +89,9 @@ def attach(model: M, structure: Structure | str | Path) -> M:
         The same model.
 
     Raises:
-        StructureError: If the backbone is another one, a position is unknown, costs differ, or the
-            folder's weights are missing or damaged. The model is then untouched.
+        StructureError: If the backbone is another one, a position is unknown, costs differ, the
+            folder's weights are missing or damaged, or were trained at places that are found elsewhere here. The
+            model is then untouched.
         ModelStateError: If the model is in a state where nothing can be attached: wrapped, compiled, offloaded,
             quantised, with a PEFT adapter, half of the structure's backbone and so on. It is then untouched.
 
@@ -98,10 +99,11 @@ def attach(model: M, structure: Structure | str | Path) -> M:
         >>> model = attach(model, "exported/")                       # doctest: +SKIP
     """
     weights: Mapping[str, Tensor] = {}
+    metadata: Mapping[str, str] = {}
     if not isinstance(structure, Structure):
         folder = Path(structure)
         structure = Structure.load(folder)
-        weights = _stored_weights(folder, structure)
+        weights, metadata = _stored_weights(folder, structure)
     units = check_structure(model, structure)
     mark_new_pooler(model, structure.backbone.params)
     attachment = attach_modules(model, units)
@@ -110,6 +112,7 @@ def attach(model: M, structure: Structure | str | Path) -> M:
             slot.removal.cut(candidate.which)
     leave_out_cuts(attachment.slots, dict(base_of(model).named_modules()))
     try:
+        check_remade(model, metadata)
         if weights:
             load_weights(model, weights)
     except StructureError:
@@ -118,17 +121,21 @@ def attach(model: M, structure: Structure | str | Path) -> M:
     return model
 
 
-def _stored_weights(folder: Path, structure: Structure) -> Mapping[str, Tensor]:
-    """The trained weights beside a structure, if it has any."""
+def _stored_weights(
+    folder: Path, structure: Structure
+) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    """The trained weights beside a structure, if it has any, and the metadata of their file."""
     file, hint = folder / "modules.safetensors", "export the structure anew, with --to spec"
     if not file.is_file():
         if folder.is_dir() and structure.bytes:
             raise StructureError(
                 f"{str(folder)!r} has no {file.name} with the trained weights", hint
             )
-        return {}
+        return {}, {}
     try:
-        return load_file(file)
+        with safe_open(file, "pt") as opened:
+            names = opened.keys()
+            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise StructureError(f"cannot read {str(file)!r}: {error}", hint) from error
 

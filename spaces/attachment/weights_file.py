@@ -15,6 +15,7 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.attachment.elsewhere import check_here
+from sparsearch.spaces.attachment.remade import remade_metadata
 from sparsearch.spaces.backbone.parameters import (
     backbone_parameters,
     head_parameters,
@@ -93,7 +94,7 @@ def weights_of(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
 
 def pack_weights(model: nn.Module, classes: Sequence[str], *, whole: bool = False) -> bytes:
     """Attached modules and head as safetensors, or the whole of a model, with the classes in its metadata."""
-    metadata = {"format": "pt", "classes": json.dumps(classes)}
+    metadata = {"format": "pt", "classes": json.dumps(classes), **remade_metadata(model)}
     return safetensors.torch.save(weights_of(model, whole=whole), metadata)
 
 

@@ -5,6 +5,6 @@ builds a module: a stored structure is read without.
 """
 
 from sparsearch.spaces.kinds.base import Kind, Stage
-from sparsearch.spaces.kinds.registry import KINDS, make_kind
+from sparsearch.spaces.kinds.registry import KINDS, make_kind, stored_kind
 
-__all__ = ["KINDS", "Kind", "Stage", "make_kind"]
+__all__ = ["KINDS", "Kind", "Stage", "make_kind", "stored_kind"]

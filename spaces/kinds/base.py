@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparsearch.spaces.families.position import Position
@@ -52,6 +53,8 @@ class Kind:
     """Whether the unit folds into the backbone's weights and then adds no inference FLOPs of its own."""
     default_on: ClassVar[tuple[str, ...]] = ("*",)
     """Patterns of positions used where a space names none."""
+    earlier: ClassVar[Mapping[str, Any]] = {}
+    """What options that a structure file lacks meant before they existed, where that is not their default."""
 
     @property
     def set_options(self) -> dict[str, Any]:

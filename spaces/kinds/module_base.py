@@ -47,6 +47,10 @@ class Unit(nn.Module):
         """Take frozen parts from what the kind's ``basis`` found."""
         raise TypeError(f"{type(self).__name__} has nothing to align")
 
+    def remade(self) -> tuple[Tensor, ...]:
+        """Whole numbers that were made again from the backbone, and have to be those of the training."""
+        return ()
+
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """Change caused by the unit: x is (..., features in), the result (..., features out)."""
         raise TypeError(f"{type(self).__name__} defines no forward")

@@ -11,7 +11,7 @@ from sparsearch.spaces.kinds.base import Kind
 from sparsearch.spaces.kinds.options import check_options
 from sparsearch.spaces.kinds.precision import in_bits, split_bits
 
-__all__ = ["KINDS", "make_kind"]
+__all__ = ["KINDS", "make_kind", "stored_kind"]
 
 KINDS: Mapping[str, type[Kind]] = registry.KINDS
 """By name: those that ship, then those of the entry point group ``sparsearch.kinds``."""
@@ -41,3 +41,14 @@ def make_kind(name: str, options: Mapping[str, object]) -> Kind:
     except ValueError as error:
         raise ConfigError([str(problem) for problem in error.args]) from error
     return kind(**checked)
+
+
+def stored_kind(name: str, options: Mapping[str, object]) -> Kind:
+    """A kind with the options that a structure file lists; one that it lacks means what it did when it was written.
+
+    Raises:
+        ConfigError: As ``make_kind`` does.
+    """
+    base, _ = split_bits(name)
+    earlier = KINDS[base].earlier if base in KINDS else {}
+    return make_kind(name, {**earlier, **options})

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from sparsearch.results.records import Best
 from sparsearch.spaces.attachment.attach import attach
-from sparsearch.spaces.attachment.weights_file import weights_of
+from sparsearch.spaces.attachment.weights_file import pack_weights
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.space import build_space
@@ -83,7 +81,7 @@ def train_on(
     structure = make_structure(space, space.candidates[::2], identity, task)
     attach(model, structure)
     randomise(model)
-    weights = safetensors.torch.save(weights_of(model), {"classes": json.dumps(list(classes))})
+    weights = pack_weights(model, list(classes))
     best = Best(
         "s", 0, "s3pet", "accuracy", 0.9, 0.9, structure, structure.trainable_params, 1, 1.0,
         None, 0, str(folder), "t", structure.stored_bytes,

@@ -69,19 +69,22 @@ class SparseDeltaUnit(Unit):
     """values (N) at frozen places rows (N), cols (N): output rows[i] gains scale * values[i] * x[cols[i]].
 
     No matrix (out, in) is made, unless a mask or merging asks for one, nor one of (tokens, N). Products are summed in
-    the values' type, also under autocast.
+    the values' type, also under autocast. Places are no part of a file where they are not ``stored``.
     """
 
     shared: ClassVar[Mapping[str, int]] = {"values": 0}
 
-    def __init__(self, out_features: int, shares: Sequence[int], scale: float) -> None:
+    def __init__(
+        self, out_features: int, shares: Sequence[int], scale: float, stored: bool = True
+    ) -> None:
         super().__init__()
         count = sum(shares)
         self.values = nn.Parameter(torch.zeros(count))
         self.rows: Tensor
         self.cols: Tensor
-        self.register_buffer("rows", torch.zeros(count, dtype=torch.int32))
-        self.register_buffer("cols", torch.zeros(count, dtype=torch.int32))
+        self.register_buffer("rows", torch.zeros(count, dtype=torch.int32), stored)
+        self.register_buffer("cols", torch.zeros(count, dtype=torch.int32), stored)
+        self.stored = stored
         self.out_features = out_features
         self.shares = tuple(shares)
         self.scale = scale
@@ -91,6 +94,10 @@ class SparseDeltaUnit(Unit):
         """Take the first places."""
         for buffer, places in zip((self.rows, self.cols), basis, strict=True):
             buffer.copy_(places[: len(buffer)])
+
+    def remade(self) -> tuple[Tensor, ...]:
+        """The places, where they are not stored."""
+        return () if self.stored else (self.rows, self.cols)
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """X (..., in) -> (..., out)."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from sparsearch.spaces.families.position import Position, weight_at
 from sparsearch.spaces.kinds.base import Kind, Stage
@@ -41,6 +41,8 @@ class SparseDelta(Kind):
         support: How places are ranked: ``residual``, ``magnitude``, ``gradient`` (of the task's loss)
             or ``random``.
         scale: Of all values (DSEE: lora_alpha / r).
+        indices: ``remade``: places that the backbone's weights (or a name) give are found again wherever the unit is
+            attached, and values alone are stored. ``stored``: they are stored too. Those of a gradient always are.
     """
 
     name: ClassVar[str] = "sparse_delta"
@@ -51,7 +53,19 @@ class SparseDelta(Kind):
     factor: Count = 4
     steps: Count = 4
     support: Support = "residual"
+    earlier: ClassVar[Mapping[str, Any]] = {"indices": "stored"}
     scale: Scale = 1.0
+    indices: Literal["remade", "stored"] = "remade"
+
+    @property
+    def set_options(self) -> dict[str, Any]:
+        """What it computes; how its places come into a file is no part of that."""
+        return {name: v for name, v in super().set_options.items() if name != "indices"}
+
+    @property
+    def stores_indices(self) -> bool:
+        """Whether its places are in the file."""
+        return self.indices == "stored" or self.aligns
 
     @property
     def aligns(self) -> bool:
@@ -81,8 +95,8 @@ class SparseDelta(Kind):
         return min(size, position.in_features * position.out_features)
 
     def frozen_bytes(self, position: Position, size: int) -> int:
-        """Row and column of each entry, four bytes each."""
-        return 8 * self.params(position, size)
+        """Row and column of each entry, four bytes each, where they are stored."""
+        return 8 * self.params(position, size) if self.stores_indices else 0
 
     def flops_per_token(self, position: Position, size: int) -> int:
         """One multiplication and one addition per entry."""
@@ -104,7 +118,9 @@ class SparseDelta(Kind):
 
         count = self.params(position, size)
         ends = [*(end for end in accumulate(self.sizes(position)) if end < count), count]
-        unit = SparseDeltaUnit(position.out_features, _differences(ends), self.scale)
+        unit = SparseDeltaUnit(
+            position.out_features, _differences(ends), self.scale, self.stores_indices
+        )
         longest = max(count, sum(self.sizes(position)))
         weight = weight_at(position, host).detach()
         unit.align(

@@ -7,8 +7,6 @@ import hashlib
 import torch
 from torch import Tensor
 
-from sparsearch.spaces.kinds.decomposition import truncated_svd
-
 __all__ = ["Places", "find_support", "largest"]
 
 Places = tuple[Tensor, Tensor]
@@ -18,7 +16,8 @@ Places = tuple[Tensor, Tensor]
 def find_support(matrix: Tensor, count: int, by: str, name: str = "") -> Places:
     """The first ``count`` places of a ranked list of all places of a matrix.
 
-    A shorter support is the beginning of a longer one. ``residual`` ranks by what a low-rank
+    A shorter support is the beginning of a longer one, and equal places are taken row by row, so that the same numbers
+    give the same places in any floating-point type that holds them. ``residual`` ranks by what a low-rank
     approximation leaves over (what DSEE, arXiv 2111.00160, takes from GreBsmo), ``magnitude`` and
     ``gradient`` by absolute value, ``random`` by chance.
 
@@ -56,14 +55,22 @@ def largest(score: Tensor, count: int) -> Places:
 
 
 def _residual(matrix: Tensor) -> Tensor:
-    """|W - W_r|, with r a quarter of the narrower side, so that something is left; rounding errors are zero."""
+    """|W - W_r|, with r a quarter of the narrower side, so that something is left; what float32 rounds away is zero.
+
+    On the CPU and in float64, so that all processors rank alike; W_r is W on the leading eigenvectors of its smaller
+    Gram matrix, which takes a fifth of the time of a singular value decomposition.
+    """
     rank = min(matrix.shape) // 4
     if rank == 0:
         return matrix.abs()
-    left, values, right = truncated_svd(matrix, rank)
-    rest = (matrix.float() - (left * values) @ right).abs()
-    rounding = torch.finfo(rest.dtype).eps * max(matrix.shape) * values[0]
-    return torch.where(rest > rounding, rest, 0.0)
+    wide = matrix.cpu().double()
+    flat = wide if wide.shape[0] <= wide.shape[1] else wide.T
+    squares, vectors = torch.linalg.eigh(flat @ flat.T)
+    leading = vectors[:, -rank:]
+    rest = (flat - leading @ (leading.T @ flat)).abs()
+    rounding = torch.finfo(torch.float32).eps * max(matrix.shape) * squares[-1].clamp_min(0).sqrt()
+    rest = torch.where(rest > rounding, rest, 0.0)
+    return (rest if flat is wide else rest.T).to(matrix.device)
 
 
 def _chance(matrix: Tensor, name: str) -> Tensor:

@@ -191,9 +191,12 @@ def test_candidates_are_the_increments_of_nested_supports(width, options, sizes)
     assert make_kind("sparse_delta", options).sizes(position_of(width, width)) == sizes
 
 
-def test_costs_count_values_and_indices():
-    candidate = make_candidate(make_kind("sparse_delta", {}), position_of(768, 768), 192)
-    assert candidate.params == 192 and candidate.bytes == 192 * 12
+@pytest.mark.parametrize(
+    ("options", "an_entry"), [({}, 4), ({"indices": "stored"}, 12), ({"support": "gradient"}, 12)]
+)
+def test_costs_count_values_and_the_indices_that_are_stored(options, an_entry):
+    candidate = make_candidate(make_kind("sparse_delta", options), position_of(768, 768), 192)
+    assert candidate.params == 192 and candidate.bytes == 192 * an_entry
     assert candidate.flops_per_token == 384 and candidate.merged_flops_per_token == 0
 
 
@@ -222,7 +225,7 @@ def test_a_structure_survives_its_file_and_its_weights(build, inputs, randomise,
         assert torch.equal(twin(**inputs).logits, model(**inputs).logits)
         assert not torch.equal(twin(**inputs).logits, build("gpt2")(**inputs).logits)
     names = {n.rpartition(".")[2] for n in weights if "sparse_delta" in n}
-    assert names == {"values", "rows", "cols"}
+    assert names == {"values"}
 
 
 def test_a_size_beyond_the_matrix_is_refused(build):
@@ -230,7 +233,7 @@ def test_a_size_beyond_the_matrix_is_refused(build):
     space = build_space(model, kinds={"sparse_delta": {"on": ["layers.0.attn.q"]}})
     structure = make_structure(space, space.candidates, identify(model, "here"), "classification")
     (whole,) = structure.candidates
-    twice = replace(whole, size=2048, params=2048, flops_per_token=4096, frozen_bytes=8 * 2048)
+    twice = replace(whole, size=2048, params=2048, flops_per_token=4096)
     assert whole.size == 1024
     with pytest.raises(StructureError, match="has size 2048, of at most 1024"):
         attach(model, replace(structure, candidates=(twice,)))
