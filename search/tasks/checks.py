@@ -20,6 +20,7 @@ __all__ = [
     "check_metric",
     "check_texts",
     "check_tokens",
+    "check_vocabulary",
     "class_warnings",
     "constant",
     "summarise_labels",
@@ -193,6 +194,30 @@ def check_tokens(split: str, tokenizer: Any, ids: Tensor, lengths: Tensor) -> No
             f"split {split!r}, row {int(odd[0])}: the text contains {tokenizer.eos_token!r}, which ends an "
             f"input ({len(odd)} such rows)",
             "remove it from the text",
+        )
+
+
+def check_vocabulary(split: str, ids: Tensor, tokenizer: Any, vocabulary: int) -> None:
+    """Tokens that the model has no embedding of.
+
+    Args:
+        split: Its name.
+        ids: (rows, max length) token ids, padding among them.
+        tokenizer: Names the token.
+        vocabulary: Rows of the model's embeddings.
+
+    Raises:
+        DataError: Names the first row with such a token.
+    """
+    above = (ids >= vocabulary).any(dim=1).nonzero().flatten()
+    if len(above):
+        row = ids[above[0]]
+        token = int(row[row >= vocabulary][0])
+        raise DataError(
+            f"split {split!r}, row {int(above[0])}: the tokenizer writes token {token} "
+            f"({tokenizer.convert_ids_to_tokens(token)!r}), but the model has embeddings of tokens 0 to "
+            f"{vocabulary - 1} ({len(above)} such rows)",
+            "use the tokenizer that the model was trained with, or resize the embeddings and save the model",
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 from sparsearch.spaces.attachment.elsewhere import is_elsewhere
 from sparsearch.spaces.attachment.masked_linear import MaskedLinear
@@ -172,7 +173,11 @@ class _Host:
         for slot in running:
             y = slot.add_to(y, args[0])
         for slot in _running(self.captured):
-            assert slot.seen is not None, "a block's exit ran before its entry"
+            if slot.seen is None:
+                raise StructureError(
+                    f"{slot.position.name} ends in {slot.position.module}, which also runs outside it: layers share it",
+                    "attach nothing that is parallel to it",
+                )
             y = slot.add_to(y, slot.seen)
             slot.seen = None
         z = y

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 from sparsearch.spaces.families.registry import family_of
 
@@ -10,6 +13,7 @@ __all__ = [
     "longest_input",
     "most_tokens",
     "pads_as_configured",
+    "vocabulary_of",
 ]
 
 
@@ -25,6 +29,17 @@ def most_tokens(config: Any) -> int | None:
     if positions is not None and pads_as_configured(config):
         return positions - int(config.pad_token_id) - 1
     return positions
+
+
+def vocabulary_of(model: PreTrainedModel) -> int | None:
+    """Tokens that a model has embeddings of; None where it reads none, or does not say which module embeds them."""
+    from torch import nn
+
+    try:
+        found = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return found.num_embeddings if isinstance(found, nn.Embedding) else None
 
 
 def longest_input(wanted: int, tokenizer: Any, most: int | None) -> int:

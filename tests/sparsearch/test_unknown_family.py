@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification
 
 import sparsearch as ss
@@ -74,15 +75,19 @@ def test_the_guess_is_a_warning_and_is_shown(odd_folder):
 def test_it_is_searched_attached_and_exported(odd_folder, study, tmp_path):
     chosen = study | {"model": {"path": str(odd_folder)}, "baselines": []}
     chosen["space"] = {"kinds": {"lora": {"max_rank": 1}, "bitfit": {}, "lnfit": {}}}
-    db = str(tmp_path / "odd.db")
-    ss.run(chosen, db)
+    db, file = str(tmp_path / "odd.db"), tmp_path / "odd.yaml"
+    file.write_text(yaml.safe_dump(chosen))
+    ran = call("run", str(file), "--db", db)
+    assert ran.code == 0, ran.err
+    assert "warning: family 'oddball' is not in the table" in " ".join(ran.err.split())
     with Store.open(db, create=False) as store:
         best = store.best(study=chosen["name"])
-        weights = store.weights(chosen["name"], best.trial)
     assert best.strategy == "s3pet" and best.structure.candidates
     shown = call("show", best.structure.hash[:8], "--db", db, "--plot", str(tmp_path / "map.html"))
     assert shown.code == 0 and (tmp_path / "map.html").exists(), shown.err
-    ss.export(best, weights, "spec", tmp_path / "spec")
+    spec = "--to", "spec", "--out", str(tmp_path / "spec"), "--db", db
+    written = answer("export", best.structure.hash, *spec)
+    assert written["max_difference"] < 1e-5
     model = AutoModelForSequenceClassification.from_pretrained(odd_folder).eval()
     inputs = {"input_ids": torch.arange(4, 10)[None], "attention_mask": torch.ones(1, 6).long()}
     before = model(**inputs).logits

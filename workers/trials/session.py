@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from sparsearch.config.study import ModelConfig, SpaceConfig, StudyConfig, TaskConfig
 from sparsearch.results.records import Setting
-from sparsearch.search.tasks.task import Task, load_task
+from sparsearch.search.tasks.checks import check_vocabulary
+from sparsearch.search.tasks.task import SPLITS, Task, load_task
 from sparsearch.search.training.device import choose_device, uses_bf16
 from sparsearch.search.training.prefix import StoredPrefix
 from sparsearch.search.training.warm_start import Once, WarmStarts
@@ -24,7 +25,7 @@ from sparsearch.spaces.backbone.loading import (
     load_tokenizer,
     locate,
 )
-from sparsearch.spaces.backbone.tokens import most_tokens
+from sparsearch.spaces.backbone.tokens import most_tokens, vocabulary_of
 from sparsearch.spaces.space import Space, list_space
 from sparsearch.workers.trials.shared_cache import SharedCache
 
@@ -103,6 +104,9 @@ def load_backbone(
         auto_model=task.facts.auto_model,
     )
     data.behaviour.check_model(model)
+    if vocabulary := vocabulary_of(model):
+        for name in SPLITS:
+            check_vocabulary(name, getattr(data, name).inputs["input_ids"], tokenizer, vocabulary)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device), identify(model, remembered, config.revision), data
 
