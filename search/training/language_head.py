@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsearch.errors import BackboneError
 from sparsearch.search.tasks.types.token_rows import IGNORED
+from sparsearch.search.tasks.types.token_task import TokenLosses, cross_entropies
 from sparsearch.search.training.device import autocast
 from sparsearch.search.training.evaluate import forward
 
-__all__ = ["check_head", "token_loss"]
+__all__ = ["check_head", "learnt_losses", "token_loss"]
 
 _MOST_LOGITS = 2**26
 """Logits that exist at a time: 256 MiB in float32."""
@@ -24,38 +26,63 @@ def token_loss(
 ) -> tuple[Tensor, int]:
     """The summed cross-entropy of the learnt tokens of a batch, and how many they are.
 
-    The forward pass ends before the head, which then runs on the hidden states that predict a learnt token. A chunk's
-    logits are dropped and computed anew for the gradient, so that no more than ``most_logits`` exist at a time; a
-    single chunk keeps its own.
-
     Args:
         model: With a language head.
         batch: ``labels`` (rows, tokens) hold the token at each place, or ``IGNORED``.
         precision: Of the pass.
         most_logits: Of a chunk, vocabulary times tokens.
     """
-    head = _output_embeddings(model)
-    targets = batch["labels"][:, 1:]
-    learnt = targets != IGNORED
-    states, wanted = _before_head(model, batch, precision)[:, :-1][learnt], targets[learnt]
+
+    def summed(logits: Tensor, wanted: Tensor) -> tuple[Tensor]:
+        return (nn.functional.cross_entropy(logits, wanted, reduction="sum"),)
+
+    learnt = _learnt(batch)
+    found = _of_chunks(summed, model, batch, precision, most_logits)
+    return torch.stack([total for (total,) in found]).sum(), int(learnt.sum())
+
+
+def learnt_losses(model: nn.Module, batch: dict[str, Tensor], precision: str) -> TokenLosses:
+    """The cross-entropy of each learnt token of a batch; arguments are those of ``token_loss``."""
+    found = _of_chunks(cross_entropies, model, batch, precision, _MOST_LOGITS)
+    losses, residuals = map(torch.cat, zip(*found, strict=True))
+    return TokenLosses(losses, residuals, _learnt(batch).nonzero()[:, 0])
+
+
+def _learnt(batch: dict[str, Tensor]) -> Tensor:
+    """(rows, tokens - 1) whether a place predicts a token that is learnt."""
+    return batch["labels"][:, 1:] != IGNORED
+
+
+def _of_chunks(
+    compute: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    precision: str,
+    most_logits: int,
+) -> list[tuple[Tensor, ...]]:
+    """What is computed of the (tokens, vocabulary) logits of learnt tokens and of these tokens, chunk by chunk.
+
+    The forward pass ends before the head, which then runs on the hidden states that predict a learnt token. A chunk's
+    logits are dropped and computed anew for the gradient, so that no more than ``most_logits`` exist at a time; a
+    single chunk keeps its own.
+    """
+    head, learnt = _output_embeddings(model), _learnt(batch)
+    states = _before_head(model, batch, precision)[:, :-1][learnt]
+    wanted = batch["labels"][:, 1:][learnt]
     size = max(1, most_logits // head.weight.shape[0])
-    total = states.new_zeros((), dtype=torch.float32)
     several = len(wanted) > size
 
-    def summed(states: Tensor, wanted: Tensor) -> Tensor:
+    def of_states(states: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
         with autocast(states.device, precision):
             logits = head(states)
-        return nn.functional.cross_entropy(
-            _finished(model, logits.float()), wanted, reduction="sum"
-        )
+        return compute(_finished(model, logits.float()), wanted)
 
-    for part, labels in zip(states.split(size), wanted.split(size), strict=True):  # type: ignore[no-untyped-call]
-        total = total + (
-            checkpoint(summed, part, labels, use_reentrant=False)
-            if several and torch.is_grad_enabled()
-            else summed(part, labels)
-        )
-    return total, len(wanted)
+    return [
+        checkpoint(of_states, part, labels, use_reentrant=False)
+        if several and torch.is_grad_enabled()
+        else of_states(part, labels)
+        for part, labels in zip(states.split(size), wanted.split(size), strict=True)  # type: ignore[no-untyped-call]
+    ]
 
 
 @torch.no_grad()

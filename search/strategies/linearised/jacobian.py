@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from sparsearch.errors import ModelStateError
 from sparsearch.search.bilevel.supernet import Supernet
-from sparsearch.search.strategies.linearised.directions import Directions, Move, Residuals
+from sparsearch.search.strategies.linearised.directions import Move
+from sparsearch.search.strategies.linearised.explained import Explained
 from sparsearch.search.strategies.linearised.forward_selection import LeastSquares
 from sparsearch.search.tasks.task import token_batches
 from sparsearch.search.training.device import frozen_cast_once
-from sparsearch.search.training.evaluate import forward
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 
 __all__ = ["jacobian_columns", "least_squares"]
@@ -39,36 +39,35 @@ class _Call:
     added: Tensor
 
 
-def least_squares(
-    supernet: Supernet, residuals: Residuals, directions: Directions
-) -> LeastSquares:
+def least_squares(supernet: Supernet, explained: Explained, moves: Sequence[Move]) -> LeastSquares:
     """The linear model's normal equations on some rows; memory does not grow with the rows.
 
     Args:
         supernet: With a warm head and untrained units.
-        residuals: Of the rows.
-        directions: The columns: all directions of the first candidate, then those of the next one.
+        explained: What should change, and the rows.
+        moves: The columns: all directions of the first candidate, then those of the next one.
 
     Raises:
         ModelStateError: If a unit does not read its rows one by one.
     """
-    model, rows = supernet.model, residuals.rows
+    model, rows = supernet.model, explained.rows
     device = next(model.parameters()).device
-    outputs = directions.outputs.to(device)
-    columns = len(supernet.removals) * len(directions.moves)
+    weights = explained.weights.to(device).sqrt()[:, None]
+    columns = len(supernet.removals) * len(moves)
     gram = torch.zeros(columns, columns, dtype=torch.float64, device=device)
     target = torch.zeros(columns, dtype=torch.float64, device=device)
     model.eval()
     with frozen_cast_once(model, supernet.precision):
         for batch in token_batches(rows, _TOKENS, device):
-            found = jacobian_columns(supernet, batch, directions).flatten(0, 1)
-            gram += found.T @ found
-            target += found.T @ (residuals.values[batch["rows"]].to(device) @ outputs).flatten()
+            found = jacobian_columns(supernet, batch, explained, moves)
+            weighted = (found * weights).flatten(0, 1)
+            gram += weighted.T @ weighted
+            target += found.flatten(0, 1).T @ explained.targets(batch).to(found).flatten()
     return LeastSquares(gram / len(rows), target / len(rows))
 
 
 def jacobian_columns(
-    supernet: Supernet, batch: dict[str, Tensor], directions: Directions
+    supernet: Supernet, batch: dict[str, Tensor], explained: Explained, moves: Sequence[Move]
 ) -> Tensor:
     """(rows, outputs explained, columns): derivatives of each row's outputs along each direction.
 
@@ -78,22 +77,22 @@ def jacobian_columns(
     Args:
         supernet: With untrained units.
         batch: Rows, as ``batches`` gives them.
-        directions: The columns.
+        explained: What the outputs are.
+        moves: The columns.
 
     Raises:
         ModelStateError: If a unit does not read its rows one by one.
     """
-    attachment, moves = supernet.attachment, directions.moves
+    attachment = supernet.attachment
     with _recorded(attachment.slots, len(batch["rows"])) as calls:
-        logits = forward(supernet.model, batch, supernet.precision)
-    explained = logits @ directions.outputs.to(logits)
-    rows, outputs = explained.shape
+        found_outputs = explained.outputs(supernet, batch)
+    rows, outputs = found_outputs.shape
     of_outputs = [
         torch.autograd.grad(total, [c.added for c in calls], retain_graph=True, allow_unused=True)
-        for total in explained.sum(0)
+        for total in found_outputs.sum(0)
     ]
     starts = [0, *accumulate(attachment.gate_sizes)]
-    found = logits.new_zeros(rows, outputs, starts[-1], len(moves))
+    found = found_outputs.new_zeros(rows, outputs, starts[-1], len(moves))
     for call, own in zip(calls, zip(*of_outputs, strict=True), strict=True):
         gradient = torch.stack([_flat(g, call.added) for g in own], dim=1)
         unit, places = attachment.slots[call.unit].unit, slice(*starts[call.unit : call.unit + 2])

@@ -8,16 +8,14 @@ from torch import Tensor
 from sparsearch.errors import ConfigError
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.strategies.base import RankingContext
-from sparsearch.search.strategies.linearised.directions import (
-    find_directions,
-    find_residuals,
-    main_outputs,
-)
+from sparsearch.search.strategies.linearised.directions import find_directions
+from sparsearch.search.strategies.linearised.explained import explain
 from sparsearch.search.strategies.linearised.forward_selection import forward_selection
 from sparsearch.search.strategies.linearised.jacobian import least_squares
 from sparsearch.search.tasks.task import subset
 from sparsearch.search.tasks.types.base import TaskType
 from sparsearch.search.tasks.types.sequence import SequenceTask
+from sparsearch.search.tasks.types.token_task import TokenTask
 from sparsearch.search.training.gradients import sample_rows
 from sparsearch.spaces.space import Space
 
@@ -40,10 +38,10 @@ def misfits(space: Space, task_type: TaskType) -> list[str]:
             f"linearised: {len(space.candidates)} candidates, and memory is for {_MOST_COLUMNS}: narrow the space "
             "(on:), or search with s3pet"
         )
-    if not isinstance(task_type, SequenceTask):
+    if not isinstance(task_type, SequenceTask | TokenTask):
         problems.append(
-            "linearised: explains one vector of outputs a row (classification, regression, multi-label): for other "
-            "task types search with s3pet, or probe"
+            "linearised: explains a loss of rows or of tokens, and cannot take that of this task type apart: search "
+            "with s3pet, or probe"
         )
     return problems
 
@@ -68,11 +66,10 @@ def joint_scores(context: RankingContext, supernet: Supernet, seed: int) -> Tens
         raise ConfigError(problems)
     columns = min(config.columns, _MOST_COLUMNS // len(space.candidates))
     rows = sample_rows(task, seed, config.rows)
-    halves = torch.arange(len(rows)).chunk(2)
-    fit, held_out = (find_residuals(supernet, task, subset(rows, half)) for half in halves)
-    outputs = main_outputs(fit.values, config.outputs)
-    directions = find_directions(supernet, fit, outputs, columns, context.train)
-    fitted, judged = (least_squares(supernet, part, directions) for part in (fit, held_out))
+    halves = [subset(rows, half) for half in torch.arange(len(rows)).chunk(2)]
+    fit, held_out = explain(supernet, task, halves, config.outputs, seed)
+    moves = find_directions(supernet, fit, columns, context.train)
+    fitted, judged = (least_squares(supernet, part, moves) for part in (fit, held_out))
     costs = torch.tensor([max(1, c.bytes) for c in space.candidates])
     order, _ = forward_selection(fitted, judged, costs, config.ridge)
     scores = torch.empty(len(order))

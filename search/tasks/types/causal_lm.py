@@ -15,10 +15,11 @@ from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.task import Split, Task, batches
-from sparsearch.search.tasks.types.base import Encoded, TaskType
+from sparsearch.search.tasks.types.base import Encoded
 from sparsearch.search.tasks.types.chat import conversation
 from sparsearch.search.tasks.types.token_rows import IGNORED, padded_split
-from sparsearch.search.training.language_head import check_head, token_loss
+from sparsearch.search.tasks.types.token_task import TokenLosses, TokenTask
+from sparsearch.search.training.language_head import check_head, learnt_losses, token_loss
 
 if TYPE_CHECKING:
     from sparsearch.config.tasks.task import TaskConfig
@@ -31,7 +32,7 @@ Part: TypeAlias = tuple[str, bool]
 """Text of a row, and whether it is learnt."""
 
 
-class CausalLM(TaskType):
+class CausalLM(TokenTask):
     """Mean cross-entropy of the completion's tokens, each token counted once; the prompt's are read, not learnt.
 
     The language head is the backbone's own, and frozen. A score is the loss or the perplexity with the sign turned.
@@ -71,6 +72,12 @@ class CausalLM(TaskType):
         """Mean over the learnt tokens of the batch."""
         total, count = token_loss(model, batch, precision)
         return total / count
+
+    def token_losses(
+        self, model: nn.Module, batch: dict[str, Tensor], precision: str
+    ) -> TokenLosses:
+        """Of the learnt tokens."""
+        return learnt_losses(model, batch, precision)
 
     @torch.no_grad()
     def split_loss(self, model: nn.Module, split: Split, precision: str) -> float:

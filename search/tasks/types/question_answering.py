@@ -16,7 +16,8 @@ from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.task import Split, batches
 from sparsearch.search.tasks.types.answers import answer_score
-from sparsearch.search.tasks.types.base import Encoded, TaskType
+from sparsearch.search.tasks.types.base import Encoded
+from sparsearch.search.tasks.types.token_task import TokenLosses, TokenTask, cross_entropies
 from sparsearch.search.training.evaluate import forward
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class _Answers:
     starts: list[int]
 
 
-class QuestionAnswering(TaskType):
+class QuestionAnswering(TokenTask):
     """Mean cross-entropy of the first and the last token of the answer; F1 of its words, or exact matches.
 
     A context that is too long is read in windows that overlap. A window without the answer points to its first token.
@@ -89,6 +90,15 @@ class QuestionAnswering(TaskType):
         """Mean of both ends over the windows of the batch."""
         logits = forward(model, batch, precision)  # (windows, tokens, 2)
         return nn.functional.cross_entropy(logits, batch["labels"])
+
+    def token_losses(
+        self, model: nn.Module, batch: dict[str, Tensor], precision: str
+    ) -> TokenLosses:
+        """Of both ends of each window, which are chosen among its tokens."""
+        logits = forward(model, batch, precision).mT.flatten(0, 1)
+        losses, residuals = cross_entropies(logits, batch["labels"].flatten())
+        rows = torch.arange(len(losses), device=losses.device) // 2
+        return TokenLosses(losses, residuals, rows)
 
     @torch.no_grad()
     def split_loss(self, model: nn.Module, split: Split, precision: str) -> float:

@@ -19,8 +19,9 @@ from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.labels import label_text
 from sparsearch.search.tasks.task import Split, Task, batches
-from sparsearch.search.tasks.types.base import Encoded, TaskType
+from sparsearch.search.tasks.types.base import Encoded
 from sparsearch.search.tasks.types.token_rows import IGNORED, padded_split
+from sparsearch.search.tasks.types.token_task import TokenLosses, TokenTask, cross_entropies
 from sparsearch.search.training.evaluate import forward
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ Tagged: TypeAlias = tuple[list[str], list[str]]
 """The words of a row, and the tag of each."""
 
 
-class TokenClassification(TaskType):
+class TokenClassification(TokenTask):
     """Mean cross-entropy of the first token of each word; F1 of whole entities, as CoNLL counts them (seqeval)."""
 
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
@@ -89,6 +90,15 @@ class TokenClassification(TaskType):
         return nn.functional.cross_entropy(
             logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED
         )
+
+    def token_losses(
+        self, model: nn.Module, batch: dict[str, Tensor], precision: str
+    ) -> TokenLosses:
+        """Of the words."""
+        words = batch["labels"] != IGNORED
+        logits = forward(model, batch, precision)[words]
+        losses, residuals = cross_entropies(logits, batch["labels"][words])
+        return TokenLosses(losses, residuals, words.nonzero()[:, 0])
 
     @torch.no_grad()
     def split_loss(self, model: nn.Module, split: Split, precision: str) -> float:

@@ -10,11 +10,8 @@ import torch
 from sparsearch.config.study import TrainConfig
 from sparsearch.errors import ConfigError, ModelStateError
 from sparsearch.search.strategies.linearised import joint
-from sparsearch.search.strategies.linearised.directions import (
-    find_directions,
-    find_residuals,
-    main_outputs,
-)
+from sparsearch.search.strategies.linearised.directions import find_directions
+from sparsearch.search.strategies.linearised.explained import explain
 from sparsearch.search.strategies.linearised.forward_selection import (
     LeastSquares,
     forward_selection,
@@ -23,8 +20,6 @@ from sparsearch.search.strategies.linearised.jacobian import jacobian_columns, l
 from sparsearch.search.strategies.registry import rank
 from sparsearch.search.strategies.supernet_start import open_supernet
 from sparsearch.search.tasks.task import Split, batches, token_batches
-from sparsearch.search.tasks.types.registry import find_task_type
-from sparsearch.search.training.evaluate import forward
 from sparsearch.search.training.warm_start import WarmStarts
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.budget import Budget
@@ -57,21 +52,20 @@ def over(problem, kinds):
 
 @pytest.fixture(scope="module", params=["bert", "gpt2", "llama"])
 def linear(request):
-    """A problem with every kind that attaches, its supernet, residuals and directions."""
+    """A problem with every kind that attaches, its supernet, what is explained and directions."""
     problem = over(make_problem(make_model, request.param), KINDS)
     supernet = open_supernet(problem, seed=0, warm=True)
-    residuals = find_residuals(supernet, problem.task, problem.task.train)
-    outputs = main_outputs(residuals.values, most=8)
-    directions = find_directions(supernet, residuals, outputs, 2, problem.train)
-    yield problem, supernet, residuals, directions
+    (explained,) = explain(supernet, problem.task, [problem.task.train], most=8, seed=0)
+    moves = find_directions(supernet, explained, 2, problem.train)
+    yield problem, supernet, explained, moves
     supernet.close()
 
 
 def test_columns_are_the_derivatives_of_a_models_own_outputs(linear):
-    problem, supernet, _, directions = linear
-    (move,), z = directions.moves, torch.zeros(len(problem.space.candidates))
+    problem, supernet, explained, moves = linear
+    (move,), z = moves, torch.zeros(len(problem.space.candidates))
     batch = next(iter(batches(problem.task.train, 4, torch.device("cpu"))))
-    found = jacobian_columns(supernet, batch, directions)
+    found = jacobian_columns(supernet, batch, explained, moves)
     reach = found.abs().amax(dim=(0, 1))
     assert (reach > 1e-6).double().mean() > 0.8  # biases of keys change nothing
     differences = []
@@ -81,7 +75,7 @@ def test_columns_are_the_derivatives_of_a_models_own_outputs(linear):
         for i, step in enumerate((3e-3 / reach.clamp_min(1e-3)).tolist()):
             ends = []
             for z[i] in (step, -step):
-                ends.append(forward(supernet.model, batch, "fp32") @ directions.outputs)
+                ends.append(explained.outputs(supernet, batch))
             z[i] = 0.0
             differences.append((ends[0] - ends[1]) / (2 * step))
         for parameter, change in move.items():
@@ -91,10 +85,10 @@ def test_columns_are_the_derivatives_of_a_models_own_outputs(linear):
 
 
 def test_directions_are_gradients_as_long_as_a_step_of_adam(linear):
-    problem, supernet, _, directions = linear
+    problem, supernet, _, moves = linear
     (batch,) = batches(problem.task.train, 64, torch.device("cpu"))
     loss = problem.task.behaviour.loss(supernet.model, batch, "fp32")
-    (move,), alone = directions.moves, {"bitfit", "lnfit", "ia3"}  # with one parameter each
+    (move,), alone = moves, {"bitfit", "lnfit", "ia3"}  # with one parameter each
     units = {k: v for k, v in supernet.attachment.units.items() if k.rpartition(":")[2] in alone}
     checked = 0
     for name, unit in units.items():
@@ -112,12 +106,12 @@ def test_directions_are_gradients_as_long_as_a_step_of_adam(linear):
 
 
 def test_normal_equations_are_the_sums_of_all_rows(linear):
-    problem, supernet, residuals, directions = linear
+    problem, supernet, explained, moves = linear
     rows = problem.task.train
     (batch,) = batches(rows, len(rows), torch.device("cpu"))
-    columns = jacobian_columns(supernet, batch, directions).flatten(0, 1).double()
-    targets = (residuals.values[batch["rows"]] @ directions.outputs).flatten().double()
-    found = least_squares(supernet, residuals, directions)
+    columns = jacobian_columns(supernet, batch, explained, moves).flatten(0, 1).double()
+    targets = explained.targets(batch).flatten().double()
+    found = least_squares(supernet, explained, moves)
     scale = float(found.gram.diagonal().max())
     assert torch.allclose(
         found.gram * len(rows), columns.T @ columns, rtol=1e-3, atol=1e-5 * scale
@@ -255,21 +249,13 @@ def test_values_in_few_bits_have_columns_too(build):
     assert sorted(scores) == list(range(len(problem.space.candidates)))
 
 
-@pytest.mark.parametrize(
-    ("kinds", "task_type", "said"),
-    [
-        ({"lora": {}, "heads": {}}, "classification", "has heads, which remove"),
-        ({"lora": {}}, "causal-lm", "one vector of outputs a row"),
-    ],
-)
-def test_what_it_cannot_linearise_is_refused_with_what_to_do(build, kinds, task_type, said):
-    problem = make_problem(build)
-    space = build_space(problem.model, kinds=kinds)
-    (found,) = joint.misfits(space, find_task_type(task_type))
+def test_what_it_cannot_linearise_is_refused_with_what_to_do(build):
+    problem, said = make_problem(build), "has heads, which remove"
+    space = build_space(problem.model, kinds={"lora": {}, "heads": {}})
+    (found,) = joint.misfits(space, problem.task.behaviour)
     assert said in found and "search with s3pet" in found
-    task = dataclasses.replace(problem.task, type=task_type)
     with pytest.raises(ConfigError, match=said):
-        rank("linearised", dataclasses.replace(problem, space=space, task=task), BUDGET, seed=0)
+        rank("linearised", dataclasses.replace(problem, space=space), BUDGET, seed=0)
 
 
 def test_directions_become_fewer_where_candidates_are_many(build, monkeypatch):
