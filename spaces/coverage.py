@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Reach", "Unreached", "describe_unreached", "find_unreached", "reach_of"]
 
-What = Literal["linear", "norm", "expert", "tensor"]
-"""A linear, a norm, experts kept in tensors of their own, or other weights that are no linear."""
+What = Literal["linear", "norm", "convolution", "expert", "tensor"]
+"""A linear, a norm, a convolution, experts kept in tensors of their own, or other weights that are no linear."""
 
 _LAYER = re.compile(r"^(.*?layers\.\d+)\.")
 
@@ -160,7 +160,9 @@ def _own(path: str, module: nn.Module) -> tuple[What, int] | None:
         return "linear", sum(p.numel() for p in own.values())
     if weight is not None and weight.ndim == 1:
         return "norm", sum(p.numel() for p in own.values())
-    deep = sum(p.numel() for p in own.values() if p.ndim > 1)
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return "convolution", sum(p.numel() for p in own.values())
+    deep = sum(p.numel() for p in own.values() if p.ndim > 1 or weight is None)
     if deep and not isinstance(module, nn.Embedding):
         return ("expert" if "expert" in path else "tensor"), deep
     return None
@@ -176,6 +178,8 @@ def _reason(
         return "torch's own attention or layer reads its weights and calls no module, so nothing can be attached"
     if path in feeds:
         return "it feeds heads that can be cut, and no kind goes to it alone"
+    if what == "convolution":
+        return "a convolution, and kinds go to linears and norms"
     if what in ("expert", "tensor"):
         return "weights in tensors of their own, and kinds go to linears and norms"
     if any(path.startswith(f"{stack.layers}.") for stack in family_of(family).stacks):

@@ -15,35 +15,31 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-from tests.helpers.families import CONFIGS, CORE, VOCAB
+from sparsearch.spaces.backbone.parameters import base_of
+from tests.helpers.families import AUTO_MODELS, CONFIGS, CORE, VOCAB
 
 torch.set_num_threads(1)
 
 FAMILIES = tuple(CORE)
 ONLY_EAGER = ("deberta-v2", "bloom", "gemma2", "mpnet")
-HEADLESS = ("granite",)
-"""Families without a sequence classifier in transformers."""
 
 
 def make_model(
     family: str, seed: int = 0, labels: int = 3, attention: str = "sdpa", **settings: object
 ) -> nn.Module:
-    """A tiny random model with a classification head, where transformers has one; ``settings`` change its config."""
+    """A tiny random model with a head, see ``AUTO_MODELS``; ``settings`` change its config."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
     for name, value in settings.items():
         setattr(config, name, value)
     config.num_labels = labels
     attention = "eager" if family in ONLY_EAGER else attention
-    auto = AutoModelForCausalLM if family in HEADLESS else AutoModelForSequenceClassification
-    model = auto.from_config(config, attn_implementation=attention)
+    name = AUTO_MODELS.get(config.model_type, "AutoModelForSequenceClassification")
+    model = getattr(transformers, name).from_config(config, attn_implementation=attention)
     return model.eval()
 
 
@@ -52,6 +48,15 @@ def make_inputs(rows: int = 2, tokens: int = 7) -> dict[str, Tensor]:
     ids = torch.randint(3, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(1))
     ids[:, -1] = 1
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def inputs_of(model: nn.Module, rows: int = 2) -> dict[str, Tensor]:
+    """A batch of what a tiny model reads."""
+    if model.main_input_name == "input_ids":
+        return make_inputs(rows)
+    config = base_of(model).config
+    shape = (rows, config.num_channels, config.image_size, config.image_size)
+    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
 
 
 TIERS = {

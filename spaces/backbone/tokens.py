@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+from sparsearch.errors import BackboneError
+from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.families.registry import family_of
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
 __all__ = [
+    "count_tokens",
     "longest_input",
     "most_tokens",
     "pads_as_configured",
@@ -45,3 +50,46 @@ def vocabulary_of(model: PreTrainedModel) -> int | None:
 def longest_input(wanted: int, tokenizer: Any, most: int | None) -> int:
     """Tokens at which rows are cut: as wanted, or fewer where the tokenizer or the model (``most_tokens``) ends."""
     return min(wanted, int(tokenizer.model_max_length), most or wanted)
+
+
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """The forward reached the first layer, with so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(tokens)
+        self.tokens = tokens
+
+
+def count_tokens(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Tokens of a row in a backbone's first layer: of an image its patches, and what the model puts before them.
+
+    The embeddings run and nothing else, on the meta device too.
+
+    Args:
+        model: With or without a head.
+        inputs: Of the model, the first axis is that of rows.
+
+    Raises:
+        BackboneError: If the model does not take such inputs.
+    """
+    import torch
+
+    def stop(module: nn.Module, args: tuple[Tensor, ...]) -> NoReturn:
+        raise _Reached(args[0].shape[-2])
+
+    first = next(p for p in positions_of(model) if p.role == "linear" and p.layer is not None)
+    handle = base_of(model).get_submodule(first.module).register_forward_pre_hook(stop)
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except _Reached as reached:
+        return reached.tokens
+    except (TypeError, ValueError, RuntimeError) as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+        raise BackboneError(
+            f"a {type(model).__name__} does not take {shapes}: {error}",
+            "put the processor that the model was trained with into its folder",
+        ) from error
+    finally:
+        handle.remove()
+    raise BackboneError(f"a {type(model).__name__} does not call {first.name}")

@@ -116,9 +116,7 @@ def _resolve(name: str, path: str, layer: _Layer) -> Position | None:
     if ">" in path:
         return _resolve_block(name, path, layer)
     fused = _PART.match(path)
-    alternatives = (fused["path"] if fused else path).split("|")
-    paths = [layer.prefix + path for path in alternatives]
-    found = next((path for path in paths if path in layer.modules), None)
+    found = _first(fused["path"] if fused else path, layer)
     if found is None or getattr(layer.modules[found], "weight", None) is None:
         return None
     width_in, width_out = widths(layer.modules[found])
@@ -137,6 +135,12 @@ def _resolve(name: str, path: str, layer: _Layer) -> Position | None:
         runs=part.runs,
         period=part.period,
     )
+
+
+def _first(path: str, layer: _Layer) -> str | None:
+    """The first of a path's alternatives that the model has, under the base model."""
+    paths = [layer.prefix + alternative for alternative in path.split("|")]
+    return next((path for path in paths if path in layer.modules), None)
 
 
 def _part(part: str, width: int, heads: _Heads) -> _Part:
@@ -162,8 +166,8 @@ def _part(part: str, width: int, heads: _Heads) -> _Part:
 
 def _resolve_block(name: str, path: str, layer: _Layer) -> Position | None:
     """A block, which is entered at one module and left at another."""
-    entry, leave = (layer.prefix + part for part in path.split(">"))
-    if leave not in layer.modules:
+    entry, leave = (_first(part, layer) for part in path.split(">"))
+    if entry is None or leave is None:
         return None
     _, width = widths(layer.modules[leave])
     return Position(name, "block", leave, entry, layer.index, width, width, repeats=layer.repeats)
@@ -172,8 +176,8 @@ def _resolve_block(name: str, path: str, layer: _Layer) -> Position | None:
 def _resolve_cut(name: str, path: str, layer: _Layer) -> Position | None:
     """A place that can be cut."""
     before, _, reader = path.partition(">>")
-    module = layer.prefix + reader
-    if module not in layer.modules:
+    module = _first(reader, layer)
+    if module is None:
         return None
     linears = [_resolve(name, feed, layer) for feed in before.split(",")]
     feeds = tuple(

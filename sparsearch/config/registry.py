@@ -222,6 +222,7 @@ FAMILIES = Registry(
             "bloom": "gpt_neox:BLOOM",
             "camembert": "bert:ROBERTA",
             "deberta-v2": "deberta_v2:DEBERTA_V2",
+            "dinov2": "vision:DINOV2",
             "distilbert": "distilbert:DISTILBERT",
             "electra": "bert:ELECTRA",
             "falcon": "gpt_neox:FALCON",
@@ -247,6 +248,7 @@ FAMILIES = Registry(
             "smollm3": "llama:LLAMA",
             "stablelm": "llama:STABLELM",
             "t5": "t5:T5",
+            "vit": "vision:VIT",
             "xlm-roberta": "bert:ROBERTA",
         }.items()
     },

@@ -115,6 +115,13 @@ BART = {
     "bos_token_id": 2,
     "decoder_start_token_id": 1,
 }
+IMAGES = {
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": D,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+}
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "albert": ("albert", {**ENCODER, "num_hidden_layers": 3, "embedding_size": 16}),
@@ -124,6 +131,8 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
         {"vocab_size": VOCAB, "hidden_size": D, "n_layer": 2, "n_head": HEADS, "pad_token_id": 0},
     ),
     "camembert": ("camembert", ENCODER),
+    "dinov2": ("dinov2", {**IMAGES, "mlp_ratio": 3}),
+    "dinov2-swiglu": ("dinov2", {**IMAGES, "mlp_ratio": 4, "use_swiglu_ffn": True}),
     "electra": ("electra", {**ENCODER, "embedding_size": 16}),
     "falcon": ("falcon", FALCON),
     "falcon-40b": ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -168,6 +177,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "qwen3": ("qwen3", {**DECODER, "head_dim": 16}),
     "smollm3": ("smollm3", {**DECODER, **SPECIAL, "no_rope_layers": [1, 0]}),
     "stablelm": ("stablelm", DECODER),
+    "vit": ("vit", {**IMAGES, "intermediate_size": WIDE}),
     "xlm-roberta": ("xlm-roberta", ENCODER),
 }
 """Name -> family and settings of what is beside the core; two names of one family are built differently."""
@@ -177,5 +187,12 @@ def _config(variant: str) -> Callable[[], PretrainedConfig]:
     family, settings = VARIANTS[variant]
     return lambda: AutoConfig.for_model(family, **settings)
 
+
+AUTO_MODELS = {
+    "dinov2": "AutoModelForImageClassification",
+    "granite": "AutoModelForCausalLM",
+    "vit": "AutoModelForImageClassification",
+}
+"""Family -> class of transformers that builds it, where that is no sequence classifier."""
 
 CONFIGS = CORE | {variant: _config(variant) for variant in VARIANTS}

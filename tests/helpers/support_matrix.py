@@ -24,8 +24,8 @@ from sparsearch.spaces.families.registry import FAMILIES
 from sparsearch.spaces.kinds import KINDS, Kind, make_kind
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
-from tests.conftest import HEADLESS, make_model
-from tests.helpers.families import CONFIGS, VARIANTS
+from tests.conftest import make_model
+from tests.helpers.families import AUTO_MODELS, CONFIGS, VARIANTS
 from tests.helpers.kind_table import TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
@@ -79,7 +79,7 @@ def marks(model: nn.Module, kind: Kind, backbone: BackboneId) -> list[str]:
     """What a kind can do in a model, but for merging; nothing where it has no place."""
     places = places_of(model, kind)
     found = ["A"] if places else []
-    if places and not kind.not_in_peft and model.config.model_type not in HEADLESS:
+    if places and not kind.not_in_peft and model.config.model_type not in AUTO_MODELS:
         found += first_of("P", "p", places, partial(exports, model, backbone))
     return [*found, "C"] if places and kind.role == "remove" else found
 
@@ -146,7 +146,7 @@ def reasons() -> list[str]:
         "| `bitfit` on norms in PEFT, or merged | only a norm that has a bias can take one |",
         *(
             f"| exports of {name} | transformers has no sequence classifier for it |"
-            for name in HEADLESS
+            for name in AUTO_MODELS
         ),
     ]
 
