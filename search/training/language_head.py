@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparsearch.errors import BackboneError
+from sparsearch.search.tasks.types.base import TokenLosses, cross_entropies
 from sparsearch.search.tasks.types.token_rows import IGNORED
-from sparsearch.search.tasks.types.token_task import TokenLosses, cross_entropies
 from sparsearch.search.training.device import autocast
 from sparsearch.search.training.evaluate import forward
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.tasks.task import Split, Task
+from sparsearch.search.tasks.types.base import TokenTask
 from sparsearch.search.tasks.types.sequence import SequenceTask
-from sparsearch.search.tasks.types.token_task import TokenTask
 from sparsearch.search.training.evaluate import forward, predict
 
 __all__ = ["Explained", "OutputsOfRows", "OutputsOfTokens", "explain", "main_outputs"]

@@ -13,9 +13,8 @@ from sparsearch.search.strategies.linearised.explained import explain
 from sparsearch.search.strategies.linearised.forward_selection import forward_selection
 from sparsearch.search.strategies.linearised.jacobian import least_squares
 from sparsearch.search.tasks.task import subset
-from sparsearch.search.tasks.types.base import TaskType
+from sparsearch.search.tasks.types.base import TaskType, TokenTask
 from sparsearch.search.tasks.types.sequence import SequenceTask
-from sparsearch.search.tasks.types.token_task import TokenTask
 from sparsearch.search.training.gradients import sample_rows
 from sparsearch.spaces.space import Space
 

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+import torch
+from torch import Tensor, nn
 
+if TYPE_CHECKING:
     from sparsearch.config.tasks.task import TaskConfig
     from sparsearch.search.tasks.data_files import Rows
     from sparsearch.search.tasks.data_summary import DataSummary
     from sparsearch.search.tasks.task import Split, Task
 
-__all__ = ["Encoded", "TaskType"]
+__all__ = ["Encoded", "TaskType", "TokenLosses", "TokenTask", "cross_entropies"]
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,48 @@ class TaskType(ABC):
     @abstractmethod
     def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
         """A task's metric of a model on one of its splits; a higher score is better."""
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """What a batch has to learn, token by token, in the order of its rows.
+
+    Attributes:
+        losses: (tokens,) cross-entropies, with the graph that led to them.
+        residuals: (tokens,) norms of one-hot minus softmax, those of the losses' gradients; without a graph.
+        rows: (tokens,) the place in the batch of each token's row.
+    """
+
+    losses: Tensor
+    residuals: Tensor
+    rows: Tensor
+
+
+class TokenTask(TaskType):
+    """A task type whose loss is a mean of cross-entropies, several in a row."""
+
+    @abstractmethod
+    def token_losses(
+        self, model: nn.Module, batch: dict[str, Tensor], precision: str
+    ) -> TokenLosses:
+        """What ``loss`` is the mean of.
+
+        Args:
+            model: Of the type's model class.
+            batch: As ``batches`` gives it.
+            precision: Of the forward pass.
+        """
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of (tokens, outputs) logits, and the norms of their residuals.
+
+    >>> losses, residuals = cross_entropies(torch.zeros(1, 4), torch.tensor([2]))
+    >>> round(float(losses), 4), round(float(residuals), 4)  # log 4; (3/4, 1/4, 1/4, 1/4)
+    (1.3863, 0.866)
+    """
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    with torch.no_grad():
+        found = logits.softmax(-1)
+        squares = found.square().sum(-1) - 2 * found.gather(-1, labels[:, None]).squeeze(-1) + 1
+    return losses, squares.clamp_min(0).sqrt()

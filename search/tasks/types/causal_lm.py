@@ -15,10 +15,9 @@ from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.task import Split, Task, batches
-from sparsearch.search.tasks.types.base import Encoded
+from sparsearch.search.tasks.types.base import Encoded, TokenLosses, TokenTask
 from sparsearch.search.tasks.types.chat import conversation
 from sparsearch.search.tasks.types.token_rows import IGNORED, padded_split
-from sparsearch.search.tasks.types.token_task import TokenLosses, TokenTask
 from sparsearch.search.training.language_head import check_head, learnt_losses, token_loss
 
 if TYPE_CHECKING:

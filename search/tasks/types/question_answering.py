@@ -16,8 +16,7 @@ from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.task import Split, batches
 from sparsearch.search.tasks.types.answers import answer_score
-from sparsearch.search.tasks.types.base import Encoded
-from sparsearch.search.tasks.types.token_task import TokenLosses, TokenTask, cross_entropies
+from sparsearch.search.tasks.types.base import Encoded, TokenLosses, TokenTask, cross_entropies
 from sparsearch.search.training.evaluate import forward
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.labels import label_text
 from sparsearch.search.tasks.task import Split, Task, batches
-from sparsearch.search.tasks.types.base import Encoded
+from sparsearch.search.tasks.types.base import Encoded, TokenLosses, TokenTask, cross_entropies
 from sparsearch.search.tasks.types.token_rows import IGNORED, padded_split
-from sparsearch.search.tasks.types.token_task import TokenLosses, TokenTask, cross_entropies
 from sparsearch.search.training.evaluate import forward
 
 if TYPE_CHECKING:
