@@ -90,8 +90,8 @@ def test_losses_of_tokens_are_those_that_the_task_means(problem):
     task_type, model = problem.task.behaviour, problem.model
     (batch,) = batches(problem.task.train, ROWS, CPU)
     found = task_type.token_losses(model, batch, "fp32")
-    assert float(found.losses.mean()) == pytest.approx(
-        float(task_type.loss(model, batch, "fp32")), rel=1e-5
+    assert found.losses.mean().item() == pytest.approx(
+        task_type.loss(model, batch, "fp32").item(), rel=1e-5
     )
     assert found.rows.tolist() == sorted(found.rows.tolist()) and len(found.rows) > 2 * ROWS - 1
     assert set(found.rows.tolist()) == set(range(ROWS))
