@@ -22,6 +22,7 @@ class Score:
         validation: Mean over draws.
         test: Mean over draws.
         params: Mean over draws.
+        stored_bytes: Mean over draws.
         seconds: Mean wall time, search included.
         search_seconds: Mean wall time of the ranking.
         search_steps: Mean steps of the search.
@@ -30,6 +31,7 @@ class Score:
     validation: float
     test: float
     params: float
+    stored_bytes: float
     seconds: float
     search_seconds: float
     search_steps: float
@@ -54,10 +56,10 @@ def tabulate(lines: Iterable[dict[str, Any]]) -> Table:
         name = (cell["task"], cell["budget"], cell["contestant"])
         if cell["multiple"] == tuned.get(name):
             groups.setdefault(name, {}).setdefault(cell["seed"], []).append(line)
-    keys = ("validation", "test", "params", "seconds", "search_seconds", "search_steps")
+    keys = ("validation", "test", "params", "stored_bytes", "seconds", "search_seconds", "search_steps")
     return {
         name: {
-            seed: Score(*(statistics.fmean(float(d.get(k, 0)) for d in draws) for k in keys))
+            seed: Score(*(statistics.fmean(float(d.get(k) or 0) for d in draws) for k in keys))
             for seed, draws in seeds.items()
         }
         for name, seeds in groups.items()
@@ -110,8 +112,8 @@ def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
         full = table.get((task, "", "full"), {})
         whole = statistics.fmean(s.test for s in full.values()) if full else None
         print(
-            f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | seeds | "
-            "search steps | search s | all s |\n|---|---|---|---|---|---|---|---|---|---|"
+            f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | stored bytes | seeds | "
+            "search steps | search s | all s |\n|---|---|---|---|---|---|---|---|---|---|---|"
         )
         for budget in (*budgets, ""):
             rows = [(c, v) for (t, b, c), v in table.items() if t == task and b == budget]
@@ -123,12 +125,13 @@ def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
                 print(
                     f"| {first} | `{name}` | {_spread([s.validation for s in values])} | "
                     f"{_spread([s.test for s in values])} | {f'{100 * test / whole:.1f}%' if whole else ''} | "
-                    f"{statistics.fmean(s.params for s in values):,.0f} | {len(values)} | "
+                    f"{statistics.fmean(s.params for s in values):,.0f} | "
+                    f"{statistics.fmean(s.stored_bytes for s in values):,.0f} | {len(values)} | "
                     f"{statistics.fmean(s.search_steps for s in values):.0f} | "
                     f"{statistics.fmean(s.search_seconds for s in values):.0f} | "
                     f"{statistics.fmean(s.seconds for s in values):.0f} |"
                 )
-    print(f"\n### `{ours}` against the others, mean over tasks, points of test accuracy\n")
+    print(f"\n### `{ours}` against the others, mean over tasks, points of the test score\n")
     print(
         "| budget | against | tasks | difference | 95% interval | pairs |\n|---|---|---|---|---|---|"
     )
