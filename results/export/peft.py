@@ -1,7 +1,7 @@
 """A structure as a PEFT adapter: anchored, escaped, fully qualified names, and nothing dropped.
 
 - ``lora``: LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one.
-- ``spectral``: LoRA too, the values folded into ``lora_B``; its directions would then train as well.
+- ``spectral``, ``lora_xs``: LoRA too, what trained folded into ``lora_B``; directions would then train as well.
 - ``bitfit`` on a linear: BEFT where nothing else is on linears and PEFT merges that; else the bias of ``lora_B``,
   beside a zero rank-1 unit where there is no LoRA.
 - ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``. LN tuning is not used: unloading it leaves the
@@ -23,6 +23,7 @@ from sparsearch.errors import ExportError
 from sparsearch.spaces.attachment.weights_file import HEAD
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.families.position import Position, find, widths
+from sparsearch.spaces.kinds import KINDS, Kind
 from sparsearch.spaces.kinds.base import FULL_BITS
 from sparsearch.spaces.kinds.ia3.spec import IA3
 from sparsearch.spaces.kinds.lora.spec import Lora
@@ -126,9 +127,10 @@ def plan_adapter(
             modules[position.module] = _adapted(model, position, paths)
         name = f"{candidate.position}:{candidate.kind}."
         unit = {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
-        if candidate.base_kind == "spectral":
-            unit = _as_lora(unit, scale)
-        _join(modules[position.module], position, candidate.base_kind, unit)
+        name = candidate.base_kind
+        if (product := structure.kind(candidate.kind).low_rank(unit)) is not None:
+            name, unit = "lora", {"A": product[0], "B": product[1] / scale}
+        _join(modules[position.module], position, name, unit)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     norms = [m for m in modules.values() if m.is_norm]
     linears = [m for m in modules.values() if not m.is_norm]
@@ -185,16 +187,12 @@ def _composite(head: Mapping[str, Tensor]) -> list[str]:
     return [saved for name in head if (saved := saved_module(name)) != name.rpartition(".")[0]]
 
 
-def _as_lora(unit: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Spectral as LoRA: the right directions are A, the left ones times the values are B."""
-    return {"A": unit["right"], "B": unit["left"] * unit["values"].flatten() / scale}
-
-
 def _basis_notes(structure: Structure) -> tuple[str, ...]:
-    if not any(c.base_kind == "spectral" for c in structure.candidates):
-        return ()
-    return (
-        "PEFT has no spectral units: they are written as LoRA of the same rank, all of which would train",
+    kinds = {c.base_kind for c in structure.candidates}
+    return tuple(
+        f"PEFT has no {name} units: they are written as LoRA of the same rank, all of which would train"
+        for name in KINDS
+        if name in kinds and KINDS[name].low_rank is not Kind.low_rank
     )
 
 
@@ -256,7 +254,7 @@ def _join(
 ) -> None:
     """Add one unit's tensors, at its rows of a fused projection."""
     rows = position.rows
-    if kind in ("lora", "spectral"):
+    if kind == "lora":
         wide = torch.zeros(module.width, unit["B"].shape[1])
         wide[rows] = unit["B"]
         module.A = unit["A"] if module.A is None else torch.cat([module.A, unit["A"]])

@@ -132,7 +132,7 @@ def largest_uniform(
             break
         largest = level
     if not largest:
-        units = tuple(make_candidate(kind, p, 1) for p in positions)
+        units = tuple(make_candidate(kind, p, next(iter(kind.levels(p)))) for p in positions)
         own = Space(units, {name: kind}, space.positions, space.backbone_params)
         raise infeasible(Caps(own, budget, tokens))
     return largest, kind
@@ -147,11 +147,12 @@ def uniform_levels(kind: Kind, positions: Sequence[Position]) -> Iterator[tuple[
             layers.setdefault(f"{stack}{position.layer}", []).append(position)
     from_top = list(layers.values())[::-1]
     top = from_top[0] if from_top else []
+    least = {p: next(iter(kind.levels(p))) for p in positions}
     for count in range(1, len(top)):
-        yield tuple(make_candidate(kind, p, 1) for p in top[:count])
+        yield tuple(make_candidate(kind, p, least[p]) for p in top[:count])
     for count in range(1, len(from_top)):
         yield tuple(
-            make_candidate(kind, p, 1) for layer in from_top[count - 1 :: -1] for p in layer
+            make_candidate(kind, p, least[p]) for layer in from_top[count - 1 :: -1] for p in layer
         )
-    for size in range(1, max(map(kind.largest_useful, positions), default=0) + 1):
+    for size in sorted({size for p in positions for size in kind.levels(p)}):
         yield tuple(make_candidate(kind, p, min(size, kind.largest(p))) for p in positions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparsearch.spaces.families.position import Position
@@ -107,6 +107,10 @@ class Kind:
         """Size beyond which more buys nothing; uniform structures grow up to it."""
         return self.largest(position)
 
+    def levels(self, position: Position) -> Iterable[int]:
+        """Sizes through which uniform structures grow, from the smallest."""
+        return range(1, self.largest_useful(position) + 1)
+
     def params(self, position: Position, size: int) -> int:
         """Trainable parameters of a unit of this size."""
         raise NotImplementedError
@@ -126,6 +130,14 @@ class Kind:
     def flops_per_pair(self, position: Position, size: int) -> int:
         """FLOPs added per token and token of the sequence, as attention's scores cost them."""
         return 0
+
+    def low_rank(self, unit: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """A (k, in) and B (out, k) whose product is the change of the weight, for formats that know LoRA alone.
+
+        Args:
+            unit: What it computes with, by name. None for what is no such product, or is LoRA.
+        """
+        return None
 
     def build(self, position: Position, size: int, host: nn.Module) -> Unit:
         """A new unit, the identity at initialisation; ``host`` is the backbone's module."""

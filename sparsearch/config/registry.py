@@ -196,6 +196,7 @@ KINDS = Registry(
         for name, home in {
             "spectral": "spectral.spec:Spectral",
             "lora": "lora.spec:Lora",
+            "lora_xs": "lora_xs.spec:LoraXS",
             "sparse_delta": "sparse_delta.spec:SparseDelta",
             "bitfit": "bitfit.spec:BitFit",
             "lnfit": "lnfit.spec:LNFit",

@@ -7,6 +7,7 @@ from sparsearch.spaces.backbone.parameters import positions_of
 TABLE = [
     ("lora", {"max_rank": 3}),
     ("spectral", {"block": 2, "max_blocks": 3}),
+    ("lora_xs", {"smallest": 2, "factor": 2, "steps": 2}),
     ("bitfit", {}),
     ("lnfit", {}),
     ("low_rank_adapter", {"reduction": 8}),

@@ -15,7 +15,7 @@ from torch import nn
 from sparsearch.errors import ExportError, StructureError
 from sparsearch.results.export.peft import plan_adapter
 from sparsearch.spaces.attachment.attach import attach, attach_modules, detach
-from sparsearch.spaces.attachment.weights_file import weights_of
+from sparsearch.spaces.attachment.weights_file import values_of
 from sparsearch.spaces.backbone.identity import BackboneId, identify
 from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.compaction.merge import merge
@@ -107,7 +107,7 @@ def exports(model: nn.Module, backbone: BackboneId, places: Places) -> bool:
     space = build_space(model, kinds={kind.name: {**OPTIONS[kind.name], "on": on}})
     structure = make_structure(space, space.candidates, backbone, "classification")
     attach(model, structure)
-    tensors = weights_of(model)
+    tensors = values_of(model)
     detach(model)
     try:
         plan_adapter(model, structure, tensors)

@@ -7,6 +7,7 @@ weight's own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -82,6 +83,10 @@ class Spectral(Kind):
     def flops_per_token(self, position: Position, size: int) -> int:
         """Onto the directions and out again."""
         return 2 * size * self.block * (position.in_features + position.out_features)
+
+    def low_rank(self, unit: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The right directions, and the left ones times the values."""
+        return unit["right"], unit["left"] * unit["values"].flatten()
 
     def build(self, position: Position, size: int, host: nn.Module) -> SpectralUnit:
         """Values zero; until it is aligned with a task, the directions are the weight's own."""

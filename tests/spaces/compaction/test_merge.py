@@ -26,6 +26,7 @@ OPTIONS = {
     "sparse_delta": {"smallest": 4, "steps": 2},
     "lora": {"max_rank": 3},
     "spectral": {"block": 2, "max_blocks": 3},
+    "lora_xs": {"smallest": 2, "steps": 2},
     "bitfit": {},
     "lnfit": {},
     "ia3": {},
