@@ -7,6 +7,7 @@
 | selection | from scores to the candidates that fit |
 | tasks | rows of text become token ids and labels |
 | training | the training loop, and what searching shares with it |
+| trainer | a search inside the Trainer of transformers |
 
 ``README.md`` has the maths in one page.
 """

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsearch.results.export.round_to_budget import round_to_budget
     from sparsearch.results.store.store import Store
     from sparsearch.results.store.store import open_store as open
+    from sparsearch.search.trainer.callback import StructureCallback
     from sparsearch.spaces.attachment.attach import attach, detach
     from sparsearch.spaces.calibration.calibrate import calibrate
     from sparsearch.spaces.compaction.checkpoint import load_checkpoint
@@ -35,6 +36,7 @@ __all__ = [
     "SparsearchError",
     "Store",
     "Structure",
+    "StructureCallback",
     "StudyConfig",
     "__version__",
     "calibrate",
@@ -59,6 +61,7 @@ _HOME = {
     "SparsearchError": "errors:SparsearchError",
     "Store": "results.store.store:Store",
     "Structure": "spaces.structure:Structure",
+    "StructureCallback": "search.trainer.callback:StructureCallback",
     "StudyConfig": "config.study:StudyConfig",
     "calibrate": "spaces.calibration.calibrate:calibrate",
     "attach": "spaces.attachment.attach:attach",

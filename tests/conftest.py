@@ -77,6 +77,9 @@ TIERS = {
         test_plugins test_prefix test_reading test_remove_units test_server_option test_site test_slim
         test_sparse_delta test_sparse_delta_supports test_store test_study test_study_driver
         test_study_exports test_study_report test_support test_task_identity test_task_studies
+        test_plugins test_prefix test_reading test_remove_units test_server_option test_slim
+        test_sparse_delta test_sparse_delta_supports test_store test_structure_callback test_study
+        test_study_driver test_study_exports test_study_report test_support test_task_identity test_task_studies
         test_train test_training_loops test_transfer test_two_budgets
         test_unknown_family test_unusual_models test_uploads test_webhooks test_weight_mask
         test_weight_mask_candidates test_weight_mask_gates test_weight_mask_merge""",

@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["problems_of"]
+from sparsearch.errors import ConfigError
+
+__all__ = ["problems_of", "read_section"]
+
+S = TypeVar("S", bound=BaseModel)
 
 _TYPES = {
     "list_type": "must be a list",
     "dict_type": "must be a mapping of keys",
     "mapping_type": "must be a mapping of keys",
 }
+
+
+def read_section(section: type[S], raw: Mapping[str, Any], at: str) -> S:
+    """One section of a study file, given by itself.
+
+    Args:
+        section: Its model.
+        raw: As in a study file.
+        at: Where the section stands there.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    try:
+        return section.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, section, raw, at)) from error
 
 
 def problems_of(

@@ -1,0 +1,108 @@
+"""The Trainer's training rows as a task: collated once, some held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sparsearch.config.tasks.types import TASK_TYPES, facts_of
+from sparsearch.errors import ConfigError, DataError
+from sparsearch.search.tasks.task import Split, Task, subset
+from sparsearch.search.training.seeds import derive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["check_task_type", "task_of_rows"]
+
+_HELD_OUT = 8
+"""One row of so many judges."""
+
+
+def check_task_type(task_type: str, model: PreTrainedModel | None = None) -> None:
+    """Whether there is a task type of a name, and whether a model has its head.
+
+    Raises:
+        ConfigError: If not.
+    """
+    import transformers
+
+    if task_type not in TASK_TYPES:
+        raise ConfigError([f"{task_type!r} is no task type; there are: {', '.join(TASK_TYPES)}"])
+    auto = facts_of(task_type).auto_model
+    if model is None or type(model) in getattr(transformers, auto)._model_mapping.values():
+        return
+    raise ConfigError(
+        [f"a {type(model).__name__} is no model for {task_type!r}"],
+        f"load it with {auto}, or name the task type of the model",
+    )
+
+
+def task_of_rows(
+    task_type: str,
+    model: PreTrainedModel,
+    rows: Sequence[Mapping[str, Any]],
+    collate: Callable[[list[Any]], Mapping[str, Tensor]],
+    seed: int,
+) -> Task:
+    """A task whose splits are rows that the Trainer would train on; an eighth of them judges.
+
+    Args:
+        task_type: One of ``TASK_TYPES``.
+        model: Names its labels and its classes.
+        rows: As its data set gives them.
+        collate: The Trainer's data collator: rows -> tensors, padded to one length.
+        seed: Of which rows judge.
+
+    Raises:
+        DataError: If there are too few rows, or they have no labels, or several of them become one.
+    """
+    if len(rows) < _HELD_OUT:
+        raise DataError(f"{len(rows)} training rows are too few to search with")
+    whole = _split(model, dict(collate(list(rows))), len(rows))
+    generator = torch.Generator().manual_seed(derive(seed, "held out"))
+    order = torch.randperm(len(rows), generator=generator)
+    held_out, learnt = order[: len(rows) // _HELD_OUT], order[len(rows) // _HELD_OUT :]
+    facts = facts_of(task_type)
+    classes = tuple(model.config.id2label.values()) if facts.has_head else ()
+    judged = subset(whole, held_out)
+    return Task(
+        "training rows",
+        task_type,
+        facts.metrics[0],
+        classes,
+        int(whole.lengths.max()),
+        train=subset(whole, learnt),
+        validation=judged,
+        test=judged,
+    )
+
+
+def _split(model: PreTrainedModel, batch: dict[str, Tensor], rows: int) -> Split:
+    """A collated batch as a split; rows that are padded at the left stay whole."""
+    from transformers.utils import find_labels
+
+    names = [name for name in find_labels(type(model)) if name in batch]
+    if not names or "input_ids" not in batch:
+        raise DataError(
+            f"the data collator gives {', '.join(batch)}; a search needs input_ids and labels",
+            f"rows of a {type(model).__name__} have {', '.join(find_labels(type(model)))}",
+        )
+    parts = [batch.pop(name).cpu() for name in names]
+    inputs = {n: t.cpu() for n, t in batch.items() if isinstance(t, Tensor) and t.dim() == 2}
+    ids = inputs["input_ids"]
+    if len(ids) != rows:
+        raise DataError(
+            f"the data collator makes {len(ids)} rows of {rows}: it packs or flattens them",
+            "pad rows in place of packing them (packing=False, padding_free=False)",
+        )
+    mask = inputs.setdefault("attention_mask", torch.ones_like(ids)).bool()
+    at_right = bool((mask[:, :-1] >= mask[:, 1:]).all())
+    lengths = mask.sum(1) if at_right else torch.full((rows,), ids.shape[1])
+    labels = parts[0] if len(parts) == 1 else torch.stack(parts, dim=-1)
+    split = Split(inputs, lengths, labels)
+    return replace(split, token_labels=labels.shape == ids.shape)

@@ -1,0 +1,230 @@
+"""A search inside the Trainer: the budget holds, the training goes on with what it chose, nothing else changes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+import sparsearch as ss
+from sparsearch.errors import ConfigError, DataError, ModelStateError, StructureError
+from sparsearch.search.trainer.rows import task_of_rows
+from sparsearch.spaces.attachment.attach import detach
+from sparsearch.spaces.attachment.attachment import attachment_of
+from sparsearch.spaces.backbone.loading import load_model
+from sparsearch.spaces.backbone.parameters import head_parameters
+from sparsearch.spaces.compaction.sparsity import weight_sparsity
+from tests.helpers.language_model import make_language_model, make_tokenizer, prompts
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "search_in_trainer.py"
+BUDGET = {"max_trainable_params": 100}
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("search_in_trainer", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_searches_trains_and_saves(tiny_folder, tiny_data, tmp_path, capsys):
+    file = tiny_data / "train.jsonl"
+    model = script().train(str(tiny_folder), str(file), str(tmp_path / "out"), budget=300)
+    structure = ss.Structure.load(tmp_path / "out")
+    assert 200 < structure.trainable_params <= 300
+    assert f"{structure.candidates[0].kind} at {structure.candidates[0].position}" in (
+        capsys.readouterr().out
+    )
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    batch = AutoTokenizer.from_pretrained(tiny_folder)(
+        [row["text"] for row in rows], padding=True, return_tensors="pt"
+    )
+    labels = torch.tensor([row["label"] for row in rows])
+    logits = model.eval()(**batch).logits
+    assert (logits.argmax(-1) == labels).float().mean() > 0.9
+    fresh = load_model(str(tiny_folder), num_labels=2)
+    assert torch.allclose(ss.attach(fresh, tmp_path / "out")(**batch).logits, logits, atol=1e-5)
+
+
+@pytest.fixture
+def rows(tiny_folder, tiny_data):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    lines = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    return [{**tokenizer(row["text"]), "labels": row["label"]} for row in lines]
+
+
+@pytest.fixture
+def trainer(tiny_folder, rows, tmp_path):
+    def make(*callbacks, model=None, rows=rows, **settings):
+        set_seed(0)
+        arguments = TrainingArguments(
+            output_dir=tmp_path / "trainer", report_to="none", disable_tqdm=True,
+            **{"max_steps": 2, "learning_rate": 1e-2, "save_strategy": "no", **settings},
+        )  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+        model = model or load_model(str(tiny_folder), num_labels=2)
+        return Trainer(
+            model,
+            arguments,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            callbacks=[*callbacks],
+        )
+
+    return make
+
+
+def callback(budget=BUDGET, **settings):
+    return ss.StructureCallback("classification", budget, **{"search": {"steps": 3}, **settings})
+
+
+def test_the_search_leaves_head_weights_and_random_numbers_as_they_were(trainer):
+    search = callback()
+    run = trainer(search, learning_rate=1e-12)
+    before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+    run.train()
+    drawn = torch.rand(3)
+    trainer(
+        model=run.model, learning_rate=1e-12
+    ).train()  # what is attached trains on, without a search
+    assert torch.equal(torch.rand(3), drawn)
+    assert {n for n, _ in head_parameters(run.model)} == {"classifier.weight", "classifier.bias"}
+    detach(run.model)
+    assert all(torch.allclose(p, before[n], atol=1e-9) for n, p in run.model.named_parameters())
+
+
+def test_the_optimiser_trains_what_is_attached_and_the_head_alone(trainer):
+    search = callback(space={"kinds": {"lora": {"max_rank": 1}, "lnfit": {}}})
+    run = trainer(search, weight_decay=0.1)
+    run.train()
+    groups = run.optimizer.param_groups
+    assert {p.dim() for p in groups[0]["params"]} == {2} and groups[0]["weight_decay"] == 0.1
+    assert {p.dim() for p in groups[-1]["params"]} <= {1} and groups[-1]["weight_decay"] == 0.0
+    trained = {id(p) for group in groups for p in group["params"]}
+    assert trained == {id(p) for p in run.model.parameters() if p.requires_grad}
+    attached = sum(p.numel() for p in attachment_of(run.model).parameters())
+    assert attached == search.structure.trainable_params <= 100
+    assert all(p.grad is None or id(p) in trained for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("preset", ["fine", "pst"])
+def test_presets_with_directions_and_with_masks(trainer, preset):
+    budget = {"max_trainable_params": 300}
+    if preset == "pst":
+        budget = {"max_trainable_params": 3000, "min_weight_sparsity": "40%"}
+    search = callback(budget, space={"preset": preset})
+    run = trainer(search, max_steps=4)
+    run.train()
+    assert search.structure.candidates and attachment_of(run.model).settled
+    if preset == "pst":
+        assert weight_sparsity(run.model) >= 0.4
+
+
+def test_a_training_goes_on_from_a_checkpoint(trainer, tiny_folder, tmp_path):
+    search = callback()
+    trainer(search, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "trainer" / "checkpoint-1"
+    model = load_model(str(tiny_folder), num_labels=2)
+    ss.attach(model, ss.Structure.load(checkpoint / "structure.json"))
+    again = callback()
+    run = trainer(again, model=model)
+    run.train(resume_from_checkpoint=str(checkpoint))
+    assert run.state.global_step == 2 and again.structure is None
+    state = trainer(callback())
+    state.state.global_step = 1
+    with pytest.raises(StructureError, match="goes on from step 1, but no structure is attached"):
+        state.callback_handler.on_train_begin(state.args, state.state, state.control)
+
+
+def test_several_processes_are_refused(trainer, monkeypatch):
+    run = trainer(callback())
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(ModelStateError, match="wrapped the model for 2 processes") as error:
+        run.callback_handler.on_train_begin(run.args, run.state, run.control)
+    assert "before the Trainer is made" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ss.StructureCallback("classify", BUDGET), "'classify' is no task type"),
+        (lambda: callback({"max_params": 3}), "budget.max_params: unknown key"),
+        (lambda: callback(search={"steps": "few"}), "search.steps: .*'few'"),
+        (lambda: callback(search={"strategy": "head"}), "'head' chooses no structure"),
+        (lambda: callback(space={"preset": "s3pet-x"}), "unknown preset 's3pet-x'"),
+        (lambda: callback(space={"preset": "ticket"}), "trains the whole backbone"),
+    ],
+)
+def test_wrong_settings(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_model_of_another_task_is_refused(trainer):
+    run = trainer(ss.StructureCallback("causal-lm", BUDGET))
+    with pytest.raises(ConfigError, match="a BertForSequenceClassification is no model for 'caus"):
+        run.train()
+
+
+def test_rows_that_cannot_be_searched_with_are_refused(trainer, rows):
+    with pytest.raises(DataError, match="3 training rows are too few"):
+        trainer(callback(), rows=rows[:3]).train()
+
+
+def language_rows(side):
+    tokenizer = make_tokenizer(padding_side=side)
+    rows = []
+    for row in prompts(16, 0):
+        prompt, answer = (
+            tokenizer(text, add_special_tokens=False).input_ids
+            for text in (row["question"], row["answer"])
+        )
+        rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    return rows, DataCollatorForSeq2Seq(tokenizer)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_loss_over_collated_rows_is_that_of_the_trainer(side):
+    model = make_language_model("llama")
+    rows, collate = language_rows(side)
+    task = task_of_rows("causal-lm", model, rows, collate, 0)
+    assert len(task.train) == 14 and len(task.validation) == 2
+    with torch.no_grad():
+        alone = [model(**collate([row])) for row in rows]
+    counts = [sum(label != -100 for label in row["labels"]) for row in rows]
+    whole = sum(float(out.loss) * n for out, n in zip(alone, counts, strict=True)) / sum(counts)
+    losses = [task.behaviour.split_loss(model, s, "fp32") for s in (task.train, task.validation)]
+    learnt = [int((s.labels != -100).sum()) for s in (task.train, task.validation)]
+    found = sum(loss * n for loss, n in zip(losses, learnt, strict=True)) / sum(learnt)
+    assert sum(learnt) == sum(counts) and found == pytest.approx(whole, abs=1e-5)
+
+
+def test_rows_with_labels_for_tokens_and_for_spans(build):
+    from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification
+
+    config = build("bert", labels=2).config
+    tokenizer = make_tokenizer()
+    rows = [{"input_ids": [2, 5 + i % 7, 3], "labels": [-100, i % 2, -100]} for i in range(16)]
+    tagger = AutoModelForTokenClassification.from_config(config)
+    collate = DataCollatorForTokenClassification(tokenizer)
+    task = task_of_rows("token-classification", tagger, rows, collate, 0)
+    assert task.train.token_labels and len(task.classes) == config.num_labels
+    spans = [{"input_ids": [2, 5, 6, 3], "start_positions": 1, "end_positions": 2}] * 16
+    answerer = AutoModelForQuestionAnswering.from_config(config)
+    collate = DataCollatorWithPadding(tokenizer)
+    task = task_of_rows("question-answering", answerer, spans, collate, 0)
+    assert task.train.labels.tolist() == [[1, 2]] * 14 and task.num_labels == 2
+    with pytest.raises(DataError, match="needs input_ids and labels"):
+        task_of_rows("token-classification", tagger, spans, collate, 0)
