@@ -32,7 +32,7 @@ from tests.helpers.kind_table import TABLE, units_of
 from tests.helpers.language_model import prompts, save_language_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SCRIPTS = ("plain_loop", "train_with_trainer", "train_with_accelerate")
+SCRIPTS = ("plain_loop", "train_with_trainer", "train_with_accelerate", "train_with_lightning")
 KINDS = {"lora": {"max_rank": 2}, "adapter": {"bottleneck": 2}, "bitfit": {}, "lnfit": {}}
 
 
