@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.kinds import Kind
@@ -89,8 +90,8 @@ class Candidate:
 def make_candidate(
     kind: Kind, position: Position, size: int, which: tuple[int, ...] = ()
 ) -> Candidate:
-    """A candidate with its costs."""
-    flops = position.repeats * kind.flops_per_token(position, size)
+    """A candidate with its costs; FLOPs at an expert are those of an average token, rounded up."""
+    flops = ceil(position.repeats * kind.flops_per_token(position, size))
     return Candidate(
         position.name,
         kind.name,
@@ -99,7 +100,7 @@ def make_candidate(
         flops,
         0 if kind.mergeable else flops,
         kind.frozen_bytes(position, size),
-        position.repeats * kind.flops_per_pair(position, size),
+        ceil(position.repeats * kind.flops_per_pair(position, size)),
         which,
         kind.pruned_weights(position, size),
         kind.bits,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sparsearch.spaces.candidate import Candidate, make_candidate
-from sparsearch.spaces.families.position import Position, find
+from sparsearch.spaces.families.position import PRUNABLE, Position, find
 from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.space import Space
 
@@ -54,8 +54,8 @@ def narrowed_positions(
 
 
 def linear_weights(positions: Iterable[Position]) -> int:
-    """Weights of the linears: what can be pruned."""
-    return sum(p.in_features * p.out_features for p in positions if p.role == "linear")
+    """Weights of the linears and of experts: what can be pruned."""
+    return sum(p.in_features * p.out_features for p in positions if p.role in PRUNABLE)
 
 
 def overlaps(space: Space) -> Iterator[tuple[int, int, float, float]]:

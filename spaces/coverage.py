@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sparsearch.spaces.backbone.parameters import backbone_modules, base_of, positions_of
 from sparsearch.spaces.families.generic import opaque_modules
-from sparsearch.spaces.families.position import Position
+from sparsearch.spaces.families.position import MATRICES, Position
 from sparsearch.spaces.families.registry import FAMILIES, family_of
 from sparsearch.spaces.space import Space
 
@@ -21,6 +21,8 @@ __all__ = ["Reach", "Unreached", "describe_unreached", "find_unreached", "reach_
 What = Literal["linear", "norm", "convolution", "expert", "tensor"]
 """A linear, a norm, a convolution, experts kept in tensors of their own, or other weights that are no linear."""
 
+_OWN_WEIGHTS = (*MATRICES, "norm")
+
 _LAYER = re.compile(r"^(.*?layers\.\d+)\.")
 
 
@@ -30,7 +32,7 @@ class Reach:
 
     Attributes:
         kind: Name of the kind.
-        role: Of the positions: ``linear``, ``norm``, ``block``, ``heads``, ``neurons``.
+        role: Of the positions: ``linear``, ``expert``, ``router``, ``norm``, ``block``, ``heads``, ``neurons``.
         positions: How many.
         layers: In how many layers they are.
         of_layers: Layers of the backbone.
@@ -94,7 +96,7 @@ def find_unreached(model: nn.Module) -> tuple[Unreached, ...]:
     positions = positions_of(model)
     reached: dict[str, int] = {}
     for p in positions:
-        if p.role in ("linear", "norm"):
+        if p.role in _OWN_WEIGHTS:
             reached[p.module] = reached.get(p.module, 0) + _weights(p)
     feeds = {feed.module for p in positions for feed in p.feeds}
     opaque = opaque_modules(base_of(model))
@@ -132,20 +134,20 @@ def _layer(position: Position) -> str:
 
 
 def _changed(place: Position, positions: Sequence[Position]) -> Iterator[Position]:
-    """The linears and norms whose weights a position stands for."""
-    if place.role in ("linear", "norm"):
+    """The matrices and norms whose weights a position stands for."""
+    if place.role in _OWN_WEIGHTS:
         yield place
         return
     around = {(feed.module, feed.start) for feed in place.feeds} | {(place.module, 0)}
     for p in positions:
         inside = place.role == "block" and p.name.startswith(f"{place.name}.")
-        if p.role == "linear" and (inside or (place.feeds and (p.module, p.start) in around)):
+        if p.role in MATRICES and (inside or (place.feeds and (p.module, p.start) in around)):
             yield p
 
 
 def _weights(position: Position) -> int:
-    """Weights of a linear or norm at a position, its bias among them."""
-    inputs = position.in_features if position.role == "linear" else 1
+    """Weights of a matrix or norm at a position, its bias among them."""
+    inputs = position.in_features if position.role in MATRICES else 1
     return position.out_features * (inputs + position.has_bias)
 
 
@@ -160,11 +162,11 @@ def _own(path: str, module: nn.Module) -> tuple[What, int] | None:
         return "linear", sum(p.numel() for p in own.values())
     if weight is not None and weight.ndim == 1:
         return "norm", sum(p.numel() for p in own.values())
+    count = sum(p.numel() for p in own.values())
     if isinstance(module, nn.Conv1d | nn.Conv2d):
-        return "convolution", sum(p.numel() for p in own.values())
-    deep = sum(p.numel() for p in own.values() if p.ndim > 1 or weight is None)
-    if deep and not isinstance(module, nn.Embedding):
-        return ("expert" if "expert" in path else "tensor"), deep
+        return "convolution", count
+    if count and not isinstance(module, nn.Embedding):
+        return ("expert" if "expert" in path else "tensor"), count
     return None
 
 

@@ -56,7 +56,15 @@ def tabulate(lines: Iterable[dict[str, Any]]) -> Table:
         name = (cell["task"], cell["budget"], cell["contestant"])
         if cell["multiple"] == tuned.get(name):
             groups.setdefault(name, {}).setdefault(cell["seed"], []).append(line)
-    keys = ("validation", "test", "params", "stored_bytes", "seconds", "search_seconds", "search_steps")
+    keys = (
+        "validation",
+        "test",
+        "params",
+        "stored_bytes",
+        "seconds",
+        "search_seconds",
+        "search_steps",
+    )
     return {
         name: {
             seed: Score(*(statistics.fmean(float(d.get(k) or 0) for d in draws) for k in keys))

@@ -232,6 +232,8 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
             reason = "PEFT saves no mix of IA3 with others"
         elif position.role == "norm" and candidate.base_kind == "bitfit" and not position.has_bias:
             reason = "this norm has no bias"
+        elif position.in_weight:
+            reason = "a weight that is no linear's, which this export does not write"
         else:
             continue
         refused.setdefault((candidate.kind, reason), []).append(candidate.position)

@@ -21,7 +21,12 @@ from sparsearch.search.training.prefix import enter_above
 from sparsearch.search.training.seeds import derive
 from sparsearch.search.training.train import Observer, silent
 from sparsearch.spaces.attachment.attach import attach_modules, detach
-from sparsearch.spaces.backbone.parameters import base_of, head_parameters, replaced_weights
+from sparsearch.spaces.backbone.parameters import (
+    base_of,
+    head_parameters,
+    host_weight,
+    replaced_weights,
+)
 
 __all__ = [
     "batch_gradients",
@@ -133,7 +138,7 @@ def _copies_that_train(
 
     Nothing is written to the weights, which other processes may share; they and the head's values come back.
     """
-    own = {path: base_of(model).get_submodule(path).get_parameter("weight") for path in hosts}
+    own = {path: host_weight(base_of(model), path) for path in hosts}
     head = [p for _, p in head_parameters(model)]
     warm = [p.detach().clone() for p in head]
     attach_modules(model, [])

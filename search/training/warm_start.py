@@ -25,10 +25,12 @@ from sparsearch.search.training.train import Observer, silent
 from sparsearch.spaces.backbone.parameters import (
     base_of,
     head_parameters,
+    host_weight,
     positions_of,
     replaced_weights,
 )
 from sparsearch.spaces.calibration.calibrate import Aligning, Bases, find_bases, hosts_by_weight
+from sparsearch.spaces.families.position import MATRICES
 
 __all__ = ["Once", "WarmStart", "WarmStarts", "new_head"]
 
@@ -84,7 +86,7 @@ class WarmStart:
     def load_weights(self, model: nn.Module) -> None:
         """Write the weights into a copy of the backbone."""
         for path, weight in self.weights.items():
-            base_of(model).get_submodule(path).get_parameter("weight").copy_(weight)
+            host_weight(base_of(model), path).copy_(weight)
 
     def weights_in_place(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """The weights in the place of the backbone's own, inside the context."""
@@ -173,17 +175,14 @@ class WarmStarts:
     @torch.no_grad()
     def _changed(self, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         base = base_of(self.model)
-        return {
-            path: base.get_submodule(path).get_parameter("weight") + change
-            for path, change in changes.items()
-        }
+        return {path: host_weight(base, path) + change for path, change in changes.items()}
 
     def _changes(
         self, seed: int, observe: Observer
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Of all linears together, whichever of them are asked for."""
-        linears = [p.module for p in positions_of(self.model) if p.role == "linear"]
-        hosts = list(dict.fromkeys(linears))
+        """Of all matrices together, whichever of them are asked for."""
+        matrices = [p.host for p in positions_of(self.model) if p.role in MATRICES]
+        hosts = list(dict.fromkeys(matrices))
         try:
             return brief_changes(self.model, self.task, hosts, self.config, seed, observe)
         except Exception as error:

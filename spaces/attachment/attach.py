@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 from sparsearch.spaces.attachment.attachment import Attachment, attachment_of
+from sparsearch.spaces.attachment.changed_weight import leave_out_cuts
 from sparsearch.spaces.attachment.check import check_structure
 from sparsearch.spaces.attachment.hooks import hook
-from sparsearch.spaces.attachment.masked_linear import leave_out_cuts
 from sparsearch.spaces.attachment.remade import check_remade
 from sparsearch.spaces.attachment.weights_file import load_weights
 from sparsearch.spaces.backbone.parameters import (

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
+from sparsearch.spaces.attachment.changed_weight import ChangedWeight
 from sparsearch.spaces.attachment.hooks import Handle
-from sparsearch.spaces.attachment.masked_linear import MaskedLinear
 from sparsearch.spaces.backbone.parameters import ATTACHED
 
 __all__ = ["Attachment", "attachment_of"]
@@ -50,9 +50,9 @@ class Attachment(nn.Module):
             start += size
 
     @property
-    def masked(self) -> list[MaskedLinear]:
-        """The linears whose weights are masked."""
-        return [handle for handle in self.handles if isinstance(handle, MaskedLinear)]
+    def masked(self) -> list[ChangedWeight]:
+        """The weights that are masked, and others that are changed in their place."""
+        return [handle for handle in self.handles if isinstance(handle, ChangedWeight)]
 
     @property
     def settled(self) -> bool:

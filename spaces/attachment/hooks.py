@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
+from sparsearch.spaces.attachment.changed_weight import ChangedWeight
 from sparsearch.spaces.attachment.elsewhere import is_elsewhere
-from sparsearch.spaces.attachment.masked_linear import MaskedLinear
 from sparsearch.spaces.attachment.substitution import Substitution
 from sparsearch.spaces.kinds.low_rank_product import add_low_rank
 
@@ -186,13 +186,14 @@ class _Host:
         return z
 
     def hook(self, module: nn.Module) -> Iterator[Handle]:
+        yield from self._change_weights(module)
         in_norm = [s for s in self.parallel if _is_in_norm(s)]
         self.parallel = [slot for slot in self.parallel if slot not in in_norm]
         if self.masks:
             masked = {slot.position.name for slot in self.masks}
             inside = [s for s in self.parallel if s.changes_weight and s.position.name in masked]
             self.parallel = [slot for slot in self.parallel if slot not in inside]
-            yield MaskedLinear(module, self.masks, inside)
+            yield ChangedWeight(module, self.masks, inside)
         thin = any(slot.low_rank is not None for slot in self.parallel)
         if self.before_units or self.cutting or self.capturing or thin:
             yield module.register_forward_pre_hook(self.before)
@@ -201,6 +202,18 @@ class _Host:
         if in_norm:  # its hooks come after, which asks what was inside
             self.norm = _Norm(module, in_norm)
             yield self.norm
+
+    def _change_weights(self, module: nn.Module) -> Iterator[Handle]:
+        """Units of experts and routers, which change a weight and cannot run beside it."""
+        own = [s for s in (*self.masks, *self.parallel) if s.position.in_weight]
+        self.masks = [slot for slot in self.masks if slot not in own]
+        self.parallel = [slot for slot in self.parallel if slot not in own]
+        weights: dict[str, list[AttachedUnit]] = {}
+        for slot in own:
+            weights.setdefault(slot.position.parameter, []).append(slot)
+        for slots in weights.values():
+            masks = [slot for slot in slots if slot.mask is not None]
+            yield ChangedWeight(module, masks, [slot for slot in slots if slot.mask is None])
 
 
 def hook(modules: Mapping[str, nn.Module], slots: Iterable[AttachedUnit]) -> Iterator[Handle]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sparsearch.spaces.families.position import Position
+from fractions import Fraction
+
+from sparsearch.spaces.families.position import MATRICES, Position
 
 __all__ = [
     "dense_flops_per_token",
@@ -12,18 +14,19 @@ __all__ = [
 def dense_flops_per_token(positions: tuple[Position, ...], tokens: int) -> int:
     """Inference FLOPs (2 x MACs) per token of the dense layers at a sequence length.
 
-    Linears cost 2 in out; scores and mixing 4 n d per attention (methods, section 0).
+    Linears cost 2 in out; scores and mixing 4 n d per attention (methods, section 0). Of experts those count that a
+    token takes, whichever they are.
     Embeddings, norms, pooler and head are left out, and DeBERTa's relative positions.
 
     Args:
         positions: The backbone's positions.
         tokens: Sequence length n.
     """
-    total = 0
+    total: int | Fraction = 0
     for position in positions:
-        if position.role == "linear":
+        if position.role in MATRICES:
             flops = 2 * position.in_features * position.out_features
             if position.name.endswith((".attn.q", ".cross.q")):
                 flops += 4 * tokens * position.out_features
             total += position.repeats * flops
-    return total
+    return int(total)  # whole: a token takes a whole number of a layer's experts

@@ -19,6 +19,7 @@ __all__ = [
     "base_of",
     "count_params",
     "count_with_pooler",
+    "host_weight",
     "head_parameters",
     "is_pooler",
     "language_head_parameters",
@@ -49,17 +50,30 @@ def replaced_weights(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> I
 
     Args:
         model: Its own weights are never written to.
-        weights: Path of a module in the backbone -> its weight meanwhile.
+        weights: Path of a position's host in the backbone -> its weight meanwhile.
     """
-    modules = {path: base_of(model).get_submodule(path) for path in weights}
-    own = {path: module.get_parameter("weight") for path, module in modules.items()}
+    places = {path: _weight_place(base_of(model), path) for path in weights}
+    own = {path: module.get_parameter(name) for path, (module, name) in places.items()}
     try:
-        for path, module in modules.items():
-            module.weight = weights[path]
+        for path, (module, name) in places.items():
+            setattr(module, name, weights[path])
         yield
     finally:
-        for path, module in modules.items():
-            module.weight = own[path]
+        for path, (module, name) in places.items():
+            setattr(module, name, own[path])
+
+
+def host_weight(base: nn.Module, path: str) -> nn.Parameter:
+    """The weight of a position's host, by ``Position.host``."""
+    module, name = _weight_place(base, path)
+    return module.get_parameter(name)
+
+
+def _weight_place(base: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """A host's module, and the name of its weight there."""
+    above, _, name = path.rpartition(".")
+    owner = base.get_submodule(above)
+    return (owner, name) if name in owner._parameters else (base.get_submodule(path), "weight")
 
 
 def positions_of(model: nn.Module) -> tuple[Position, ...]:

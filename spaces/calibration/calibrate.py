@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attachment import attachment_of
-from sparsearch.spaces.backbone.parameters import base_of
+from sparsearch.spaces.backbone.parameters import base_of, host_weight
 from sparsearch.spaces.backbone.state import check_state
 from sparsearch.spaces.calibration.statistics import RECORDERS
 from sparsearch.spaces.families.position import Position, weight_at
@@ -47,8 +47,8 @@ def calibrate(
     Args:
         model: With something attached that has not been trained, so that it is still the identity.
         losses: Losses of a few batches, computed as they are asked for.
-        changes: Path of a module in the backbone -> how its weight changes in a brief fine-tuning (of a copy, by
-            any trainer), in the place of the gradient.
+        changes: Path of a module in the backbone (of the parameter, where that is not called ``weight``) -> how its
+            weight changes in a brief fine-tuning (of a copy, by any trainer), in the place of the gradient.
 
     Raises:
         StructureError: If a change is missing, or has another shape than its weight.
@@ -78,9 +78,7 @@ def _check_changes(
     model: nn.Module, hosts: Collection[str], changes: Mapping[str, Tensor]
 ) -> None:
     base = base_of(model)
-    shapes = {
-        path: tuple(base.get_submodule(path).get_parameter("weight").shape) for path in hosts
-    }
+    shapes = {path: tuple(host_weight(base, path).shape) for path in hosts}
     problems = []
     for path, shape in shapes.items():
         if path not in changes:
@@ -102,8 +100,8 @@ def aligning_at(kinds: Iterable[Kind], positions: Iterable[Position]) -> Alignin
 
 
 def hosts_by_weight(aligning: Aligning) -> list[str]:
-    """Paths of the modules whose kinds look at a change of the weight; the others look at what passes through."""
-    by_weight = (p.module for p, k in aligning if k.statistics == "weight change")
+    """Paths of the hosts whose kinds look at a change of the weight; the others look at what passes through."""
+    by_weight = (p.host for p, k in aligning if k.statistics == "weight change")
     return list(dict.fromkeys(by_weight))
 
 
@@ -119,24 +117,25 @@ def find_bases(
         model: The identity point: nothing attached, or nothing of it trained.
         aligning: The kinds and positions.
         losses: Losses of a few batches, computed as they are asked for; none is if nothing needs them.
-        changes: Path of a module -> how its weight would change, in the place of the gradient.
+        changes: Path of a host -> how its weight would change, in the place of the gradient.
     """
     if not aligning:
         return {}
     base = base_of(model)
-    hosts = {p.module: base.get_submodule(p.module) for p, _ in aligning}
+    modules = {p.module: base.get_submodule(p.module) for p, _ in aligning}
+    hosts = {p.host: host_weight(base, p.host) for p, _ in aligning}
     # Several positions may share a module (fused projections), which is seen once.
     seen = dict.fromkeys((p.module, k.statistics) for p, k in aligning)
     recorders = {
-        (module, what): RECORDERS[what](hosts[module])
+        (module, what): RECORDERS[what](modules[module])
         for module, what in seen
         if what in RECORDERS
     }
     passing = [*recorders.values()]
-    weights = [host.get_parameter("weight") for host in hosts.values()]
+    weights = [*hosts.values()]
     before = [weight.requires_grad for weight in weights]
     by_weight = hosts_by_weight(aligning) if changes is None else []
-    wanted = [hosts[name].get_parameter("weight") for name in by_weight]
+    wanted = [hosts[path] for path in by_weight]
     total = [torch.zeros_like(weight) for weight in wanted]
     try:
         for weight in weights:
@@ -159,7 +158,7 @@ def find_bases(
     def basis(p: Position, kind: Kind) -> Basis:
         if (recorder := recorders.get((p.module, kind.statistics))) is not None:
             return recorder.basis(p)
-        return kind.basis(p, weight_at(p, hosts[p.module], changes[p.module]))
+        return kind.basis(p, weight_at(p, modules[p.module], changes[p.host]))
 
     kinds = {(p.name, split_bits(kind.name)[0]): (p, kind) for p, kind in aligning}
     return {name: basis(p, kind) for name, (p, kind) in kinds.items()}  # whatever the precision

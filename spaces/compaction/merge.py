@@ -77,7 +77,8 @@ def merge(model: M) -> M:
         for host, slots in hosts.items():
             if mergeable := [slot for slot in slots if slot.kind.mergeable]:
                 path = names[host]
-                trainable.setdefault(f"{path}.bias", trainable[f"{path}.weight"])  # may be new
+                if f"{path}.weight" in trainable:
+                    trainable.setdefault(f"{path}.bias", trainable[f"{path}.weight"])  # may be new
                 fold(host, mergeable)
                 folded.extend(mergeable)
     finally:  # whatever stops it, no unit is both folded and attached
@@ -118,7 +119,7 @@ def _problems(module: nn.Module, slots: Sequence[AttachedUnit], shared: bool) ->
     for slot in slots:
         if not slot.kind.mergeable:
             continue
-        weight = module.get_parameter("weight")
+        weight = module.get_parameter(slot.position.parameter)
         if weight.dtype not in _FOLDS:
             yield f"{_name(slot)} (the weight is {weight.dtype} on {weight.device})"
         if shared:
@@ -143,8 +144,17 @@ def _may_have_bias(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def fold(module: nn.Module, slots: Sequence[AttachedUnit]) -> None:
-    """Change one module's weight and bias by its units, stage by stage."""
-    own, own_bias = module.get_parameter("weight"), getattr(module, "bias", None)
+    """Change one module's weights and bias by its units, stage by stage."""
+    weights: dict[str, list[AttachedUnit]] = {}
+    for slot in slots:
+        weights.setdefault(slot.position.parameter, []).append(slot)
+    for parameter, units in weights.items():
+        _fold_into(module, parameter, units)
+
+
+def _fold_into(module: nn.Module, parameter: str, slots: Sequence[AttachedUnit]) -> None:
+    """Change one of a module's weights; of several no one has a bias that units shift."""
+    own, own_bias = module.get_parameter(parameter), getattr(module, "bias", None)
     wide = torch.promote_types(own.dtype, torch.float32)
     weight = own.to(wide, copy=True)
     bias: Tensor | None = None if own_bias is None else own_bias.to(wide, copy=True)

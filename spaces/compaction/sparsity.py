@@ -10,7 +10,7 @@ from torch import nn
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.backbone.state import check_state
-from sparsearch.spaces.families.position import weight_at
+from sparsearch.spaces.families.position import PRUNABLE, weight_at
 
 __all__ = [
     "count_zeros",
@@ -47,12 +47,13 @@ def _zeros(model: nn.Module) -> Iterator[tuple[str, int, int]]:
     check_state(model, allow={"attached"})
     attachment = attachment_of(model)
     masked = {
-        slot.position.name: host.used(slot)
+        slot.position.name: host.used(slot.position)
         for host in (attachment.masked if attachment is not None else ())
         for slot in host.masks
     }
+    base = base_of(model)
     for position in positions_of(model):
-        if position.role == "linear":
-            own = weight_at(position, base_of(model).get_submodule(position.module))
+        if position.role in PRUNABLE:
+            own = weight_at(position, base.get_submodule(position.module))
             weight = masked.get(position.name, own)
             yield position.name, int((weight == 0).sum()), weight.numel()

@@ -9,8 +9,14 @@ How a path is written:
 | ``a[1/3]`` | the second third of a fused projection's outputs |
 | ``a[q]``, ``a[k]``, ``a[v]`` | one of all queries, all keys and all values, in this order, of a fused projection |
 | ``a[q per group]`` | the same where the queries, the key and the value of heads that share a key lie together |
-| ``a>b`` | a block that is entered at a and left at b |
+| ``a[0::2]`` | every second output, from the first on |
+| ``a@p`` | the parameter p of module a, a matrix (out, in) by which the module multiplies in its own way |
+| ``a@p.T`` | the same, (in, out) |
+| ``a>b`` | a block that is entered at a and left at b; ``a>a`` where the module is the block |
 | ``a,b>>c`` | heads or neurons that a and b compute and c reads |
+
+Where the name of a position has a ``*``, the parameter holds the matrices of all experts, (experts, out, in): each is a
+position, named by its number.
 
 A path that a model lacks (a gate in an ungated feed-forward), or a norm without weights, is no position of that model.
 """

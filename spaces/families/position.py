@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from sparsearch.errors import StructureError
@@ -14,16 +15,25 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "MATRICES",
+    "PRUNABLE",
     "Feed",
     "Position",
     "add_to_weight",
+    "by_output",
     "find",
     "matching",
     "weight_at",
     "widths",
 ]
 
-Role = Literal["linear", "norm", "block", "heads", "neurons"]
+Role = Literal["linear", "expert", "router", "norm", "block", "heads", "neurons"]
+
+MATRICES: tuple[Role, ...] = ("linear", "expert", "router")
+"""Roles of positions that are a matrix (out, in) of the backbone."""
+
+PRUNABLE: tuple[Role, ...] = ("linear", "expert")
+"""Those whose weights count as what can be pruned."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,9 @@ class Position:
 
     Attributes:
         name: Canonical name, unique in a backbone.
-        role: ``linear``, ``norm``, ``block`` (a whole attention or feed-forward sub-layer), or what can
-            be cut: ``heads``, ``neurons``.
+        role: ``linear``; ``expert`` or ``router``, a matrix that its module multiplies by in its own way, so that it
+            can be changed, but nothing can run beside it; ``norm``; ``block`` (a whole attention or feed-forward
+            sub-layer); or what can be cut: ``heads``, ``neurons``.
         module: Path, under the base model, of the module whose output is changed.
         entry: Path of the module whose input is the position's input (differs for blocks only).
         layer: Index of the layer, None outside the layers.
@@ -76,9 +87,13 @@ class Position:
         runs: In how many equal runs its output features lie: more than one in a projection that is fused head by
             head.
         period: Features from one run's start to that of the next; 0 where there is one run.
-        repeats: How often the module runs on a token: more than once where layers share their weights (ALBERT).
+        repeats: How often the matrix runs on a token: more than once where layers share their weights (ALBERT), less
+            for an expert, which a part of all tokens takes.
         units: What can be cut one by one: heads (with grouped queries, groups that share keys), or neurons.
         feeds: The linears whose outputs they are; ``module`` is the one that reads them.
+        parameter: Name of the weight in the module.
+        expert: Number of the matrix in a weight of several; None where the weight is one.
+        transposed: Whether the weight is (in, out).
     """
 
     name: str
@@ -94,7 +109,20 @@ class Position:
     feeds: tuple[Feed, ...] = ()
     runs: int = 1
     period: int = 0
-    repeats: int = 1
+    repeats: int | Fraction = 1
+    parameter: str = "weight"
+    expert: int | None = None
+    transposed: bool = False
+
+    @property
+    def host(self) -> str:
+        """Path of its weight: of the module, or of the parameter where that is called otherwise."""
+        return self.module if self.parameter == "weight" else f"{self.module}.{self.parameter}"
+
+    @property
+    def in_weight(self) -> bool:
+        """Whether only its weight can be changed: its module's output is not the product with it."""
+        return self.role in ("expert", "router")
 
     @property
     def rows(self) -> slice | list[int]:
@@ -114,14 +142,15 @@ def weight_at(position: Position, host: nn.Module, weight: Tensor | None = None)
 
     A view where its output features lie side by side, a copy elsewhere: to change a weight, ``add_to_weight``.
     """
-    return _by_output(host, host.get_parameter("weight") if weight is None else weight)[
-        position.rows
-    ]
+    own = host.get_parameter(position.parameter) if weight is None else weight
+    own = own if position.expert is None else own[position.expert]
+    return by_output(position, host, own)[position.rows]
 
 
 def add_to_weight(position: Position, host: nn.Module, weight: Tensor, change: Tensor) -> None:
     """Add (out, in) to the position's part of a tensor of its module's weight's shape, in place."""
-    _by_output(host, weight)[position.rows] += change
+    own = weight if position.expert is None else weight[position.expert]
+    by_output(position, host, own)[position.rows] += change
 
 
 def widths(module: nn.Module) -> tuple[int, int]:
@@ -136,10 +165,11 @@ def widths(module: nn.Module) -> tuple[int, int]:
     return width, width
 
 
-def _by_output(host: nn.Module, weight: Tensor) -> Tensor:
+def by_output(position: Position, host: nn.Module, weight: Tensor) -> Tensor:
+    """A view (out, in) of one matrix as its module keeps it, or that form of a matrix (out, in)."""
     from transformers.pytorch_utils import Conv1D
 
-    return weight.T if isinstance(host, Conv1D) else weight
+    return weight.T if position.transposed or isinstance(host, Conv1D) else weight
 
 
 def matching(positions: Sequence[Position], patterns: Sequence[str]) -> tuple[Position, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ __all__ = [
 ]
 
 _PART = re.compile(r"^(?P<path>.+)\[(?P<part>[^\]]+)\]$")
+_PARAMETER = re.compile(
+    r"^(?P<module>[^@]+)@(?P<parameter>\w+)(?P<transposed>\.T)?(?:\[(?P<part>[^\]]+)\])?$"
+)
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class _Layer:
 
     Attributes:
         modules: Of the whole base model.
+        config: Of the model.
         heads: Of its attentions.
         prefix: Path of the layer, with its point; "" outside the layers.
         index: Of the layer; None outside the layers.
@@ -47,6 +53,7 @@ class _Layer:
     """
 
     modules: Mapping[str, nn.Module]
+    config: Any
     heads: _Heads
     prefix: str = ""
     index: int | None = None
@@ -99,14 +106,20 @@ def _scan_family(
         number = 0
         while f"{stack.layers}.{number}" in modules:
             repeats = stack.repeats(config, number) if stack.repeats is not None else 1
-            layer = _Layer(modules, heads, f"{stack.layers}.{number}.", number, repeats)
+            layer = _Layer(modules, config, heads, f"{stack.layers}.{number}.", number, repeats)
             for suffix, path in stack.paths.items():
-                if position := _resolve(f"{stack.prefix}layers.{number}.{suffix}", path, layer):
-                    yield position
+                yield from _positions(f"{stack.prefix}layers.{number}.{suffix}", path, layer)
             number += 1
     for name, path in family.outside.items():
-        if position := _resolve(name, path, _Layer(modules, heads)):
-            yield position
+        yield from _positions(name, path, _Layer(modules, config, heads))
+
+
+def _positions(name: str, path: str, layer: _Layer) -> Iterator[Position]:
+    """What one entry of the table names in a model: nothing where the model lacks it, several where it is experts'."""
+    if "@" in path:
+        yield from _resolve_parameter(name, path, layer)
+    elif position := _resolve(name, path, layer):
+        yield position
 
 
 def _resolve(name: str, path: str, layer: _Layer) -> Position | None:
@@ -143,6 +156,46 @@ def _first(path: str, layer: _Layer) -> str | None:
     return next((path for path in paths if path in layer.modules), None)
 
 
+def _resolve_parameter(name: str, path: str, layer: _Layer) -> Iterator[Position]:
+    """The matrices of a parameter by which its module multiplies in its own way: those of experts, or one."""
+    found = _PARAMETER.match(path)
+    assert found is not None, path
+    module, parameter = layer.prefix + found["module"], found["parameter"]
+    own = layer.modules[module]._parameters.get(parameter) if module in layer.modules else None
+    if own is None:
+        return
+    experts = range(len(own)) if "*" in name else (None,)
+    width_out, width_in = own.shape[-2:] if not found["transposed"] else own.shape[:-3:-1]
+    part = _part(found["part"], width_out, layer.heads) if found["part"] else _Part(width_out)
+    bias = "bias" if parameter == "weight" else f"{parameter}_bias"
+    repeats: int | Fraction = layer.repeats
+    if "*" in name:
+        repeats *= Fraction(_experts_per_token(layer.config), len(own))
+    for expert in experts:
+        yield Position(
+            name if expert is None else name.replace("*", str(expert)),
+            role="router" if expert is None else "expert",
+            module=module,
+            entry=module,
+            layer=layer.index,
+            in_features=width_in,
+            out_features=part.out_features,
+            start=part.start,
+            has_bias=getattr(layer.modules[module], bias, None) is not None,
+            runs=part.runs,
+            period=part.period,
+            repeats=repeats,
+            parameter=parameter,
+            expert=expert,
+            transposed=found["transposed"] is not None,
+        )
+
+
+def _experts_per_token(config: Any) -> int:
+    """How many experts of a layer a token takes."""
+    return int(next(n for name in _EXPERTS_PER_TOKEN if (n := getattr(config, name, None))))
+
+
 def _part(part: str, width: int, heads: _Heads) -> _Part:
     """Where in a fused projection a part lies.
 
@@ -151,6 +204,10 @@ def _part(part: str, width: int, heads: _Heads) -> _Part:
         width: Output features of the whole projection.
         heads: Of the attention.
     """
+    first, colons, step = part.partition("::")
+    if colons:
+        each = width // int(step)
+        return _Part(each, int(first), runs=each, period=int(step))
     number, slash, parts = part.partition("/")
     if slash:
         each = width // int(parts)
@@ -169,7 +226,8 @@ def _resolve_block(name: str, path: str, layer: _Layer) -> Position | None:
     entry, leave = (_first(part, layer) for part in path.split(">"))
     if entry is None or leave is None:
         return None
-    _, width = widths(layer.modules[leave])
+    whole = entry == leave
+    width = int(layer.config.hidden_size) if whole else widths(layer.modules[leave])[1]
     return Position(name, "block", leave, entry, layer.index, width, width, repeats=layer.repeats)
 
 

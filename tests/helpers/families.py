@@ -144,9 +144,21 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "gemma2": ("gemma2", {**DECODER, "head_dim": 8, **SPECIAL, **SLIDING}),
     "gemma3_text": ("gemma3_text", {**DECODER, "head_dim": 8, **SPECIAL, **SLIDING}),
     "gpt_neox": ("gpt_neox", {**ENCODER, "pad_token_id": 0}),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **DECODER,
+            "head_dim": 8,
+            **SLIDING,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
     "granite": ("granite", DECODER),
     "mbart": ("mbart", BART),
     "mistral": ("mistral", DECODER),
+    "mixtral": ("mixtral", {**DECODER, "num_local_experts": 3, "num_experts_per_tok": 2}),
     "modernbert": (
         "modernbert",
         {
@@ -175,6 +187,16 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "phi3": ("phi3", {**DECODER, **SPECIAL}),
     "qwen2": ("qwen2", DECODER),
     "qwen3": ("qwen3", {**DECODER, "head_dim": 16}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            **DECODER,
+            "head_dim": 16,
+            "moe_intermediate_size": WIDE,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+        },
+    ),
     "smollm3": ("smollm3", {**DECODER, **SPECIAL, "no_rope_layers": [1, 0]}),
     "stablelm": ("stablelm", DECODER),
     "vit": ("vit", {**IMAGES, "intermediate_size": WIDE}),

@@ -43,7 +43,7 @@ Each kind in each family, tried on a tiny random model of it.
 | mark | means |
 |---|---|
 | A | it attaches without a change of the output, its gates have gradients, it is saved, loaded and taken off again |
-| P | it exports to PEFT, wherever it can go; p: but not on norms |
+| P | it exports to PEFT, wherever it can go; p: but not on norms, nor on experts and routers |
 | M | `merge` folds it into the weights, wherever it can go; m: but not into norms |
 | C | `slim` and `cut_units` take it out of the weights |
 | – | it has no place in this family: [why](#why-something-is-missing) |
@@ -94,8 +94,8 @@ def places_of(model: nn.Module, kind: Kind) -> Places:
 def first_of(
     everywhere: str, linears: str, places: Places, works: Callable[[Places], bool]
 ) -> list[str]:
-    """The first of both marks that is true: of all places, or of those that are no norms."""
-    rest = [(p, kind) for p, kind in places if p.role != "norm"]
+    """The first of both marks that is true: of all places, or of those that are linears, blocks or what is cut."""
+    rest = [(p, kind) for p, kind in places if p.role != "norm" and not p.in_weight]
     given = ((everywhere, places), (linears, rest))
     return [mark for mark, some in given if some and works(some)][:1]
 
@@ -144,6 +144,10 @@ def reasons() -> list[str]:
     return [
         *lines,
         "| `bitfit` on norms in PEFT, or merged | only a norm that has a bias can take one |",
+        "| `bitfit`, `ia3` on experts and routers | what these put out stays inside their module, where nothing can be "
+        "added to it; kinds that change the weight alone go there |",
+        "| `weight_mask` on routers | they are small, and choose the experts |",
+        "| experts and routers in PEFT | the export writes adapters of linears alone |",
         *(
             f"| exports of {name} | transformers has no sequence classifier for it |"
             for name in AUTO_MODELS

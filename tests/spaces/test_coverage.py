@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import MixtralConfig, MixtralModel
+from transformers import OlmoeConfig, OlmoeModel
 
 from sparsearch.spaces import coverage
 from sparsearch.spaces.backbone.parameters import base_of, count_with_pooler, positions_of
@@ -94,12 +94,12 @@ def test_experts_and_what_no_table_names_are_told_with_their_reason(build):
 
 
 def test_the_experts_of_a_guessed_family_are_named():
-    config = MixtralConfig(
+    config = OlmoeConfig(
         vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+        num_attention_heads=4, num_key_value_heads=2, num_experts=4,
     )  # fmt: skip
     with torch.device("meta"):
-        model = MixtralModel(config)
+        model = OlmoeModel(config)
     found = {u.module: (u.what, u.weights) for u in find_unreached(model)}
     assert found == {
         f"layers.{n}.mlp.{part}": what

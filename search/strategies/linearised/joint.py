@@ -32,6 +32,12 @@ def misfits(space: Space, task_type: TaskType) -> list[str]:
             f"linearised: selects what is attached, and the space has {', '.join(removed)}, which remove: leave these "
             "kinds out, or search with s3pet"
         )
+    inside = {c.position for c in space.candidates if space.position(c.position).in_weight}
+    if inside:
+        problems.append(
+            f"linearised: sees what units add to outputs, and {len(inside)} positions of experts and routers change a "
+            "weight: leave them out (on:), or search with s3pet"
+        )
     if len(space.candidates) > _MOST_COLUMNS:
         problems.append(
             f"linearised: {len(space.candidates)} candidates, and memory is for {_MOST_COLUMNS}: narrow the space "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsearch.spaces.families.position import Position
+from sparsearch.spaces.families.position import MATRICES, Position
 from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.kinds.options import Count, Scale
 
@@ -33,8 +33,8 @@ class Lora(Kind):
     alpha: Scale = 16.0
 
     def accepts(self, position: Position) -> bool:
-        """Any linear."""
-        return position.role == "linear"
+        """Any linear, expert or router."""
+        return position.role in MATRICES
 
     def stage(self, position: Position) -> Stage:
         """Fed with the linear's input."""

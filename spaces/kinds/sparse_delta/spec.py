@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
-from sparsearch.spaces.families.position import Position, weight_at
+from sparsearch.spaces.families.position import MATRICES, Position, weight_at
 from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.kinds.options import Count, Scale
 
@@ -73,8 +73,8 @@ class SparseDelta(Kind):
         return self.support == "gradient"
 
     def accepts(self, position: Position) -> bool:
-        """Any linear."""
-        return position.role == "linear"
+        """Any linear, expert or router."""
+        return position.role in MATRICES
 
     def stage(self, position: Position) -> Stage:
         """Fed with the linear's input."""
@@ -125,7 +125,7 @@ class SparseDelta(Kind):
         weight = weight_at(position, host).detach()
         unit.align(
             *remembered(
-                host.get_parameter("weight"),
+                host.get_parameter(position.parameter),
                 (self, position, longest),
                 lambda: self._places(position, weight, longest),
             )

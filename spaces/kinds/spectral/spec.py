@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from sparsearch.spaces.families.position import Position, weight_at
+from sparsearch.spaces.families.position import MATRICES, Position, weight_at
 from sparsearch.spaces.kinds.base import Kind, Stage
 from sparsearch.spaces.kinds.options import Count
 
@@ -51,9 +51,9 @@ class Spectral(Kind):
         return self.directions == "task"
 
     def accepts(self, position: Position) -> bool:
-        """Any linear that is wide enough for one block."""
-        narrowed_positions = min(position.in_features, position.out_features)
-        return position.role == "linear" and narrowed_positions >= self.block
+        """Any linear, expert or router that is wide enough for one block."""
+        width = min(position.in_features, position.out_features)
+        return position.role in MATRICES and width >= self.block
 
     def stage(self, position: Position) -> Stage:
         """Fed with the linear's input."""
@@ -101,7 +101,7 @@ class Spectral(Kind):
             unit.align(*directions.drawn(position.name, (height, width), size * self.block))
         elif self.directions == "weight":
             key = (position, "directions", count)
-            own = host.get_parameter("weight")
+            own = host.get_parameter(position.parameter)
             unit.align(*remembered(own, key, lambda: directions.of_weight(weight, count)))
         else:
             unit.align(*self.basis(position, weight))

@@ -92,8 +92,8 @@ class WeightMask(Kind):
         return (int(found[1]), int(found[2])) if found else (0, 0)
 
     def accepts(self, position: Position) -> bool:
-        """Any linear."""
-        return position.role == "linear"
+        """Any linear; an expert by magnitude alone, since nobody sees what passes through it."""
+        return position.role == "linear" or (position.role == "expert" and not self.aligns)
 
     def stage(self, position: Position) -> Stage:
         """On the weight, after what is added to it."""

@@ -20,7 +20,7 @@ from sparsearch.spaces.backbone.tokens import count_tokens
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.compaction.remove import remove_units
 from sparsearch.spaces.coverage import find_unreached
-from sparsearch.spaces.families.position import find, weight_at, widths
+from sparsearch.spaces.families.position import MATRICES, find, weight_at
 from sparsearch.spaces.families.registry import FAMILIES
 from sparsearch.spaces.kinds import make_kind
 from sparsearch.spaces.space import build_space
@@ -31,6 +31,9 @@ from tests.helpers.families import AUTO_MODELS, VARIANTS
 from tests.helpers.kind_table import TABLE, units_of
 from tests.helpers.logits import logits
 
+BESIDE = {"gpt_oss": ("self_attn",)}
+"""Modules with weights that are neither matrix nor norm: what no position reaches."""
+
 
 @torch.no_grad()
 def move(model, seed=7):
@@ -39,6 +42,13 @@ def move(model, seed=7):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def without_untaken(silent, places):
+    """Without the experts of the last layer that no row's last token takes: all of such an expert is silent."""
+    untaken = {n.rpartition(".")[0] for n in silent if n.startswith("layers.1.ffn.experts.")}
+    whole = {e for e in untaken if {n for n in places if n.startswith(f"{e}.")} <= {*silent}}
+    return [n for n in silent if n.rpartition(".")[0] not in whole]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -69,20 +79,22 @@ def test_positions_reach_all_linears_and_norms_once(variant, model):
     positions = positions_of(model)
     modules = dict(base_of(model).named_modules())
     assert len({p.name for p in positions}) == len(positions)
-    features: dict[str, list[int]] = {}
+    places: dict[str, list[torch.Tensor]] = {}
     for p in positions:
-        if p.role == "linear":
-            rows = torch.arange(widths(modules[p.module])[1])[p.rows]
-            features.setdefault(p.module, []).extend(rows.tolist())
-    for module, rows in features.items():
-        assert sorted(rows) == [*range(widths(modules[module])[1])]
-    unreached = {u.module for u in find_unreached(model) if u.what in ("linear", "norm", "expert")}
-    assert unreached <= {"pooler"}
+        if p.role in MATRICES:
+            weight = torch.arange(modules[p.module].get_parameter(p.parameter).numel())
+            weight = weight.view_as(modules[p.module].get_parameter(p.parameter))
+            places.setdefault(p.host, []).append(weight_at(p, modules[p.module], weight))
+    for found in places.values():
+        numbers = torch.cat([part.flatten() for part in found])
+        assert torch.equal(numbers.sort().values, torch.arange(numbers.numel()))
+    unreached = {u.module.rpartition(".")[2] for u in find_unreached(model)}
+    assert unreached <= {"pooler", *BESIDE.get(variant, ())}
 
 
 def test_a_row_says_what_its_family_lacks(variant, model):
     lacks = FAMILIES[VARIANTS[variant][0]].lacks
-    found = {p.role for p in positions_of(model)}
+    found = {p.role for p in positions_of(model)} - {"expert", "router"}
     assert found == {"linear", "norm", "block", "heads", "neurons"} - lacks.keys()
 
 
@@ -90,7 +102,10 @@ def test_canonical_names(variant, model):
     names = {p.name for p in positions_of(model)}
     stack = "decoder." if "decoder.layers.0.attn" in names else ""
     last = 0 if variant == "albert" else 1
-    parts = ("attn", "attn.q", "attn.k", "attn.v", "attn.o", "ffn", "ffn.up", "ffn.down")
+    up, down = ("ffn.up", "ffn.down")
+    if "layers.1.ffn.router" in names:
+        up, down = ("ffn.experts.2.up", "ffn.experts.0.down")
+    parts = ("attn", "attn.q", "attn.k", "attn.v", "attn.o", "ffn", up, down)
     assert {f"{stack}layers.{last}.{part}" for part in parts} <= names
     assert not any(f"layers.{last + 1}." in name for name in names)
 
@@ -119,6 +134,7 @@ def test_a_kind_everywhere(model, inputs, plain, name, options):
         (gradient,) = torch.autograd.grad(loss, [z])
         places = [u[0].name for u in units for _ in range(u[3])]
         silent = [n for n, g in zip(places, gradient.tolist(), strict=True) if g == 0]
+        silent = without_untaken(silent, places)
         assert torch.isfinite(gradient).all()
         assert all(n.endswith(".k") and name == "bitfit" for n in silent), silent
         with attachment.gated(torch.ones_like(z)):
@@ -158,10 +174,14 @@ def test_gates_of_what_can_be_cut_have_gradients(model, inputs, plain, name):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_peft_adapter_of_it_computes_the_same(variant, model, inputs, tmp_path):
-    """LoRA on every linear and LNFit on every norm; also into fused linears, and at one place for shared layers."""
+    """LoRA on every linear and LNFit on every norm; also into fused linears, and at one place for shared layers.
+
+    Experts and routers are refused.
+    """
     if VARIANTS[variant][0] in AUTO_MODELS:
         pytest.skip("transformers has no sequence classifier for it")
-    kinds = {"lora": {"max_rank": 2}} | ({"lnfit": {}} if variant != "olmo" else {})
+    on = [p.name for p in positions_of(model) if p.role == "linear"]
+    kinds = {"lora": {"max_rank": 2, "on": on}} | ({"lnfit": {}} if variant != "olmo" else {})
     whole = copy.deepcopy(model)
     whole.config.save_pretrained(tmp_path)  # PEFT looks for it
     space = build_space(whole, kinds=kinds)
