@@ -120,8 +120,8 @@ def print_report(table: Table, ours: str, tasks: Sequence[str]) -> None:
         full = table.get((task, "", "full"), {})
         whole = statistics.fmean(s.test for s in full.values()) if full else None
         print(
-            f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | stored bytes | seeds | "
-            "search steps | search s | all s |\n|---|---|---|---|---|---|---|---|---|---|---|"
+            f"\n### {task}\n\n| budget | contestant | validation | test | of full | parameters | "
+            "stored bytes | seeds | search steps | search s | all s |\n|---|---|---|---|---|---|---|---|---|---|---|"
         )
         for budget in (*budgets, ""):
             rows = [(c, v) for (t, b, c), v in table.items() if t == task and b == budget]

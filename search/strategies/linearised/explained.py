@@ -144,7 +144,7 @@ class OutputsOfTokens(Explained):
     def _signs(self, rows: Tensor, of: Tensor) -> Tensor:
         """(tokens,) random signs, equal for equal rows whatever the batch."""
         place = of.to(rows.device)[rows] * 2**20 + _number_in_row(rows)
-        mixed = (place + self.seed * 7919 + 1) * 2654435761 % 2**32
+        mixed = (place + self.seed % 2**30 + 1) * 2654435761 % 2**32
         mixed = (mixed ^ (mixed >> 15)) * 2246822519 % 2**32
         return ((mixed >> 16) & 1).float() * 2 - 1
 

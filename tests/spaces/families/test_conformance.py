@@ -31,7 +31,11 @@ from tests.helpers.families import AUTO_MODELS, VARIANTS
 from tests.helpers.kind_table import TABLE, units_of
 from tests.helpers.logits import logits
 
-BESIDE = {"gpt_oss": ("self_attn",)}
+BESIDE = {
+    "dinov2": ("embeddings", "projection", "layer_scale1", "layer_scale2"),
+    "gpt_oss": ("self_attn",),
+    "vit": ("embeddings", "projection"),
+}
 """Modules with weights that are neither matrix nor norm: what no position reaches."""
 
 
