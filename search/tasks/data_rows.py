@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sparsearch.config.study import DataConfig
@@ -28,13 +28,15 @@ _NAME_SPLITS = (
 )
 
 
-def load_rows(config: DataConfig, folder: Path, columns: Sequence[str]) -> dict[str, Rows]:
+def load_rows(
+    config: DataConfig, folder: Path, columns: Mapping[str, Sequence[str]]
+) -> dict[str, Rows]:
     """Some columns of the three splits, each value as it is written.
 
     Args:
         config: What to load.
         folder: Where relative paths of local files start.
-        columns: Those that the task needs.
+        columns: Those that the task needs of each split.
 
     Returns:
         The rows of ``train``, ``validation`` and ``test``.
@@ -43,14 +45,17 @@ def load_rows(config: DataConfig, folder: Path, columns: Sequence[str]) -> dict[
         DataError: If a file, a split or a column is missing, a split is empty, or a file cannot be read.
     """
     if config.data_files is None:
-        return {split: _hub_split(config, split, columns) for split in SPLITS}
+        return {split: _hub_split(config, split, columns[split]) for split in SPLITS}
     _check_files(config, folder)
 
     @functools.cache
-    def read(source: str) -> Rows:
-        return _file_split(config, folder, source, columns)
+    def read(wanted: tuple[str, ...], source: str) -> Rows:
+        return _file_split(config, folder, source, wanted)
 
-    return {split: _slice(config, split, read) for split in SPLITS}
+    return {
+        split: _slice(config, split, functools.partial(read, tuple(columns[split])))
+        for split in SPLITS
+    }
 
 
 def _check_files(config: DataConfig, folder: Path) -> None:

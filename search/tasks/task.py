@@ -91,6 +91,7 @@ class Task:
         max_length: Tokens per row at most.
         train: Training split; likewise ``validation`` and ``test``.
         warnings: What makes the scores worth less than they look.
+        tokenizer: The backbone's, where a model is judged by what it writes.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Task:
     validation: Split
     test: Split
     warnings: tuple[str, ...] = ()
+    tokenizer: Any = field(default=None, compare=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -205,7 +207,8 @@ def load_task(
             another one.
     """
     task_type = find_task_type(config.type)
-    rows = load_rows(config.data, folder, task_type.columns(config))
+    columns = {split: task_type.columns_of(config, split) for split in SPLITS}
+    rows = load_rows(config.data, folder, columns)
     check_enough_rows(config, len(rows["train"]))
     limit = longest_input(config.max_length, tokenizer, most_tokens)
     encoded = task_type.encode(config, rows, tokenizer, limit)
@@ -217,4 +220,5 @@ def load_task(
         limit,
         **encoded.splits,
         warnings=encoded.warnings,
+        tokenizer=tokenizer,
     )

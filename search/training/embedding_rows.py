@@ -26,7 +26,7 @@ def only_rows_read(
 
     Args:
         model: Its token embeddings train, or the context does nothing; so it does where another module holds the
-            same weight (a tied output layer).
+            same weight (a tied output layer), or the model reads what it writes.
         task: Training and validation splits are all that may be read inside.
         groups: Of the optimiser, without weight decay.
 
@@ -37,12 +37,15 @@ def only_rows_read(
     if embedding is None or not embedding.weight.requires_grad or not _held_once(model, embedding):
         yield groups
         return
+    read = task.behaviour.tokens_read(task)
+    if read is None:
+        yield groups
+        return
     whole = embedding.weight
     padding = embedding.padding_idx
-    read = [split.inputs["input_ids"].flatten() for split in (task.train, task.validation)]
     if padding is not None:
-        read.append(torch.tensor([padding]))
-    rows: Tensor = torch.unique(torch.cat(read))
+        read = torch.cat([read, torch.tensor([padding])])
+    rows: Tensor = torch.unique(read)
     rows = rows.to(whole.device)
     place = torch.full((len(whole),), -1, device=whole.device).index_copy_(
         0, rows, torch.arange(len(rows), device=whole.device)

@@ -140,10 +140,16 @@ def test_a_model_without_a_causal_head_is_refused(build, tiny_folder, done, tmp_
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({"label": "answer"}, "label is no key of type 'causal-lm'; it has completion, messages"),
+        (
+            {"label": "answer"},
+            "label is no key of type 'causal-lm'; it has completion, max_new_tokens",
+        ),
         ({"completion": None}, "give prompt and completion, or text, or messages"),
         ({"text": "question"}, "give prompt and completion, or text, or messages"),
-        ({"metric": "accuracy"}, "which has loss, perplexity; accuracy is for classification"),
+        (
+            {"metric": "accuracy"},
+            "which has loss, perplexity, bleu, rouge-l; accuracy is for classification",
+        ),
         ({"prompt": None, "completion": None, "text": ["a", "b"]}, "takes one text column"),
         ({"prompt": "answer"}, "two columns, not both 'answer'"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -10,10 +11,11 @@ from transformers import AutoConfig, AutoModelForTokenClassification, pipeline
 
 from sparsearch.results.export.export import export
 from sparsearch.results.store.store import Store
+from sparsearch.search.tasks.types.language.text_metrics import text_score
 from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint
 from sparsearch.workers.study import run
-from tests.helpers.language_model import write_rows
+from tests.helpers.language_model import make_tokenizer, prompts, save_language_model, write_rows
 
 PLAIN, MOODS = ["the", "film", "was", "so"], ["good", "fine", "bad", "sad"]
 
@@ -26,7 +28,7 @@ def sentence(stream):
     return {"words": words, "tags": tags[: len(words)]}
 
 
-def run_study(folder, model, make_row, baselines, **task):
+def run_study(folder, model, make_row, baselines, train=(), **task):
     """The best trial of a small study, its weights, and all trials."""
     stream, rows = random.Random(0), {"train": 64, "validation": 24, "test": 24}
     splits = {split: [make_row(stream) for _ in range(n)] for split, n in rows.items()}
@@ -37,7 +39,7 @@ def run_study(folder, model, make_row, baselines, **task):
         "space": {"kinds": {"lora": {"max_rank": 2}, "lnfit": {}}},
         "budgets": {"max_trainable_params": [400]},
         "search": {"steps": 4, "batch_size": 8},
-        "train": {"epochs": 2, "batch_size": 8, "precision": "fp32"},
+        "train": {"epochs": 2, "batch_size": 8, "precision": "fp32", **dict(train)},
         "baselines": baselines,
     }
     url = f"sqlite:///{folder / 'study.db'}"
@@ -135,3 +137,30 @@ def test_studies_learn_and_their_exports_load(make_row, task, problem, tiny_fold
     assert (config.problem_type, config.num_labels) == (problem, 2)
     text = (tmp_path / "peft" / "README.md").read_text()
     assert ("Give a pipeline this model" in text) == (task["type"] == "multi-label")
+
+
+def test_a_study_is_judged_by_what_its_models_write(tmp_path):
+    """Trained on completions, judged by lists of references: of the embeddings, any row may be read."""
+    rows = iter(prompts(112, 0))
+
+    def judged(stream):
+        row = next(rows)
+        return row | {"right": [row["answer"], row["answer"].split()[-1]]}
+
+    model = save_language_model("llama", tmp_path / "model")
+    task = {"type": "causal-lm", "metric": "rouge-l", "max_new_tokens": 4, "references": "right"}
+    task |= {"prompt": "question", "completion": "answer"}
+    train = {"epochs": 4, "full_lr": 0.01}
+    best, weights, trials = run_study(tmp_path, model, judged, ["head", "full"], train, **task)
+    scores = {t.strategy: t.score for t in trials}
+    assert {t.state for t in trials} == {"ok"} and best.metric == "rouge-l"
+    assert scores["head"] < 0.3 < min(best.score, scores["full"])
+    export(best, weights, "checkpoint", tmp_path / "merged")
+    merged, tokenizer = load_checkpoint(tmp_path / "merged"), make_tokenizer(begins=True)
+    tests = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    found = []
+    for row in tests:
+        ids = tokenizer(row["question"], return_tensors="pt").input_ids
+        ids = merged.generate(ids, max_new_tokens=4)[0, ids.shape[1] :]
+        found.append(tokenizer.decode(ids, skip_special_tokens=True))
+    assert text_score("rouge-l", found, [row["right"] for row in tests]) == best.test_score

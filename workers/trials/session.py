@@ -95,7 +95,7 @@ def load_backbone(
     def load() -> Task:
         return load_task(task, folder, tokenizer, most_tokens(settings))
 
-    data = load() if shelf is None else shelf.task(load)
+    data = load() if shelf is None else replace(shelf.task(load), tokenizer=tokenizer)
     model = load_model(
         path,
         revision=config.revision,

@@ -50,7 +50,7 @@ class SharedCache:
         self.folder = folder
 
     def task(self, make: Callable[[], Task]) -> Task:
-        """A tokenised task."""
+        """A tokenised task, without its tokenizer."""
         path = self._once("task.safetensors", lambda path: _save_task(make(), path))
         return _load_task(path)
 
@@ -119,7 +119,8 @@ def _save_task(task: Task, path: Path) -> None:
         split: Split = getattr(task, name)
         tensors |= {f"{name}.inputs.{key}": value for key, value in split.inputs.items()}
         tensors |= {f"{name}.lengths": split.lengths, f"{name}.labels": split.labels}
-    facts = {f.name: getattr(task, f.name) for f in fields(Task) if f.name not in SPLITS}
+    others = (*SPLITS, "tokenizer")
+    facts = {f.name: getattr(task, f.name) for f in fields(Task) if f.name not in others}
     described = {
         "facts": facts,
         "order": list(tensors),

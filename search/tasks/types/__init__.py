@@ -10,7 +10,7 @@
 | token_rows | rows whose tokens have a label each |
 | question_answering, answers | where in a text an answer stands |
 | token_classification | a tag for each word |
-| causal_lm, chat | completions, texts, conversations: each token learnt from those before it |
+| language | what writes text: language models |
 
 Columns, metrics and model class of each are in `sparsearch/config/tasks/types.py`.
 """

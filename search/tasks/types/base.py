@@ -41,6 +41,10 @@ class TaskType(ABC):
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
         """Names of the columns that the rows must have, each once."""
 
+    def columns_of(self, config: TaskConfig, split: str) -> tuple[str, ...]:
+        """Those that a split must have, where not all splits need the same."""
+        return self.columns(config)
+
     def check_model(self, model: nn.Module) -> None:  # noqa: B027 - most types take any
         """Refuse a model, as it was loaded, on which the loss would be wrong.
 
@@ -76,6 +80,14 @@ class TaskType(ABC):
             classes: Class names.
             warnings: To be said with them.
         """
+
+    def tokens_read(self, task: Task) -> Tensor | None:
+        """Ids of the tokens that a model reads in training and validation; None where these may be any."""
+        import torch
+
+        read = [split.inputs["input_ids"].flatten() for split in (task.train, task.validation)]
+        found: Tensor = torch.unique(torch.cat(read))
+        return found
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from sparsearch.config.fields import Positive, Section
 from sparsearch.config.tasks.data import DataConfig
 from sparsearch.config.tasks.types import (
+    LOWER_IS_BETTER,
     TASK_TYPES,
     MetricName,
     TaskName,
@@ -24,7 +25,12 @@ __all__ = ["TaskConfig"]
 _KEYS = sorted(frozenset[str]().union(*(facts.keys for facts in TASK_TYPES.values())))
 """Keys that only some types have."""
 
-_PAIRS = (("prompt", "completion"), ("tokens", "tags"), ("question", "context"))
+_PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "references"),
+    ("tokens", "tags"),
+    ("question", "context"),
+)
 """Keys that must name two columns."""
 
 
@@ -46,6 +52,7 @@ class TaskConfig(Section):
     text: Annotated[list[str], Field(max_length=2)] = []
     prompt: str | None = None
     completion: str | None = None
+    references: str | None = None
     messages: str | None = None
     tokens: str | None = None
     tags: str | None = None
@@ -56,6 +63,7 @@ class TaskConfig(Section):
     labels: list[Annotated[str | int | bool, BeforeValidator(_class_name)]] | None = None
     metric: MetricName = "accuracy"
     max_length: Annotated[int, Field(ge=4)] = 128
+    max_new_tokens: Positive = 64
     max_train_rows: Positive | None = None
 
     @model_validator(mode="before")
@@ -86,13 +94,26 @@ class TaskConfig(Section):
                 raise ValueError(f"{one} and {other} are two columns, not both {name!r}")
         if len(self.text) > facts.most_texts:
             raise ValueError(f"type {self.type!r} takes one text column, not {self.text}")
+        if self.references is not None and self.completion is None:
+            raise ValueError("references go with prompt and completion")
         if self.metric not in facts.metrics:
             owners = [name for name, other in TASK_TYPES.items() if self.metric in other.metrics]
             raise ValueError(
                 f"metric {self.metric!r} does not fit type {self.type!r}, which has "
                 f"{', '.join(facts.metrics)}; {self.metric} is for {', '.join(owners)}"
             )
+        if self.generates and self.text:
+            raise ValueError(
+                f"metric {self.metric!r} judges what is written after a prompt: give prompt and completion, or messages"
+            )
+        if "max_new_tokens" in given and not self.generates:
+            raise ValueError(f"max_new_tokens: nothing is written for metric {self.metric!r}")
         return self
+
+    @property
+    def generates(self) -> bool:
+        """Whether a model is judged by the texts that it writes."""
+        return self.facts.writes and self.metric not in LOWER_IS_BETTER
 
     @property
     def score_name(self) -> str:

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["TASK_TYPES", "MetricName", "TaskName", "TypeFacts", "facts_of", "score_name"]
+__all__ = [
+    "LOWER_IS_BETTER",
+    "TASK_TYPES",
+    "MetricName",
+    "TaskName",
+    "TypeFacts",
+    "facts_of",
+    "score_name",
+]
 
 TaskName: TypeAlias = Literal[
     "classification",
@@ -28,6 +36,8 @@ MetricName: TypeAlias = Literal[
     "perplexity",
     "entity-f1",
     "exact-match",
+    "bleu",
+    "rouge-l",
 ]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
@@ -53,6 +63,7 @@ class TypeFacts:
         most_texts: Columns of text that a row may have.
         least_outputs: Of the head, where there are no classes.
         has_head: Whether a new head is trained for it; else all of the model is pretrained.
+        writes: Whether its model writes texts, by which metrics other than losses judge it.
     """
 
     home: str
@@ -69,6 +80,7 @@ class TypeFacts:
     most_texts: int = 2
     least_outputs: int = 1
     has_head: bool = True
+    writes: bool = False
 
     def outputs(self, classes: Sequence[str]) -> int:
         """How many numbers its head gives for a row, or for a token."""
@@ -113,10 +125,10 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
         problem_type="multi_label_classification",
     ),
     "causal-lm": TypeFacts(
-        home="causal_lm:CausalLM",
+        home="language.causal_lm:CausalLM",
         columns=(("prompt", "completion"), ("text",), ("messages",)),
-        options=(),
-        metrics=("loss", "perplexity"),
+        options=("references", "max_new_tokens"),
+        metrics=("loss", "perplexity", "bleu", "rouge-l"),
         auto_model="AutoModelForCausalLM",
         peft_type="CAUSAL_LM",
         auto_peft_model="AutoPeftModelForCausalLM",
@@ -125,6 +137,7 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
         output="logits for the token that follows each one",
         most_texts=1,
         has_head=False,
+        writes=True,
     ),
     "token-classification": TypeFacts(
         home="token_classification:TokenClassification",

@@ -15,8 +15,9 @@ import pytest
 
 from sparsearch.config.study import DataConfig
 from sparsearch.errors import DataError
-from sparsearch.search.tasks.data_rows import load_rows
+from sparsearch.search.tasks.data_rows import SPLITS, load_rows
 
+TEXT_AND_LABEL = dict.fromkeys(SPLITS, ("text", "label"))
 ROWS = [{"text": "good film", "label": "yes"}, {"text": "bad song", "label": "no"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 TABLE = "text,label\ngood film,yes\nbad song,no\n"
@@ -37,7 +38,7 @@ def read(tmp_path):
             data_files=dict.fromkeys(("train", "validation", "test"), listed),
             **settings,
         )
-        return load_rows(config, tmp_path, columns)["train"].columns
+        return load_rows(config, tmp_path, dict.fromkeys(SPLITS, columns))["train"].columns
 
     return load
 
@@ -276,7 +277,7 @@ def test_a_file_that_is_listed_twice_is_refused(tmp_path):
     (tmp_path / "a").write_text(LINES)
     files = {"train": ["a", "./a"], "validation": "a", "test": "a"}
     with pytest.raises(DataError, match=r"train lists one file twice: a, \./a"):
-        load_rows(DataConfig(path="json", data_files=files), tmp_path, ["text", "label"])
+        load_rows(DataConfig(path="json", data_files=files), tmp_path, TEXT_AND_LABEL)
 
 
 @pytest.mark.parametrize(
@@ -304,14 +305,14 @@ def test_a_folder_of_files_is_loaded_as_a_data_set_of_the_hub_is(tmp_path):
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text(LINES)
     config = DataConfig(path=str(tmp_path), splits={"train": "train[:1]"})
-    found = load_rows(config, tmp_path, ("text", "label"))
+    found = load_rows(config, tmp_path, TEXT_AND_LABEL)
     assert found["train"].columns == {"text": ["good film"], "label": ["yes"]}
     assert len(found["test"]) == 2
     assert datasets.utils.logging.is_progress_bar_enabled()
     with pytest.raises(DataError, match="split 'train' has no column 'mood'; it has: text, label"):
-        load_rows(config, tmp_path, ("mood",))
+        load_rows(config, tmp_path, dict.fromkeys(SPLITS, ("mood",)))
     with pytest.raises(DataError, match="cannot load split 'test' of .*dev") as caught:
-        load_rows(DataConfig(path=str(tmp_path), splits={"test": "dev"}), tmp_path, ("text",))
+        load_rows(DataConfig(path=str(tmp_path), splits={"test": "dev"}), tmp_path, TEXT_AND_LABEL)
     assert "task.data.splits" in caught.value.hint
 
 
@@ -319,4 +320,4 @@ def test_a_column_of_mixed_types_that_the_hub_rewrites_is_refused(tmp_path):
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text(LINES + '{"text": "so", "label": 7}\n')
     with pytest.raises(DataError, match="column 'label' holds Json.*; it must hold text"):
-        load_rows(DataConfig(path=str(tmp_path)), tmp_path, ("text", "label"))
+        load_rows(DataConfig(path=str(tmp_path)), tmp_path, TEXT_AND_LABEL)

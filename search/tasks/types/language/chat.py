@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsearch.errors import DataError
 
-__all__ = ["conversation"]
+__all__ = ["conversation", "last_answer"]
 
 _SHAPE = 'write a list of {"role": ..., "content": ...} in each row'
 
@@ -58,6 +58,11 @@ def conversation(tokenizer: Any, split: str, row: int, messages: Any) -> list[tu
             f"{at}: the chat template refuses the conversation: {error}", _SHAPE
         ) from error
     return parts
+
+
+def last_answer(messages: Any) -> str:
+    """What the assistant says in its last turn of a conversation."""
+    return next(str(m["content"]) for m in reversed(messages) if m["role"] == "assistant")
 
 
 def _is_message(message: Any) -> bool:

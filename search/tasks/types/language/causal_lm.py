@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsearch.errors import DataError
 from sparsearch.search.tasks.checks import check_texts, text_warnings
 from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.data_rows import SPLITS
-from sparsearch.search.tasks.data_summary import DataSummary
-from sparsearch.search.tasks.task import Split, Task, batches
-from sparsearch.search.tasks.types.base import Encoded, TokenLosses, TokenTask
-from sparsearch.search.tasks.types.chat import conversation
+from sparsearch.search.tasks.task import Split
+from sparsearch.search.tasks.types.base import Encoded
+from sparsearch.search.tasks.types.language.base import LanguageTask, judged_by, read_references
+from sparsearch.search.tasks.types.language.chat import conversation, last_answer
 from sparsearch.search.tasks.types.token_rows import IGNORED, padded_split
-from sparsearch.search.training.language_head import check_head, learnt_losses, token_loss
 
 if TYPE_CHECKING:
     from sparsearch.config.tasks.task import TaskConfig
 
 __all__ = ["CausalLM"]
 
-_EVAL_BATCH = 32
-
 Part: TypeAlias = tuple[str, bool]
 """Text of a row, and whether it is learnt."""
 
 
-class CausalLM(TokenTask):
-    """Mean cross-entropy of the completion's tokens, each token counted once; the prompt's are read, not learnt.
-
-    The language head is the backbone's own, and frozen. A score is the loss or the perplexity with the sign turned.
-    """
+class CausalLM(LanguageTask):
+    """The completion's tokens are learnt; the prompt's are read, not learnt."""
 
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
         """Those of the way in which the rows are given."""
         named = [*config.text, config.prompt, config.completion, config.messages]
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
-    def check_model(self, model: nn.Module) -> None:
-        """The head must give the logits that the model gives."""
-        check_head(model)
+    def columns_of(self, config: TaskConfig, split: str) -> tuple[str, ...]:
+        """References stand in the place of the completion where rows are judged, not learnt."""
+        if config.references is None or split == "train":
+            return self.columns(config)
+        assert config.prompt is not None, "references go with prompts"
+        return config.prompt, config.references
 
     def encode(
         self, config: TaskConfig, rows: Mapping[str, Rows], tokenizer: Any, limit: int
@@ -54,62 +51,49 @@ class CausalLM(TokenTask):
         parts = {**rows, "train": rows["train"].part(0, used)}
         splits, texts = {}, {}
         for name in SPLITS:
-            found = _parts(config, name, parts[name], tokenizer)
+            found, references = _parts(config, name, parts[name], tokenizer)
             texts[name] = {"row": ["".join(text for text, _ in row) for row in found]}
-            splits[name] = _tokenise(config, name, found, tokenizer, limit)
+            split = _tokenise(config, name, found, tokenizer, limit)
+            if config.generates and name != "train":
+                judged = judged_by(config, name, references, self.prompts(split), limit)
+                split = replace(split, references=judged)
+            splits[name] = split
         return Encoded(splits, warnings=tuple(text_warnings(texts)))
 
-    def summary(
-        self, labels: Mapping[str, Tensor], classes: Sequence[str], warnings: Sequence[str]
-    ) -> DataSummary:
-        """Rows alone."""
-        return DataSummary(
-            {s: len(values) for s, values in labels.items()}, {}, {}, tuple(warnings)
-        )
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
-        """Mean over the learnt tokens of the batch."""
-        total, count = token_loss(model, batch, precision)
-        return total / count
-
-    def token_losses(
-        self, model: nn.Module, batch: dict[str, Tensor], precision: str
-    ) -> TokenLosses:
-        """Of the learnt tokens."""
-        return learnt_losses(model, batch, precision)
-
-    @torch.no_grad()
-    def split_loss(self, model: nn.Module, split: Split, precision: str) -> float:
-        """Mean over the learnt tokens of the split."""
-        model.eval()
-        device = next(model.parameters()).device
-        total, tokens = 0.0, 0
-        for batch in batches(split, _EVAL_BATCH, device):
-            loss, count = token_loss(model, batch, precision)
-            total, tokens = total + float(loss), tokens + count
-        return total / tokens
-
-    def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
-        """The loss, or the perplexity exp(loss), with the sign turned."""
-        loss = self.split_loss(model, split, precision)
-        return -loss if task.metric == "loss" else -math.exp(min(loss, 700.0))
+    def prompts(self, split: Split) -> list[Tensor]:
+        """All before the last run of learnt tokens."""
+        found = []
+        for ids, labels in zip(split.inputs["input_ids"], split.labels, strict=True):
+            learnt = (labels != IGNORED).long()
+            starts = (learnt.diff(prepend=torch.zeros(1, dtype=torch.long)) == 1).nonzero()
+            found.append(ids[: int(starts[-1])])
+        return found
 
 
-def _parts(config: TaskConfig, split: str, rows: Rows, tokenizer: Any) -> list[list[Part]]:
-    """Each row as texts one after the other."""
+def _parts(
+    config: TaskConfig, split: str, rows: Rows, tokenizer: Any
+) -> tuple[list[list[Part]], list[list[str]]]:
+    """Each row as texts one after the other, and its right answers; none of whole texts."""
     columns = rows.columns
     if config.messages is not None:
-        return [
-            conversation(tokenizer, split, number, messages)
-            for number, messages in enumerate(columns[config.messages])
-        ]
-    texts = {name: columns[name] for name in CausalLM().columns(config)}
-    check_texts(split, texts)
+        chats = columns[config.messages]
+        parts = [conversation(tokenizer, split, row, chat) for row, chat in enumerate(chats)]
+        return parts, [[last_answer(chat)] for chat in chats]
     if config.text:
-        return [[(text, True)] for text in texts[config.text[0]]]
-    return [
-        [(prompt, False), (answer, True)] for prompt, answer in zip(*texts.values(), strict=True)
-    ]
+        texts = columns[config.text[0]]
+        check_texts(split, {config.text[0]: texts})
+        return [[(text, True)] for text in texts], []
+    assert config.prompt is not None and config.completion is not None, "the only way left"
+    prompts = columns[config.prompt]
+    if config.references is None or split == "train":
+        answers = columns[config.completion]
+        check_texts(split, {config.prompt: prompts, config.completion: answers})
+        references = [[answer] for answer in answers]
+    else:
+        check_texts(split, {config.prompt: prompts})
+        references = read_references(config, split, columns[config.references])
+    pairs = zip(prompts, references, strict=True)
+    return [[(prompt, False), (right[0], True)] for prompt, right in pairs], references
 
 
 def _tokenise(

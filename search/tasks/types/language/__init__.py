@@ -1,0 +1,9 @@
+"""Tasks whose model writes text, learnt token by token.
+
+| file | what it holds |
+|---|---|
+| base | `LanguageTask`: the loss of tokens, and scores of losses and of written texts |
+| causal_lm, chat | completions, texts, conversations: each token learnt from those before it |
+| generation | what a model writes after prompts, in batches |
+| text_metrics | BLEU and ROUGE-L against one reference or several |
+"""
