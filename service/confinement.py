@@ -1,4 +1,4 @@
-"""What a study that comes over HTTP may name: data and models below allowed folders, the hub if allowed."""
+"""What a study that comes over HTTP may name: data and models below allowed folders; the hub and code if allowed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _PACKAGE = re.compile(r"pkg:[A-Za-z_]\w*(/[\w.-]+)*")
 _LOCAL = "; the operator allows folders with `sparsearch serve --root DIR`"
 _HUB = "; the operator allows the hub with `sparsearch serve --allow-hub`"
 
+_IMPORT = "; the operator allows packages with `sparsearch serve --allow-import PACKAGE`"
+
 
 @dataclass(frozen=True)
 class Confinement:
@@ -27,10 +29,12 @@ class Confinement:
     Attributes:
         roots: Folders, resolved; relative paths are below the first that has them.
         hub: Whether ids of the hub may be named.
+        packages: Whose functions may be named, with all that is in them.
     """
 
     roots: tuple[Path, ...]
     hub: bool = False
+    packages: tuple[str, ...] = ()
 
     def confine(self, study: Mapping[str, Any]) -> dict[str, Any]:
         """The study with every path of it absolute.
@@ -43,6 +47,7 @@ class Confinement:
         self._model(content.get("model"), problems)
         task = content.get("task")
         self._data(task.get("data") if isinstance(task, dict) else None, problems)
+        self._code("task.metric", task.get("metric") if isinstance(task, dict) else None, problems)
         workers = content.get("workers")
         if isinstance(workers, dict) and workers.get("address") is not None:
             problems.append("workers.address: the operator chooses the cluster with RAY_ADDRESS")
@@ -63,6 +68,14 @@ class Confinement:
             problems.append(
                 f"model.path {path!r} is in no allowed folder{_LOCAL if _looks_local(path) else _HUB}"
             )
+
+    def _code(self, key: str, value: Any, problems: list[str]) -> None:
+        """Code that the study would import: it may do what the service may."""
+        if not isinstance(value, str) or ":" not in value:
+            return
+        module = value.partition(":")[0]
+        if not any(module == p or module.startswith(f"{p}.") for p in self.packages):
+            problems.append(f"{key} {value!r} is code of no allowed package{_IMPORT}")
 
     def _data(self, data: Any, problems: list[str]) -> None:
         if not isinstance(data, dict):

@@ -63,6 +63,7 @@ class ServiceSettings:
         ray_jobs: Address of the Ray dashboard whose cluster runs them; None for processes here.
         roots: Folders from which they may take data and models.
         hub: Whether they may take them from the hub.
+        packages: Packages whose functions they may name.
         read_token: Lets one read; None where none is asked for.
         run_token: Lets one do everything.
         rate: Requests a second of one client; 0 for any number.
@@ -85,6 +86,7 @@ class ServiceSettings:
     ray_jobs: str | None = None
     roots: tuple[Path, ...] = ()
     hub: bool = False
+    packages: tuple[str, ...] = ()
     read_token: str | None = field(default=None, repr=False)
     run_token: str | None = field(default=None, repr=False)
     rate: float = 200.0

@@ -10,6 +10,7 @@ from typing import Any
 from sparsearch.config.reader import read_study, validate_study
 from sparsearch.config.registry import STRATEGIES
 from sparsearch.config.study import StudyConfig
+from sparsearch.config.tasks.imports import find_function, is_import_path
 from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.selection.caps import Caps, smallest
 from sparsearch.search.selection.selector import Selector
@@ -93,6 +94,7 @@ def check_study(
         sections, problems = validate_study(*read_study(source, overrides))
     folder = sections["study"].folder if "study" in sections else _folder(source)
     problems += _data_problems(sections, folder)
+    problems += _import_problems(sections)
     if "workers" in sections:
         problems += worker_problems(sections["workers"])
     tokens = sections["task"].max_length if "task" in sections else 128
@@ -155,6 +157,17 @@ def _data_problems(sections: Mapping[str, Any], folder: Path) -> list[str]:
         for file in files
         if not (folder / file).is_file()
     ]
+
+
+def _import_problems(sections: Mapping[str, Any]) -> list[str]:
+    """A metric of the user's own that cannot be imported."""
+    if "task" not in sections or not is_import_path(sections["task"].metric):
+        return []
+    try:
+        find_function(sections["task"].metric)
+    except ConfigError as error:
+        return [f"task.metric: {problem}; {error.hint}" for problem in error.problems]
+    return []
 
 
 def _misfits(config: StudyConfig, space: Space) -> list[str]:

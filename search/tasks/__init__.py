@@ -6,6 +6,7 @@
 | labels | from values to class numbers |
 | task | `Task` and `Split`, tokenised; batches |
 | types | what differs between task types: rows, loss, metrics |
+| own_metric | a metric of the user's own |
 | data_summary | rows, classes and warnings, to be shown |
 | checks | what makes data useless, and what makes its scores worth less than they look |
 """

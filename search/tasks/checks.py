@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsearch.config.study import TaskConfig
+from sparsearch.config.tasks.imports import is_import_path
 from sparsearch.errors import DataError
 from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.data_summary import DataSummary
@@ -84,7 +85,7 @@ def _too_little(config: TaskConfig, rows: int, left: str) -> DataError:
 
 
 def check_metric(config: TaskConfig, split: str, held: str) -> None:
-    """The metric must have a value on a split, whatever a model predicts there.
+    """The metric must have a value on a split, whatever a model predicts there; nobody knows of the user's own.
 
     Args:
         config: The task.
@@ -94,7 +95,7 @@ def check_metric(config: TaskConfig, split: str, held: str) -> None:
     Raises:
         DataError: If it has none.
     """
-    if held:
+    if held and not is_import_path(config.metric):
         raise DataError(
             f"split {split!r}: column {config.tags or config.label!r} {held}, where {config.metric} has no value",
             f"shuffle the rows before they are split, or name another split: task.data.splits.{split}",

@@ -91,6 +91,7 @@ class Task:
         max_length: Tokens per row at most.
         train: Training split; likewise ``validation`` and ``test``.
         warnings: What makes the scores worth less than they look.
+        better: Of a metric of the user's own: whether ``higher`` or ``lower`` values are better.
         tokenizer: The backbone's, where a model is judged by what it writes.
     """
 
@@ -103,6 +104,7 @@ class Task:
     validation: Split
     test: Split
     warnings: tuple[str, ...] = ()
+    better: str = "higher"
     tokenizer: Any = field(default=None, compare=False)
 
     @cached_property
@@ -220,5 +222,6 @@ def load_task(
         limit,
         **encoded.splits,
         warnings=encoded.warnings,
+        better=config.better,
         tokenizer=tokenizer,
     )

@@ -47,7 +47,8 @@ Settings = Annotated[ServiceSettings, Depends(_settings)]
 def _confined(study: dict[str, Any], settings: ServiceSettings) -> dict[str, Any]:
     """The study as it may run: it names nothing but what is allowed."""
     try:
-        return Confinement((*settings.roots, settings.uploads), settings.hub).confine(study)
+        roots = (*settings.roots, settings.uploads)
+        return Confinement(roots, settings.hub, settings.packages).confine(study)
     except ConfigError as error:  # with whatever else is wrong
         others = validate_study(study, FilePath.cwd())[1]
         raise ConfigError([*error.problems, *others]) from error

@@ -99,3 +99,19 @@ def test_packages_by_their_name_alone(root):
 )  # fmt: skip
 def test_what_has_another_shape_is_left_to_the_studys_own_check(root, content):
     assert Confinement((root,)).confine(content) == content
+
+
+@pytest.mark.parametrize(
+    "metric", ["mine:cost", "mine.metrics:cost", "minexyz:cost", "os:system", ":"]
+)
+def test_code_is_refused_but_of_allowed_packages(root, metric):
+    content = study()
+    content["task"]["metric"] = metric
+    with pytest.raises(ConfigError, match="is code of no allowed package.*--allow-import PACKAGE"):
+        Confinement((root,)).confine(content)
+    allowed = Confinement((root,), packages=("mine",))
+    if metric.startswith(("mine:", "mine.")):
+        assert allowed.confine(content)["task"]["metric"] == metric
+    else:
+        with pytest.raises(ConfigError, match="is code of no allowed package"):
+            allowed.confine(content)

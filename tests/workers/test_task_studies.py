@@ -139,6 +139,16 @@ def test_studies_learn_and_their_exports_load(make_row, task, problem, tiny_fold
     assert ("Give a pipeline this model" in text) == (task["type"] == "multi-label")
 
 
+def test_a_study_takes_the_lowest_of_a_metric_of_its_own(tiny_folder, tmp_path):
+    wrong = {"metric": "tests.helpers.metrics:wrong", "better": "lower"}
+    best, _, trials = run_study(
+        tmp_path, tiny_folder, about, ["head"], type="multi-label", text=["text"], **wrong
+    )
+    assert {t.state for t in trials} == {"ok"} and best.metric == "neg_tests.helpers.metrics:wrong"
+    assert best.score == max(t.score for t in trials if t.strategy != "head")
+    assert -24 < best.score <= 0 and best.score == int(best.score)
+
+
 def test_a_study_is_judged_by_what_its_models_write(tmp_path):
     """Trained on completions, judged by lists of references: of the embeddings, any row may be read."""
     rows = iter(prompts(112, 0))

@@ -104,6 +104,12 @@ class TaskType(ABC):
         """The mean loss over a split, without dropout and without a graph."""
 
     @abstractmethod
+    def answers(
+        self, task: Task, model: nn.Module, split: Split, precision: str
+    ) -> tuple[list[Any], list[Any]]:
+        """What a model says of each row of a split, and what is right: plain values for metrics of the user's own."""
+
+    @abstractmethod
     def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
         """A task's metric of a model on one of its splits; a higher score is better."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from sparsearch.errors import DataError
 from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.labels import label_text
+from sparsearch.search.tasks.task import Split, Task
 from sparsearch.search.tasks.types.sequence import SequenceTask
+from sparsearch.search.training.evaluate import predict
 
 __all__ = ["MultiLabel"]
 
@@ -69,6 +72,17 @@ class MultiLabel(SequenceTask):
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean binary cross-entropy."""
         return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+
+    def answers(
+        self, task: Task, model: nn.Module, split: Split, precision: str
+    ) -> tuple[list[Any], list[Any]]:
+        """Names of the classes of each row."""
+        decided = predict(model, split, precision) > 0, split.labels > 0
+        found, right = (
+            [[c for c, has in zip(task.classes, row, strict=True) if has] for row in rows.tolist()]
+            for rows in decided
+        )
+        return found, right
 
     def measure(self, metric: str, logits: Tensor, labels: Tensor) -> float:
         """F1 of logits above 0: ``f1-micro`` over all decisions, ``f1-macro`` the mean of the classes'."""

@@ -109,8 +109,10 @@ class QuestionAnswering(TokenTask):
         return total / len(split)
 
     @torch.no_grad()
-    def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
-        """Mean over the questions: of each the best span of all its windows, against the nearest answer."""
+    def answers(
+        self, task: Task, model: nn.Module, split: Split, precision: str
+    ) -> tuple[list[Any], list[Any]]:
+        """Of each question the best span of all its windows, and its right answers."""
         model.eval()
         facts = split.references
         best: dict[int, tuple[float, str]] = {}
@@ -122,10 +124,13 @@ class QuestionAnswering(TokenTask):
                 if found is not None and found[0] > best.get(number, (-float("inf"), ""))[0]:
                     start, end = found[1]
                     best[number] = found[0], facts["contexts"][number][start:end]
-        scores = [
-            answer_score(task.metric, best.get(number, (0.0, ""))[1], answers)
-            for number, answers in enumerate(facts["answers"])
-        ]
+        right = facts["answers"]
+        return [best.get(number, (0.0, ""))[1] for number in range(len(right))], right
+
+    def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
+        """Mean over the questions, of each against the nearest answer."""
+        answers = self.answers(task, model, split, precision)
+        scores = [answer_score(task.metric, *pair) for pair in zip(*answers, strict=True)]
         return sum(scores) / len(scores)
 
 

@@ -95,6 +95,16 @@ class SequenceTask(TaskType):
         """Of all rows together."""
         return float(self.loss_of(predict(model, split, precision), split.labels))
 
+    def answers(
+        self, task: Task, model: nn.Module, split: Split, precision: str
+    ) -> tuple[list[Any], list[Any]]:
+        """The class of each row by its name; the number, where there are no classes."""
+        logits = predict(model, split, precision)
+        if not task.classes:
+            return logits.squeeze(-1).tolist(), split.labels.tolist()
+        found, right = logits.argmax(dim=-1).tolist(), split.labels.tolist()
+        return [task.classes[i] for i in found], [task.classes[i] for i in right]
+
     def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
         """Of all rows together."""
         return self.measure(task.metric, predict(model, split, precision), split.labels)

@@ -48,7 +48,7 @@ class TokenClassification(TokenTask):
         self, config: TaskConfig, rows: Mapping[str, Rows], tokenizer: Any, limit: int
     ) -> Encoded:
         """The tags of all rows decide what the classes are; the training split is then cut."""
-        _check_installed(tokenizer)
+        _check_installed(config, tokenizer)
         words, tags = self.columns(config)
         found = {split: _tagged(split, part, words, tags) for split, part in rows.items()}
         classes = _classes(config, found)
@@ -110,29 +110,38 @@ class TokenClassification(TokenTask):
         return total / words
 
     @torch.no_grad()
+    def answers(
+        self, task: Task, model: nn.Module, split: Split, precision: str
+    ) -> tuple[list[Any], list[Any]]:
+        """The tags of each row's words."""
+        model.eval()
+        guesses: list[Any] = [[]] * len(split)
+        truths: list[Any] = [[]] * len(split)
+        for batch in batches(split, _EVAL_BATCH, next(model.parameters()).device):
+            found = forward(model, batch, precision).argmax(-1)
+            rows = batch["rows"].tolist()
+            for row, guess, truth in zip(rows, found.cpu(), batch["labels"].cpu(), strict=True):
+                tagged = truth != IGNORED
+                guesses[row] = [task.classes[i] for i in guess[tagged]]
+                truths[row] = [task.classes[i] for i in truth[tagged]]
+        return guesses, truths
+
     def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
         """F1 of entities: one counts if its type and both ends are right."""
         from seqeval.metrics import f1_score
 
-        model.eval()
-        guesses, truths = [], []
-        for batch in batches(split, _EVAL_BATCH, next(model.parameters()).device):
-            found = forward(model, batch, precision).argmax(-1)
-            for guess, truth in zip(found.cpu(), batch["labels"].cpu(), strict=True):
-                tagged = truth != IGNORED
-                guesses.append([task.classes[i] for i in guess[tagged]])
-                truths.append([task.classes[i] for i in truth[tagged]])
+        guesses, truths = self.answers(task, model, split, precision)
         return float(f1_score(truths, guesses, zero_division=0))
 
 
-def _check_installed(tokenizer: Any) -> None:
+def _check_installed(config: TaskConfig, tokenizer: Any) -> None:
     """Before what takes long: what counts entities, and a tokenizer that says where its tokens stand in the text."""
     if not tokenizer.is_fast:
         raise DataError(
             "a token classification needs a tokenizer that says where its tokens stand in the text",
             "choose a model whose folder has a tokenizer.json",
         )
-    if importlib.util.find_spec("seqeval") is None:
+    if config.metric == "entity-f1" and importlib.util.find_spec("seqeval") is None:
         raise DataError(
             "entity-f1 is counted by seqeval, which is not installed",
             "pip install 'sparsearch[entities]'",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sparsearch.config.fields import Positive, Section
 from sparsearch.config.tasks.data import DataConfig
+from sparsearch.config.tasks.imports import is_import_path
 from sparsearch.config.tasks.types import (
     LOWER_IS_BETTER,
+    METRICS,
     TASK_TYPES,
-    MetricName,
     TaskName,
     TypeFacts,
     facts_of,
@@ -43,6 +44,14 @@ def _class_name(value: Any) -> Any:
     return value
 
 
+def _metric_name(value: str) -> str:
+    if value not in METRICS and not is_import_path(value):
+        raise ValueError(
+            f"{value!r} is no metric; write one of {', '.join(METRICS)}, or package.module:function for your own"
+        )
+    return value
+
+
 class TaskConfig(Section):
     """The task: its data, columns, labels and metric. ``types`` says which keys go with which type."""
 
@@ -61,7 +70,8 @@ class TaskConfig(Section):
     answers: str | None = None
     label: str = "label"
     labels: list[Annotated[str | int | bool, BeforeValidator(_class_name)]] | None = None
-    metric: MetricName = "accuracy"
+    metric: Annotated[str, AfterValidator(_metric_name)] = "accuracy"
+    better: Literal["higher", "lower"] = "higher"
     max_length: Annotated[int, Field(ge=4)] = 128
     max_new_tokens: Positive = 64
     max_train_rows: Positive | None = None
@@ -96,7 +106,9 @@ class TaskConfig(Section):
             raise ValueError(f"type {self.type!r} takes one text column, not {self.text}")
         if self.references is not None and self.completion is None:
             raise ValueError("references go with prompt and completion")
-        if self.metric not in facts.metrics:
+        if self.better != "higher" and not is_import_path(self.metric):
+            raise ValueError(f"better is for a metric of your own: {self.metric!r} says it itself")
+        if self.metric not in facts.metrics and not is_import_path(self.metric):
             owners = [name for name, other in TASK_TYPES.items() if self.metric in other.metrics]
             raise ValueError(
                 f"metric {self.metric!r} does not fit type {self.type!r}, which has "
@@ -118,7 +130,7 @@ class TaskConfig(Section):
     @property
     def score_name(self) -> str:
         """The name under which scores are stored and shown; a higher score is better."""
-        return score_name(self.metric)
+        return score_name(self.metric, self.better)
 
     @property
     def facts(self) -> TypeFacts:

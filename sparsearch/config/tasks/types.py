@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 __all__ = [
     "LOWER_IS_BETTER",
     "TASK_TYPES",
+    "METRICS",
     "MetricName",
     "TaskName",
     "TypeFacts",
@@ -39,6 +40,8 @@ MetricName: TypeAlias = Literal[
     "bleu",
     "rouge-l",
 ]
+
+METRICS: tuple[str, ...] = get_args(MetricName)
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 """Metrics whose scores are stored with the sign turned: a higher score is better everywhere."""
@@ -176,10 +179,14 @@ def facts_of(task_type: str) -> TypeFacts:
     return TASK_TYPES[task_type]
 
 
-def score_name(metric: str) -> str:
+def score_name(metric: str, better: str = "higher") -> str:
     """The name under which scores of a metric are stored and shown; as scikit-learn names its scorers.
 
-    >>> score_name("accuracy"), score_name("loss")
-    ('accuracy', 'neg_loss')
+    Args:
+        metric: Its name, or the import path of the user's own.
+        better: Which values of the user's own are better, ``higher`` or ``lower``.
+
+    >>> score_name("accuracy"), score_name("loss"), score_name("mine:cost", "lower")
+    ('accuracy', 'neg_loss', 'neg_mine:cost')
     """
-    return f"neg_{metric}" if metric in LOWER_IS_BETTER else metric
+    return f"neg_{metric}" if metric in LOWER_IS_BETTER or better == "lower" else metric

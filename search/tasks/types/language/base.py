@@ -71,11 +71,17 @@ class LanguageTask(TokenTask):
             total, tokens = total + float(loss), tokens + count
         return total / tokens
 
+    def answers(
+        self, task: Task, model: nn.Module, split: Split, precision: str
+    ) -> tuple[list[Any], list[Any]]:
+        """The text that is written in each row, and the right ones."""
+        written = generate(task, model, split, self.prompts(split), precision)
+        return written, split.references["references"]
+
     def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
         """Of all written texts; or the loss, or the perplexity exp(loss), with the sign turned."""
         if split.references:
-            written = generate(task, model, split, self.prompts(split), precision)
-            return text_score(task.metric, written, split.references["references"])
+            return text_score(task.metric, *self.answers(task, model, split, precision))
         loss = self.split_loss(model, split, precision)
         return -loss if task.metric == "loss" else -math.exp(min(loss, 700.0))
 

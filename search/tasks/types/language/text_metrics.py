@@ -49,8 +49,8 @@ def check_references(metric: str, split: str, references: Sequence[Sequence[str]
     Raises:
         DataError: If the package is not installed, or a row's references hold nothing that ROUGE-L counts.
     """
-    package = _PACKAGES[metric]
-    if importlib.util.find_spec(package) is None:
+    package = _PACKAGES.get(metric)
+    if package is not None and importlib.util.find_spec(package) is None:
         raise DataError(
             f"{metric} is computed by {package.replace('_', '-')}, which is not installed",
             "pip install 'sparsearch[generation]'",

@@ -41,6 +41,12 @@ def serve(
     allow_hub: Annotated[
         bool, typer.Option("--allow-hub", help="Allow data and models of the hub.")
     ] = False,
+    allow_import: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PACKAGE", help="A package whose functions studies may name; repeatable."
+        ),
+    ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A host name by which it may be called; repeatable."),
@@ -88,6 +94,7 @@ def serve(
         ray_jobs=ray_jobs,
         roots=tuple(root or ()),
         hub=allow_hub,
+        packages=tuple(allow_import or ()),
         rate=rate,
         streams=streams,
         proxies=tuple(proxy or ()),
