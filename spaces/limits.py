@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsearch.config.percentages import parse_percentage, percent
+from sparsearch.errors import ConfigError
 from sparsearch.spaces.candidate import BYTES_PER_PARAM
 
 if TYPE_CHECKING:
@@ -81,6 +82,49 @@ class Limit:
                 f"{value!r} is no limit: write a whole number above 0{self._or_share}"
             )
         return value
+
+    def asked(self, value: int | float | str) -> int | float | Fraction:
+        """A limit of a question or a command as a number, or as a fraction of a backbone's parameters.
+
+        A command line gives whole numbers as text too; none is larger than a database counts.
+
+        Raises:
+            ConfigError: If it is neither, or more than the whole.
+
+        >>> StoredBytes().asked("817"), StoredBytes().asked("0.01%")
+        (817, Fraction(1, 10000))
+        """
+        if self.is_fraction:
+            return float(self._share(value)) if isinstance(value, str) else value
+        if isinstance(value, str) and not value.strip().isdecimal():
+            return self._share(value)
+        return min(int(value), 2**63 - 1)
+
+    def _share(self, value: str) -> Fraction:
+        """The fraction that a limit names; one that cannot be read is told by its name."""
+        if not (self.is_fraction or self.per_param):
+            raise ConfigError(
+                [f"{self.name}: {value!r} is no whole number"], f"write {self.example}"
+            )
+        try:
+            share = parse_percentage(value)
+        except ConfigError as error:
+            kinds = (
+                "neither a whole number nor a percentage" if self.per_param else "no percentage"
+            )
+            example = self.example
+            if value.strip().replace(".", "", 1).isdecimal():
+                # The sign was forgotten, or a share of 1 meant.
+                meant = 1 if self.per_param or float(value) > 1 else 100
+                example = f"{meant * float(value):g}%"
+            raise ConfigError(
+                [f"{self.name}: {value!r} is {kinds}"], f"write {example}"
+            ) from error
+        if share > 1 and not self.may_exceed_whole:
+            raise ConfigError(
+                [f"{self.name}: {value!r} is more than the whole"], "write at most 100%"
+            )
+        return share
 
     @property
     def _or_share(self) -> str:

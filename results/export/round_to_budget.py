@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparsearch.errors import InfeasibleError
+from sparsearch.errors import ExportError, InfeasibleError
 from sparsearch.results.export.trained import Trained
 from sparsearch.results.records import Best
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.attachment.weights_file import HEAD, values_of
-from sparsearch.spaces.backbone.parameters import positions_of
+from sparsearch.spaces.backbone.parameters import count_with_pooler, positions_of
 from sparsearch.spaces.candidate import Candidate, make_candidate
 from sparsearch.spaces.costs import narrowed_positions, recompute_costs
 from sparsearch.spaces.families.position import find
 from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.kinds.precision import BITS, kind_in_bits
 from sparsearch.spaces.kinds.rounding import Rounding, pack_rounded, trained_tensors
+from sparsearch.spaces.limits import StoredBytes
 from sparsearch.spaces.structure import Structure
 
-__all__ = ["round_to_budget"]
+__all__ = ["round_to_budget", "rounding_note"]
 
 
-def round_to_budget(best: Best, weights: bytes, max_bytes: int) -> tuple[Best, bytes]:
+def round_to_budget(best: Best, weights: bytes, max_bytes: int | str) -> tuple[Best, bytes]:
     """Store the values of a trained structure in fewer bits, until it costs at most so many bytes.
 
     Step by step those values are rounded further that lose least for each byte that they save: of a unit's tensors, the
@@ -35,7 +38,8 @@ def round_to_budget(best: Best, weights: bytes, max_bytes: int) -> tuple[Best, b
     Args:
         best: The trial, as a query gives it.
         weights: Its trained weights, as the store gives them.
-        max_bytes: The most that the task may cost to keep, see ``Structure.stored_bytes``.
+        max_bytes: The most that the task may cost to keep, see ``Structure.stored_bytes``: a number, or a share of the
+            backbone like "0.01%".
 
     Returns:
         The trial with the rounded structure, and its weights, as ``export`` takes them. Its scores are still those
@@ -43,18 +47,32 @@ def round_to_budget(best: Best, weights: bytes, max_bytes: int) -> tuple[Best, b
 
     Raises:
         InfeasibleError: If it costs more in the fewest bits too.
+        ConfigError: If ``max_bytes`` is no number and no share.
+        ExportError: If what is left of the backbone was fine-tuned as a whole.
 
     Example:
         >>> export(*round_to_budget(best, weights, 817), "spec", "small/")  # doctest: +SKIP
     """
-    trained = Trained(best.structure, weights)
-    units = list(_units(trained))
+    limit, trained = StoredBytes(), Trained(best.structure, weights)
+    asked = limit.asked(max_bytes)
+    if trained.whole:
+        raise ExportError(
+            "what this structure leaves of the backbone was fine-tuned as a whole: there are no values to round",
+            "export it without max_bytes, with --to checkpoint",
+        )
+    model = trained.attached_model()
+    most = (
+        limit.of_backbone(asked, count_with_pooler(model))
+        if isinstance(asked, Fraction)
+        else asked
+    )
+    units = list(_units(trained, model))
     bits = [unit.candidate.bits for unit in units]
-    while (found := _in_bits(best.structure, units, bits)).stored_bytes > max_bytes:
+    while (found := _in_bits(best.structure, units, bits)).stored_bytes > most:
         steps = [(*step, i) for i, unit in enumerate(units) for step in unit.steps(bits[i])]
         if not steps:
             raise InfeasibleError(
-                f"max_bytes {max_bytes:,}: this structure costs {found.stored_bytes:,} bytes in the fewest bits too",
+                f"max_bytes {most:,}: this structure costs {found.stored_bytes:,} bytes in the fewest bits too",
                 "allow more bytes, or search under max_bytes",
             )
         _, fewer, i = min(steps)
@@ -64,6 +82,19 @@ def round_to_budget(best: Best, weights: bytes, max_bytes: int) -> tuple[Best, b
         tensors |= unit.tensors(own)
     packed = safetensors.torch.save(tensors, trained.metadata)
     return replace(best, structure=found, stored_bytes=found.stored_bytes), packed
+
+
+def rounding_note(before: Best, after: Best) -> str:
+    """What a user of the rounded structure should know."""
+    now, then = after.structure, before.structure
+    if now == then:
+        return f"it stores {now.stored_bytes:,} bytes as it is: nothing was rounded"
+    bits = Counter(c.bits for c in now.candidates if c.role == "attach")
+    counts = ", ".join(f"{bits[b]} in {b}" for b in BITS if bits[b])
+    return (
+        f"rounded from {then.stored_bytes:,} to {now.stored_bytes:,} stored bytes, units by bits: {counts}; its scores "
+        "are those from before, so measure what was exported"
+    )
 
 
 @dataclass(frozen=True)
@@ -111,9 +142,8 @@ class _Unit:
         return {f"{new.position}:{new.kind}.{name}": tensor for name, tensor in parts.items()}
 
 
-def _units(trained: Trained) -> Iterator[_Unit]:
-    model, structure = trained.attached_model(), trained.structure
-    attachment, values = attachment_of(model), values_of(model)
+def _units(trained: Trained, model: nn.Module) -> Iterator[_Unit]:
+    structure, attachment, values = trained.structure, attachment_of(model), values_of(model)
     assert attachment is not None, "the model of a trained structure has it attached"
     positions = positions_of(model)
     narrowed = narrowed_positions(positions, structure.candidates, trained=True)

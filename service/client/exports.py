@@ -26,7 +26,7 @@ def download_export(
     Args:
         connection: To the service.
         structure: The beginning of its hash.
-        asked: The queries ``to``, ``also`` and ``study``.
+        asked: The queries ``to``, ``also``, ``study`` and ``max_bytes``.
         out: A folder that does not exist yet, or is empty.
 
     Returns:

@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 from sparsearch.config.formats import ExportFormat, ServingFormat
 from sparsearch.errors import NotFoundError
 from sparsearch.service.problems import Problem
-from sparsearch.service.routes.asked import BINARY, OfStudy, TheStore
+from sparsearch.service.routes.asked import BINARY, NO_NUL, OfStudy, TheStore
 from sparsearch.service.routes.structures import Hash
 
 __all__ = ["router"]
@@ -39,8 +39,11 @@ def export_structure(
     study: OfStudy = None,
     to: ExportFormat = ExportFormat.spec,
     also: Annotated[list[ServingFormat] | None, Query(max_length=2)] = None,
+    max_bytes: Annotated[str | None, Query(max_length=40, pattern=NO_NUL)] = None,
 ) -> Any:
     """Download a trained structure as a zip file, proven by loading it again.
+
+    With max_bytes its values are rounded until it stores at most so much.
 
     The comment of the file is the JSON object of `sparsearch export --json`.
     """
@@ -51,11 +54,16 @@ def export_structure(
     if weights is None:
         raise NotFoundError(f"trial {best.trial} of study {best.study!r} has no stored weights")
     from sparsearch.results.export.export import export
+    from sparsearch.results.export.round_to_budget import round_to_budget, rounding_note
 
     if not _one_at_a_time.acquire(blocking=False):
         raise Problem("another export is being written", "ask again in a minute", status=503)
     scratch = Path(tempfile.mkdtemp(prefix="sparsearch-export-"))
     try:
+        notes: tuple[str, ...] = ()
+        if max_bytes is not None:
+            found, (best, weights) = best, round_to_budget(best, weights, max_bytes)
+            notes = (rounding_note(found, best),)
         name = f"{best.structure.hash[:12]}-{to}"
         report = export(best, weights, to, scratch / name, tuple(also or ()))
         file = shutil.make_archive(str(scratch / "download"), "zip", scratch, name)
@@ -63,7 +71,7 @@ def export_structure(
             "structure": best.structure.hash,
             "to": to,
             "files": report.files,
-            "notes": report.notes,
+            "notes": (*notes, *report.notes),
             "max_difference": report.max_difference,
         }
         with zipfile.ZipFile(file, "a") as archive:

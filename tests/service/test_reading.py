@@ -176,6 +176,7 @@ def test_an_export_is_one_download_that_loads(study, tmp_path):
     with TestClient(app, "http://localhost", client=("127.0.0.1", 1)) as client:
         spec, adapter = client.get(path), client.get(path, params={"to": "peft"})
         error = client.get(path, params={"also": "onnx"})
+        small = client.get(path, params={"max_bytes": "200"})
         with exports._one_at_a_time:
             busy = client.get(path)
     assert error.status_code == 422 and "goes with to=checkpoint" in error.json()["message"]
@@ -184,6 +185,11 @@ def test_an_export_is_one_download_that_loads(study, tmp_path):
     with zipfile.ZipFile(io.BytesIO(spec.content)) as archive:
         text = archive.read(f"{wanted[:12]}-spec/structure.json").decode()
     assert Structure.from_json(text).hash == wanted
+    with zipfile.ZipFile(io.BytesIO(small.content)) as archive:
+        facts = json.loads(archive.comment)
+        text = archive.read(f"{facts['structure'][:12]}-spec/structure.json").decode()
+    assert Structure.from_json(text).stored_bytes <= 200 and facts["structure"] != wanted
+    assert facts["notes"][0].startswith("rounded from ")
     with zipfile.ZipFile(io.BytesIO(adapter.content)) as archive:
         assert f"{wanted[:12]}-peft/adapter_model.safetensors" in archive.namelist()
     assert not [*Path(tempfile.gettempdir()).glob("sparsearch-export-*")], "nothing is left behind"

@@ -10,7 +10,6 @@ from typing import TypeAlias
 from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
-from sparsearch.config.percentages import parse_percentage
 from sparsearch.config.registry import LIMITS
 from sparsearch.errors import ConfigError, NotFoundError
 from sparsearch.results.records import (
@@ -58,7 +57,7 @@ def best(session: Session, question: BestQuery) -> Best | None:
 
 def best_of_each_task(session: Session, question: BestQuery) -> tuple[Best, ...]:
     """The best trial of each task within the limits, see ``Store.best_of_each_task``."""
-    asked = {n: _asked(LIMITS.load(n)(), v) for n, v in question.limits.items() if v is not None}
+    asked = {n: LIMITS.load(n)().asked(v) for n, v in question.limits.items() if v is not None}
     on_front = all(LIMITS.load(name).column for name in asked)
     only = study_row(session, question.study).id if question.study is not None else None
     found: dict[str, list[Row[*_Winner]]] = {}
@@ -165,41 +164,6 @@ def _best_first(only: int | None, group: Row[*_Group], on_front: bool) -> Select
         TrialRow.task_fingerprint == group.task_fingerprint,
         TrialRow.backbone_params == group.backbone_params,
     )
-
-
-def _asked(limit: Limit, value: int | float | str) -> int | float | Fraction:
-    """A limit as a number, or as a fraction of each backbone's parameters.
-
-    A command line gives whole numbers as text too; none is larger than a database counts.
-    """
-    if limit.is_fraction:
-        return float(_share(limit, value)) if isinstance(value, str) else value
-    if isinstance(value, str) and not value.strip().isdecimal():
-        return _share(limit, value)
-    return min(int(value), 2**63 - 1)
-
-
-def _share(limit: Limit, value: str) -> Fraction:
-    """The fraction that a limit names; one that cannot be read is told by its name."""
-    if not (limit.is_fraction or limit.per_param):
-        raise ConfigError(
-            [f"{limit.name}: {value!r} is no whole number"], f"write {limit.example}"
-        )
-    try:
-        share = parse_percentage(value)
-    except ConfigError as error:
-        allowed = "neither a whole number nor a percentage" if limit.per_param else "no percentage"
-        example = limit.example
-        if value.strip().replace(".", "", 1).isdecimal():
-            # The sign was forgotten, or a share of 1 meant.
-            meant = 1 if limit.per_param or float(value) > 1 else 100
-            example = f"{meant * float(value):g}%"
-        raise ConfigError([f"{limit.name}: {value!r} is {allowed}"], f"write {example}") from error
-    if share > 1 and not limit.may_exceed_whole:
-        raise ConfigError(
-            [f"{limit.name}: {value!r} is more than the whole"], "write at most 100%"
-        )
-    return share
 
 
 def pareto(session: Session, study: str) -> tuple[Best, ...]:

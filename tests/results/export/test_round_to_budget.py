@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import safetensors.torch
 import torch
 
 import sparsearch as ss
 from sparsearch.errors import InfeasibleError
+from sparsearch.results import Store
 from sparsearch.results.export.export import export
 from sparsearch.spaces.attachment.weights_file import HEAD
 from sparsearch.spaces.backbone.loading import load_model
+from sparsearch.spaces.structure import Structure
+from sparsearch.testing.store_conformance import sample_outcome, sample_study
+from tests.helpers.command_line import answer, call
 from tests.helpers.exported import furthest, logits_of, train_on
 
 KINDS = {
@@ -67,6 +73,34 @@ def test_what_need_not_be_rounded_stays_to_the_bit(case):
     same = before.keys() & after.keys()
     assert any(not name.startswith(HEAD) for name in same) and same < before.keys()
     assert all(before[name].tolist() == after[name].tolist() for name in same)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_rounds_exports_and_says_so(case, tmp_path, monkeypatch):
+    """What the command writes is what the function gives; the hash is the rounded structure's."""
+    structure = case.best.structure
+    share = f"{100 * 0.3 * structure.stored_bytes / (4 * structure.backbone.params):.4f}%"
+    spec = sample_study(trials=1)
+    db = f"sqlite:///{tmp_path / 'one.db'}"
+    with Store.open(db, create=True) as store:
+        store.begin_study(spec)
+        outcome = replace(sample_outcome(), structure=structure, weights=case.weights)
+        store.finish(spec.name, 0, outcome)
+    asked = ("export", structure.hash[:10], "--db", db)
+    report = answer(*asked, "--max-bytes", share, "--out", str(tmp_path / "small"))
+    small = Structure.load(tmp_path / "small")
+    assert report["structure"] == small.hash != structure.hash
+    assert 0.2 * structure.stored_bytes < small.stored_bytes <= 0.3 * structure.stored_bytes
+    told = f"rounded from {structure.stored_bytes:,} to {small.stored_bytes:,} stored bytes"
+    assert report["notes"][0].startswith(told) and report["max_difference"] < 1e-6
+    same = answer(*asked, "--max-bytes", "10000000", "--out", str(tmp_path / "same"))
+    assert same["structure"] == structure.hash and "nothing was rounded" in same["notes"][0]
+    for wrong, said in (
+        ("0.01", "neither a whole number nor a percentage"),
+        ("9", "in the fewest bits too"),
+    ):
+        done = call(*asked, "--max-bytes", wrong, "--out", str(tmp_path / "none"))
+        assert done.code > 0 and said in done.err and not (tmp_path / "none").exists()
 
 
 def test_too_few_bytes_are_told(case):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,6 +45,13 @@ def export(
         list[ServingFormat] | None,
         typer.Option("--also", help="A serving file beside a checkpoint; repeatable."),
     ] = None,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|SHARE%",
+            help="Round its values until it stores at most so much: like 817, or 0.001% of the backbone.",
+        ),
+    ] = None,
     study: OfStudy = None,
     db: Db = DEFAULT_DB,
     as_json: Json = False,
@@ -57,10 +65,10 @@ def export(
         from sparsearch.service.client.exports import download_export
 
         with Connection(db) as service:
-            asked = {"to": to.value, "also": serving, "study": study}
+            asked = {"to": to.value, "also": serving, "study": study, "max_bytes": max_bytes}
             name, report = download_export(service, structure, asked, out)
     else:
-        name, report = _export(db, structure, study, to, out, serving)
+        name, report = _export(db, structure, study, to, out, serving, max_bytes)
     if as_json:
         facts = {"structure": name, "to": to, "path": str(report.path)}
         proof = {"max_difference": report.max_difference}
@@ -82,6 +90,7 @@ def _export(
     to: ExportFormat,
     out: Path,
     also: Sequence[str],
+    max_bytes: str | None,
 ) -> tuple[str, ExportReport]:
     """Export from a database: the structure's hash, and what was written."""
     from sparsearch.results.store.store import Store
@@ -97,4 +106,11 @@ def _export(
     from sparsearch.results.export.export import export as export_structure
 
     with console.stdout_is_for_results():
-        return best.structure.hash, export_structure(best, weights, to, out, also)
+        if max_bytes is None:
+            return best.structure.hash, export_structure(best, weights, to, out, also)
+        from sparsearch.results.export.round_to_budget import round_to_budget, rounding_note
+
+        rounded, packed = round_to_budget(best, weights, max_bytes)
+        report = export_structure(rounded, packed, to, out, also)
+    notes = (rounding_note(best, rounded), *report.notes)
+    return rounded.structure.hash, replace(report, notes=notes)
