@@ -1,7 +1,7 @@
 """A structure as a PEFT adapter: anchored, escaped, fully qualified names, and nothing dropped.
 
 - ``lora``: LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one.
-- ``spectral``, ``lora_xs``: LoRA too, what trained folded into ``lora_B``; directions would then train as well.
+- ``spectral``, ``lora_xs``, ``vera``: LoRA too, what trained folded into ``lora_B``; all would then train.
 - ``bitfit`` on a linear: BEFT where nothing else is on linears and PEFT merges that; else the bias of ``lora_B``,
   beside a zero rank-1 unit where there is no LoRA.
 - ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``. LN tuning is not used: unloading it leaves the

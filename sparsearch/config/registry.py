@@ -197,6 +197,7 @@ KINDS = Registry(
             "spectral": "spectral.spec:Spectral",
             "lora": "lora.spec:Lora",
             "lora_xs": "lora_xs.spec:LoraXS",
+            "vera": "vera.spec:Vera",
             "sparse_delta": "sparse_delta.spec:SparseDelta",
             "bitfit": "bitfit.spec:BitFit",
             "lnfit": "lnfit.spec:LNFit",

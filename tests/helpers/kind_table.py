@@ -8,6 +8,7 @@ TABLE = [
     ("lora", {"max_rank": 3}),
     ("spectral", {"block": 2, "max_blocks": 3}),
     ("lora_xs", {"smallest": 2, "factor": 2, "steps": 2}),
+    ("vera", {"rank": 5}),
     ("bitfit", {}),
     ("lnfit", {}),
     ("low_rank_adapter", {"reduction": 8}),

@@ -27,6 +27,7 @@ OPTIONS = {
     "lora": {"max_rank": 3},
     "spectral": {"block": 2, "max_blocks": 3},
     "lora_xs": {"smallest": 2, "steps": 2},
+    "vera": {"rank": 5},
     "bitfit": {},
     "lnfit": {},
     "ia3": {},
