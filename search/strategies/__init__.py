@@ -10,7 +10,7 @@
 | network_slimming, update_magnitude | `slimming` (EarlyBERT), `update-magnitude` (DSEE): they train, then remove |
 | optimal_brain_surgeon | `surgeon`: what a removal costs |
 | scoreless | `random`, `even`, `magnitude` |
-| uniform | `lora`, `lora-qv`, `spectral`, `bitfit`, `lnfit`, `adapter` |
+| uniform | `lora`, `lora-qv`, `lora-mlp`, `lora-xs`, `vera`, `ia3`, `spectral`, `bitfit`, `lnfit`, `adapter` |
 | references, transfer | `head`, `full`; `transfer` |
 | supernet_start | where searches and probes start |
 """

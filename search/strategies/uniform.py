@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -16,18 +17,23 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.candidate import Candidate, make_candidate
 from sparsearch.spaces.families.position import Position, matching
 from sparsearch.spaces.kinds import Kind, make_kind
-from sparsearch.spaces.kinds.precision import split_bits
+from sparsearch.spaces.kinds.ia3.spec import IA3 as IA3Kind
+from sparsearch.spaces.kinds.precision import kind_in_bits, split_bits
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.space import Space
 
 __all__ = [
     "Adapter",
     "BitFit",
+    "IA3",
     "LNFit",
     "LoRA",
+    "LoRAOnFeedForward",
     "LoRAOnQueryAndValue",
+    "LoRAXS",
     "Spectral",
     "Uniform",
+    "Vera",
     "largest_uniform",
     "uniform_levels",
 ]
@@ -39,12 +45,20 @@ class Uniform(Strategy):
     Attributes:
         kind: Its name.
         on: Patterns of positions.
+        bits: In which its values are stored; None for the first that the space offers.
     """
 
     family: ClassVar[StrategyFamily] = "uniform"
     ranks: ClassVar[bool] = False
     kind: ClassVar[str]
     on: ClassVar[tuple[str, ...]] = ("*",)
+    bits: ClassVar[int | None] = None
+
+    @classmethod
+    @functools.cache
+    def in_bits(cls, bits: int) -> type[Uniform]:
+        """The same pattern with its values in so many bits, as ``lora-qv@4`` names it."""
+        return type(f"{cls.__name__}{bits}", (cls,), {"name": f"{cls.name}@{bits}", "bits": bits})
 
     def select(
         self,
@@ -70,6 +84,33 @@ class LoRAOnQueryAndValue(Uniform):
 
     name, kind = "lora-qv", "lora"
     on = ("*.attn.q", "*.attn.v", "*.cross.q", "*.cross.v")
+
+
+class LoRAOnFeedForward(Uniform):
+    """Low-rank updates of the feed-forward layers alone."""
+
+    name, kind = "lora-mlp", "lora"
+    on = ("*.ffn.*",)
+
+
+class LoRAXS(Uniform):
+    """A core of one rank at every linear (Bałazy et al., 2024)."""
+
+    name, kind = "lora-xs", "lora_xs"
+
+
+class Vera(Uniform):
+    """Scalings at queries and values, as published (Kopiczko et al., 2024)."""
+
+    name = kind = "vera"
+    on = LoRAOnQueryAndValue.on
+
+
+class IA3(Uniform):
+    """Rescaled keys, values and inputs of the last feed-forward linears (Liu et al., 2022)."""
+
+    name = kind = "ia3"
+    on = IA3Kind.default_on
 
 
 class Spectral(Uniform):
@@ -100,7 +141,7 @@ class Adapter(Uniform):
 def largest_uniform(
     pattern: Uniform, space: Space, budget: Budget, tokens: int = 128
 ) -> tuple[tuple[Candidate, ...], Kind]:
-    """The largest uniform structure of a pattern that fits, and its kind: in the first precision that a space offers.
+    """The largest uniform structure of a pattern that fits, and its kind: in its bits, or the space's first.
 
     First the largest equal size on all positions; where size one does not fit on all, size one
     on as many of the top layers as fit; where not even one layer fits, on the top layer's first
@@ -125,6 +166,7 @@ def largest_uniform(
     name, patterns = pattern.kind, pattern.on
     offered = (k for k in space.kinds.values() if split_bits(k.name)[0] == name)
     kind = next(offered, None) or make_kind(name, {})
+    kind = kind if pattern.bits is None else kind_in_bits(kind, pattern.bits)
     positions = [p for p in matching(space.positions, patterns) if kind.accepts(p)]
     largest: tuple[Candidate, ...] = ()
     for level in uniform_levels(kind, positions):
@@ -133,7 +175,7 @@ def largest_uniform(
         largest = level
     if not largest:
         units = tuple(make_candidate(kind, p, next(iter(kind.levels(p)))) for p in positions)
-        own = Space(units, {name: kind}, space.positions, space.backbone_params)
+        own = Space(units, {kind.name: kind}, space.positions, space.backbone_params)
         raise infeasible(Caps(own, budget, tokens))
     return largest, kind
 

@@ -37,6 +37,9 @@ StrategyFamily: TypeAlias = Literal[
 HEAD_ALONE = "head"
 """The reference that trains the task's head and nothing else."""
 
+_BITS = ("32", "16", "8", "4", "2")
+"""Of values, as a strategy's name says them."""
+
 TRANSFER = "transfer"
 """The strategy that takes a ranking which another study made."""
 
@@ -152,12 +155,28 @@ class StrategyRegistry(Registry):
         super().__init__("strategy", "sparsearch.strategies", homes)
         self._families = {name: family for name, (family, _) in built_in.items()}
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a strategy is registered, or a uniform one in so many bits, as ``lora-qv@4``."""
+        pattern, at, bits = str(name).partition("@")
+        uniform = pattern in self.names() and self._family(pattern) == "uniform"
+        return name in self.names() or (uniform and at == "@" and bits in _BITS)
+
+    def load(self, name: str) -> Any:
+        """The strategy of a name; a uniform one may say in which bits its values are, see ``Uniform.in_bits``."""
+        pattern, at, bits = name.partition("@")
+        if at and name in self:
+            return super().load(pattern).in_bits(int(bits))
+        return super().load(name)
+
     def family(self, name: str) -> StrategyFamily:
         """How reports group a strategy; of one that is not installed any more ``other``."""
+        return self._family(name.partition("@")[0])
+
+    def _family(self, name: str) -> StrategyFamily:
         if name not in self._families and name not in self.names():
             return "other"
         known = self._families.get(name)
-        family: StrategyFamily = self.load(name).family if known is None else known
+        family: StrategyFamily = super().load(name).family if known is None else known
         return family
 
     def of_family(self, family: StrategyFamily) -> tuple[str, ...]:
@@ -179,6 +198,10 @@ STRATEGIES = StrategyRegistry(
         TRANSFER: ("transfer", "transfer:Transfer"),
         "lora": ("uniform", "uniform:LoRA"),
         "lora-qv": ("uniform", "uniform:LoRAOnQueryAndValue"),
+        "lora-mlp": ("uniform", "uniform:LoRAOnFeedForward"),
+        "lora-xs": ("uniform", "uniform:LoRAXS"),
+        "vera": ("uniform", "uniform:Vera"),
+        "ia3": ("uniform", "uniform:IA3"),
         "spectral": ("uniform", "uniform:Spectral"),
         "bitfit": ("uniform", "uniform:BitFit"),
         "lnfit": ("uniform", "uniform:LNFit"),

@@ -23,7 +23,7 @@ Allocation = Literal["layerwise", "global"]
 def _known_strategy(name: str) -> str:
     """A misspelt strategy gets the nearest name; one that is like none gets them all."""
     names = STRATEGIES.names()
-    if name in names:
+    if name in STRATEGIES:
         return name
     near = difflib.get_close_matches(name, names, n=1)
     advice = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"

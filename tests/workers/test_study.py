@@ -48,8 +48,9 @@ def test_plan_runs_references_once_per_seed_and_each_strategy_per_budget(study):
 
 def test_a_study_runs_every_strategy_to_an_outcome(study, db):
     everything = ["random", "lora", "lora-qv", "bitfit", "lnfit", "adapter", "head", "full"]
+    everything += ["lora-xs@8", "ia3@4"]
     record = run(study | {"baselines": everything}, db)
-    assert (record.trials, record.finished) == (16, 16)
+    assert (record.trials, record.finished) == (20, 20)
     for t in records(db):
         assert t.state == "ok", t.message
         assert 0 <= t.score <= 1 and 0 <= t.test_score <= 1

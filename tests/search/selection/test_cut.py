@@ -163,6 +163,51 @@ def test_uniform_covers_cross_attention(build):
     assert any(".cross.q" in c.position for c in chosen)
 
 
+def test_uniform_values_have_the_bits_of_the_strategys_name(build):
+    space = build_space(build("bert"), kinds={"lora": {"alpha": 2, "bits": [8, 32]}})
+    budget = Budget(max_bytes=1500, text="1500")
+    found = {n: largest_uniform(find_strategy(n), space, budget) for n in ("lora-qv", "lora-qv@2")}
+    assert {n: kind.name for n, (_, kind) in found.items()} == {
+        "lora-qv": "lora@8", "lora-qv@2": "lora@2",
+    }  # fmt: skip
+    assert {kind.alpha for _, kind in found.values()} == {2}
+    ranks = [chosen[0].size for chosen, _ in found.values()]
+    assert 3 * ranks[0] < ranks[1], "a quarter of the bytes a value"
+    for chosen, _ in found.values():
+        assert sum(c.bytes for c in chosen) + space.choice_bytes <= 1500
+    assert find_strategy("lora-qv@2").name == "lora-qv@2"
+    assert STRATEGIES.family("lora-qv@2") == "uniform" and type(
+        find_strategy("lora-qv@2")
+    ) is type(find_strategy("lora-qv@2"))
+    for wrong in ("lora-qv@3", "lora-qv@", "random@4", "full@4", "nothing@4"):
+        assert wrong not in STRATEGIES
+        with pytest.raises(ConfigError, match="is no strategy"):
+            find_strategy(wrong)
+
+
+def test_uniform_patterns_go_where_they_were_published(build):
+    space = build_space(build("bert"), kinds={"vera": {"rank": 8}, "lora_xs": {}})
+    places = {
+        name: {
+            c.position.split(".", 2)[2]
+            for c in largest_uniform(
+                find_strategy(name), space, Budget(max_trainable_params=10**6)
+            )[0]
+        }
+        for name in ("lora-mlp", "vera", "ia3", "lora-xs")
+    }
+    assert places["lora-mlp"] == {"ffn.up", "ffn.down"}
+    assert places["vera"] == {"attn.q", "attn.v"}
+    assert places["ia3"] == {"attn.k", "attn.v", "ffn.down"}
+    assert places["lora-xs"] >= {"attn.q", "attn.k", "attn.v", "attn.o", "ffn.up", "ffn.down"}
+
+
+def test_uniform_cores_are_whole(build):
+    space = build_space(build("bert"), kinds={"lora_xs": {"steps": 1}})
+    chosen, _ = largest_uniform(find_strategy("lora-xs"), space, Budget(max_trainable_params=800))
+    assert [c.size for c in chosen] == 12 * [64], "rank 8, beyond the candidates"
+
+
 def test_uniform_gives_narrow_positions_no_more_than_they_have(build):
     kinds = {"spectral": {"block": 8, "max_blocks": 4}}
     space = build_space(build("llama"), kinds=kinds)  # keys and values: 16 of 32 features
