@@ -19,8 +19,9 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsearch.config.tasks.types import facts_of
 from sparsearch.spaces.backbone.parameters import base_of
-from tests.helpers.families import AUTO_MODELS, CONFIGS, CORE, VOCAB
+from tests.helpers.families import CONFIGS, CORE, VOCAB, task_of
 
 torch.set_num_threads(1)
 
@@ -31,17 +32,18 @@ ONLY_EAGER = ("deberta-v2", "bloom", "gemma2", "gpt_oss", "mpnet")
 def make_model(
     family: str, seed: int = 0, labels: int = 3, attention: str = "sdpa", **settings: object
 ) -> nn.Module:
-    """A tiny random model with a head, see ``AUTO_MODELS``; ``settings`` change its config."""
+    """A tiny random model with a head, see ``TASKS``; ``settings`` change its config."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
     for name, value in settings.items():
         setattr(config, name, value)
     config.num_labels = labels
     attention = "eager" if family in ONLY_EAGER else attention
-    name = AUTO_MODELS.get(config.model_type, "AutoModelForSequenceClassification")
+    name = facts_of(task_of(config.model_type)).auto_model
     config._experts_implementation = (
         "eager"  # the only one that takes float64, and whose FLOPs torch counts
     )
+    name = facts_of(task_of(config.model_type)).auto_model
     model = getattr(transformers, name).from_config(config, attn_implementation=attention)
     return model.eval()
 
@@ -74,7 +76,7 @@ TIERS = {
         test_checkpoint_export test_cli_best test_cli_database test_cli_export test_cli_reading
         test_cli_run test_cli_usage test_copying test_data test_documents test_elsewhere test_events
         test_examples test_export test_export_conformance test_export_use test_fuzz test_gguf_study
-        test_gradient_guard test_gradients test_growth test_identity test_kinds test_language_study
+        test_gradient_guard test_gradients test_growth test_identity test_image_study test_kinds test_language_study
         test_late_tickets test_limits test_masking test_merge test_migrations test_model_folder
         test_model_parts test_model_state test_optuna_loop test_other_hooks test_outer_study
         test_plugins test_prefix test_reading test_remove_units test_server_option test_site test_slim

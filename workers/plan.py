@@ -11,6 +11,7 @@ from sparsearch.config.registry import STRATEGIES
 from sparsearch.config.study import StudyConfig
 from sparsearch.results.records import StudySpec, Trial, TrialRecord
 from sparsearch.results.store.writing.growth import key_of
+from sparsearch.search.tasks.data_rows import image_files
 from sparsearch.spaces.budget import Budget
 
 __all__ = [
@@ -55,10 +56,14 @@ def study_identity(config: StudyConfig) -> dict[str, Any]:
 
 
 def _local_data(config: StudyConfig) -> dict[str, list[Path]]:
-    """Local data files by their splits; where the data is a folder, all that is in it by its names."""
+    """Local data files, and the images that they name, by their splits; of a folder all that is in it by its names."""
     data, folder = config.task.data, Path(config.task.data.path)
     if data.data_files is not None:
-        return {s: [config.folder / name for name in names] for s, names in data.files.items()}
+        images = image_files(data, config.folder, config.task.images)
+        return {
+            s: [*(config.folder / name for name in names), *images.get(s, ())]
+            for s, names in data.files.items()
+        }
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): [file] for file in files}
 

@@ -15,14 +15,12 @@ from sparsearch.errors import ConfigError, InfeasibleError, SparsearchError
 from sparsearch.search.selection.caps import Caps, smallest
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.registry import find_strategy
+from sparsearch.spaces.backbone.inputs.readers import READERS
 from sparsearch.spaces.backbone.loading import (
-    check_padding_token,
     load_config,
-    load_tokenizer,
     locate,
     skeleton,
 )
-from sparsearch.spaces.backbone.tokens import longest_input, most_tokens
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.candidate import Candidate
 from sparsearch.spaces.coverage import Unreached, describe_unreached, find_unreached
@@ -110,9 +108,11 @@ def check_study(
             space = space_of(bare, sections["space"])
             unreached = find_unreached(bare)
             settings = load_config(path, model.revision)
-            tokenizer = load_tokenizer(path, model.revision)
-            tokens = longest_input(tokens, tokenizer, most_tokens(settings))
-            check_padding_token(path, settings, tokenizer)
+            reader = READERS[sections["task"].facts.reads if "task" in sections else "text"]
+            processor = reader.load(path, model.revision)
+            most = reader.most_tokens(settings, processor, lambda: bare)
+            tokens = reader.row_tokens(tokens, processor, most)
+            reader.check(path, settings, processor)
         except ConfigError as error:
             problems += [p if p.startswith("space") else f"space: {p}" for p in error.problems]
         except SparsearchError as error:

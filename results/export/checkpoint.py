@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sparsearch.errors import ExportError, StructureError
-from sparsearch.results.export.task_config import notes_on_padding
 from sparsearch.results.export.trained import Trained
 from sparsearch.results.export.verify import check_padding, compare, logits_of
+from sparsearch.spaces.backbone.inputs.readers import READERS
 from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint, save_checkpoint
 from sparsearch.spaces.compaction.compact import compact
@@ -46,7 +46,7 @@ def write_checkpoint(
         trained.structure,
         folder,
         inference_flops_ratio=inference_flops_ratio,
-        tokenizer=trained.tokenizer,
+        tokenizer=trained.processor,
     )
     again = load_checkpoint(folder)
     _check_written(model, again)
@@ -61,7 +61,8 @@ def write_checkpoint(
         note += ", or with transformers alone"
     else:
         note += "; transformers alone does not know what was changed"
-    return (note, *notes_on_padding(model.config, trained.tokenizer)), difference
+    notes = READERS[trained.facts.reads].notes(model.config, trained.processor)
+    return (note, *notes), difference
 
 
 def _small_model(trained: Trained) -> tuple[PreTrainedModel, Tensor]:

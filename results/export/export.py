@@ -140,7 +140,7 @@ def _write_spec(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]
         "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`",
         f"{trained.facts.settings} in {TASK_CONFIG}: give AutoConfig.from_pretrained of that file "
         "to the model as its config",
-        *write_task(model.config, trained.tokenizer, folder),
+        *write_task(model.config, structure.task_type, trained.processor, folder),
     )
     model = attach(trained.model_by(folder / TASK_CONFIG), folder)
     added = sum(p.numel() for n, p in model.named_parameters() if n.startswith("sparsearch."))

@@ -55,7 +55,7 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
         fill(adapted, plan)
         adapted.save_pretrained(folder)
         notes = (_size_note(trained, plan, folder), *plan.notes)
-        notes += write_task(model.config, trained.tokenizer, folder)
+        notes += write_task(model.config, trained.structure.task_type, trained.processor, folder)
         text = readme(trained, plan, notes, peft.__version__)
         (folder / "README.md").write_text(text, encoding="utf-8")
         steps = _ways(trained, plan, folder)
@@ -92,7 +92,7 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
     def by_auto_class() -> Any:
         auto: Any = getattr(peft, trained.facts.auto_peft_model)
         with LOADING:
-            how = task_keywords(folder) | gguf_keywords(trained.base)
+            how = task_keywords(folder, trained.structure.task_type) | gguf_keywords(trained.base)
             return auto.from_pretrained(folder, **how)
 
     def by_transformers() -> Any:

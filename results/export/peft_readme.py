@@ -6,15 +6,15 @@ import json
 from collections.abc import Iterator, Sequence
 
 from sparsearch.results.export.peft import AdapterPlan
-from sparsearch.results.export.task_config import TASK_CONFIG
+from sparsearch.results.export.task_config import TASK_CONFIG, keywords_of
 from sparsearch.results.export.trained import Trained
 from sparsearch.spaces.backbone.folder import split_gguf
+from sparsearch.spaces.backbone.inputs.readers import READERS
 
 __all__ = ["readme"]
 
 _LOADING = """\
-The base model's folder knows neither the task's labels nor its padding token; `{config}` holds both. `{folder}` is the
-path of this folder.
+The base model's folder does not know the task: {settings} in `{config}`. `{folder}` is the path of this folder.
 
 ```python
 from peft import {auto_peft_model}, PeftModel
@@ -32,7 +32,7 @@ model = PeftModel.from_pretrained(base, "{folder}").eval()
 In one step:
 
 ```python
-names = ("id2label", "label2id", "problem_type", "pad_token_id")
+names = {names}
 task = {{name: getattr(config, name) for name in names}}
 model = {auto_peft_model}.from_pretrained(
     "{folder}", {gguf}**task, dtype="float32", ignore_mismatched_sizes=True
@@ -40,7 +40,7 @@ model = {auto_peft_model}.from_pretrained(
 ```
 """
 _PIPELINE = """\
-Give a pipeline this model: `pipeline("{name}", model=model, tokenizer="{folder}")`. Given the folder
+Give a pipeline this model: `pipeline("{name}", model=model, {processor}="{folder}")`. Given the folder
 alone, transformers loads the base by its own config: its labels are not the task's.
 
 """
@@ -102,9 +102,15 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
         "",
         (_LOADING if facts.has_head else _LOADING_WITHOUT_HEAD).format(
             config=TASK_CONFIG,
+            settings=facts.settings,
+            names=json.dumps(keywords_of(structure.task_type)).replace("[", "(").replace("]", ")"),
             auto_model=facts.auto_model,
             auto_peft_model=facts.auto_peft_model,
-            pipeline=_PIPELINE.format(name=facts.pipeline, folder="adapter") if runs else "",
+            pipeline=_PIPELINE.format(
+                name=facts.pipeline, folder="adapter", processor=READERS[facts.reads].argument
+            )
+            if runs
+            else "",
             folder="adapter",
             base=json.dumps(base),
             gguf=_GGUF.format(json.dumps(gguf)) if gguf else "",

@@ -20,6 +20,7 @@ from sparsearch.config.formats import ServingFormat
 from sparsearch.errors import ExportError
 from sparsearch.results.export.folders import first_line, write_problem
 from sparsearch.results.export.verify import vocabulary_of
+from sparsearch.spaces.backbone.inputs.samples import reads_text, sample_images
 from sparsearch.spaces.backbone.outputs import output_logits
 from sparsearch.spaces.backbone.tokens import most_tokens
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint
@@ -52,7 +53,8 @@ class ServingFile:
 
     Attributes:
         name: Of the file; the weights of a large ONNX model lie beside it in ``model.onnx.data``.
-        inputs: Names of what it takes, each (batch, tokens); it gives logits (batch, labels).
+        inputs: Names of what it takes, each (batch, tokens), or ``pixel_values`` as its processor makes them; it gives
+            logits (batch, labels).
         max_difference: Of the logits, to those of the checkpoint.
     """
 
@@ -78,7 +80,7 @@ def check_serving(formats: Sequence[str]) -> None:
 
 
 def write_serving(folder: str | Path, to: str) -> ServingFile:
-    """Add a serving file to a checkpoint's folder; batch and length of its inputs are free.
+    """Add a serving file to a checkpoint's folder; batch and length of its inputs are free, the size of images is not.
 
     Args:
         folder: A checkpoint.
@@ -127,8 +129,18 @@ class _Logits(nn.Module):
         )
 
 
+class _ImageLogits(_Logits):
+    """The same of a model of images; the tracer wants inputs by their names."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits (batch, labels)."""
+        return output_logits(self.model(pixel_values=pixel_values))
+
+
 def _sample(model: PreTrainedModel, rows: int, tokens: int) -> Inputs:
-    """A batch whose rows, but for the first, end in padding; segments where the model tells them apart."""
+    """A batch whose rows, but for the first, end in padding; segments where the model tells them apart; or images."""
+    if not reads_text(model):
+        return sample_images(model, rows, seed=rows)
     config = model.config
     generator = torch.Generator().manual_seed(rows)
     ids = torch.randint(5, vocabulary_of(model), (rows, tokens), generator=generator)
@@ -163,10 +175,14 @@ def _compare(model: PreTrainedModel, run: Run) -> float:
 def _program(model: PreTrainedModel) -> torch.export.ExportedProgram:
     """The traced model, its batch and length free."""
     inputs = _sample(model, 2, 9)
-    longest = {"max": most_tokens(model.config)} if most_tokens(model.config) else {}
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", **longest)}
+    most = most_tokens(model.config) if reads_text(model) else None
+    longest = {"max": most} if most else {}
+    free = {0: torch.export.Dim("batch")}
+    if reads_text(model):
+        free[1] = torch.export.Dim("tokens", **longest)
     shapes = {name: free for name in inputs}
-    program = torch.export.export(_Logits(model), (), inputs, dynamic_shapes=shapes)
+    traced = _Logits if reads_text(model) else _ImageLogits
+    program = torch.export.export(traced(model), (), inputs, dynamic_shapes=shapes)
     for node in program.graph.nodes:  # paths of this machine, which either file would carry along
         node.meta.pop("stack_trace", None)
     return program

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsearch.config.tasks.types import TypeFacts, facts_of
 from sparsearch.errors import ExportError
-from sparsearch.results.export.task_config import set_task, tokenizer_of
+from sparsearch.results.export.task_config import processor_of, set_task
 from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.attachment.check import check_structure
 from sparsearch.spaces.attachment.remade import check_remade
@@ -102,9 +102,9 @@ class Trained:
         return locate(self.structure.backbone.path)
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """The backbone's, None where it has none."""
-        return tokenizer_of(self.structure)
+    def processor(self) -> Any:
+        """The backbone's tokenizer or image processor, None where it has none."""
+        return processor_of(self.structure)
 
     def fresh_model(self) -> PreTrainedModel:
         """The backbone from disk, with a new head of the task's width and a config that names the task.
@@ -119,7 +119,7 @@ class Trained:
             auto_model=self.facts.auto_model,
         )
         check_structure(model, self.structure)
-        set_task(model.config, self.structure.task_type, self.classes, self.tokenizer)
+        set_task(model.config, self.structure.task_type, self.classes, self.processor)
         return model
 
     def model_by(self, config: Path) -> PreTrainedModel:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.errors import ExportError
+from sparsearch.spaces.backbone.inputs.samples import reads_text, sample_images
 from sparsearch.spaces.backbone.outputs import output_logits
 from sparsearch.spaces.families.registry import family_of
 
@@ -24,11 +25,15 @@ _LENGTHS = (4, 9, 16)
 def logits_of(model: nn.Module) -> Tensor:
     """Logits of three fixed rows of tokens in float32, of other lengths: one by one, then in one padded batch.
 
+    A model that reads no text gives those of three random images.
+
     Returns:
-        (6, labels); (3, labels) where the model knows no padding token. Of a model that gives logits for each token,
-        those of real tokens: (58, vocabulary) or (29, vocabulary).
+        (6, labels); (3, labels) where the model knows no padding token or reads no text. Of a model that gives
+        logits for each token, those of real tokens: (58, vocabulary) or (29, vocabulary).
     """
     model.eval()
+    if not reads_text(model):
+        return output_logits(model(**sample_images(model, len(_LENGTHS))))
     pad: Any = getattr(model.config, "pad_token_id", None)
     rows = _rows(model)
     logits = [_logits(model, r, torch.ones_like(r)) for r in rows]

@@ -1,8 +1,9 @@
-"""Tasks: rows of text become token ids and labels.
+"""Tasks: rows of text become token ids and labels, rows of images pixels and labels.
 
 | file | what it does |
 |---|---|
 | data_files, data_rows | reading files as they are written; splits and columns |
+| images | finding and opening the images of rows |
 | labels | from values to class numbers |
 | task | `Task` and `Split`, tokenised; batches |
 | types | what differs between task types: rows, loss, metrics |

@@ -131,14 +131,15 @@ def whole_numbers(columns: Iterable[Sequence[Any]]) -> bool:
 
 
 def check_column_type(name: str, feature: Any) -> None:
-    """Refuse a column of media, as its source declares it; whether lists and objects will do is the task's to say.
+    """Refuse a column of other media than images, as its source declares it; what of the rest will do a task says.
 
     Raises:
-        DataError: If it is neither text, numbers, classes, lists nor objects.
+        DataError: If it is neither text, numbers, classes, lists, objects nor images.
     """
     import datasets
 
-    if not isinstance(feature, datasets.Value | datasets.ClassLabel | datasets.List | dict):
+    known = datasets.Value | datasets.ClassLabel | datasets.List | datasets.Image | dict
+    if not isinstance(feature, known):
         raise DataError(
             f"column {name!r} holds {feature}; it must hold text, numbers or classes",
             "write one text or number in each row",

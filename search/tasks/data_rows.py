@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from sparsearch.config.study import DataConfig
@@ -17,8 +17,9 @@ from sparsearch.search.tasks.data_files import (
     join_rows,
     read_file,
 )
+from sparsearch.search.tasks.images import images_below, in_row
 
-__all__ = ["SPLITS", "load_rows"]
+__all__ = ["SPLITS", "image_files", "load_rows"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,7 +30,10 @@ _NAME_SPLITS = (
 
 
 def load_rows(
-    config: DataConfig, folder: Path, columns: Mapping[str, Sequence[str]]
+    config: DataConfig,
+    folder: Path,
+    columns: Mapping[str, Sequence[str]],
+    images: Collection[str] = (),
 ) -> dict[str, Rows]:
     """Some columns of the three splits, each value as it is written.
 
@@ -37,6 +41,7 @@ def load_rows(
         config: What to load.
         folder: Where relative paths of local files start.
         columns: Those that the task needs of each split.
+        images: Those of them that hold an ``ImageSource`` each: its paths start in the folder of the data file.
 
     Returns:
         The rows of ``train``, ``validation`` and ``test``.
@@ -45,17 +50,50 @@ def load_rows(
         DataError: If a file, a split or a column is missing, a split is empty, or a file cannot be read.
     """
     if config.data_files is None:
-        return {split: _hub_split(config, split, columns[split]) for split in SPLITS}
+        roots = _roots_of_images(config)
+        hub = {split: _hub_split(config, split, columns[split]) for split in SPLITS}
+        return {split: images_below(rows, images, *roots) for split, rows in hub.items()}
     _check_files(config, folder)
 
     @functools.cache
     def read(wanted: tuple[str, ...], source: str) -> Rows:
-        return _file_split(config, folder, source, wanted)
+        return _file_split(config, folder, source, wanted, images)
 
     return {
         split: _slice(config, split, functools.partial(read, tuple(columns[split])))
         for split in SPLITS
     }
+
+
+def image_files(
+    config: DataConfig, folder: Path, columns: Sequence[str]
+) -> dict[str, tuple[Path, ...]]:
+    """The files that the images of local data lie in: entry of ``data_files`` -> its files, each once.
+
+    Raises:
+        DataError: If a data file cannot be read, or an image is missing.
+    """
+    if not columns:
+        return {}
+    _check_files(config, folder)
+    found: dict[str, dict[Path, None]] = {}
+    for source in config.files:
+        rows = _file_split(config, folder, source, columns, columns)
+        files = found.setdefault(source, {})
+        for column in columns:
+            for row, image in enumerate(rows.columns[column]):
+                with in_row(source, row, column):
+                    path = image.path
+                if path is not None:
+                    files[path] = None
+    return {source: tuple(files) for source, files in found.items()}
+
+
+def _roots_of_images(config: DataConfig) -> tuple[Path, ...]:
+    """Where ``datasets`` may say that images lie: in the folder that it reads, or among what it has downloaded."""
+    import datasets
+
+    return Path(config.path).absolute(), Path(datasets.config.HF_CACHE_HOME).expanduser()
 
 
 def _check_files(config: DataConfig, folder: Path) -> None:
@@ -86,10 +124,21 @@ def _check_files(config: DataConfig, folder: Path) -> None:
         )
 
 
-def _file_split(config: DataConfig, folder: Path, source: str, columns: Sequence[str]) -> Rows:
+def _file_split(
+    config: DataConfig,
+    folder: Path,
+    source: str,
+    columns: Sequence[str],
+    images: Collection[str],
+) -> Rows:
     """The rows of one entry of ``data_files``."""
     files = config.files[source]
-    parts = [_read_file(config, folder, source, file, columns) for file in files]
+    parts = [
+        images_below(
+            _read_file(config, folder, source, file, columns), images, (folder / file).parent
+        )
+        for file in files
+    ]
     filled = [part for part in parts if len(part)]
     if not filled:
         raise DataError(f"split {source!r} is empty: {', '.join(files)} holds no rows")
@@ -121,7 +170,7 @@ def _check_columns(
     for column in wanted:
         if column not in found:
             others = [c for c in ";\t|," if c != config.delimiter and c in found[0]]
-            hint = "correct task.text or task.label"
+            hint = "correct the column's name in the section task"
             if config.path == "csv" and len(found) == 1 and others:
                 hint = f"name what separates the fields: --set 'task.data.delimiter={json.dumps(others[0])}'"
             raise DataError(
@@ -175,6 +224,8 @@ def _hub_split(config: DataConfig, split: str, columns: Sequence[str]) -> Rows:
     _check_columns(split, data.column_names, columns, config)
     for column in columns:
         check_column_type(column, data.features[column])
+        if isinstance(data.features[column], datasets.Image):
+            data = data.cast_column(column, datasets.Image(decode=False))
     classes = {
         c: names for c in columns if (names := declared_classes(data.features[c])) is not None
     }

@@ -20,7 +20,7 @@ from sparsearch.search.tasks.data_rows import SPLITS, load_rows
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.types.base import TaskType
 from sparsearch.search.tasks.types.registry import find_task_type
-from sparsearch.spaces.backbone.tokens import longest_input
+from sparsearch.spaces.backbone.inputs.readers import READERS
 
 __all__ = [
     "SPLITS",
@@ -60,12 +60,13 @@ class Split:
     """Rows as padded tensors.
 
     Attributes:
-        inputs: Name of a model input -> (rows, max length) integers.
+        inputs: Name of a model input -> (rows, max length) integers; of images (rows, channels, height, width).
         lengths: Tokens of each row.
         labels: (rows, ...) class indices, or float targets.
         token_labels: Whether there is a label for each token: (rows, max length).
         references: What scores need beside labels, as plain values; empty where labels will do.
         stored: Inputs of a layer, where the layers below are skipped.
+        token_inputs: Whether inputs have an axis of tokens, which batches cut to their longest row.
     """
 
     inputs: Mapping[str, Tensor]
@@ -74,6 +75,7 @@ class Split:
     token_labels: bool = False
     references: Mapping[str, Any] = field(default_factory=dict)
     stored: StoredInputs | None = None
+    token_inputs: bool = True
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -139,7 +141,13 @@ class Task:
 def subset(split: Split, rows: Tensor) -> Split:
     """The given rows of a split, to learn from."""
     inputs = {k: v[rows] for k, v in split.inputs.items()}
-    return Split(inputs, split.lengths[rows], split.labels[rows], split.token_labels)
+    return Split(
+        inputs,
+        split.lengths[rows],
+        split.labels[rows],
+        split.token_labels,
+        token_inputs=split.token_inputs,
+    )
 
 
 def batches(
@@ -163,9 +171,8 @@ def batches(
         chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
     for rows in chunks:
         longest = int(split.lengths[rows].max())
-        batch = {
-            k: v[rows, :longest].to(device, non_blocking=True) for k, v in split.inputs.items()
-        }
+        cut = slice(longest if split.token_inputs else None)
+        batch = {k: v[rows, cut].to(device, non_blocking=True) for k, v in split.inputs.items()}
         if split.stored is not None:
             batch["hidden"] = split.stored.batch(rows, longest)
         labels = split.labels[rows, :longest] if split.token_labels else split.labels[rows]
@@ -200,8 +207,8 @@ def load_task(
     Args:
         config: The task.
         folder: Where relative paths of local files start.
-        tokenizer: The backbone's tokenizer.
-        most_tokens: Longest input that the backbone takes, None without limit.
+        tokenizer: The backbone's tokenizer, or its image processor.
+        most_tokens: Longest input that the backbone takes, None without limit; of an image its tokens.
 
     Raises:
         DataError: If the data cannot be read, a column is missing or holds something else than text or labels,
@@ -210,9 +217,9 @@ def load_task(
     """
     task_type = find_task_type(config.type)
     columns = {split: task_type.columns_of(config, split) for split in SPLITS}
-    rows = load_rows(config.data, folder, columns)
+    rows = load_rows(config.data, folder, columns, config.images)
     check_enough_rows(config, len(rows["train"]))
-    limit = longest_input(config.max_length, tokenizer, most_tokens)
+    limit = READERS[config.facts.reads].row_tokens(config.max_length, tokenizer, most_tokens)
     encoded = task_type.encode(config, rows, tokenizer, limit)
     return Task(
         config.title,

@@ -70,7 +70,7 @@ _SHORT = 128
 
 
 @contextlib.contextmanager
-def attention_for(model: nn.Module, tokens: int, precision: str) -> Iterator[None]:
+def attention_for(model: nn.Module, tokens: int | None, precision: str) -> Iterator[None]:
     """The attention of one forward: in bf16 on a CPU, plain products up to 128 tokens.
 
     The fused CPU kernel is 1.5 to 7 times slower there, and its fallback computes in float32.
@@ -79,6 +79,7 @@ def attention_for(model: nn.Module, tokens: int, precision: str) -> Iterator[Non
     before, device = config._attn_implementation, next(model.parameters()).device
     if (
         before != "sdpa"
+        or tokens is None
         or tokens > _SHORT
         or device.type != "cpu"
         or not uses_bf16(device, precision)

@@ -34,7 +34,13 @@ def only_rows_read(
         The groups, the small table in the place of the large one.
     """
     embedding = _embedding_of(model)
-    if embedding is None or not embedding.weight.requires_grad or not _held_once(model, embedding):
+    reads_tokens = "input_ids" in task.train.inputs
+    if (
+        embedding is None
+        or not reads_tokens
+        or not embedding.weight.requires_grad
+        or not _held_once(model, embedding)
+    ):
         yield groups
         return
     read = task.behaviour.tokens_read(task)

@@ -28,8 +28,9 @@ def forward(
         options: Further arguments of the model.
     """
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "rows")}
-    device, tokens = inputs["input_ids"].device, inputs["input_ids"].shape[1]
-    with autocast(device, precision), attention_for(model, tokens, precision):
+    first = next(iter(inputs.values()))
+    tokens = first.shape[1] if first.dim() == 2 else None  # of images the model alone knows
+    with autocast(first.device, precision), attention_for(model, tokens, precision):
         logits = output_logits(model(**inputs, **options))
     return logits.float()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsearch.search.tasks.task import Split, StoredInputs, Task, batches
 from sparsearch.search.training.evaluate import forward
 from sparsearch.spaces.attachment.attachment import attachment_of
-from sparsearch.spaces.backbone.parameters import layers_of
+from sparsearch.spaces.backbone.parameters import base_of, layers_of
 
 __all__ = ["StoredPrefix", "Upper", "enter_above", "store_inputs"]
 
@@ -174,7 +174,7 @@ def enter_above(
         prefix.clear()
         return model, task
     tokens = int(task.train.lengths.sum() + task.validation.lengths.sum())
-    width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
+    width = int(base_of(model).config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
     if tokens * width * _FLOAT_BYTES > limit_bytes:
         prefix.clear()
         return model, task

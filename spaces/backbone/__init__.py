@@ -6,6 +6,7 @@
 | parameters | the parts of a model: backbone, head, positions, layers |
 | identity | what makes two backbones the same one |
 | tokens, flops | how many tokens it reads; FLOPs of the dense backbone |
+| inputs | what differs between models of text and of images |
 | fingerprint, legacy | hashes of weights; those of earlier versions |
 | state, _states | wrapped, offloaded, quantised: what is refused, and the way out |
 """

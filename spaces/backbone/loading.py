@@ -29,6 +29,7 @@ __all__ = [
     "check_padding_token",
     "gguf_keywords",
     "load_config",
+    "load_from",
     "load_model",
     "load_tokenizer",
     "locate",
@@ -70,7 +71,7 @@ def locate(path: str, relative_to: Path | None = None) -> str:
     return path if local is None else str(local)
 
 
-def _load(what: str, path: str, load: Any) -> Any:
+def load_from(what: str, path: str, load: Any) -> Any:
     """Call a transformers loader; turn its many errors into one that names the path."""
     try:
         return load()
@@ -134,7 +135,7 @@ def load_config(path: str, revision: str | None = None, *, slim: bool = False) -
 
     check_folder(path, revision, slim=slim)
     source, file = split_gguf(path)[0], _gguf_file(path)
-    config = _load(
+    config = load_from(
         "config",
         path,
         lambda: AutoConfig.from_pretrained(
@@ -182,7 +183,7 @@ def load_model(
     logging.disable_progress_bar()
     try:
         with LOADING, torch.random.fork_rng(devices=[]):
-            model, report = _load(
+            model, report = load_from(
                 "weights",
                 path,
                 lambda: auto.from_pretrained(
@@ -237,7 +238,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     source, file = split_gguf(path)[0], _gguf_file(path)
-    tokenizer = _load(
+    tokenizer = load_from(
         "tokenizer",
         path,
         lambda: AutoTokenizer.from_pretrained(

@@ -69,7 +69,7 @@ def save_checkpoint(
         structure: That structure.
         folder: Exists; files of these names in it are overwritten.
         inference_flops_ratio: Of the structure, if known.
-        tokenizer: Stored with the model, if given.
+        tokenizer: Or image processor; stored with the model, if given.
 
     Raises:
         ModelStateError: If the model is in a state where its weights cannot be written, see ``model_state``.

@@ -64,7 +64,7 @@ class Checkpoint(_Frozen):
         sha256: Of ``model.safetensors``.
         weight_fingerprint: Of the slim backbone, as ``identify`` gives it.
         costs: What was measured.
-        tokenizer: Files of the tokenizer; none where the backbone has no tokenizer.
+        tokenizer: Files of the tokenizer or image processor; none where the backbone has neither.
     """
 
     schema_version: Literal[1]

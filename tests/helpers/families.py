@@ -210,11 +210,17 @@ def _config(variant: str) -> Callable[[], PretrainedConfig]:
     return lambda: AutoConfig.for_model(family, **settings)
 
 
-AUTO_MODELS = {
-    "dinov2": "AutoModelForImageClassification",
-    "granite": "AutoModelForCausalLM",
-    "vit": "AutoModelForImageClassification",
+TASKS = {
+    "dinov2": "image-classification",
+    "granite": "causal-lm",  # transformers has no sequence classifier for it
+    "vit": "image-classification",
 }
-"""Family -> class of transformers that builds it, where that is no sequence classifier."""
+"""Family -> task type whose model it has, where that is not classification."""
+
+
+def task_of(family: str) -> str:
+    """The task type of a family's models here."""
+    return TASKS.get(family, "classification")
+
 
 CONFIGS = CORE | {variant: _config(variant) for variant in VARIANTS}

@@ -25,7 +25,7 @@ from sparsearch.spaces.kinds import KINDS, Kind, make_kind
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
 from tests.conftest import make_model
-from tests.helpers.families import AUTO_MODELS, CONFIGS, VARIANTS
+from tests.helpers.families import CONFIGS, VARIANTS, task_of
 from tests.helpers.kind_table import TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
@@ -79,7 +79,7 @@ def marks(model: nn.Module, kind: Kind, backbone: BackboneId) -> list[str]:
     """What a kind can do in a model, but for merging; nothing where it has no place."""
     places = places_of(model, kind)
     found = ["A"] if places else []
-    if places and not kind.not_in_peft and model.config.model_type not in AUTO_MODELS:
+    if places and not kind.not_in_peft:
         found += first_of("P", "p", places, partial(exports, model, backbone))
     return [*found, "C"] if places and kind.role == "remove" else found
 
@@ -105,7 +105,7 @@ def exports(model: nn.Module, backbone: BackboneId, places: Places) -> bool:
     (kind,) = {kind for _, kind in places}
     on = [p.name for p, _ in places]
     space = build_space(model, kinds={kind.name: {**OPTIONS[kind.name], "on": on}})
-    structure = make_structure(space, space.candidates, backbone, "classification")
+    structure = make_structure(space, space.candidates, backbone, task_of(model.config.model_type))
     attach(model, structure)
     tensors = values_of(model)
     detach(model)
@@ -148,10 +148,6 @@ def reasons() -> list[str]:
         "added to it; kinds that change the weight alone go there |",
         "| `weight_mask` on routers | they are small, and choose the experts |",
         "| experts and routers in PEFT | the export writes adapters of linears alone |",
-        *(
-            f"| exports of {name} | transformers has no sequence classifier for it |"
-            for name in AUTO_MODELS
-        ),
     ]
 
 

@@ -18,14 +18,14 @@ from sparsearch.search.training.device import choose_device, uses_bf16
 from sparsearch.search.training.prefix import StoredPrefix
 from sparsearch.search.training.warm_start import Once, WarmStarts
 from sparsearch.spaces.backbone.identity import FORMS, BackboneId, identify, weight_fingerprint
+from sparsearch.spaces.backbone.inputs.readers import READERS
 from sparsearch.spaces.backbone.loading import (
-    check_padding_token,
     load_config,
     load_model,
-    load_tokenizer,
     locate,
+    skeleton,
 )
-from sparsearch.spaces.backbone.tokens import most_tokens, vocabulary_of
+from sparsearch.spaces.backbone.tokens import vocabulary_of
 from sparsearch.spaces.space import Space, list_space
 from sparsearch.workers.trials.shared_cache import SharedCache
 
@@ -89,25 +89,29 @@ def load_backbone(
     # A slim model has many widths, and batches many lengths: oneDNN would forget their kernels and compile them anew.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     path, remembered = located(config, folder)
-    tokenizer, settings = load_tokenizer(path, config.revision), load_config(path, config.revision)
-    check_padding_token(path, settings, tokenizer)
+    reader, auto_model = READERS[task.facts.reads], task.facts.auto_model
+    processor, settings = reader.load(path, config.revision), load_config(path, config.revision)
+    reader.check(path, settings, processor)
 
     def load() -> Task:
-        return load_task(task, folder, tokenizer, most_tokens(settings))
+        most = reader.most_tokens(
+            settings, processor, lambda: skeleton(path, config.revision, auto_model)
+        )
+        return load_task(task, folder, processor, most)
 
-    data = load() if shelf is None else replace(shelf.task(load), tokenizer=tokenizer)
+    data = load() if shelf is None else replace(shelf.task(load), tokenizer=processor)
     model = load_model(
         path,
         revision=config.revision,
         num_labels=data.num_labels,
         sha256=config.sha256,
-        auto_model=task.facts.auto_model,
+        auto_model=auto_model,
     )
     data.behaviour.check_model(model)
-    if vocabulary := vocabulary_of(model):
+    if "input_ids" in data.train.inputs and (vocabulary := vocabulary_of(model)):
         for name in SPLITS:
-            check_vocabulary(name, getattr(data, name).inputs["input_ids"], tokenizer, vocabulary)
-    model.config.pad_token_id = tokenizer.pad_token_id
+            check_vocabulary(name, getattr(data, name).inputs["input_ids"], processor, vocabulary)
+    reader.configure(model.config, processor)
     return model.to(device), identify(model, remembered, config.revision), data
 
 

@@ -125,6 +125,7 @@ def _save_task(task: Task, path: Path) -> None:
         "facts": facts,
         "order": list(tensors),
         "token_labels": task.train.token_labels,
+        "token_inputs": task.train.token_inputs,
         "references": {name: getattr(task, name).references for name in SPLITS},
     }
     save_file(tensors, path, {"task": json.dumps(described)})
@@ -144,6 +145,7 @@ def _load_task(path: Path) -> Task:
             tensors[f"{name}.labels"],
             described["token_labels"],
             described["references"][name],
+            token_inputs=described["token_inputs"],
         )
     lists = {name: tuple(facts[name]) for name in ("classes", "warnings")}
     return Task(**{**facts, **splits, **lists})

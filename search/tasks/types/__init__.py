@@ -7,6 +7,7 @@
 | sequence | what types share whose rows have one label each |
 | classification, regression | one class, or one number, for a row of text |
 | multi_label | any number of classes for a row of text |
+| images | classes of images |
 | token_rows | rows whose tokens have a label each |
 | question_answering, answers | where in a text an answer stands |
 | token_classification | a tag for each word |

@@ -30,7 +30,10 @@ __all__ = ["SequenceTask"]
 
 
 class SequenceTask(TaskType):
-    """One label for a row of text. A type says how labels are read, what the loss is, and how scores are computed."""
+    """One label for a row, of text unless a type says otherwise.
+
+    A type says how labels are read, what the loss is, and how scores are computed.
+    """
 
     @abstractmethod
     def read_labels(
@@ -67,19 +70,39 @@ class SequenceTask(TaskType):
         used = config.max_train_rows or total
         labels["train"] = labels["train"][:used]
         parts = {**rows, "train": rows["train"].part(0, used)}
-        texts = {split: {c: part.columns[c] for c in config.text} for split, part in parts.items()}
-        for split in SPLITS:
-            check_texts(split, texts[split])
+        warnings = self.check_rows(config, parts)
         check_labels_vary(config, labels["train"], total, self.alike(labels["train"][0]))
         for split in SPLITS[1:]:
             check_metric(config, split, self.undefined(config.metric, labels[split], classes))
-        warnings = text_warnings(texts)
         warnings += class_warnings(config, self.summary(labels, classes, ()))
         splits = {
-            s: _tokenise(s, [texts[s][c] for c in config.text], labels[s], tokenizer, limit)
-            for s in SPLITS
+            s: self.read_split(config, s, parts[s], labels[s], tokenizer, limit) for s in SPLITS
         }
         return Encoded(splits, classes, tuple(warnings))
+
+    def check_rows(self, config: TaskConfig, rows: Mapping[str, Rows]) -> list[str]:
+        """Refuse splits that hold a row without a text; what makes their scores worth less."""
+        texts = {split: {c: part.columns[c] for c in config.text} for split, part in rows.items()}
+        for split in SPLITS:
+            check_texts(split, texts[split])
+        return text_warnings(texts)
+
+    def read_split(
+        self,
+        config: TaskConfig,
+        split: str,
+        rows: Rows,
+        labels: Tensor,
+        processor: Any,
+        limit: int,
+    ) -> Split:
+        """Tokens of the texts, padded to the longest row."""
+        columns = [list(rows.columns[c]) for c in config.text]
+        encoded = processor(*columns, truncation=True, max_length=limit, padding="longest")
+        inputs = {k: torch.tensor(v) for k, v in encoded.items()}
+        lengths = inputs["attention_mask"].sum(dim=1)
+        check_tokens(split, processor, inputs["input_ids"], lengths)
+        return Split(inputs, lengths, labels)
 
     def summary(
         self, labels: Mapping[str, Tensor], classes: Sequence[str], warnings: Sequence[str]
@@ -108,13 +131,3 @@ class SequenceTask(TaskType):
     def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
         """Of all rows together."""
         return self.measure(task.metric, predict(model, split, precision), split.labels)
-
-
-def _tokenise(
-    split: str, columns: Sequence[Sequence[str]], labels: Tensor, tokenizer: Any, limit: int
-) -> Split:
-    encoded = tokenizer(*map(list, columns), truncation=True, max_length=limit, padding="longest")
-    inputs = {k: torch.tensor(v) for k, v in encoded.items()}
-    lengths = inputs["attention_mask"].sum(dim=1)
-    check_tokens(split, tokenizer, inputs["input_ids"], lengths)
-    return Split(inputs, lengths, labels)

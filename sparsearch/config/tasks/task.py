@@ -68,6 +68,7 @@ class TaskConfig(Section):
     question: str | None = None
     context: str | None = None
     answers: str | None = None
+    image: str | None = None
     label: str = "label"
     labels: list[Annotated[str | int | bool, BeforeValidator(_class_name)]] | None = None
     metric: Annotated[str, AfterValidator(_metric_name)] = "accuracy"
@@ -95,7 +96,7 @@ class TaskConfig(Section):
             raise ValueError(
                 f"{', '.join(stray)} is no key of type {self.type!r}; it has {', '.join(sorted(facts.keys))}"
             )
-        columns = given - set(facts.options)
+        columns = given.intersection(*[set().union(*facts.columns)])
         if columns not in map(set, facts.columns):
             ways = ", or ".join(" and ".join(way) for way in facts.columns)
             raise ValueError(f"type {self.type!r} needs the columns of its rows: give {ways}")
@@ -131,6 +132,11 @@ class TaskConfig(Section):
     def score_name(self) -> str:
         """The name under which scores are stored and shown; a higher score is better."""
         return score_name(self.metric, self.better)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Columns that hold images."""
+        return () if self.image is None else (self.image,)
 
     @property
     def facts(self) -> TypeFacts:

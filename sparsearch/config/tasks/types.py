@@ -21,6 +21,7 @@ TaskName: TypeAlias = Literal[
     "classification",
     "regression",
     "multi-label",
+    "image-classification",
     "causal-lm",
     "token-classification",
     "question-answering",
@@ -57,7 +58,7 @@ class TypeFacts:
         options: Further keys that not every type has.
         metrics: Those that it can be measured by, the default first.
         auto_model: Class of transformers that loads its model.
-        peft_type: PEFT's name of the task.
+        peft_type: PEFT's name of the task; None where it has no name for it.
         auto_peft_model: Class of PEFT that loads an adapter with its model.
         problem_type: As transformers' configs name the loss; None where they do not.
         pipeline: What transformers and the hub call the task; not every one has a pipeline.
@@ -65,6 +66,7 @@ class TypeFacts:
         output: What the model gives, where it does not give one logit for each class.
         most_texts: Columns of text that a row may have.
         least_outputs: Of the head, where there are no classes.
+        reads: What its rows hold, one of ``spaces.backbone.inputs.readers.READERS``.
         has_head: Whether a new head is trained for it; else all of the model is pretrained.
         writes: Whether its model writes texts, by which metrics other than losses judge it.
     """
@@ -74,7 +76,7 @@ class TypeFacts:
     options: tuple[str, ...]
     metrics: tuple[MetricName, ...]
     auto_model: str = "AutoModelForSequenceClassification"
-    peft_type: str = "SEQ_CLS"
+    peft_type: str | None = "SEQ_CLS"
     auto_peft_model: str = "AutoPeftModelForSequenceClassification"
     problem_type: str | None = None
     pipeline: str = "text-classification"
@@ -82,6 +84,7 @@ class TypeFacts:
     output: str = ""
     most_texts: int = 2
     least_outputs: int = 1
+    reads: Literal["text", "images"] = "text"
     has_head: bool = True
     writes: bool = False
 
@@ -92,6 +95,8 @@ class TypeFacts:
     @property
     def settings(self) -> str:
         """What an export writes into its config, in words."""
+        if self.reads == "images":
+            return "labels and problem type are"
         return (
             "labels, problem type and padding token are"
             if self.has_head
@@ -101,7 +106,8 @@ class TypeFacts:
     @property
     def keys(self) -> frozenset[str]:
         """Keys of the study file that the type takes, beyond those of all types."""
-        return frozenset(self.options).union(*self.columns)
+        length = {"max_length"} if self.reads == "text" else set()
+        return frozenset(self.options).union(length, *self.columns)
 
 
 TASK_TYPES: Mapping[str, TypeFacts] = {
@@ -126,6 +132,20 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
         options=("label", "labels"),
         metrics=("f1-micro", "f1-macro"),
         problem_type="multi_label_classification",
+    ),
+    "image-classification": TypeFacts(
+        home="images.classification:ImageClassification",
+        columns=(("image",),),
+        options=("label", "labels"),
+        metrics=("accuracy", "f1", "matthews"),
+        auto_model="AutoModelForImageClassification",
+        peft_type=None,
+        auto_peft_model="AutoPeftModel",
+        problem_type="single_label_classification",
+        pipeline="image-classification",
+        model_name="image classifier",
+        most_texts=0,
+        reads="images",
     ),
     "causal-lm": TypeFacts(
         home="language.causal_lm:CausalLM",

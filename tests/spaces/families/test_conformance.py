@@ -27,7 +27,7 @@ from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
 from tests.conftest import inputs_of, make_model
 from tests.helpers.cut_model import TOLERANCE, cuts_of, furthest, gated, some_units
-from tests.helpers.families import AUTO_MODELS, VARIANTS
+from tests.helpers.families import VARIANTS, task_of
 from tests.helpers.kind_table import TABLE, units_of
 from tests.helpers.logits import logits
 
@@ -182,16 +182,13 @@ def test_a_peft_adapter_of_it_computes_the_same(variant, model, inputs, tmp_path
 
     Experts and routers are refused.
     """
-    if VARIANTS[variant][0] in AUTO_MODELS:
-        pytest.skip("transformers has no sequence classifier for it")
     on = [p.name for p in positions_of(model) if p.role == "linear"]
     kinds = {"lora": {"max_rank": 2, "on": on}} | ({"lnfit": {}} if variant != "olmo" else {})
     whole = copy.deepcopy(model)
     whole.config.save_pretrained(tmp_path)  # PEFT looks for it
     space = build_space(whole, kinds=kinds)
-    structure = make_structure(
-        space, space.candidates, identify(whole, str(tmp_path)), "classification"
-    )
+    task = task_of(VARIANTS[variant][0])
+    structure = make_structure(space, space.candidates, identify(whole, str(tmp_path)), task)
     attach(whole, structure)
     move(whole)
     expected, tensors = logits(whole, inputs), weights_of(whole)
