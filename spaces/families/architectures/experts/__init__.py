@@ -1,0 +1,1 @@
+"""Architectures whose feed-forward layers choose among experts."""
