@@ -120,7 +120,11 @@ class Space:
 
     def position(self, name: str) -> Position:
         """The position of that name; an unknown one is an error that lists the nearest."""
-        return find(self.positions, name)
+        return self._named.get(name) or find(self.positions, name)
+
+    @cached_property
+    def _named(self) -> dict[str, Position]:
+        return {p.name: p for p in self.positions}
 
 
 def build_space(

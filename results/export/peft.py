@@ -224,6 +224,7 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
     kinds = {c.base_kind for c in structure.candidates}
     reasons = {kind.name: kind.not_in_peft for kind in structure.kinds}
     refused: dict[tuple[str, str], list[str]] = {}
+    experts = any(p.in_weight for p in positions)
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
         if reasons[candidate.kind]:
@@ -234,6 +235,8 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
             reason = "this norm has no bias"
         elif position.in_weight:
             reason = "a weight that is no linear's, which this export does not write"
+        elif experts and kinds & {"lora", "spectral"} and _taken_for_expert(position):
+            reason = "beside experts, PEFT takes a linear of this name for one of theirs"
         else:
             continue
         refused.setdefault((candidate.kind, reason), []).append(candidate.position)
@@ -244,6 +247,11 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
             "export --to spec holds everything, --to checkpoint is a merged model; for PEFT search with lora, "
             "bitfit and lnfit, bitfit only on norms that have a bias",
         )
+
+
+def _taken_for_expert(position: Position) -> bool:
+    """Whether PEFT 0.21 turns the module's name into that of a tensor of experts: a shared expert, or a dense layer."""
+    return position.module.rpartition(".")[2] in ("gate_proj", "up_proj", "down_proj")
 
 
 def _some(positions: Sequence[str]) -> str:

@@ -31,27 +31,31 @@ class ChangedWeight:
     def __init__(
         self, module: nn.Module, masks: Sequence[AttachedUnit], inside: Sequence[AttachedUnit]
     ) -> None:
-        self.module, self.masks, self.inside = module, masks, inside
-        self.parameter = (*masks, *inside)[0].position.parameter
+        self.module, self.masks = module, masks
+        self.first = (*masks, *inside)[0].position
+        self.parameter = self.first.parameter
+        self.at: dict[str, list[AttachedUnit]] = {}
+        for slot in (*inside, *masks):
+            self.at.setdefault(slot.position.name, []).append(slot)
         self.substitution = Substitution(module, self._weight)
 
     def _weight(self, x: Tensor) -> Mapping[str, Tensor]:
         """The weight that is used, whole, in the module's own form and type; none where nothing runs."""
         changed: dict[int | None, list[Position]] = {}
-        for slot in (*self.masks, *self.inside):
-            places = changed.setdefault(slot.position.expert, [])
-            if not slot.idle and slot.position not in places:
-                places.append(slot.position)
+        for slots in self.at.values():
+            if not all(slot.idle for slot in slots):
+                place = slots[0].position
+                changed.setdefault(place.expert, []).append(place)
         own = self._own()
+        if not changed:
+            return {}
         with torch.autocast(own.device.type, enabled=False):
-            if not any(changed.values()):
-                return {}
             if None in changed:
                 return {self.parameter: self._matrix(own, changed[None])}
-            matrices = list(own.unbind())
-            for expert, places in changed.items():
-                if expert is not None and places:
-                    matrices[expert] = self._matrix(matrices[expert], places)
+            matrices = [
+                self._matrix(matrix, changed[expert]) if expert in changed else matrix
+                for expert, matrix in enumerate(own.unbind())
+            ]
             return {self.parameter: torch.stack(matrices)}
 
     def _matrix(self, own: Tensor, places: Sequence[Position]) -> Tensor:
@@ -72,24 +76,23 @@ class ChangedWeight:
 
     def _own(self) -> Tensor:
         """The module's own weight, also while another stands in its place."""
-        first = (*self.masks, *self.inside)[0]
         weight = self.module._parameters.get(self.parameter)
         what = "which has a mask" if self.masks else "which is changed in its place"
         if weight is None:
             raise StructureError(
-                f"the weight at {first.position.name}, {what}, is no parameter any more: a parametrization or "
+                f"the weight at {self.first.name}, {what}, is no parameter any more: a parametrization or "
                 "torch.nn.utils.prune stands in its place",
                 f"remove_parametrizations(module, {self.parameter!r}) or prune.remove(module, {self.parameter!r}) "
                 "first",
             )
-        check_here(weight, f"the weight at {first.position.name}, {what},")
+        check_here(weight, f"the weight at {self.first.name}, {what},")
         return weight
 
     def used(self, place: Position) -> Tensor:
         """M * (W + dW) of one position, (out, in)."""
         used = self.changed(place)
-        for slot in self.masks:
-            if slot.position == place and not slot.idle:
+        for slot in self.at[place.name]:
+            if slot.mask is not None and not slot.idle:
                 used = slot.run(used, slot.gate, self._slice(place))
         return used
 
@@ -97,8 +100,8 @@ class ChangedWeight:
         """W + dW of one position, (out, in), in float32 or wider."""
         own = self._slice(place)
         weight = own.to(torch.promote_types(own.dtype, torch.float32))
-        for slot in self.inside:
-            if slot.position == place and not slot.idle:
+        for slot in self.at[place.name]:
+            if slot.mask is None and not slot.idle:
                 weight = weight + slot.dense(weight.detach())
         return weight
 

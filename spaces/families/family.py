@@ -10,6 +10,7 @@ How a path is written:
 | ``a[q]``, ``a[k]``, ``a[v]`` | one of all queries, all keys and all values, in this order, of a fused projection |
 | ``a[q per group]`` | the same where the queries, the key and the value of heads that share a key lie together |
 | ``a[0::2]`` | every second output, from the first on |
+| ``a[b:0]`` | the first part of each run in a projection of layout b, see ``Family.layouts`` |
 | ``a@p`` | the parameter p of module a, a matrix (out, in) by which the module multiplies in its own way |
 | ``a@p.T`` | the same, (in, out) |
 | ``a>b`` | a block that is entered at a and left at b; ``a>a`` where the module is the block |
@@ -63,7 +64,9 @@ class Family:
         tokens: Names of the special tokens in its config that change what the model computes.
         rows_end: Whether a classifier pools where a row has its end token, so that each row must end with one.
         key_heads: Told of the config, the key heads of an attention, where ``num_key_value_heads`` does not say it.
-        lacks: Role that no position of the family has -> why.
+        layouts: Name of how a projection is fused -> told of the config, the features of each part in a run.
+        recurrent: Module of a layer that mixes tokens by a state: its queries are scored with no keys.
+        lacks: Role that no position of the family has, or of some of its modules -> why.
         keep_heads: Told of an attention and the heads that stay, where weights and counters are not all there is.
     """
 
@@ -73,5 +76,7 @@ class Family:
     tokens: frozenset[str] = frozenset()
     rows_end: bool = False
     key_heads: Callable[[Any], int] | None = None
+    layouts: Mapping[str, Callable[[Any], tuple[int, ...]]] = field(default_factory=dict)
+    recurrent: str = ""
     lacks: Mapping[str, str] = field(default_factory=dict)
     keep_heads: Callable[[nn.Module, Sequence[int]], None] | None = None

@@ -94,6 +94,7 @@ class Position:
         parameter: Name of the weight in the module.
         expert: Number of the matrix in a weight of several; None where the weight is one.
         transposed: Whether the weight is (in, out).
+        scored: Whether its outputs, where they are queries, are scored with the key of every token.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Position:
     parameter: str = "weight"
     expert: int | None = None
     transposed: bool = False
+    scored: bool = True
 
     @property
     def host(self) -> str:

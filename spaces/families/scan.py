@@ -44,20 +44,25 @@ class _Layer:
     """Where the paths of a table are looked up.
 
     Attributes:
+        family: Whose table it is.
         modules: Of the whole base model.
         config: Of the model.
-        heads: Of its attentions.
         prefix: Path of the layer, with its point; "" outside the layers.
         index: Of the layer; None outside the layers.
         repeats: How often the layer runs.
     """
 
+    family: Family
     modules: Mapping[str, nn.Module]
     config: Any
-    heads: _Heads
     prefix: str = ""
     index: int | None = None
     repeats: int = 1
+
+    @property
+    def heads(self) -> _Heads:
+        """The heads of its attentions; for families whose layers have all the same."""
+        return _heads_of(self.family, self.config)
 
 
 @dataclass(frozen=True)
@@ -101,25 +106,29 @@ def _heads_of(family: Family, config: Any) -> _Heads:
 def _scan_family(
     family: Family, modules: Mapping[str, nn.Module], config: Any
 ) -> Iterator[Position]:
-    heads = _heads_of(family, config)
     for stack in family.stacks:
         number = 0
         while f"{stack.layers}.{number}" in modules:
             repeats = stack.repeats(config, number) if stack.repeats is not None else 1
-            layer = _Layer(modules, config, heads, f"{stack.layers}.{number}.", number, repeats)
+            prefix = f"{stack.layers}.{number}."
+            layer = _Layer(family, modules, config, prefix, number, repeats)
             for suffix, path in stack.paths.items():
                 yield from _positions(f"{stack.prefix}layers.{number}.{suffix}", path, layer)
             number += 1
     for name, path in family.outside.items():
-        yield from _positions(name, path, _Layer(modules, config, heads))
+        yield from _positions(name, path, _Layer(family, modules, config))
 
 
 def _positions(name: str, path: str, layer: _Layer) -> Iterator[Position]:
     """What one entry of the table names in a model: nothing where the model lacks it, several where it is experts'."""
-    if "@" in path:
-        yield from _resolve_parameter(name, path, layer)
-    elif position := _resolve(name, path, layer):
-        yield position
+    for alternative in path.split("|"):
+        if "@" in alternative:
+            found = [*_resolve_parameter(name, alternative, layer)]
+        else:
+            found = [p for p in (_resolve(name, alternative, layer),) if p is not None]
+        if found:
+            yield from found
+            return
 
 
 def _resolve(name: str, path: str, layer: _Layer) -> Position | None:
@@ -132,8 +141,9 @@ def _resolve(name: str, path: str, layer: _Layer) -> Position | None:
     found = _first(fused["path"] if fused else path, layer)
     if found is None or getattr(layer.modules[found], "weight", None) is None:
         return None
+    recurrent = layer.family.recurrent
     width_in, width_out = widths(layer.modules[found])
-    part = _part(fused["part"], width_out, layer.heads) if fused else _Part(width_out)
+    part = _part(fused["part"], width_out, layer) if fused else _Part(width_out)
     return Position(
         name,
         role="norm" if name.endswith("norm") else "linear",
@@ -147,6 +157,7 @@ def _resolve(name: str, path: str, layer: _Layer) -> Position | None:
         start=part.start,
         runs=part.runs,
         period=part.period,
+        scored=not recurrent or not found.startswith(f"{layer.prefix}{recurrent}."),
     )
 
 
@@ -166,7 +177,7 @@ def _resolve_parameter(name: str, path: str, layer: _Layer) -> Iterator[Position
         return
     experts = range(len(own)) if "*" in name else (None,)
     width_out, width_in = own.shape[-2:] if not found["transposed"] else own.shape[:-3:-1]
-    part = _part(found["part"], width_out, layer.heads) if found["part"] else _Part(width_out)
+    part = _part(found["part"], width_out, layer) if found["part"] else _Part(width_out)
     bias = "bias" if parameter == "weight" else f"{parameter}_bias"
     repeats: int | Fraction = layer.repeats
     if "*" in name:
@@ -196,22 +207,28 @@ def _experts_per_token(config: Any) -> int:
     return int(next(n for name in _EXPERTS_PER_TOKEN if (n := getattr(config, name, None))))
 
 
-def _part(part: str, width: int, heads: _Heads) -> _Part:
+def _part(part: str, width: int, layer: _Layer) -> _Part:
     """Where in a fused projection a part lies.
 
     Args:
         part: As the table writes it, between the brackets.
         width: Output features of the whole projection.
-        heads: Of the attention.
+        layer: In which it is.
     """
     first, colons, step = part.partition("::")
     if colons:
         each = width // int(step)
         return _Part(each, int(first), runs=each, period=int(step))
+    layout, colon, of_layout = part.partition(":")
+    if colon:
+        sizes, i = layer.family.layouts[layout](layer.config), int(of_layout)
+        runs = width // sum(sizes)
+        return _Part(runs * sizes[i], sum(sizes[:i]), runs, sum(sizes) if runs > 1 else 0)
     number, slash, parts = part.partition("/")
     if slash:
         each = width // int(parts)
         return _Part(each, int(number) * each)
+    heads = layer.heads
     name, _, grouped = part.partition(" ")
     groups = width // ((heads.group + 2) * heads.width)
     runs = groups if grouped else 1
@@ -255,8 +272,9 @@ def _resolve_cut(name: str, path: str, layer: _Layer) -> Position | None:
     width, out = widths(layer.modules[module])
     role: Role = "heads" if name.endswith("heads") else "neurons"
     attention = layer.modules[feeds[0].module.rpartition(".")[0]]
-    head = getattr(attention, "head_dim", layer.heads.width)
-    units = feeds[-1].rows // head if role == "heads" else width
+    units = width
+    if role == "heads":
+        units = feeds[-1].rows // (getattr(attention, "head_dim", 0) or layer.heads.width)
     return Position(
         name,
         role,

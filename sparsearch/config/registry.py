@@ -272,6 +272,7 @@ FAMILIES = Registry(
             "qwen2": "llama:LLAMA",
             "qwen3": "llama:QWEN3",
             "qwen3_moe": "experts.mixtral:QWEN3_MOE",
+            "qwen3_next": "experts.qwen3_next:QWEN3_NEXT",
             "roberta": "bert:ROBERTA",
             "smollm3": "llama:LLAMA",
             "stablelm": "llama:STABLELM",

@@ -43,7 +43,7 @@ Each kind in each family, tried on a tiny random model of it.
 | mark | means |
 |---|---|
 | A | it attaches without a change of the output, its gates have gradients, it is saved, loaded and taken off again |
-| P | it exports to PEFT, wherever it can go; p: but not on norms, nor on experts and routers |
+| P | it exports to PEFT, wherever it can go; p: but not on norms, nor on experts (shared ones too) and routers |
 | M | `merge` folds it into the weights, wherever it can go; m: but not into norms |
 | C | `slim` and `cut_units` take it out of the weights |
 | – | it has no place in this family: [why](#why-something-is-missing) |
@@ -95,7 +95,11 @@ def first_of(
     everywhere: str, linears: str, places: Places, works: Callable[[Places], bool]
 ) -> list[str]:
     """The first of both marks that is true: of all places, or of those that are linears, blocks or what is cut."""
-    rest = [(p, kind) for p, kind in places if p.role != "norm" and not p.in_weight]
+    rest = [
+        (p, kind)
+        for p, kind in places
+        if p.role != "norm" and not p.in_weight and ".shared." not in p.name
+    ]
     given = ((everywhere, places), (linears, rest))
     return [mark for mark, some in given if some and works(some)][:1]
 
@@ -148,6 +152,7 @@ def reasons() -> list[str]:
         "added to it; kinds that change the weight alone go there |",
         "| `weight_mask` on routers | they are small, and choose the experts |",
         "| experts and routers in PEFT | the export writes adapters of linears alone |",
+        "| `lora`, `spectral` on shared experts in PEFT | PEFT 0.21 takes linears of such names for the experts |",
     ]
 
 

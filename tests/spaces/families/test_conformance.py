@@ -34,6 +34,7 @@ from tests.helpers.logits import logits
 BESIDE = {
     "dinov2": ("embeddings", "projection", "layer_scale1", "layer_scale2"),
     "gpt_oss": ("self_attn",),
+    "qwen3_next": ("linear_attn", "conv1d", "norm"),
     "vit": ("embeddings", "projection"),
 }
 """Modules with weights that are neither matrix nor norm: what no position reaches."""
@@ -97,7 +98,9 @@ def test_positions_reach_all_linears_and_norms_once(variant, model):
 
 
 def test_a_row_says_what_its_family_lacks(variant, model):
-    lacks = FAMILIES[VARIANTS[variant][0]].lacks
+    lacks = FAMILIES[
+        VARIANTS[variant][0]
+    ].lacks  # of some of its modules only, where more words say of which
     found = {p.role for p in positions_of(model)} - {"expert", "router"}
     assert found == {"linear", "norm", "block", "heads", "neurons"} - lacks.keys()
 
@@ -180,9 +183,10 @@ def test_gates_of_what_can_be_cut_have_gradients(model, inputs, plain, name):
 def test_a_peft_adapter_of_it_computes_the_same(variant, model, inputs, tmp_path):
     """LoRA on every linear and LNFit on every norm; also into fused linears, and at one place for shared layers.
 
-    Experts and routers are refused.
+    Experts, shared ones too, and routers are refused.
     """
-    on = [p.name for p in positions_of(model) if p.role == "linear"]
+    linears = [p.name for p in positions_of(model) if p.role == "linear"]
+    on = [name for name in linears if ".ffn.shared." not in name or name.endswith("router")]
     kinds = {"lora": {"max_rank": 2, "on": on}} | ({"lnfit": {}} if variant != "olmo" else {})
     whole = copy.deepcopy(model)
     whole.config.save_pretrained(tmp_path)  # PEFT looks for it
@@ -244,10 +248,18 @@ def test_flops_are_what_torch_counts(variant, model, inputs):
         for module, counts in counter.get_flop_counts().items()
         if module.endswith(("rotary_emb", "pooler", ".patch_embeddings"))
         for count in counts.values()
-    )
+    ) + state_flops(counter)
     tokens = count_tokens(eager, inputs)
     expected = 2 * tokens * dense_flops_per_token(positions_of(eager), tokens)
     assert counter.get_total_flops() - aside == expected
+
+
+def state_flops(counter):
+    """What linear attention does beside its linears, which is left out."""
+    flops = {m: sum(counts.values()) for m, counts in counter.get_flop_counts().items()}
+    states = [m for m in flops if m.endswith(".linear_attn")]
+    inside = sum(n for m, n in flops.items() if m.rpartition(".")[0] in states)
+    return sum(flops[m] for m in states) - inside
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])

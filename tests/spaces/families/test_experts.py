@@ -162,3 +162,32 @@ def test_a_structure_for_a_model_of_30b_parameters_is_listed_exactly():
     assert dense_flops_per_token(space.positions, 128) == 2 * active + attention
     (up,) = (c for c in space.candidates if c.position == "layers.9.ffn.experts.77.up")
     assert (up.params, up.flops_per_token) == (2048 + 768, 2 * (2048 + 768) * 8 // 128)
+
+
+def test_linear_attention_is_fused_as_its_layer_takes_it_apart():
+    """Of Qwen3-Next: queries, keys, values, output gates, and the rates of writing and of forgetting."""
+    model = make_model("qwen3_next")
+    layer = base_of(model).layers[0].linear_attn
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    whole = layer.fix_query_key_value_ordering(layer.in_proj_qkvz(x), layer.in_proj_ba(x))
+    for name, part in zip(("q", "k", "v", "gate", "beta", "decay"), whole, strict=True):
+        place = find(positions_of(model), f"layers.0.attn.{name}")
+        own = weight_at(place, base_of(model).get_submodule(place.module))
+        assert torch.allclose(x @ own.T, part.flatten(2), atol=1e-6)
+
+
+def test_each_layer_of_a_hybrid_has_the_positions_of_its_type():
+    model = make_model("qwen3_next")
+    names = {p.name for p in positions_of(model)}
+    here, there = ({n for n in names if n.startswith(f"layers.{i}.")} for i in (0, 1))
+    shared = {n.replace("layers.0", "layers.1") for n in here} & there
+    assert {f"layers.1.attn.{part}" for part in ("q", "k", "v", "gate", "o", "norm")} <= shared
+    assert {n for n in here if n.replace(".0.", ".1.", 1) not in there} == {
+        "layers.0.attn.beta", "layers.0.attn.decay",
+    }  # fmt: skip
+    assert {n for n in there if n.replace(".1.", ".0.", 1) not in here} == {
+        "layers.1.attn.heads", "layers.1.attn.q.norm", "layers.1.attn.k.norm",
+    }  # fmt: skip
+    assert {u.module for u in find_unreached(model)} == {
+        f"layers.0.linear_attn{part}" for part in ("", ".conv1d", ".norm")
+    }
