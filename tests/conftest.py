@@ -39,7 +39,6 @@ def make_model(
         setattr(config, name, value)
     config.num_labels = labels
     attention = "eager" if family in ONLY_EAGER else attention
-    name = facts_of(task_of(config.model_type)).auto_model
     config._experts_implementation = (
         "eager"  # the only one that takes float64, and whose FLOPs torch counts
     )

@@ -254,6 +254,7 @@ FAMILIES = Registry(
             "gemma": "llama:LLAMA",
             "gemma2": "llama:GEMMA2",
             "gemma3_text": "llama:GEMMA3",
+            "gemma4_text": "experts.gemma4:GEMMA4",
             "gpt2": "gpt2:GPT2",
             "gpt_neox": "gpt_neox:GPT_NEOX",
             "gpt_oss": "experts.mixtral:GPT_OSS",

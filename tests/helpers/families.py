@@ -92,6 +92,7 @@ ENCODER = {
 DECODER = {**ENCODER, "num_key_value_heads": 2, "pad_token_id": 0, "max_position_embeddings": 64}
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 1}
 SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+GEMMA4 = {**DECODER, **SPECIAL, "head_dim": 8, "global_head_dim": 16}
 FALCON = {
     "vocab_size": VOCAB,
     "hidden_size": D,
@@ -143,6 +144,33 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "gemma": ("gemma", {**DECODER, "head_dim": 8, **SPECIAL}),
     "gemma2": ("gemma2", {**DECODER, "head_dim": 8, **SPECIAL, **SLIDING}),
     "gemma3_text": ("gemma3_text", {**DECODER, "head_dim": 8, **SPECIAL, **SLIDING}),
+    "gemma4-a4b": (
+        "gemma4_text",
+        {
+            **GEMMA4,
+            **SLIDING,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 3,
+            "top_k_experts": 2,
+            "moe_intermediate_size": WIDE,
+        },
+    ),
+    "gemma4-e2b": (
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "num_hidden_layers": 4,
+            "layer_types": 2 * ["sliding_attention", "full_attention"],
+            "sliding_window": 4,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCAB,
+        },
+    ),
     "gpt_neox": ("gpt_neox", {**ENCODER, "pad_token_id": 0}),
     "gpt_oss": (
         "gpt_oss",
@@ -228,7 +256,8 @@ def _config(variant: str) -> Callable[[], PretrainedConfig]:
 
 TASKS = {
     "dinov2": "image-classification",
-    "granite": "causal-lm",  # transformers has no sequence classifier for it
+    "gemma4_text": "causal-lm",  # transformers has no sequence classifier for it
+    "granite": "causal-lm",  # nor for it
     "vit": "image-classification",
 }
 """Family -> task type whose model it has, where that is not classification."""

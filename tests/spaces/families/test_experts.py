@@ -191,3 +191,35 @@ def test_each_layer_of_a_hybrid_has_the_positions_of_its_type():
     assert {u.module for u in find_unreached(model)} == {
         f"layers.0.linear_attn{part}" for part in ("", ".conv1d", ".norm")
     }
+
+
+def test_layers_that_take_keys_and_values_from_others_have_no_positions_for_them():
+    """Gemma 4: the last two of four layers; and inputs of their own for each layer."""
+    model = make_model("gemma4-e2b")
+    names = {p.name for p in positions_of(model)}
+    assert {n for n in names if n.endswith(("attn.k", "attn.v", "attn.k.norm"))} == {
+        f"layers.{layer}.attn.{part}" for layer in (0, 1) for part in ("k", "v", "k.norm")
+    }
+    widths = [find(positions_of(model), f"layers.{n}.attn.q").out_features for n in range(4)]
+    assert widths == [32, 64, 32, 64]
+    assert {f"layers.3.input.{part}" for part in ("gate", "up", "norm")} <= names
+    assert {"inputs.linear", "inputs.norm"} <= names
+    assert find_unreached(model) == ()
+
+
+def test_where_keys_are_values_too_a_change_of_keys_changes_both():
+    model = make_model("gemma4-a4b")
+    names = {p.name for p in positions_of(model)}
+    assert "layers.1.attn.k" in names and "layers.1.attn.v" not in names
+    values = []
+    hook = (
+        base_of(model)
+        .layers[1]
+        .self_attn.v_norm.register_forward_pre_hook(lambda module, args: values.append(args[0]))
+    )
+    model(**INPUTS)
+    attach_at(model, ["layers.1.attn.k"])
+    model(**INPUTS)
+    hook.remove()
+    assert (values[1] - values[0]).abs().max() > 1e-3
+    assert {u.module for u in find_unreached(model)} == {"layers.0.router", "layers.1.router"}
