@@ -47,7 +47,11 @@ def logits_of(model: nn.Module) -> Tensor:
 
 def _logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     """(rows, labels), or (real tokens, vocabulary)."""
-    logits = output_logits(model(input_ids=ids, attention_mask=mask))
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    writes: Any = getattr(model, "get_output_embeddings", lambda: None)
+    if getattr(model.config, "is_encoder_decoder", False) and writes() is not None:
+        inputs["decoder_input_ids"] = ids
+    logits = output_logits(model(**inputs))
     return logits if logits.dim() == 2 else logits[mask.bool()]
 
 

@@ -94,6 +94,8 @@ def check_head(model: nn.Module) -> None:
     """
     ids = torch.arange(4, device=next(model.parameters()).device)[None, :]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(model.config, "is_encoder_decoder", False):
+        batch["decoder_input_ids"] = ids
     found = _finished(model, _output_embeddings(model)(_before_head(model, batch, "fp32")))
     expected = forward(model, batch, "fp32")
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
@@ -129,7 +131,9 @@ def _output_embeddings(model: nn.Module) -> Any:
 
 
 def _finished(model: nn.Module, logits: Tensor) -> Tensor:
-    """What Granite, Cohere and Gemma do with logits, as their configs say."""
+    """What BART does with logits, and Granite, Cohere and Gemma, as their configs say."""
+    if (bias := getattr(model, "final_logits_bias", None)) is not None:
+        logits = logits + bias
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     if divisor := getattr(config, "logits_scaling", None):
         logits = logits / divisor

@@ -105,17 +105,18 @@ def layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
 
 
 def backbone_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Named modules of the backbone, named under it; nothing attached."""
+    """Named modules of the backbone, named under it; nothing attached, no language head."""
+    head = _language_head(model)
     for name, module in base_of(model).named_modules():
-        if not f"{name}.".startswith(f"{ATTACHED}."):
+        if not f"{name}.".startswith(f"{ATTACHED}.") and module is not head:
             yield name, module
 
 
 def backbone_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Named parameters of the backbone, named under it; nothing attached, no head, no new pooler."""
     new = {id(p) for n, p in model.named_parameters() if n in getattr(model, NEW_POOLER, ())}
-    for name, parameter in base_of(model).named_parameters():
-        if not name.startswith(f"{ATTACHED}.") and id(parameter) not in new:
+    for name, parameter in _named_without_head(model):
+        if id(parameter) not in new:
             yield name, parameter
 
 
@@ -139,8 +140,28 @@ def language_head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Paramet
 
 def _is_language_model(model: nn.Module) -> bool:
     """Whether a model has output embeddings."""
+    return _language_head(model) is not None
+
+
+def _language_head(model: nn.Module) -> nn.Module | None:
+    """The output embeddings of a language model."""
     find = getattr(model, "get_output_embeddings", None)
-    return find is not None and find() is not None
+    found: nn.Module | None = None if find is None else find()
+    return found
+
+
+def _named_without_head(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of the base, nothing attached; where a model is its own base (T5) no output embeddings.
+
+    Tied ones are the input's, under whose name they come first.
+    """
+    base = base_of(model)
+    head = _language_head(model) if base is model else None
+    paths = {f"{name}." for name, module in base.named_modules() if module is head}
+    outside = (f"{ATTACHED}.", *paths)
+    for name, parameter in base.named_parameters():
+        if not name.startswith(outside):
+            yield name, parameter
 
 
 def _outside(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -158,8 +179,7 @@ def count_params(model: nn.Module) -> int:
 
 def count_with_pooler(model: nn.Module) -> int:
     """The same with a pooler that the checkpoint lacked, as ``skeleton``, which sees no checkpoint, counts them."""
-    named = base_of(model).named_parameters()
-    return sum(p.numel() for name, p in named if not name.startswith(f"{ATTACHED}."))
+    return sum(p.numel() for _, p in _named_without_head(model))
 
 
 def mark_new_pooler(model: nn.Module, params: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification, pipeline
 
+from sparsearch.errors import ConfigError
 from sparsearch.results.export.export import export
 from sparsearch.results.store.store import Store
 from sparsearch.search.tasks.types.language.text_metrics import text_score
@@ -16,6 +17,7 @@ from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint
 from sparsearch.workers.study import run
 from tests.helpers.language_model import make_tokenizer, prompts, save_language_model, write_rows
+from tests.helpers.seq2seq import ending_tokenizer, save_seq2seq
 
 PLAIN, MOODS = ["the", "film", "was", "so"], ["good", "fine", "bad", "sad"]
 
@@ -174,3 +176,35 @@ def test_a_study_is_judged_by_what_its_models_write(tmp_path):
         ids = merged.generate(ids, max_new_tokens=4)[0, ids.shape[1] :]
         found.append(tokenizer.decode(ids, skip_special_tokens=True))
     assert text_score("rouge-l", found, [row["right"] for row in tests]) == best.test_score
+
+
+@pytest.mark.parametrize(("family", "tied"), [("t5", False), ("bart", True)])
+def test_a_study_of_sources_and_targets(family, tied, tmp_path):
+    rows = iter(prompts(112, 0))
+    model = save_seq2seq(family, tmp_path / "model", tied=tied)
+    task = {"type": "seq2seq", "source": "question", "target": "answer", "metric": "rouge-l"}
+    train = {"epochs": 4, "full_lr": 0.01}
+    best, weights, trials = run_study(
+        tmp_path, model, lambda _: next(rows), ["head", "full"], train, max_new_tokens=4, **task
+    )
+    scores = {t.strategy: t.score for t in trials}
+    assert {t.state for t in trials} == {"ok"} and best.head_params == 0
+    assert scores["head"] < min(scores["full"], best.score + 1e-9)
+    for to in ("spec", "peft", "checkpoint"):
+        assert export(best, weights, to, tmp_path / to).max_difference < 1e-5
+    assert "SEQ_2_SEQ_LM" in (tmp_path / "peft" / "adapter_config.json").read_text()
+    merged, tokenizer = load_checkpoint(tmp_path / "checkpoint"), ending_tokenizer()
+    tests = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    found = []
+    for row in tests:
+        ids = tokenizer(row["question"], return_tensors="pt").input_ids
+        ids = merged.generate(ids, max_new_tokens=4)[0]
+        found.append(tokenizer.decode(ids, skip_special_tokens=True))
+    assert text_score("rouge-l", found, [[row["answer"]] for row in tests]) == best.test_score
+
+
+def test_a_model_without_encoder_and_decoder_is_refused(tiny_folder, tmp_path):
+    with pytest.raises(
+        ConfigError, match="AutoModelForSeq2SeqLM of transformers has no model of family 'bert'"
+    ):
+        run_study(tmp_path, tiny_folder, about, [], type="seq2seq", source="text", target="label")

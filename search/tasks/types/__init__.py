@@ -11,7 +11,7 @@
 | token_rows | rows whose tokens have a label each |
 | question_answering, answers | where in a text an answer stands |
 | token_classification | a tag for each word |
-| language | what writes text: language models |
+| language | what writes text: language models, sequence to sequence |
 
 Columns, metrics and model class of each are in `sparsearch/config/tasks/types.py`.
 """

@@ -29,6 +29,8 @@ _KEYS = sorted(frozenset[str]().union(*(facts.keys for facts in TASK_TYPES.value
 _PAIRS = (
     ("prompt", "completion"),
     ("prompt", "references"),
+    ("source", "target"),
+    ("source", "references"),
     ("tokens", "tags"),
     ("question", "context"),
 )
@@ -63,6 +65,8 @@ class TaskConfig(Section):
     completion: str | None = None
     references: str | None = None
     messages: str | None = None
+    source: str | None = None
+    target: str | None = None
     tokens: str | None = None
     tags: str | None = None
     question: str | None = None
@@ -105,7 +109,7 @@ class TaskConfig(Section):
                 raise ValueError(f"{one} and {other} are two columns, not both {name!r}")
         if len(self.text) > facts.most_texts:
             raise ValueError(f"type {self.type!r} takes one text column, not {self.text}")
-        if self.references is not None and self.completion is None:
+        if self.references is not None and self.completion is None and self.target is None:
             raise ValueError("references go with prompt and completion")
         if self.better != "higher" and not is_import_path(self.metric):
             raise ValueError(f"better is for a metric of your own: {self.metric!r} says it itself")

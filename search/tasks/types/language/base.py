@@ -37,6 +37,10 @@ class LanguageTask(TokenTask):
     def prompts(self, split: Split) -> list[Tensor]:
         """The tokens (n,) of each row after which the model is to write."""
 
+    def inputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model is given of a batch, with ``labels`` that stand at the tokens that it is given."""
+        return batch
+
     def check_model(self, model: nn.Module) -> None:
         """The head must give the logits that the model gives."""
         check_head(model)
@@ -51,14 +55,14 @@ class LanguageTask(TokenTask):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
         """Mean over the learnt tokens of the batch."""
-        total, count = token_loss(model, batch, precision)
+        total, count = token_loss(model, self.inputs(model, batch), precision)
         return total / count
 
     def token_losses(
         self, model: nn.Module, batch: dict[str, Tensor], precision: str
     ) -> TokenLosses:
         """Of the learnt tokens."""
-        return learnt_losses(model, batch, precision)
+        return learnt_losses(model, self.inputs(model, batch), precision)
 
     @torch.no_grad()
     def split_loss(self, model: nn.Module, split: Split, precision: str) -> float:
@@ -67,7 +71,7 @@ class LanguageTask(TokenTask):
         device = next(model.parameters()).device
         total, tokens = 0.0, 0
         for batch in batches(split, _EVAL_BATCH, device):
-            loss, count = token_loss(model, batch, precision)
+            loss, count = token_loss(model, self.inputs(model, batch), precision)
             total, tokens = total + float(loss), tokens + count
         return total / tokens
 
@@ -122,7 +126,7 @@ def judged_by(
         config: The task.
         split: Name of the split, for messages.
         references: Right answers of each row.
-        prompts: Tokens of each row that stand in one sequence with what is written; none where it has its own.
+        prompts: Tokens of each row that stand before what is written; none where that has a sequence of its own.
         limit: Tokens of a sequence at most.
 
     Raises:

@@ -25,7 +25,7 @@ def generate(
     """The text that a model writes after each prompt, without special tokens and blanks around it.
 
     Prompts of like length run together. A decoder's are padded at the left, so that what is written follows the
-    prompt; those of an encoder at the right.
+    prompt; those that an encoder reads at the right.
 
     Args:
         task: With its tokenizer.
@@ -37,12 +37,15 @@ def generate(
     whole: Any = model if hasattr(model, "generate") else model.model
     whole.eval()
     device, pad = next(whole.parameters()).device, task.tokenizer.pad_token_id
+    start_token = getattr(whole.config, "decoder_start_token_id", None)
+    apart = bool(getattr(whole.config, "is_encoder_decoder", False))
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=split.references["max_new_tokens"],
         pad_token_id=pad,
         eos_token_id=_ends(task, whole, split.labels),
+        decoder_start_token_id=start_token if apart else None,
         use_cache=True,
     )
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
@@ -50,25 +53,24 @@ def generate(
     with _settings_of(whole, settings):
         for start in range(0, len(order), _ROWS):
             rows = order[start : start + _ROWS]
-            ids, mask = _left_padded([prompts[row] for row in rows], pad)
+            ids, mask = _padded([prompts[row] for row in rows], pad, left=not apart)
             with autocast(device, precision):
                 found = whole.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
-            written = task.tokenizer.batch_decode(
-                found[:, ids.shape[1] :], skip_special_tokens=True
-            )
+            found = found[:, 1 if apart else ids.shape[1] :]
+            written = task.tokenizer.batch_decode(found, skip_special_tokens=True)
             for row, text in zip(rows, written, strict=True):
                 texts[row] = text.strip()
     return texts
 
 
-def _left_padded(prompts: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+def _padded(prompts: Sequence[Tensor], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
     """(rows, longest) tokens and their mask."""
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), pad)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
+        place = slice(longest - len(prompt), None) if left else slice(len(prompt))
+        ids[row, place], mask[row, place] = prompt, 1
     return ids, mask
 
 
