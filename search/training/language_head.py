@@ -15,7 +15,7 @@ from sparsearch.search.tasks.types.token_rows import IGNORED
 from sparsearch.search.training.device import autocast
 from sparsearch.search.training.evaluate import forward
 
-__all__ = ["check_head", "learnt_losses", "token_loss"]
+__all__ = ["check_head", "learnt_losses", "states_before_head", "token_loss"]
 
 _MOST_LOGITS = 2**26
 """Logits that exist at a time: 256 MiB in float32."""
@@ -67,7 +67,7 @@ def _of_chunks(
     single chunk keeps its own.
     """
     head, learnt = _output_embeddings(model), _learnt(batch)
-    states = _before_head(model, batch, precision)[:, :-1][learnt]
+    states = states_before_head(model, batch, precision)[:, :-1][learnt]
     wanted = batch["labels"][:, 1:][learnt]
     size = max(1, most_logits // head.weight.shape[0])
     several = len(wanted) > size
@@ -96,7 +96,7 @@ def check_head(model: nn.Module) -> None:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(model.config, "is_encoder_decoder", False):
         batch["decoder_input_ids"] = ids
-    found = _finished(model, _output_embeddings(model)(_before_head(model, batch, "fp32")))
+    found = _finished(model, _output_embeddings(model)(states_before_head(model, batch, "fp32")))
     expected = forward(model, batch, "fp32")
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
         raise BackboneError(
@@ -105,7 +105,7 @@ def check_head(model: nn.Module) -> None:
         )
 
 
-def _before_head(model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
+def states_before_head(model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
     """(rows, tokens, width) what the head is given; it runs on none of them."""
     caught: list[Tensor] = []
 

@@ -93,11 +93,13 @@ def store_inputs(model: nn.Module, layer: int, split: Split, precision: str) -> 
     device = next(model.parameters()).device
     starts = torch.zeros(len(split), dtype=torch.long)
     stored, total = torch.empty(0), 0
+    # With a cache transformers does not look for packed texts in the positions.
+    options = {"use_cache": False} if "position_ids" in split.inputs else {}
     handle = found[2][layer].register_forward_pre_hook(catch, with_kwargs=True)
     try:
         for batch in batches(split, _BATCH, device):
             try:
-                forward(model, batch, precision)
+                forward(model, batch, precision, **options)
             except _Reached:
                 hidden = caught.pop()
             lengths = split.lengths[batch["rows"]]

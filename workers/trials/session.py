@@ -111,6 +111,7 @@ def load_backbone(
     if "input_ids" in data.train.inputs and (vocabulary := vocabulary_of(model)):
         for name in SPLITS:
             check_vocabulary(name, getattr(data, name).inputs["input_ids"], processor, vocabulary)
+    data.behaviour.check_rows(model, data)
     reader.configure(model.config, processor)
     return model.to(device), identify(model, remembered, config.revision), data
 

@@ -52,6 +52,13 @@ class TaskType(ABC):
             BackboneError: If so.
         """
 
+    def check_rows(self, model: nn.Module, task: Task) -> None:  # noqa: B027 - most models read any rows
+        """Refuse a model that reads the rows of a task otherwise than they are meant.
+
+        Raises:
+            BackboneError: If so.
+        """
+
     @abstractmethod
     def encode(
         self, config: TaskConfig, rows: Mapping[str, Rows], tokenizer: Any, limit: int

@@ -79,6 +79,7 @@ class TaskConfig(Section):
     better: Literal["higher", "lower"] = "higher"
     max_length: Annotated[int, Field(ge=4)] = 128
     max_new_tokens: Positive = 64
+    packing: bool = False
     max_train_rows: Positive | None = None
 
     @model_validator(mode="before")

@@ -151,7 +151,7 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
     "causal-lm": TypeFacts(
         home="language.causal_lm:CausalLM",
         columns=(("prompt", "completion"), ("text",), ("messages",)),
-        options=("references", "max_new_tokens"),
+        options=("references", "max_new_tokens", "packing"),
         metrics=("loss", "perplexity", "bleu", "rouge-l"),
         auto_model="AutoModelForCausalLM",
         peft_type="CAUSAL_LM",

@@ -7,16 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsearch.errors import DataError
 from sparsearch.search.tasks.checks import check_texts, text_warnings
 from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.data_rows import SPLITS
-from sparsearch.search.tasks.task import Split
+from sparsearch.search.tasks.task import Split, Task
 from sparsearch.search.tasks.types.base import Encoded
 from sparsearch.search.tasks.types.language.base import LanguageTask, judged_by, read_references
 from sparsearch.search.tasks.types.language.chat import conversation, last_answer
+from sparsearch.search.tasks.types.language.packing import check_packing, pack
 from sparsearch.search.tasks.types.token_rows import IGNORED, padded_split
 
 if TYPE_CHECKING:
@@ -57,8 +58,13 @@ class CausalLM(LanguageTask):
             if config.generates and name != "train":
                 judged = judged_by(config, name, references, self.prompts(split), limit)
                 split = replace(split, references=judged)
-            splits[name] = split
+            splits[name] = pack(split, limit) if config.packing and name == "train" else split
         return Encoded(splits, warnings=tuple(text_warnings(texts)))
+
+    def check_rows(self, model: nn.Module, task: Task) -> None:
+        """Texts of one row must not see each other."""
+        if "position_ids" in task.train.inputs:
+            check_packing(model)
 
     def prompts(self, split: Split) -> list[Tensor]:
         """All before the last run of learnt tokens."""
