@@ -66,6 +66,11 @@ def export(
             f"{', '.join(also)} holds one pass over the tokens; a language model generates them one by one",
             "export the checkpoint alone, and load it with sparsearch.load_checkpoint or transformers",
         )
+    if also and trained.facts.several:
+        raise ExportError(
+            f"{', '.join(also)} takes one text a row; this model chooses between several",
+            "export the checkpoint alone, and load it with sparsearch.load_checkpoint or transformers",
+        )
     if to != ExportFormat.checkpoint and trained.whole:
         raise ExportError(
             f"what this structure leaves of the backbone was fine-tuned as a whole; {to} holds attached modules",

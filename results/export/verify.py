@@ -51,8 +51,18 @@ def _logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     writes: Any = getattr(model, "get_output_embeddings", lambda: None)
     if getattr(model.config, "is_encoder_decoder", False) and writes() is not None:
         inputs["decoder_input_ids"] = ids
+    if _of_choices(model):
+        inputs = {name: values[:, None] for name, values in inputs.items()}
     logits = output_logits(model(**inputs))
     return logits if logits.dim() == 2 else logits[mask.bool()]
+
+
+def _of_choices(model: nn.Module) -> bool:
+    """Whether rows hold several texts, here one; also of a model inside PEFT's."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
+
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return type(inner).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values()
 
 
 def _rows(model: nn.Module) -> list[Tensor]:

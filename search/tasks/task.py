@@ -60,7 +60,8 @@ class Split:
     """Rows as padded tensors.
 
     Attributes:
-        inputs: Name of a model input -> (rows, max length) integers; of images (rows, channels, height, width).
+        inputs: Name of a model input -> (rows, max length) integers; (rows, choices, max length) where each row has
+            several texts; of images (rows, channels, height, width).
         lengths: Tokens of each row.
         labels: (rows, ...) class indices, or float targets.
         token_labels: Whether there is a label for each token: (rows, max length).
@@ -172,7 +173,9 @@ def batches(
     for rows in chunks:
         longest = int(split.lengths[rows].max())
         cut = slice(longest if split.token_inputs else None)
-        batch = {k: v[rows, cut].to(device, non_blocking=True) for k, v in split.inputs.items()}
+        batch = {
+            k: v[rows][..., cut].to(device, non_blocking=True) for k, v in split.inputs.items()
+        }
         if split.stored is not None:
             batch["hidden"] = split.stored.batch(rows, longest)
         labels = split.labels[rows, :longest] if split.token_labels else split.labels[rows]

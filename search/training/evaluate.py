@@ -29,7 +29,9 @@ def forward(
     """
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "rows")}
     first = next(iter(inputs.values()))
-    tokens = first.shape[1] if first.dim() == 2 else None  # of images the model alone knows
+    tokens = (
+        None if first.is_floating_point() else first.shape[-1]
+    )  # of images the model alone knows
     with autocast(first.device, precision), attention_for(model, tokens, precision):
         logits = output_logits(model(**inputs, **options))
     return logits.float()

@@ -160,8 +160,8 @@ def enter_above(
     """Model and task for training without the frozen layers below the lowest trained one.
 
     Call in eval mode: stored inputs hold no dropout. Their memory is that of all real tokens of the
-    training and validation splits, times the width, in float32; above the limit, or where there is
-    nothing to skip, model and task come back as they are.
+    training and validation splits, times the width, in float32; above the limit, where there is
+    nothing to skip, or where rows hold several texts each, model and task come back as they are.
 
     Args:
         model: With something attached.
@@ -172,7 +172,8 @@ def enter_above(
     """
     prefix = StoredPrefix() if prefix is None else prefix
     layer = first_layer(model)
-    if layer == 0:
+    several = any(values.dim() > 2 for values in task.train.inputs.values())  # texts in a row
+    if layer == 0 or several:
         prefix.clear()
         return model, task
     tokens = int(task.train.lengths.sum() + task.validation.lengths.sum())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification, pipeline
 
-from sparsearch.errors import ConfigError
+from sparsearch.errors import ConfigError, ExportError
 from sparsearch.results.export.export import export
 from sparsearch.results.store.store import Store
 from sparsearch.search.tasks.types.language.text_metrics import text_score
@@ -201,6 +201,27 @@ def test_a_study_of_sources_and_targets(family, tied, tmp_path):
         ids = merged.generate(ids, max_new_tokens=4)[0]
         found.append(tokenizer.decode(ids, skip_special_tokens=True))
     assert text_score("rouge-l", found, [[row["answer"]] for row in tests]) == best.test_score
+
+
+def chosen(stream):
+    """Which word is a mood?"""
+    words, right = stream.sample(PLAIN, 3), stream.randrange(3)
+    words[right] = stream.choice(MOODS)
+    return {"context": "it was", "choices": words, "label": right}
+
+
+def test_a_study_of_choices(tiny_folder, tmp_path):
+    columns = {"context": "context", "choices": "choices"}
+    best, weights, trials = run_study(
+        tmp_path, tiny_folder, chosen, ["head", "full"], type="multiple-choice", **columns
+    )
+    assert {t.state for t in trials} == {"ok"} and best.metric == "accuracy"
+    assert best.head_params == 32 + 1 and best.score > 0.8
+    for to in ("spec", "peft", "checkpoint"):
+        assert export(best, weights, to, tmp_path / to).max_difference < 1e-5
+    assert "AutoPeftModel.from_pretrained" in (tmp_path / "peft" / "README.md").read_text()
+    with pytest.raises(ExportError, match="takes one text a row"):
+        export(best, weights, "checkpoint", tmp_path / "served", also=["onnx"])
 
 
 def test_a_model_without_encoder_and_decoder_is_refused(tiny_folder, tmp_path):

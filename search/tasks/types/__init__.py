@@ -6,6 +6,7 @@
 | registry | `find_task_type`: a type by its name |
 | sequence | what types share whose rows have one label each |
 | classification, regression | one class, or one number, for a row of text |
+| multiple_choice | which of several texts belongs to a context |
 | multi_label | any number of classes for a row of text |
 | images | classes of images |
 | token_rows | rows whose tokens have a label each |

@@ -71,6 +71,7 @@ class TaskConfig(Section):
     tags: str | None = None
     question: str | None = None
     context: str | None = None
+    choices: list[str] = []
     answers: str | None = None
     image: str | None = None
     label: str = "label"
@@ -89,9 +90,8 @@ class TaskConfig(Section):
         given = value.get("type") if isinstance(value, Mapping) else None
         if not isinstance(given, str) or given not in TASK_TYPES:
             return value
-        text = value.get("text")
-        changed = {**value, "text": [text]} if isinstance(text, str) else value
-        return {"metric": facts_of(given).metrics[0], **changed}
+        lists = {k: [v] for k in ("text", "choices") if isinstance(v := value.get(k), str)}
+        return {"metric": facts_of(given).metrics[0], **value, **lists}
 
     @model_validator(mode="after")
     def _fits_type(self) -> TaskConfig:

@@ -24,6 +24,7 @@ TaskName: TypeAlias = Literal[
     "image-classification",
     "causal-lm",
     "seq2seq",
+    "multiple-choice",
     "token-classification",
     "question-answering",
 ]
@@ -69,6 +70,7 @@ class TypeFacts:
         least_outputs: Of the head, where there are no classes.
         reads: What its rows hold, one of ``spaces.backbone.inputs.readers.READERS``.
         has_head: Whether a new head is trained for it; else all of the model is pretrained.
+        several: Whether a row holds several texts.
         writes: Whether its model writes texts, by which metrics other than losses judge it.
     """
 
@@ -87,6 +89,7 @@ class TypeFacts:
     least_outputs: int = 1
     reads: Literal["text", "images"] = "text"
     has_head: bool = True
+    several: bool = False
     writes: bool = False
 
     def outputs(self, classes: Sequence[str]) -> int:
@@ -176,6 +179,19 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
         output="logits for each token of the target, from the source and the tokens before it",
         has_head=False,
         writes=True,
+    ),
+    "multiple-choice": TypeFacts(
+        home="multiple_choice:MultipleChoice",
+        columns=(("context", "choices"),),
+        options=("label",),
+        metrics=("accuracy",),
+        auto_model="AutoModelForMultipleChoice",
+        peft_type=None,
+        auto_peft_model="AutoPeftModel",
+        pipeline="multiple-choice",
+        model_name="model of choices",
+        output="one logit for each choice of a row; inputs are (rows, choices, tokens)",
+        several=True,
     ),
     "token-classification": TypeFacts(
         home="token_classification:TokenClassification",
