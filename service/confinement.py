@@ -80,6 +80,7 @@ class Confinement:
     def _data(self, data: Any, problems: list[str]) -> None:
         if not isinstance(data, dict):
             return
+        self._code("task.data.callable", data.get("callable"), problems)
         files = data.get("data_files")
         if isinstance(files, dict):
             for split, listed in files.items():

@@ -12,6 +12,7 @@ from sparsearch.config.study import StudyConfig
 from sparsearch.results.records import StudySpec, Trial, TrialRecord
 from sparsearch.results.store.writing.growth import key_of
 from sparsearch.search.tasks.data_rows import image_files
+from sparsearch.search.tasks.own_data import own_digests
 from sparsearch.spaces.budget import Budget
 
 __all__ = [
@@ -47,7 +48,7 @@ def study_identity(config: StudyConfig) -> dict[str, Any]:
     settings = config.model_dump(
         mode="json", exclude={"workers": True, "outer": {"trials"}}, exclude_defaults=True
     )
-    content = {}
+    content = {} if config.task.data.callable is None else own_digests(config.task.data.callable)
     for name, files in _local_data(config).items():
         digests = [_sha256(file) for file in files]
         joined = "\n".join(digests).encode()
@@ -58,6 +59,8 @@ def study_identity(config: StudyConfig) -> dict[str, Any]:
 def _local_data(config: StudyConfig) -> dict[str, list[Path]]:
     """Local data files, and the images that they name, by their splits; of a folder all that is in it by its names."""
     data, folder = config.task.data, Path(config.task.data.path)
+    if data.callable is not None:
+        return {}
     if data.data_files is not None:
         images = image_files(data, config.folder, config.task.images)
         return {

@@ -160,14 +160,17 @@ def _data_problems(sections: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _import_problems(sections: Mapping[str, Any]) -> list[str]:
-    """A metric of the user's own that cannot be imported."""
-    if "task" not in sections or not is_import_path(sections["task"].metric):
+    """Functions of the user's own that cannot be imported."""
+    if "task" not in sections:
         return []
-    try:
-        find_function(sections["task"].metric)
-    except ConfigError as error:
-        return [f"task.metric: {problem}; {error.hint}" for problem in error.problems]
-    return []
+    task, problems = sections["task"], []
+    for key, path in (("metric", task.metric), ("data.callable", task.data.callable)):
+        try:
+            if is_import_path(path):
+                find_function(path)
+        except ConfigError as error:
+            problems += [f"task.{key}: {problem}; {error.hint}" for problem in error.problems]
+    return problems
 
 
 def _misfits(config: StudyConfig, space: Space) -> list[str]:

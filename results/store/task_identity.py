@@ -17,8 +17,9 @@ _LEFT_OUT = {"name", "max_length"}
 def task_fingerprint(study: str, config: str, task: str, metric: str) -> str:
     """The SHA-256 of what a study's scores measure: scores compare where it is equal.
 
-    Local data counts by the content of its files, wherever they lie; data of the hub by its name and splits. The
-    metric and every other setting of the task count too, its name and ``max_length`` aside.
+    Local data counts by the content of its files, wherever they lie, and so does what a function gives; data of the
+    hub counts by its name and splits. The metric and every other setting of the task count too, its name and
+    ``max_length`` aside.
 
     Args:
         study: Name of the study. It counts where the content of local files is not known (studies of early versions).
@@ -39,7 +40,8 @@ def task_fingerprint(study: str, config: str, task: str, metric: str) -> str:
         data = section["data"]
         if digests:
             path = data["path"] if "data_files" in data else "folder"
-            content["data"] = {**data, "path": path, "data_files": digests}
+            named = {key: value for key, value in data.items() if key != "callable"}
+            content["data"] = {**named, "path": path, "data_files": digests}
         elif "data_files" in data:
             content["study"] = study
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

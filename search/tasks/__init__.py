@@ -7,7 +7,7 @@
 | labels | from values to class numbers |
 | task | `Task` and `Split`, tokenised; batches |
 | types | what differs between task types: rows, loss, metrics |
-| own_metric | a metric of the user's own |
+| own_data, own_metric | rows and a metric of the user's own, by import path |
 | data_summary | rows, classes and warnings, to be shown |
 | checks | what makes data useless, and what makes its scores worth less than they look |
 """

@@ -18,6 +18,7 @@ from sparsearch.search.tasks.data_files import (
     read_file,
 )
 from sparsearch.search.tasks.images import images_below, in_row
+from sparsearch.search.tasks.own_data import own_rows
 
 __all__ = ["SPLITS", "image_files", "load_rows"]
 
@@ -49,6 +50,21 @@ def load_rows(
     Raises:
         DataError: If a file, a split or a column is missing, a split is empty, or a file cannot be read.
     """
+    if config.callable is not None:
+        given = own_rows(config.callable)
+
+        def take(wanted: tuple[str, ...], source: str) -> Rows:
+            rows = given[source](wanted)
+            _check_columns(source, rows.column_names, wanted, config)
+            here = Path.cwd()  # a function of one's own may name files anywhere
+            return images_below(rows, images, here, Path(here.anchor))
+
+        return {
+            split: _slice(
+                config, split, list(given), functools.partial(take, tuple(columns[split]))
+            )
+            for split in SPLITS
+        }
     if config.data_files is None:
         roots = _roots_of_images(config)
         hub = {split: _hub_split(config, split, columns[split]) for split in SPLITS}
@@ -60,7 +76,9 @@ def load_rows(
         return _file_split(config, folder, source, wanted, images)
 
     return {
-        split: _slice(config, split, functools.partial(read, tuple(columns[split])))
+        split: _slice(
+            config, split, list(config.files), functools.partial(read, tuple(columns[split]))
+        )
         for split in SPLITS
     }
 
@@ -184,11 +202,12 @@ def _shown(column: str) -> str:
     return column if column == column.strip() != "" else repr(column)
 
 
-def _slice(config: DataConfig, split: str, read: Callable[[str], Rows]) -> Rows:
-    """The rows that a split names: an entry of ``data_files``, a slice of one, or a sum of them."""
+def _slice(
+    config: DataConfig, split: str, files: Sequence[str], read: Callable[[str], Rows]
+) -> Rows:
+    """The rows that a split names: an entry of ``data_files`` (or of what is given), a slice of one, or a sum."""
     import datasets
 
-    files = config.files
     wanted = config.splits.get(split, split)  # type: ignore[call-overload]
     source = wanted.partition("[")[0]
     needed = [source] if source in files and "+" not in wanted else list(files)

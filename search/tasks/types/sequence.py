@@ -70,7 +70,7 @@ class SequenceTask(TaskType):
         used = config.max_train_rows or total
         labels["train"] = labels["train"][:used]
         parts = {**rows, "train": rows["train"].part(0, used)}
-        warnings = self.check_rows(config, parts)
+        warnings = self.row_warnings(config, parts)
         check_labels_vary(config, labels["train"], total, self.alike(labels["train"][0]))
         for split in SPLITS[1:]:
             check_metric(config, split, self.undefined(config.metric, labels[split], classes))
@@ -80,7 +80,7 @@ class SequenceTask(TaskType):
         }
         return Encoded(splits, classes, tuple(warnings))
 
-    def check_rows(self, config: TaskConfig, rows: Mapping[str, Rows]) -> list[str]:
+    def row_warnings(self, config: TaskConfig, rows: Mapping[str, Rows]) -> list[str]:
         """Refuse splits that hold a row without a text; what makes their scores worth less."""
         texts = {split: {c: part.columns[c] for c in config.text} for split, part in rows.items()}
         for split in SPLITS:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from sparsearch.config.fields import Section
+from sparsearch.config.tasks.imports import is_import_path
 
 __all__ = ["DataConfig"]
 
@@ -33,6 +34,7 @@ class DataConfig(Section):
     """Where the rows are, and which of them play which part.
 
     Attributes:
+        callable: ``package.module:function`` that gives the rows, in the place of a path.
         path: ``json``, ``csv`` or ``parquet`` with ``data_files``; else what ``datasets.load_dataset`` takes.
         name: Configuration of a data set on the hub.
         data_files: Name of a split -> a file, or a list of files that are read one after the other.
@@ -40,11 +42,22 @@ class DataConfig(Section):
         delimiter: Between the fields of a CSV file.
     """
 
-    path: str
+    path: str = ""
+    callable: str | None = None
     name: str | None = None
     data_files: Annotated[dict[str, str | list[str]], BeforeValidator(_data_files)] | None = None
     splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
     delimiter: Annotated[str, BeforeValidator(_delimiter)] = ","
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if bool(self.path) == (self.callable is not None):
+            raise ValueError("give a path, or a callable, not both")
+        if self.callable is not None and not is_import_path(self.callable):
+            raise ValueError(f"callable {self.callable!r}: write package.module:function")
+        if self.callable is not None and (self.data_files is not None or self.name is not None):
+            raise ValueError("data_files and name go with a path, not with a callable")
+        return self
 
     @model_validator(mode="after")
     def _delimiter_fits(self) -> DataConfig:

@@ -150,10 +150,12 @@ class TaskConfig(Section):
 
     @property
     def title(self) -> str:
-        """The task's name: as given, else the folder (or file) of local data, else the hub's name."""
+        """The task's name: as given, else the folder (or file) of local data, the function, or the hub's name."""
         if self.name:
             return self.name
         if self.data.data_files:
             file = Path(next(iter(self.data.files.values()))[0])
             return file.parent.name or file.stem
+        if self.data.callable is not None:
+            return self.data.callable.partition(":")[2]
         return "-".join(filter(None, (self.data.path.rsplit("/", 1)[-1], self.data.name)))

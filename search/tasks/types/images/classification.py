@@ -28,7 +28,7 @@ class ImageClassification(Classification):
         """The image and the label."""
         return (*config.images, config.label)
 
-    def check_rows(self, config: TaskConfig, rows: Mapping[str, Rows]) -> list[str]:
+    def row_warnings(self, config: TaskConfig, rows: Mapping[str, Rows]) -> list[str]:
         """Each row must have its image; equal ones may not stand in two splits without a warning."""
         (column,) = config.images
         digests: dict[str, dict[str, list[str]]] = {}
