@@ -2,6 +2,7 @@
 
 - ``lora``: LoRA with ``rank_pattern`` and ``alpha_pattern``; parts of a fused projection share one.
 - ``spectral``, ``lora_xs``, ``vera``: LoRA too, what trained folded into ``lora_B``; all would then train.
+- ``dora``: LoRA with ``use_dora``, beside no ``lora``: PEFT turns it on for an adapter as a whole.
 - ``bitfit`` on a linear: BEFT where nothing else is on linears and PEFT merges that; else the bias of ``lora_B``,
   beside a zero rank-1 unit where there is no LoRA.
 - ``lnfit``, ``bitfit`` on a norm: the norm in ``modules_to_save``. LN tuning is not used: unloading it leaves the
@@ -25,16 +26,18 @@ from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.families.position import Position, find, widths
 from sparsearch.spaces.kinds import KINDS, Kind
 from sparsearch.spaces.kinds.base import FULL_BITS
+from sparsearch.spaces.kinds.dora.spec import Dora
 from sparsearch.spaces.kinds.ia3.spec import IA3
 from sparsearch.spaces.kinds.lora.spec import Lora
 from sparsearch.spaces.structure import Structure
 
 __all__ = ["AdaptedModule", "AdapterPlan", "plan_adapter", "saved_module"]
 
-Method = Literal["lora", "ia3", "beft"]
+Method = Literal["lora", "dora", "ia3", "beft"]
 
 _SAVED_BY_PEFT = ("classifier", "score")
 """Ends of the names of modules that PEFT saves whole with every sequence classifier, unasked."""
+_AS_LORA = {"lora", "spectral", "lora_xs", "vera"}
 _NAMED = 4
 
 
@@ -46,6 +49,7 @@ class AdaptedModule:
         path: Full name in the model.
         width: Output features of the whole module, parts of a fused one together.
         A: (rank, in) and ``B`` (out, rank): the low-rank update B A, without its scale.
+        magnitude: (out) added to DoRA's magnitudes.
         bias: (out) added to the output.
         gain: (features) added to a norm's gain.
         factor: (features) IA3's 1 + scale.
@@ -57,6 +61,7 @@ class AdaptedModule:
     width: int
     A: Tensor | None = None
     B: Tensor | None = None
+    magnitude: Tensor | None = None
     bias: Tensor | None = None
     gain: Tensor | None = None
     factor: Tensor | None = None
@@ -93,6 +98,11 @@ class AdapterPlan:
     unmergeable: str = ""
 
     @property
+    def low_rank(self) -> bool:
+        """Whether PEFT's type is LoRA."""
+        return self.method in ("lora", "dora")
+
+    @property
     def with_bias(self) -> bool:
         """Whether any linear has a trained bias."""
         return any(m.bias is not None for m in self.modules)
@@ -118,7 +128,7 @@ def plan_adapter(
     """
     positions = positions_of(model)
     _refuse(structure, positions)
-    scale = next((k.alpha for k in structure.kinds if isinstance(k, Lora)), 1.0)
+    scale = next((k.alpha for k in structure.kinds if isinstance(k, Lora | Dora)), 1.0)
     paths = {module: name for name, module in model.named_modules()}
     modules: dict[str, AdaptedModule] = {}
     for candidate in structure.candidates:
@@ -168,6 +178,8 @@ def _method(
 ) -> Method:
     if any(m.factor is not None for m in linears):
         return "ia3"
+    if any(m.magnitude is not None for m in linears):
+        return "dora"
     biases_alone = all(m.A is None and m.bias is not None for m in linears)
     plain = all(isinstance(model.get_submodule(m.path), nn.Linear) for m in linears)
     return "beft" if biases_alone and plain and not _composite(head) else "lora"
@@ -231,11 +243,15 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
             reason = reasons[candidate.kind]
         elif candidate.base_kind == "ia3" and kinds != {"ia3"}:
             reason = "PEFT saves no mix of IA3 with others"
+        elif candidate.base_kind == "dora" and kinds & _AS_LORA:
+            reason = "PEFT makes either all LoRA of an adapter DoRA, or none"
+        elif candidate.base_kind == "bitfit" and position.role == "linear" and "dora" in kinds:
+            reason = "PEFT has no bias beside DoRA"
         elif position.role == "norm" and candidate.base_kind == "bitfit" and not position.has_bias:
             reason = "this norm has no bias"
         elif position.in_weight:
             reason = "a weight that is no linear's, which this export does not write"
-        elif experts and kinds & {"lora", "spectral"} and _taken_for_expert(position):
+        elif experts and kinds & _AS_LORA and _taken_for_expert(position):
             reason = "beside experts, PEFT takes a linear of this name for one of theirs"
         else:
             continue
@@ -264,14 +280,15 @@ def _join(
 ) -> None:
     """Add one unit's tensors, at its rows of a fused projection."""
     rows = position.rows
-    if kind == "lora":
+    if kind in ("lora", "dora"):
         wide = torch.zeros(module.width, unit["B"].shape[1])
         wide[rows] = unit["B"]
         module.A = unit["A"] if module.A is None else torch.cat([module.A, unit["A"]])
         module.B = wide if module.B is None else torch.cat([module.B, wide], dim=1)
+        if kind == "dora":
+            module.magnitude = _added(module.magnitude, unit["magnitude"], module.width, rows)
     elif kind == "bitfit":
-        module.bias = torch.zeros(module.width) if module.bias is None else module.bias
-        module.bias[rows] += unit["bias"]
+        module.bias = _added(module.bias, unit["bias"], module.width, rows)
     elif kind == "lnfit":
         module.gain = unit["gain"]
     elif kind == "ia3":
@@ -281,6 +298,13 @@ def _join(
         else:
             module.factor = torch.ones(module.width) if module.factor is None else module.factor
             module.factor[rows] += unit["scale"]
+
+
+def _added(vector: Tensor | None, change: Tensor, width: int, rows: slice | list[int]) -> Tensor:
+    """A vector (width) with a change at its rows; of zeros where there is none yet."""
+    vector = torch.zeros(width) if vector is None else vector
+    vector[rows] += change
+    return vector
 
 
 def saved_module(name: str) -> str:

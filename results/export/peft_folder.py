@@ -15,7 +15,7 @@ from torch import nn
 from sparsearch.errors import ExportError, SparsearchError
 from sparsearch.results.export.folders import first_line, write_problem
 from sparsearch.results.export.peft import AdapterPlan, plan_adapter
-from sparsearch.results.export.peft_model import fill, make_config
+from sparsearch.results.export.peft_model import fill, make_config, save_adapter
 from sparsearch.results.export.peft_readme import readme
 from sparsearch.results.export.task_config import TASK_CONFIG, task_keywords, write_task
 from sparsearch.results.export.trained import Trained
@@ -53,7 +53,7 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
         adapted = peft.get_peft_model(detach(model), make_config(plan, trained.structure))
         _check_names(adapted, plan)
         fill(adapted, plan)
-        adapted.save_pretrained(folder)
+        save_adapter(adapted, folder)
         notes = (_size_note(trained, plan, folder), *plan.notes)
         notes += write_task(model.config, trained.structure.task_type, trained.processor, folder)
         text = readme(trained, plan, notes, peft.__version__)
@@ -150,7 +150,7 @@ def _check_names(model: nn.Module, plan: AdapterPlan) -> None:
                 f"PEFT {verb} other modules than the structure: {', '.join(sorted(found ^ wanted)[:4])}",
                 _WITHOUT_PEFT,
             )
-    for module in plan.modules if plan.method == "lora" else ():
+    for module in plan.modules if plan.low_rank else ():
         rank = modules[module.path].r["default"]
         if rank != module.rank:
             raise ExportError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsearch.config.tasks.types import facts_of
@@ -17,7 +19,9 @@ from sparsearch.spaces.structure import Structure
 if TYPE_CHECKING:
     import peft
 
-__all__ = ["fill", "make_config"]
+__all__ = ["fill", "make_config", "save_adapter"]
+
+_MAGNITUDE = "lora_magnitude_vector"
 
 
 def _pattern(path: str) -> str:
@@ -52,6 +56,7 @@ def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
         lora_dropout=0.0,
         bias="none",
         lora_bias=plan.with_bias,
+        use_dora=plan.method == "dora",
     )
 
 
@@ -61,7 +66,7 @@ def fill(model: nn.Module, plan: AdapterPlan) -> None:
     modules = {n.removeprefix("base_model.model."): m for n, m in model.named_modules()}
     for m in plan.modules:
         layer = modules[m.path]
-        if plan.method == "lora":
+        if plan.low_rank:
             _fill_lora(layer, m, plan.scale)
         else:
             vector = m.factor if plan.method == "ia3" else m.bias
@@ -85,6 +90,8 @@ def _fill_lora(layer: Any, m: AdaptedModule, scale: float) -> None:
             target.copy_(value)
     if m.bias is not None:
         up.bias.copy_(m.bias / scale)
+    if m.magnitude is not None:  # PEFT's are the lengths of the weight's rows
+        layer.lora_magnitude_vector["default"].weight += m.magnitude
 
 
 def _fill_norm(norm: nn.Module, m: AdaptedModule) -> None:
@@ -92,3 +99,21 @@ def _fill_norm(norm: nn.Module, m: AdaptedModule) -> None:
         norm.weight += m.gain  # type: ignore[operator]
     if m.bias is not None:
         norm.bias += m.bias  # type: ignore[operator]
+
+
+def save_adapter(adapted: peft.PeftModel, folder: Path) -> None:
+    """Write an adapter's folder.
+
+    PEFT stores DoRA's magnitudes under the name of their module and reads either name; transformers reads that of the
+    parameter alone, and would leave them as they were.
+
+    Args:
+        adapted: The filled PEFT model.
+        folder: Exists.
+    """
+    adapted.save_pretrained(str(folder))
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    names = {n: f"{n}.weight" for n in tensors if n.endswith(f".{_MAGNITUDE}")}
+    if names:
+        save_file({names.get(n, n): t for n, t in tensors.items()}, file, {"format": "pt"})

@@ -150,7 +150,7 @@ def _limits(plan: AdapterPlan) -> Iterator[str]:
         )
     if plan.head and plan.method != "beft":
         yield "`add_weighted_adapter` refuses adapters that save the same head, as this one does"
-    if plan.method == "lora":
+    if plan.low_rank:
         fails = "fails on adapters with a head and " if plan.head else ""
         yield (
             f"`hotswap_adapter` {fails}forgets ranks that differ between modules: "

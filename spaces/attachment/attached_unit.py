@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.elsewhere import check_complete, check_here, is_hooked
-from sparsearch.spaces.families.position import Position
+from sparsearch.spaces.families.position import Position, weight_at
 from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.kinds.module_base import LowRankUnit, Unit
 from sparsearch.spaces.kinds.prunable.module import RemovalUnit
@@ -76,11 +76,22 @@ class AttachedUnit:
         result: Tensor = self.unit(*inputs)
         return result
 
-    def delta(self, x: Tensor) -> Tensor:
-        """The unit's change."""
+    def delta(self, x: Tensor, *host: Tensor) -> Tensor:
+        """The unit's change; ``host`` is what ``seen_of`` gave."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(next(self.unit.parameters()).dtype)
-        return self.run(x, self.gate)
+        return self.run(x, self.gate, *host)
+
+    def seen_of(self, module: nn.Module, output: Tensor) -> tuple[Tensor, ...]:
+        """What the unit reads of its linear: weight, and output without the bias; nothing if it reads none of that."""
+        if not self.unit.reads_host:
+            return ()
+        weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
+        check_here(weight, f"the weight at {self.position.name}, which {self.kind.name} reads,")
+        own = self.part_of(output)
+        return weight_at(self.position, module), own if bias is None else own - bias[
+            self.position.rows
+        ]
 
     def dense(self, weight: Tensor) -> Tensor:
         """The unit's change as one of its host's weight (out, in), which gives type and device."""
@@ -89,10 +100,10 @@ class AttachedUnit:
         self.check_here()
         return self.unit.dense(weight, self.gate)
 
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """Y plus the unit's change, on the unit's slice of a fused output."""
+    def add_to(self, y: Tensor, x: Tensor, *host: Tensor) -> Tensor:
+        """Y plus the unit's change, on the unit's slice of a fused output; ``host`` is what ``seen_of`` gave."""
         self._check_width(y)
-        change = self.delta(x).to(y.dtype)
+        change = self.delta(x, *host).to(y.dtype)
         if self.width < y.shape[-1]:
             own, period = self.width // self.runs, y.shape[-1] // self.runs
             around = self.start, period - self.start - own

@@ -99,10 +99,11 @@ class ChangedWeight:
     def changed(self, place: Position) -> Tensor:
         """W + dW of one position, (out, in), in float32 or wider."""
         own = self._slice(place)
-        weight = own.to(torch.promote_types(own.dtype, torch.float32))
+        frozen = own.detach().to(torch.promote_types(own.dtype, torch.float32))
+        weight = own.to(frozen.dtype)
         for slot in self.at[place.name]:
             if slot.mask is None and not slot.idle:
-                weight = weight + slot.dense(weight.detach())
+                weight = weight + slot.dense(frozen)
         return weight
 
     def _slice(self, place: Position) -> Tensor:

@@ -171,7 +171,7 @@ class _Host:
             y = _add_together(y, args[0], thin, vectors)
             running = [slot for slot in running if slot not in (*thin, *vectors)]
         for slot in running:
-            y = slot.add_to(y, args[0])
+            y = slot.add_to(y, args[0], *slot.seen_of(module, output))
         for slot in _running(self.captured):
             if slot.seen is None:
                 raise StructureError(

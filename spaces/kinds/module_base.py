@@ -36,12 +36,15 @@ class Unit(nn.Module):
         shares: Entries of each candidate along that dimension; empty where there are equally many.
         constant: Whether the change is one vector (out), whatever x is.
         changes_gain: Whether it changes a norm's own gain, see ``in_norm``.
+        reads_host: Whether ``forward`` is told of its linear too: the weight (out, in), and what the linear makes of x,
+            without a bias and without the changes of others (..., out).
     """
 
     shared: ClassVar[Mapping[str, int]] = {}
     shares: tuple[int, ...] = ()
     constant: ClassVar[bool] = False
     changes_gain: ClassVar[bool] = False
+    reads_host: ClassVar[bool] = False
 
     def align(self, *basis: Tensor) -> None:
         """Take frozen parts from what the kind's ``basis`` found."""
@@ -57,7 +60,8 @@ class Unit(nn.Module):
 
     def dense(self, weight: Tensor, gate: Tensor | None) -> Tensor:
         """The change of a parallel, linear unit as one of its host's weight (out, in), which gives type and device."""
-        columns = self(torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device), gate)
+        eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        columns = self(eye, gate, *((weight, weight.T) if self.reads_host else ()))
         return columns.to(weight.dtype).T  # type: ignore[no-any-return]
 
     def in_norm(self, x: Tensor, gate: Tensor | None) -> tuple[str, Tensor]:

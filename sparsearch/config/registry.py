@@ -219,6 +219,7 @@ KINDS = Registry(
         for name, home in {
             "spectral": "spectral.spec:Spectral",
             "lora": "lora.spec:Lora",
+            "dora": "dora.spec:Dora",
             "lora_xs": "lora_xs.spec:LoraXS",
             "vera": "vera.spec:Vera",
             "sparse_delta": "sparse_delta.spec:SparseDelta",
@@ -226,6 +227,7 @@ KINDS = Registry(
             "lnfit": "lnfit.spec:LNFit",
             "low_rank_adapter": "low_rank_adapter.spec:LowRankAdapter",
             "adapter": "adapter.spec:Adapter",
+            "compacter": "compacter.spec:Compacter",
             "ia3": "ia3.spec:IA3",
             "heads": "prunable.heads:Heads",
             "neurons": "prunable.neurons:Neurons",

@@ -26,10 +26,12 @@ START_BATCH = 32
 
 KIND_LR = {
     "lora": 3e-3,
+    "dora": 3e-3,
     "spectral": 3e-2,
     "bitfit": 5e-3,
     "adapter": 3e-3,
     "low_rank_adapter": 3e-3,
+    "compacter": 3e-3,
     "weight_mask": 1e-3,
 }
 """Rates of the kinds that want another one than biases and gains; see decision 1."""

@@ -69,6 +69,7 @@ def test_peft_refuses_what_is_cut_by_name(trained, tmp_path):
         {"adapter": {}},
         {"low_rank_adapter": {}, "lora": {}},
         {"ia3": {}, "lora": {}},
+        {"dora": {}, "lora": {}},
         {"sparse_delta": {}, "lora": {}},
     ],
 )

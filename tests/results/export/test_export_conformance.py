@@ -23,6 +23,7 @@ from tests.helpers.feed_forward import WIDTH
 
 EXPRESSIBLE = {
     "lora": {"lora": {"max_rank": 2}},
+    "dora": {"dora": {"rank": 2}},
     "spectral": {"spectral": {}},
     "bitfit": {"bitfit": {"on": ["*.attn.[qkvo]", "*.ffn.down"]}},
     "lnfit": {"lnfit": {}},
@@ -30,6 +31,7 @@ EXPRESSIBLE = {
     "lora-bitfit": {"lora": {"max_rank": 1}, "bitfit": {"on": ["*.attn.[qv]", "*.ffn.up"]}},
     "lora-lnfit": {"lora": {"max_rank": 2, "on": ["*.attn.[kv]"]}, "lnfit": {}},
     "lora-spectral-lnfit": {"lora": {"max_rank": 1}, "spectral": {}, "lnfit": {}},
+    "dora-lnfit": {"dora": {"rank": 1, "on": ["*.attn.[qv]"]}, "lnfit": {}},
     "bitfit-lnfit": {"bitfit": {"on": ["*.attn.[qv]"]}, "lnfit": {}},
 }
 UNLIKE = ("albert", "bart", "falcon-40b", "gemma3_text", "modernbert", "phi3")

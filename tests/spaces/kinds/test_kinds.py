@@ -20,6 +20,13 @@ from tests.helpers.logits import logits
 UNCOUNTED = ("sparse_delta",)
 """Torch counts matrix products, not gathered entries; the kind's own tests count those."""
 
+ONCE = {
+    "dora": lambda p, r: (
+        2 * r * (p.in_features * p.out_features + r * (p.in_features + p.out_features))
+    )
+}
+"""What is computed once in a pass through a linear, whatever its tokens: W A^T, A A^T and B A A^T."""
+
 
 @pytest.fixture(
     params=TABLE, ids=[f"{k}{'-parallel' if 'parallel' in o else ''}" for k, o in TABLE]
@@ -66,6 +73,9 @@ def test_flops_are_what_torch_counts(build, family, kind, inputs):
         relative = base_of(model).encoder.rel_embeddings.num_embeddings
         tokens = {n: t + relative * n.endswith(("attn.q", "attn.k")) for n, t in tokens.items()}
     expected = sum(kind.flops_per_token(p, size) * tokens[p.name] for p, _, size, _ in counted)
+    if kind.name in ONCE:
+        calls = {n: 1 + (t > inputs["input_ids"].numel()) for n, t in tokens.items()}
+        expected += sum(ONCE[kind.name](p, size) * calls[p.name] for p, _, size, _ in units)
     assert counter.get_total_flops() - before == expected
 
 
