@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -267,8 +267,19 @@ def _attach_rest(model: nn.Module, structure: Structure) -> None:
         attach_modules(model, rest)
 
 
+def _untie(model: nn.Module, names: Set[str]) -> None:
+    """Parameters of their own where the file holds apart what the config ties: output embeddings of T5 v1.1, FLAN."""
+    modules = dict(model.named_modules())
+    for name in names:
+        path, _, last = name.rpartition(".")
+        parameter = getattr(modules.get(path), last, None)
+        if isinstance(parameter, nn.Parameter):
+            setattr(modules[path], last, nn.Parameter(parameter.detach().clone()))
+
+
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give every parameter and buffer its tensor."""
+    _untie(model, tensors.keys() - _own_tensors(model).keys())
     wanted = _own_tensors(model)
     shapes = [n for n, t in wanted.items() if n in tensors and t.shape != tensors[n].shape]
     missing, unknown = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()

@@ -38,7 +38,7 @@ def study_of(folder, model, **changes):
         "budgets": {"max_trainable_params": [400]},
         "search": {"steps": 4, "batch_size": 8},
         "train": {"epochs": 2, "batch_size": 8, "precision": "fp32"},
-        "baselines": ["random", "probe", "linearised", "lora-qv", "head", "full"],
+        "baselines": ["random", "probe", "head", "full"],
         **changes,
     }
 
@@ -63,7 +63,7 @@ def pixels():
 
 def test_every_strategy_learns_colours(done):
     best, _, trials, _ = done
-    assert {t.state for t in trials} == {"ok"} and len(trials) == 7
+    assert {t.state for t in trials} == {"ok"} and len(trials) == 5
     assert best.metric == "accuracy" and best.score > 0.9
     assert best.head_params == 2 * 32 + 2
 

@@ -14,9 +14,8 @@ from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.search.tasks.task import Split, Task
-from sparsearch.search.tasks.types.base import Encoded
-from sparsearch.search.tasks.types.classification import Classification
-from sparsearch.search.training.evaluate import predict
+from sparsearch.search.tasks.types.base import Encoded, TaskType
+from sparsearch.search.training.evaluate import forward, predict
 
 if TYPE_CHECKING:
     from sparsearch.config.tasks.task import TaskConfig
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["MultipleChoice"]
 
 
-class MultipleChoice(Classification):
+class MultipleChoice(TaskType):
     """Mean cross-entropy over the choices of a row, each read behind its context; accuracy.
 
     Inputs are (rows, choices, tokens). All rows of a split have as many choices, and a label is the number of one.
@@ -60,6 +59,19 @@ class MultipleChoice(Classification):
         """Rows alone."""
         rows = {split: len(values) for split, values in labels.items()}
         return DataSummary(rows, {}, {}, tuple(warnings))
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
+        """Over the choices of each row."""
+        return nn.functional.cross_entropy(forward(model, batch, precision), batch["labels"])
+
+    def split_loss(self, model: nn.Module, split: Split, precision: str) -> float:
+        """Of all rows together."""
+        return float(nn.functional.cross_entropy(predict(model, split, precision), split.labels))
+
+    def score(self, task: Task, model: nn.Module, split: Split, precision: str) -> float:
+        """The share of rows whose right choice has the highest logit."""
+        found, right = self.answers(task, model, split, precision)
+        return sum(bool(a == b) for a, b in zip(found, right, strict=True)) / len(right)
 
     def answers(
         self, task: Task, model: nn.Module, split: Split, precision: str
@@ -125,4 +137,8 @@ def _tokenise(
         contexts, choices, truncation="only_first", max_length=limit, padding="longest"
     )
     inputs = {name: torch.tensor(values) for name, values in encoded.items()}
+<<<<<<< ours
     return {name: values.view(len(pairs), count, -1) for name, values in inputs.items()}
+=======
+    return {name: values.reshape(len(pairs), count, -1) for name, values in inputs.items()}
+>>>>>>> theirs

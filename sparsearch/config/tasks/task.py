@@ -111,7 +111,7 @@ class TaskConfig(Section):
         if len(self.text) > facts.most_texts:
             raise ValueError(f"type {self.type!r} takes one text column, not {self.text}")
         if self.references is not None and self.completion is None and self.target is None:
-            raise ValueError("references go with prompt and completion")
+            raise ValueError("references go with prompt and completion, or source and target")
         if self.better != "higher" and not is_import_path(self.metric):
             raise ValueError(f"better is for a metric of your own: {self.metric!r} says it itself")
         if self.metric not in facts.metrics and not is_import_path(self.metric):

@@ -60,7 +60,11 @@ class TypeFacts:
         options: Further keys that not every type has.
         metrics: Those that it can be measured by, the default first.
         auto_model: Class of transformers that loads its model.
+<<<<<<< ours
         peft_type: PEFT's name of the task; None where it has no name for it.
+=======
+        peft_type: PEFT's name of the task; None where it has none that works.
+>>>>>>> theirs
         auto_peft_model: Class of PEFT that loads an adapter with its model.
         problem_type: As transformers' configs name the loss; None where they do not.
         pipeline: What transformers and the hub call the task; not every one has a pipeline.
@@ -172,8 +176,8 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
         options=("references", "max_new_tokens"),
         metrics=("loss", "perplexity", "bleu", "rouge-l"),
         auto_model="AutoModelForSeq2SeqLM",
-        peft_type="SEQ_2_SEQ_LM",
-        auto_peft_model="AutoPeftModelForSeq2SeqLM",
+        peft_type=None,
+        auto_peft_model="AutoPeftModel",
         pipeline="text2text-generation",
         model_name="sequence-to-sequence model",
         output="logits for each token of the target, from the source and the tokens before it",

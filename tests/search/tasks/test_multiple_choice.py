@@ -7,10 +7,11 @@ import torch
 from transformers import AutoTokenizer
 
 from sparsearch.config.tasks.task import TaskConfig
-from sparsearch.errors import DataError
+from sparsearch.errors import ConfigError, DataError
 from sparsearch.search.tasks.task import batches, load_task
 from sparsearch.search.training.evaluate import evaluate, predict
 from sparsearch.spaces.backbone.loading import load_model
+from sparsearch.workers.preflight import check_study
 from tests.helpers.language_model import write_rows
 
 ROW = {"c": "the film was", "e": ["good", "very bad", "a book"], "label": 1}
@@ -101,3 +102,11 @@ def test_rows_that_give_no_choice_are_refused(load, row, settings, message):
     with pytest.raises(DataError, match=message) as caught:
         load(ROW, ROW | row, **settings)
     assert caught.value.hint
+
+
+def test_a_strategy_that_explains_one_text_a_row_is_refused(study, tmp_path):
+    data = write_rows(tmp_path, dict.fromkeys(("train", "validation", "test"), (ROW, OTHER)))
+    study["task"] = {"type": "multiple-choice", "data": data, "context": "c", "choices": "e"}
+    study["search"] = {"strategy": "linearised"}
+    with pytest.raises(ConfigError, match="for other task types search with s3pet, or probe"):
+        check_study(study)

@@ -69,7 +69,7 @@ def test_loss_and_gradients_are_those_of_transformers(family, tied, load):
     ):
         assert (mine is None) == (theirs is None)
         assert mine is None or torch.allclose(mine, theirs, atol=1e-5)
-    assert evaluate(model, task, task.test, "fp32") == pytest.approx(-float(expected), rel=1e-5)
+    assert evaluate(model, task, task.test, "fp32") == pytest.approx(-expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
