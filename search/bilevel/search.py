@@ -25,10 +25,10 @@ from sparsearch.search.gates.idle import IdleModules
 from sparsearch.search.gates.targets import BudgetSchedule
 from sparsearch.search.selection.selector import Selector
 from sparsearch.search.tasks.task import Split, Task, endless, subset
-from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.evaluate import evaluate
 from sparsearch.search.training.gradient_guard import GradientGuard
 from sparsearch.search.training.optimiser import NanGuard, learning_rates, linear_schedule
+from sparsearch.search.training.recomputing import prepared
 from sparsearch.search.training.seeds import derive
 from sparsearch.search.training.train import Observer, silent
 
@@ -91,7 +91,7 @@ class BilevelSearch:
         self.targets = schedule.final
         self.taken = 0
         self.noted: dict[int, Tensor] = {}
-        self.seed, self.dropout = seed, train.dropout
+        self.seed, self.dropout, self.recomputes = seed, train.dropout, train.checkpointing
         self.device = gates.alpha.device
         self.idle = IdleModules(gates, config.skip_below)
         self.noise = torch.Generator().manual_seed(derive(seed, "noise"))
@@ -130,7 +130,8 @@ class BilevelSearch:
             TrainingDiverged: If a loss or a gradient is NaN or infinite.
             ModelStateError: If an attached parameter never has a gradient.
         """
-        with frozen_cast_once(self.supernet.model, self.supernet.precision):
+        supernet = self.supernet
+        with prepared(supernet.model, supernet.precision, self.recomputes):
             return self._run(observe)
 
     def _run(self, observe: Observer) -> Tensor:

@@ -7,5 +7,6 @@
 | embedding_rows | the rows of the embedding that a task uses |
 | warm_start | the brief fine-tuning that directions and heads come from |
 | gradients, gradient_guard | gradients of candidates; NaN and infinity named |
+| recomputing | layers that run again in the backward pass |
 | device, seeds | where to compute; one seed for each purpose |
 """

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from sparsearch.config.study import TrainConfig
 from sparsearch.errors import SparsearchError
 from sparsearch.search.tasks.task import Task, batches
-from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.embedding_rows import only_rows_read
 from sparsearch.search.training.evaluate import evaluate
 from sparsearch.search.training.gradient_guard import GradientGuard
 from sparsearch.search.training.optimiser import NanGuard, linear_schedule
 from sparsearch.search.training.prefix import StoredPrefix, enter_above
+from sparsearch.search.training.recomputing import prepared
 from sparsearch.spaces.attachment.attachment import attachment_of
 
 __all__ = [
@@ -138,7 +138,7 @@ def _train(
     guard = GradientGuard(attachment, "training")
     if attachment is not None:
         attachment.advance(0, steps)
-    with frozen_cast_once(model, config.precision):
+    with prepared(model, config.precision, config.checkpointing):
         model.eval()
         runner = model
         if not config.dropout:

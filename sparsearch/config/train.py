@@ -61,6 +61,8 @@ class TrainConfig(Section):
         dropout: Whether the backbone's own dropout is on.
         backbone: Whether the backbone trains too, for structures that only cut: what is left of it is
             fine-tuned from its pretrained weights, as EarlyBERT does, or from what ``start_steps`` left of them.
+        checkpointing: Whether layers keep their input alone for the backward pass and run again in it: less memory,
+            more time.
         cache_bytes: Most memory for outputs of the frozen layers below all that trains, which then
             run once instead of in each epoch, and once for trials in a row with the same lowest layer; 0 runs
             them again. Needs dropout off.
@@ -82,6 +84,7 @@ class TrainConfig(Section):
     start_steps: Annotated[int, Field(ge=0)] = 0
     dropout: bool = False
     backbone: bool = False
+    checkpointing: bool = False
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30
 
     @property

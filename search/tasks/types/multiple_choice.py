@@ -137,8 +137,4 @@ def _tokenise(
         contexts, choices, truncation="only_first", max_length=limit, padding="longest"
     )
     inputs = {name: torch.tensor(values) for name, values in encoded.items()}
-<<<<<<< ours
-    return {name: values.view(len(pairs), count, -1) for name, values in inputs.items()}
-=======
     return {name: values.reshape(len(pairs), count, -1) for name, values in inputs.items()}
->>>>>>> theirs

@@ -60,11 +60,7 @@ class TypeFacts:
         options: Further keys that not every type has.
         metrics: Those that it can be measured by, the default first.
         auto_model: Class of transformers that loads its model.
-<<<<<<< ours
-        peft_type: PEFT's name of the task; None where it has no name for it.
-=======
         peft_type: PEFT's name of the task; None where it has none that works.
->>>>>>> theirs
         auto_peft_model: Class of PEFT that loads an adapter with its model.
         problem_type: As transformers' configs name the loss; None where they do not.
         pipeline: What transformers and the hub call the task; not every one has a pipeline.

@@ -65,12 +65,41 @@ def test_loss_and_gradients_are_those_of_transformers(model, batch, most_logits)
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("most_logits", [2**26, 4 * VOCAB, 20])
+@pytest.mark.parametrize("factor", [None, 0.5])
+def test_a_frozen_head_gives_the_same_gradients_slice_by_slice(model, batch, most_logits, factor):
+    """At most as many logits as are allowed; also where the family bends them (soft cap)."""
+    config = model.config.get_text_config()
+    config.final_logit_softcapping = factor
+    trained = [p for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n]
+    trained = [p for p in trained if p is not model.get_output_embeddings().weight]
+    expected = torch.autograd.grad(token_loss(model, batch, "fp32")[0], trained)
+    for parameter in model.get_output_embeddings().parameters():
+        parameter.requires_grad_(False)
+    seen = []
+
+    def see(*args):
+        seen.append(linear(*args))
+        return seen[-1]
+
+    linear, torch.nn.functional.linear = torch.nn.functional.linear, see
+    try:
+        total, count = token_loss(model, batch, "fp32", most_logits)
+    finally:
+        torch.nn.functional.linear = linear
+    logits = [out for out in seen if out.shape[0] == count]
+    assert sum(out.numel() for out in logits) == (1 + (most_logits < 9 * VOCAB)) * count * VOCAB
+    assert max(out.numel() for out in logits) <= most_logits
+    for mine, theirs in zip(torch.autograd.grad(3 * total, trained), expected, strict=True):
+        assert torch.allclose(mine, 3 * theirs, atol=1e-5)
+
+
 def test_the_head_runs_on_learnt_tokens_alone_in_chunks(model, batch):
     seen = []
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda module, args, output: seen.append(output.numel() // VOCAB))
     token_loss(model, batch, "fp32", 4 * VOCAB)
-    assert seen == [0, 4, 4, 1]
+    assert seen == [4, 4, 1]
 
 
 def test_scores_are_the_loss_of_all_tokens_with_the_sign_turned(model, batch):
