@@ -73,7 +73,7 @@ TIERS = {
         180,
         """test_access test_architecture test_artefacts test_bad_input test_bilevel test_checkpoint
         test_checkpoint_export test_cli_best test_cli_database test_cli_export test_cli_reading
-        test_cli_run test_cli_usage test_copying test_data test_documents test_elsewhere test_events
+        test_cli_run test_cli_usage test_copying test_data test_documents test_elsewhere test_estimate test_events
         test_examples test_export test_export_conformance test_export_use test_fuzz test_gguf_study
         test_gradient_guard test_gradients test_growth test_identity test_image_study test_kinds test_language_study
         test_late_tickets test_limits test_masking test_merge test_migrations test_model_folder

@@ -7,4 +7,5 @@
 | gradient_probe | gradients of untrained candidates on it |
 | early_stopping | stops the search when the selection has settled |
 | local_search | swaps after the search |
+| estimate | what a search would need, from shapes alone |
 """

@@ -29,7 +29,7 @@ def token_loss(
     """The summed cross-entropy of the learnt tokens of a batch, and how many they are.
 
     The forward pass ends before the head, which then runs on the hidden states that predict a learnt token: a frozen
-    head on slices of its vocabulary, the gradient of the states computed with the loss; another one in chunks of tokens.
+    head on slices of its vocabulary, with the gradient of the states beside the loss; another in chunks of tokens.
 
     Args:
         model: With a language head.

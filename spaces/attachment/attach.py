@@ -62,7 +62,9 @@ def attach_modules(
     attachment = Attachment()
     device = next(model.parameters()).device
     for position, kind, size, gates in units:
-        unit = kind.build(position, size, modules[position.module]).to(device)
+        unit = kind.build(position, size, modules[position.module])
+        if any(tensor.device != device for tensor in (*unit.parameters(), *unit.buffers())):
+            unit = unit.to(device)
         slot = AttachedUnit(unit, position, kind)
         attachment.units[slot.key] = unit
         attachment.slots.append(slot)

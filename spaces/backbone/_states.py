@@ -47,6 +47,8 @@ _PLAIN = (
     "transformers.models.",  # Falcon has a linear of its own
 )
 """How the classes of layers begin that are no replacements, whatever their names and forwards say."""
+_SHAPES_ALONE = "FakeTensor"
+"""Class of torch's tensors that stand for others of their shape, where what a pass would cost is asked."""
 _LOAD_ANEW = "load the model anew with from_pretrained"
 
 
@@ -202,7 +204,7 @@ def _quantised(model: nn.Module) -> Iterator[ModelState]:
             )
             return
     for name, tensor in _tensors(model):
-        if type(tensor) not in (nn.Parameter, Tensor):
+        if type(tensor) not in (nn.Parameter, Tensor) and type(tensor).__name__ != _SHAPES_ALONE:
             yield ModelState(
                 "quantised",
                 f"the model is quantised or packed: {name} is of type {type(tensor).__name__}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +21,9 @@ from sparsearch.cli.tables import count_text, table_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from transformers import PreTrainedModel
 
+    from sparsearch.search.bilevel.estimate import SearchEstimate
     from sparsearch.spaces.coverage import Reach
     from sparsearch.spaces.space import Space
 
@@ -83,6 +85,60 @@ def reach_table(reach: Sequence[Reach]) -> RenderableType:
     return table
 
 
+def _estimates(
+    bare: PreTrainedModel,
+    preset: str | None,
+    kinds: dict[str, dict[str, Any]] | None,
+    rows: int,
+    tokens: int,
+) -> dict[str, SearchEstimate]:
+    """What a search needs as it is by default, and with recomputed layers."""
+    from sparsearch.search.bilevel.estimate import Pass, estimate_search
+    from sparsearch.spaces.space import list_space
+
+    return {
+        name: estimate_search(
+            lambda: type(bare)(bare.config),
+            lambda model: list_space(model, preset=preset, kinds=kinds),
+            Pass(rows, tokens, recompute=recompute),
+        )
+        for name, recompute in (("default", False), ("checkpointing", True))
+    }
+
+
+def _numbers(one: SearchEstimate) -> dict[str, float]:
+    """An estimate as plain values."""
+    derived = {"peak_bytes": one.peak_bytes, "step_seconds": one.step_seconds}
+    return {**dataclasses.asdict(one), **derived}
+
+
+def estimate_table(needs: Mapping[str, SearchEstimate], rows: int, tokens: int) -> RenderableType:
+    """Memory and time of a first-order search."""
+    columns = (
+        "a search",
+        "weights",
+        "modules",
+        "activations",
+        "together",
+        "TFLOP a step",
+        "s a step",
+    )
+    table = table_of(*columns, right=columns[1:])
+    for name, one in needs.items():
+        parts = one.weight_bytes, one.module_bytes, one.activation_bytes, one.peak_bytes
+        sizes = [f"{size / 2**30:.2f} GiB" for size in parts]
+        named = "as it is" if name == "default" else "train.checkpointing"
+        table.add_row(named, *sizes, f"{one.flops / 1e12:.3g}", f"{one.step_seconds:.3g}")
+    rate = next(iter(needs.values())).flops_per_second / 1e9
+    return Group(
+        table,
+        Text(
+            f"first order, {rows} rows of {tokens} tokens; seconds at the {rate:,.0f} GFLOP/s that this machine "
+            "has just shown; the program itself, the data and a language model's head come on top"
+        ),
+    )
+
+
 def space(
     model: Annotated[
         str,
@@ -98,6 +154,15 @@ def space(
         list[str] | None, typer.Option("--kind", help="A kind instead of a preset; repeatable.")
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision.")] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Memory and time of a search, from shapes alone.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Rows of a batch, for --estimate.")
+    ] = 32,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="Tokens of a row, for --estimate.")
+    ] = 128,
     as_json: Json = False,
 ) -> None:
     """Show what could be chosen in a model, and what it costs. No weights are loaded."""
@@ -113,10 +178,13 @@ def space(
     with console.stdout_is_for_results():
         bare = skeleton(locate(model), revision)
         found = list_space(bare, preset=preset, kinds=kinds)
+        needs = _estimates(bare, preset, kinds, batch_size, tokens) if estimate else {}
     reach, unreached = reach_of(found), find_unreached(bare)
     if not as_json:
         lines = describe_unreached(unreached, found.backbone_params)
         output().print(space_table(model, preset or ", ".join(kind or ()), found, reach, lines))
+        if needs:
+            output().print(estimate_table(needs, batch_size, tokens))
         return
     numbers = {
         "backbone_params": found.backbone_params,
@@ -140,5 +208,8 @@ def space(
             "positions": len(names),
             "position_names": names,
             "coverage": coverage,
+            **(
+                {"estimate": {name: _numbers(one) for name, one in needs.items()}} if needs else {}
+            ),
         }
     )

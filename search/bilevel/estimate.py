@@ -1,0 +1,195 @@
+"""What a search would need, told from shapes alone: no weight is loaded, no memory taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sparsearch.config.tasks.types import TASK_TYPES
+from sparsearch.errors import BackboneError
+from sparsearch.search.bilevel.supernet import Supernet
+from sparsearch.search.training.device import attention_for, autocast, uses_bf16
+from sparsearch.search.training.recomputing import prepared
+from sparsearch.spaces.space import Space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Pass", "SearchEstimate", "estimate_search", "flops_per_second"]
+
+_ADAM = 4
+"""Numbers that a trained one needs: itself, its gradient, two moments."""
+_TEMPORARIES = 3
+"""Results as large as the largest one that is kept, which live beside it for a moment."""
+_ANY_TASK = next(iter(TASK_TYPES))
+"""No loss is asked for."""
+_PASSES = 2
+"""Of a first-order step: one for the gates, one for the modules."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The size and the form of a pass.
+
+    Attributes:
+        rows: Of a batch.
+        tokens: Of a row, padding counted.
+        precision: ``fp32``, ``bf16`` or ``auto``.
+        recompute: Whether layers run again in the backward pass (``train.checkpointing``).
+    """
+
+    rows: int = 32
+    tokens: int = 128
+    precision: str = "auto"
+    recompute: bool = False
+
+
+@dataclass(frozen=True)
+class SearchEstimate:
+    """What a first-order search would need.
+
+    Attributes:
+        weight_bytes: The backbone in float32, and its linears in bf16 where they are cast once.
+        module_bytes: Everything attached, with gradients and the optimiser's moments.
+        activation_bytes: What a pass keeps for its gradient, and the temporaries beside it.
+        flops: Of a step: two passes forward and backward.
+        flops_per_second: Of this machine, measured.
+    """
+
+    weight_bytes: int
+    module_bytes: int
+    activation_bytes: int
+    flops: int
+    flops_per_second: float
+
+    @property
+    def peak_bytes(self) -> int:
+        """All of it together; what the program itself takes comes on top."""
+        return self.weight_bytes + self.module_bytes + self.activation_bytes
+
+    @property
+    def step_seconds(self) -> float:
+        """A step at the measured rate."""
+        return self.flops / self.flops_per_second
+
+
+def estimate_search(
+    build: Callable[[], PreTrainedModel], space_of: Callable[[nn.Module], Space], shape: Pass
+) -> SearchEstimate:
+    """Estimate a first-order search over a space.
+
+    A pass of the whole space runs on tensors that have shapes alone (torch's ``FakeTensorMode``): what autograd keeps
+    is added up, matrix products are counted. The head is left out: a classifier's is small, a language model's adds
+    at most 0.2 GB and, per learnt token, what its output embeddings cost.
+
+    Args:
+        build: Makes the model from its config.
+        space_of: Lists the space on it.
+        shape: Of a batch.
+
+    Raises:
+        BackboneError: If the model asks for numbers where shapes alone are known, as routers of experts do.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build().eval()
+        whole = sum(p.numel() * p.element_size() for p in model.parameters())
+        space = space_of(model)
+        supernet = Supernet(model, space, _ANY_TASK, shape.precision)
+        numbers = sum(p.numel() for p in supernet.attachment.parameters()) + len(space.candidates)
+        try:
+            found = _pass_of(supernet, space, shape, recompute=shape.recompute)
+            if shape.recompute:  # one layer at a time keeps what it would keep without
+                layers = sum(isinstance(m, GradientCheckpointingLayer) for m in model.modules())
+                plain = _pass_of(supernet, space, shape, recompute=False)
+                found = replace(
+                    found,
+                    kept=found.kept + (plain.kept - found.kept) // layers,
+                    largest=plain.largest,
+                )
+        except (RuntimeError, NotImplementedError) as error:
+            raise BackboneError(
+                f"what a pass of a {type(model).__name__} costs cannot be told from its shapes: "
+                f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                "leave --estimate out, and try a few steps: --set search.steps=3",
+            ) from error
+    return SearchEstimate(
+        whole + found.cast,
+        4 * _ADAM * numbers,
+        found.kept + _TEMPORARIES * found.largest,
+        _PASSES * found.flops,
+        flops_per_second(shape, int(model.config.get_text_config().hidden_size)),
+    )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Of one pass: bytes of weights that are cast once, of what is kept, of the largest of that; FLOPs both ways."""
+
+    cast: int
+    kept: int
+    largest: int
+    flops: int
+
+
+def _pass_of(supernet: Supernet, space: Space, shape: Pass, *, recompute: bool) -> _Counts:
+    """Run a pass forward and backward, on shapes alone."""
+    model: Any = supernet.model
+    ids = torch.ones(shape.rows, shape.tokens, dtype=torch.long)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    kept: dict[int, Any] = {}
+    z = torch.full((len(space.candidates),), 0.5, requires_grad=True)
+    counter = FlopCounterMode(display=False)
+    with prepared(model, shape.precision, recompute), counter:
+        known = {p.untyped_storage()._cdata for p in model.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
+                kept[storage._cdata] = storage  # held, so that no other takes its place
+            return tensor
+
+        with (
+            supernet.attachment.gated(z),
+            saved_tensors_hooks(keep, lambda tensor: tensor),
+            autocast(ids.device, shape.precision),
+            attention_for(model, shape.tokens, shape.precision),
+        ):
+            out = model.base_model(**inputs)[0]
+        weights = [p for p in supernet.attachment.parameters() if p.requires_grad]
+        torch.autograd.grad(out.float().sum(), [z, *weights], allow_unused=True)
+        cast = sum(p.numel() * 2 for p in model.parameters() if p.dtype == torch.bfloat16)
+    sizes = [storage.nbytes() for storage in kept.values()]
+    return _Counts(cast, sum(sizes), max(sizes), counter.get_total_flops())
+
+
+def flops_per_second(shape: Pass, width: int) -> float:
+    """The rate of this machine: a frozen block of two linears with a norm and GELU, forward and backward.
+
+    Args:
+        shape: As many rows and tokens, at most 2,048 tokens in all.
+        width: Of the model, at most 1,024: wider products are hardly faster.
+    """
+    tokens, width = min(2048, shape.rows * shape.tokens), min(1024, width)
+    device = torch.device("cpu")
+    kind = torch.bfloat16 if uses_bf16(device, shape.precision) else torch.float32
+    up, down = (torch.randn(4 * width, width, dtype=kind) / width for _ in range(2))
+    x = torch.randn(tokens, width, requires_grad=True)
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        y = nn.functional.layer_norm(x, (width,)).to(kind)
+        y = nn.functional.gelu(y @ up.T) @ down
+        torch.autograd.grad((x + y).sum(), x)
+        best = min(best, time.perf_counter() - started)
+    return 4 * 2 * tokens * 4 * width * width / best

@@ -1,0 +1,123 @@
+"""What a search needs, told from shapes: within a fifth of what one takes that runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, T5Config
+
+from sparsearch.errors import BackboneError
+from sparsearch.search.bilevel.estimate import Pass, estimate_search
+from sparsearch.spaces.space import list_space
+from tests.helpers.command_line import answer, call
+from tests.helpers.odd_family import OddConfig, OddForSequenceClassification
+
+SIZES = {
+    "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024,
+    "vocab_size": 500, "pad_token_id": 0,
+}  # fmt: skip
+CONFIGS = {"bert": BertConfig, "llama": LlamaConfig}
+SHAPE = Pass(rows=32, tokens=64, precision="fp32")
+
+RUN = """
+import ctypes, gc, json, sys
+import psutil, torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from sparsearch.config.study import SearchConfig, TrainConfig
+from sparsearch.search.bilevel.search import BilevelSearch, SearchProblem
+from sparsearch.search.bilevel.supernet import Supernet
+from sparsearch.search.gates.gates import Gates
+from sparsearch.search.gates.targets import BudgetSchedule, Targets
+from sparsearch.search.tasks.task import Split, Task
+from sparsearch.search.training.device import peak_bytes, reset_peak
+from sparsearch.search.training.recomputing import prepared
+from sparsearch.spaces.space import build_space
+
+torch.set_num_threads(1)
+cpu = torch.device("cpu")
+ids = torch.randint(3, 500, (64, 64))
+inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+split = Split(inputs, torch.full((64,), 64), ids[:, 0] % 2)
+task = Task("toy", "classification", "accuracy", ("a", "b"), 64, split, split, split)
+
+
+def measure(folder, recompute):
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = psutil.Process().memory_info().rss
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
+    space = build_space(model.eval(), preset="s3pet-m")
+    supernet = Supernet(model, space, "classification", "fp32")
+    gates = Gates(torch.tensor([c.params for c in space.candidates]))
+    problem = SearchProblem(task, SearchConfig(), TrainConfig())
+    schedule = BudgetSchedule(Targets(0.3 * space.trainable_params))
+    search = BilevelSearch(supernet, gates, problem, schedule, 0)
+    with prepared(model, "fp32", recompute):
+        reset_peak(cpu)
+        search.step()
+    return peak_bytes(cpu) - before
+
+
+print(json.dumps([measure(folder, recompute == "True") for folder, recompute in zip(sys.argv[1::2], sys.argv[2::2])]))
+"""
+
+
+def test_memory_is_within_a_fifth_of_what_is_measured(tmp_path):
+    estimates, cases = [], []
+    for recompute, (family, make) in enumerate(CONFIGS.items()):
+        config = make(**SIZES)
+        config.save_pretrained(tmp_path / family)
+        cases += [str(tmp_path / family), str(bool(recompute))]
+        found = estimate_search(
+            functools.partial(AutoModelForSequenceClassification.from_config, config),
+            functools.partial(list_space, preset="s3pet-m"),
+            replace(SHAPE, recompute=bool(recompute)),
+        )
+        estimates.append(found.peak_bytes)
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, *cases],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    measured = json.loads(run.stdout.splitlines()[-1])
+    assert estimates == pytest.approx(measured, rel=0.2)
+
+
+def test_the_command_shows_both_ways(tmp_path):
+    LlamaConfig(**SIZES | {"hidden_size": 64, "intermediate_size": 128}).save_pretrained(tmp_path)
+    found = answer("space", str(tmp_path), "--estimate", "--batch-size", "4", "--tokens", "16")
+    whole, recomputed = (found["estimate"][name] for name in ("default", "checkpointing"))
+    assert recomputed["activation_bytes"] < whole["activation_bytes"]
+    assert 1.3 * whole["flops"] < recomputed["flops"] < 1.6 * whole["flops"]
+    dense = 2 * 3 * (4 * 64 * 64 + 3 * 64 * 128) * 4 * 16
+    assert whole["flops"] == pytest.approx(4 * dense, rel=0.2)  # two passes, forward and backward
+    assert whole["step_seconds"] == pytest.approx(whole["flops"] / whole["flops_per_second"])
+    shown = " ".join(call("space", str(tmp_path), "--estimate").out.split())
+    assert "train.checkpointing" in shown and "32 rows of 128 tokens" in shown
+
+
+def test_an_encoder_decoder_is_estimated(tmp_path):
+    config = T5Config(d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16, vocab_size=50)
+    found = estimate_search(
+        lambda: AutoModelForSequenceClassification.from_config(config),
+        lambda model: list_space(model, preset="s3pet-m"),
+        SHAPE,
+    )
+    assert found.flops > 0 and found.activation_bytes > 0
+
+
+def test_a_model_whose_layers_cannot_be_recomputed_is_refused():
+    with pytest.raises(BackboneError, match="no layer of a OddForSequenceClassification"):
+        estimate_search(
+            lambda: OddForSequenceClassification(OddConfig()),
+            lambda model: list_space(model, kinds={"lora": {}}),
+            Pass(2, 4, "fp32", recompute=True),
+        )
