@@ -81,6 +81,7 @@ TIERS = {
         test_plugins test_prefix test_reading test_remove_units test_server_option test_site test_slim
         test_sparse_delta test_sparse_delta_supports test_store test_study test_study_driver
         test_study_exports test_study_report test_support test_task_identity test_task_studies
+        test_model_parts test_model_state test_notebook test_optuna_loop test_other_hooks test_outer_study
         test_plugins test_prefix test_reading test_remove_units test_server_option test_slim
         test_sparse_delta test_sparse_delta_supports test_store test_structure_callback test_study
         test_study_driver test_study_exports test_study_report test_support test_task_identity test_task_studies

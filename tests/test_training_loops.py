@@ -261,3 +261,27 @@ def test_a_model_in_half_precision_trains_alike(expected, dtype):
     )
     assert torch.isfinite(one).all()
     assert torch.cosine_similarity(one, other, dim=0) > 0.98
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_model_wrapped_for_processes_gives_the_same_gradients(expected, process_group):
+    model = mixed()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    check_same(gradients(model, wrapped), expected["bert"])
+
+
+def test_accumulated_halves_give_the_gradients_of_the_whole(expected):
+    model, batch = mixed(), make_inputs()
+    for row in (slice(0, 1), slice(1, 2)):
+        halves = {name: tensor[row] for name, tensor in batch.items()}
+        (model(**halves, labels=torch.tensor([0, 2])[row]).loss / 2).backward()
+    found = {name: p.grad for name, p in attachment_of(model).named_parameters()}
+    check_same(found, expected["bert"])
