@@ -13,7 +13,7 @@ demo: $(STAMP)  ## search structures for MiniLM on the demo data, a few minutes 
 serve: $(STAMP)  ## pages and the REST API over the database of the demo
 	$(BIN)/sparsearch serve --db sqlite:///demo.db
 
-test: $(STAMP)  ## every test but the slow ones, offline, three at a time: some wait for processes
+test: $(STAMP) links  ## every test but the slow ones, offline, three at a time: some wait for processes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 slow: $(STAMP)  ## the tests that take minutes each: a Ray cluster whose head is killed
@@ -26,7 +26,7 @@ browser: $(STAMP)  ## the pages in a real Chromium, where there is one (apt inst
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'playwright' 'axe-playwright-python'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/service/test_browser.py
 
-site: $(STAMP)  ## the documentation as pages, in site/
+site: $(STAMP) links  ## the documentation as pages, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo 'open site/index.html, or run $(BIN)/mkdocs serve to search it'
 
