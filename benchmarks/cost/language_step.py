@@ -32,7 +32,7 @@ import peft
 import psutil
 import torch
 from transformers import PreTrainedModel, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from sparsearch.config.study import SearchConfig, TrainConfig
 from sparsearch.search.bilevel.search import BilevelSearch, SearchProblem
@@ -154,7 +154,7 @@ class Rounds(TrainerCallback):  # type: ignore[misc]
 def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
     """Median seconds of the three steps, taking turns; the first round does not count."""
     with ExitStack() as stack:
-        steps = {name: stack.enter_context(opened(arguments, name == "search")) for name in LIMITS}
+        steps = {name: stack.enter_context(opened(arguments, name)) for name in LIMITS}
         rounds = Rounds(steps)
         trainer(arguments, arguments.rounds + 1, rounds).train()
     return {name: statistics.median(taken[1:]) for name, taken in rounds.seconds.items()}
