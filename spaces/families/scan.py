@@ -121,7 +121,10 @@ def _scan_family(
 
 def _positions(name: str, path: str, layer: _Layer) -> Iterator[Position]:
     """What one entry of the table names in a model: nothing where the model lacks it, several where it is experts'."""
-    for alternative in path.split("|"):
+    alternatives = path.split("|")
+    if len({">" in alternative for alternative in alternatives}) > 1:
+        alternatives = [path]  # of an end of a block or a cut, not of the whole
+    for alternative in alternatives:
         if "@" in alternative:
             found = [*_resolve_parameter(name, alternative, layer)]
         else:

@@ -54,7 +54,7 @@ def steps_after(adapter: Path, folder: Path, scratch: Path) -> dict[str, torch.n
     """What each step of a user gives, its name first."""
     loaded = peft.PeftModel.from_pretrained(base_for(adapter, folder), adapter)
     auto = peft.AutoPeftModelForSequenceClassification.from_pretrained(
-        adapter, **task_keywords(adapter)
+        adapter, **task_keywords(adapter, "classification")
     )
     in_place = base_for(adapter, folder)
     in_place.load_adapter(str(adapter))
