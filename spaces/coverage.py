@@ -7,7 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sparsearch.spaces.backbone.parameters import backbone_modules, base_of, positions_of
+from sparsearch.spaces.backbone.parameters import (
+    backbone_modules,
+    base_of,
+    family_name,
+    positions_of,
+)
 from sparsearch.spaces.families.generic import opaque_modules
 from sparsearch.spaces.families.position import MATRICES, Position
 from sparsearch.spaces.families.registry import FAMILIES, family_of
@@ -100,7 +105,7 @@ def find_unreached(model: nn.Module) -> tuple[Unreached, ...]:
             reached[p.module] = reached.get(p.module, 0) + _weights(p)
     feeds = {feed.module for p in positions for feed in p.feeds}
     opaque = opaque_modules(base_of(model))
-    family = str(model.config.model_type)  # type: ignore[union-attr]
+    family = family_name(model)
     found = []
     for path, module in backbone_modules(model):
         if own := _own(path, module):
@@ -121,7 +126,7 @@ def describe_unreached(found: Sequence[Unreached], backbone_params: int) -> tupl
             u.weights
         )
     return tuple(
-        f"{path} ({len(weights)} {what}{'s' if len(weights) > 1 else ''}, "
+        f"{path or 'the model itself'} ({len(weights)} {what}{'s' if len(weights) > 1 else ''}, "
         f"{100 * sum(weights) / backbone_params:.2g}% of the backbone): {reason}"
         for (path, what, reason), weights in groups.items()
     )
@@ -174,6 +179,9 @@ def _reason(
     path: str, what: What, family: str, feeds: Collection[str], opaque: Collection[str]
 ) -> str:
     """Why no position reaches a module."""
+    for module, why in family_of(family).aside.items():
+        if f"{path}.".startswith(f"{module}."):
+            return why
     if "pooler" in path.split("."):
         return "the pooler, which is part of the head where the checkpoint lacks it"
     if any(f"{path}.".startswith(f"{closed}.") for closed in opaque):

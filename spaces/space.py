@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sparsearch.errors import ConfigError
-from sparsearch.spaces.backbone.parameters import count_with_pooler, positions_of
+from sparsearch.spaces.backbone.parameters import count_with_pooler, family_name, positions_of
 from sparsearch.spaces.backbone.state import check_state
 from sparsearch.spaces.conflicts import conflicts
 from sparsearch.spaces.families.generic import GuessedFamilyWarning, describe_guess
@@ -172,7 +172,7 @@ def list_space(
     if (preset is None) == (kinds is None):
         raise ConfigError(["a space is given by either a preset or kinds, not both"])
     chosen = read_preset(preset)["kinds"] if preset is not None else (kinds or {})
-    positions, family = positions_of(model), str(model.config.model_type)  # type: ignore[union-attr]
+    positions, family = positions_of(model), family_name(model)
     guessed = "" if family in FAMILIES else describe_guess(positions, family)
     candidates: list[Candidate] = []
     built: dict[str, Kind] = {}

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsearch.config.tasks.types import facts_of
-from sparsearch.spaces.backbone.parameters import base_of
-from tests.helpers.families import CONFIGS, CORE, VOCAB, task_of
+from tests.helpers.families import AUTO_MODELS, CONFIGS, CORE, VOCAB, task_of
 
 torch.set_num_threads(1)
 
@@ -32,7 +31,7 @@ ONLY_EAGER = ("deberta-v2", "bloom", "gemma2", "gpt_oss", "mpnet")
 def make_model(
     family: str, seed: int = 0, labels: int = 3, attention: str = "sdpa", **settings: object
 ) -> nn.Module:
-    """A tiny random model with a head, see ``TASKS``; ``settings`` change its config."""
+    """A tiny random model with a head, see ``TASKS`` and ``AUTO_MODELS``; ``settings`` change its config."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
     for name, value in settings.items():
@@ -42,7 +41,7 @@ def make_model(
     config._experts_implementation = (
         "eager"  # the only one that takes float64, and whose FLOPs torch counts
     )
-    name = facts_of(task_of(config.model_type)).auto_model
+    name = AUTO_MODELS.get(family) or facts_of(task_of(family)).auto_model
     model = getattr(transformers, name).from_config(config, attn_implementation=attention)
     return model.eval()
 
@@ -55,12 +54,20 @@ def make_inputs(rows: int = 2, tokens: int = 7) -> dict[str, Tensor]:
 
 
 def inputs_of(model: nn.Module, rows: int = 2) -> dict[str, Tensor]:
-    """A batch of what a tiny model reads."""
+    """A batch of what a tiny model reads: text, images, both, or spectrograms with what is said in them."""
+    config, generator = model.config, torch.Generator().manual_seed(1)
+    found: dict[str, Tensor] = {}
     if model.main_input_name == "input_ids":
-        return make_inputs(rows)
-    config = base_of(model).config
-    shape = (rows, config.num_channels, config.image_size, config.image_size)
-    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
+        found |= make_inputs(rows)
+    images = getattr(config, "vision_config", config)
+    if hasattr(images, "image_size"):
+        shape = (rows, images.num_channels, images.image_size, images.image_size)
+        found["pixel_values"] = torch.randn(shape, generator=generator)
+    if model.main_input_name == "input_features":
+        shape = (rows, config.num_mel_bins, 2 * config.max_source_positions)
+        found["input_features"] = torch.randn(shape, generator=generator)
+        found["decoder_input_ids"] = make_inputs(rows, config.max_source_positions)["input_ids"]
+    return found
 
 
 TIERS = {

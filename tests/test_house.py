@@ -134,6 +134,7 @@ def test_few_places_ask_for_a_kind():
 def test_no_strategy_family_or_task_type_is_named_in_general_code(registry, home):
     words = {
         *KINDS,
+        "clip",
         "head",
         "full",
         "random",

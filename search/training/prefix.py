@@ -74,7 +74,7 @@ def first_layer(model: nn.Module) -> int:
             continue
         if position.layer is not None:
             lowest = min(lowest, position.layer)
-        elif position.name.startswith("embeddings"):
+        elif "embeddings" in position.name.split("."):
             lowest = 0
     return lowest
 

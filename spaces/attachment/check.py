@@ -15,6 +15,7 @@ from sparsearch.spaces.backbone.identity import (
     weight_fingerprint,
 )
 from sparsearch.spaces.backbone.parameters import (
+    family_name,
     positions_of,
 )
 from sparsearch.spaces.backbone.state import check_half, check_state
@@ -51,7 +52,7 @@ def check_structure(
 
 def _check_backbone(model: nn.Module, expected: BackboneId) -> None:
     """The model must have the structure's backbone: its family, its weights and its settings."""
-    family = model.config.model_type  # type: ignore[union-attr]
+    family = family_name(model)
     if family != expected.family or not same_weights(model, expected.weight_fingerprint):
         dtype = next(model.parameters()).dtype
         rounded = (

@@ -144,7 +144,7 @@ def _peft(model: nn.Module) -> Iterator[ModelState]:
 
 
 def _foreign(model: nn.Module) -> Iterator[ModelState]:
-    family = getattr(getattr(model, "config", None), "model_type", None)
+    family = getattr(getattr(base_of(model), "config", None), "model_type", None)
     if family is None:
         yield ModelState(
             "foreign",

@@ -19,6 +19,7 @@ from sparsearch.spaces.backbone.parameters import (
     backbone_parameters,
     base_of,
     count_params,
+    family_name,
     language_head_parameters,
     positions_of,
 )
@@ -102,7 +103,7 @@ def identify(model: nn.Module, path: str = "", revision: str | None = None) -> B
     return BackboneId(
         path=path,
         revision=revision,
-        family=str(model.config.model_type),  # type: ignore[union-attr]
+        family=family_name(model),
         config_hash=hash_settings(model),
         weight_fingerprint=weight_fingerprint(model),
         params=count_params(model),
@@ -110,8 +111,8 @@ def identify(model: nn.Module, path: str = "", revision: str | None = None) -> B
 
 
 def hash_settings(model: nn.Module) -> str:
-    """SHA-256 of the settings of a model's config that change what its backbone computes, defaults left out."""
-    config = model.config
+    """SHA-256 of the settings of a backbone's config that change what it computes, defaults left out."""
+    config = base_of(model).config
     tokens = family_of(config.model_type).tokens  # type: ignore[union-attr,arg-type]
     defaults = type(config)().to_dict()  # type: ignore[operator, union-attr]
     settings = {

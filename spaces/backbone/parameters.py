@@ -19,6 +19,7 @@ __all__ = [
     "base_of",
     "count_params",
     "count_with_pooler",
+    "family_name",
     "host_weight",
     "head_parameters",
     "is_pooler",
@@ -37,11 +38,30 @@ NEW_POOLER = "sparsearch_new_pooler"
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """The backbone inside a model with a head (the model itself if it has none)."""
+    """The backbone inside a model with a head (the model itself if it has none).
+
+    A head on one tower of two (an image classifier on CLIP) has that tower for a backbone, though transformers does not
+    say so: it is the only module right inside the model that has a family of its own.
+    """
     from torch import nn
 
     base = getattr(model, "base_model", model)
-    return base if isinstance(base, nn.Module) else model
+    if isinstance(base, nn.Module) and base is not model:
+        return base
+    family = _family(model)
+    towers = [inside for inside in model.children() if family not in (None, _family(inside))]
+    towers = [tower for tower in towers if _family(tower) is not None]
+    return towers[0] if len(towers) == 1 else model
+
+
+def _family(module: nn.Module) -> str | None:
+    """``config.model_type`` of a model; None of any other module."""
+    return getattr(getattr(module, "config", None), "model_type", None)
+
+
+def family_name(model: nn.Module) -> str:
+    """``config.model_type`` of a model's backbone."""
+    return str(base_of(model).config.model_type)  # type: ignore[union-attr]
 
 
 @contextlib.contextmanager
@@ -78,7 +98,7 @@ def _weight_place(base: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 def positions_of(model: nn.Module) -> tuple[Position, ...]:
     """Every position of a model's backbone, see ``families.scan``."""
-    return scan(base_of(model), str(model.config.model_type))  # type: ignore[union-attr]
+    return scan(base_of(model), family_name(model))
 
 
 def layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:

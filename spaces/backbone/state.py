@@ -104,10 +104,11 @@ def check_half(model: nn.Module, names: Iterable[str], params: int) -> None:
                 "load the whole encoder-decoder, for example with AutoModelForSequenceClassification",
             )
         return
-    halves = [stack.prefix[:-1] for stack in stacks]
-    shared = [module for name, module in base.named_children() if name not in (*halves, ATTACHED)]
-    for half in halves:
-        if _count([base.get_submodule(half), *shared]) == params:
+    halves = {stack.prefix[:-1]: stack.layers.partition(".")[0] for stack in stacks}
+    others = (*halves.values(), ATTACHED)
+    shared = [module for name, module in base.named_children() if name not in others]
+    for half, module in halves.items():
+        if _count([base.get_submodule(module), *shared]) == params:
             raise ModelStateError(
                 f"the structure belongs to the {half} alone; the model, a {type(model).__name__}, is a whole "
                 "encoder-decoder",

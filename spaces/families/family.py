@@ -44,6 +44,7 @@ class Stack:
         paths: Name of a position in a layer -> its path there.
         beside_first: Path of a module that runs beside whichever layer is the first, "" if none is.
         repeats: Told of the config and a layer, how often it runs, where layers share their weights.
+        config: Name of the section of the config that says how many heads it has, "" where the config itself does.
     """
 
     prefix: str
@@ -51,6 +52,7 @@ class Stack:
     paths: Mapping[str, str]
     beside_first: str = ""
     repeats: Callable[[Any, int], int] | None = None
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Family:
         key_heads: Told of the config, the key heads of an attention, where ``num_key_value_heads`` does not say it.
         layouts: Name of how a projection is fused -> told of the config, the features of each part in a run.
         recurrent: Module of a layer that mixes tokens by a state: its queries are scored with no keys.
+        aside: Path of a module outside the layers that no position may reach -> why.
         lacks: Role that no position of the family has, or of some of its modules -> why.
         keep_heads: Told of an attention and the heads that stay, where weights and counters are not all there is.
     """
@@ -78,5 +81,6 @@ class Family:
     key_heads: Callable[[Any], int] | None = None
     layouts: Mapping[str, Callable[[Any], tuple[int, ...]]] = field(default_factory=dict)
     recurrent: str = ""
+    aside: Mapping[str, str] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
     keep_heads: Callable[[nn.Module, Sequence[int]], None] | None = None

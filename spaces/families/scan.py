@@ -107,6 +107,7 @@ def _scan_family(
     family: Family, modules: Mapping[str, nn.Module], config: Any
 ) -> Iterator[Position]:
     for stack in family.stacks:
+        heads = _heads_of(family, getattr(config, stack.config) if stack.config else config)
         number = 0
         while f"{stack.layers}.{number}" in modules:
             repeats = stack.repeats(config, number) if stack.repeats is not None else 1

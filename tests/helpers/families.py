@@ -123,6 +123,11 @@ IMAGES = {
     "num_hidden_layers": 2,
     "num_attention_heads": HEADS,
 }
+TOWERS = {
+    "vision_config": {**IMAGES, "intermediate_size": WIDE},
+    "text_config": {**ENCODER, "max_position_embeddings": 16, **SPECIAL},
+}
+SIGLIP_TOWERS = {**TOWERS, "text_config": {**TOWERS["text_config"], "projection_size": D}}
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "albert": ("albert", {**ENCODER, "num_hidden_layers": 3, "embedding_size": 16}),
@@ -132,6 +137,8 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
         {"vocab_size": VOCAB, "hidden_size": D, "n_layer": 2, "n_head": HEADS, "pad_token_id": 0},
     ),
     "camembert": ("camembert", ENCODER),
+    "clip": ("clip", {**TOWERS, "projection_dim": 16}),
+    "clip-image": ("clip", {**TOWERS, "projection_dim": 16}),
     "dinov2": ("dinov2", {**IMAGES, "mlp_ratio": 3}),
     "dinov2-swiglu": ("dinov2", {**IMAGES, "mlp_ratio": 4, "use_swiglu_ffn": True}),
     "electra": ("electra", {**ENCODER, "embedding_size": 16}),
@@ -241,9 +248,20 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
             "num_experts_per_tok": 2,
         },
     ),
+    "siglip": ("siglip", SIGLIP_TOWERS),
+    "siglip-image": ("siglip", SIGLIP_TOWERS),
     "smollm3": ("smollm3", {**DECODER, **SPECIAL, "no_rope_layers": [1, 0]}),
     "stablelm": ("stablelm", DECODER),
     "vit": ("vit", {**IMAGES, "intermediate_size": WIDE}),
+    "whisper": (
+        "whisper",
+        {
+            **{key: value for key, value in BART.items() if key != "max_position_embeddings"},
+            "num_mel_bins": 8,
+            "max_source_positions": 7,
+            "max_target_positions": 16,
+        },
+    ),
     "xlm-roberta": ("xlm-roberta", ENCODER),
 }
 """Name -> family and settings of what is beside the core; two names of one family are built differently."""
@@ -255,17 +273,28 @@ def _config(variant: str) -> Callable[[], PretrainedConfig]:
 
 
 TASKS = {
+    "clip-image": "image-classification",
     "dinov2": "image-classification",
-    "gemma4_text": "causal-lm",  # transformers has no sequence classifier for it
+    "dinov2-swiglu": "image-classification",
+    "gemma4-a4b": "causal-lm",  # transformers has no sequence classifier for it
+    "gemma4-e2b": "causal-lm",
     "granite": "causal-lm",  # nor for it
+    "siglip-image": "image-classification",
     "vit": "image-classification",
 }
-"""Family -> task type whose model it has, where that is not classification."""
+"""Name -> task type whose model it has, where that is not classification."""
+
+AUTO_MODELS = {
+    "clip": "AutoModel",
+    "siglip": "AutoModel",
+    "whisper": "AutoModelForSpeechSeq2Seq",
+}
+"""Name -> class of transformers that builds its model, which no task type trains."""
 
 
-def task_of(family: str) -> str:
-    """The task type of a family's models here."""
-    return TASKS.get(family, "classification")
+def task_of(name: str) -> str:
+    """The task type of a model here; of those that none trains one for which PEFT has no name."""
+    return TASKS.get(name, "image-classification" if name in AUTO_MODELS else "classification")
 
 
 CONFIGS = CORE | {variant: _config(variant) for variant in VARIANTS}

@@ -14,12 +14,12 @@ SIDE = 16
 COLOURS = {"cold": (20, 60, 220), "warm": (230, 90, 10)}
 
 
-def save_image_model(folder, family="vit", **size):
+def save_image_model(folder, family="vit", auto=AutoModelForImageClassification, **size):
     """A model folder whose processor makes images of 16 x 16."""
     set_seed(0)
     config = CONFIGS[family]()
     config.num_labels = 2
-    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    auto.from_config(config).save_pretrained(folder)
     size = size or {"size": {"height": SIDE, "width": SIDE}}
     ViTImageProcessor(**size).save_pretrained(folder)
     assert AutoConfig.from_pretrained(folder).model_type == config.model_type

@@ -68,19 +68,19 @@ def row(variant: str) -> dict[str, str]:
     model = make_model(variant)
     backbone = identify(model)
     kinds = [make_kind(name, OPTIONS[name]) for name in KINDS]
-    found = {kind.name: marks(model, kind, backbone) for kind in kinds}
+    found = {kind.name: marks(model, kind, backbone, task_of(variant)) for kind in kinds}
     for kind in kinds:  # last: the model is another one afterwards
         if found[kind.name] and kind.mergeable:
             found[kind.name] += first_of("M", "m", places_of(model, kind), partial(merges, model))
     return {name: " ".join(given) or NONE for name, given in found.items()}
 
 
-def marks(model: nn.Module, kind: Kind, backbone: BackboneId) -> list[str]:
+def marks(model: nn.Module, kind: Kind, backbone: BackboneId, task: str) -> list[str]:
     """What a kind can do in a model, but for merging; nothing where it has no place."""
     places = places_of(model, kind)
     found = ["A"] if places else []
     if places and not kind.not_in_peft:
-        found += first_of("P", "p", places, partial(exports, model, backbone))
+        found += first_of("P", "p", places, partial(exports, model, backbone, task))
     return [*found, "C"] if places and kind.role == "remove" else found
 
 
@@ -104,12 +104,12 @@ def first_of(
     return [mark for mark, some in given if some and works(some)][:1]
 
 
-def exports(model: nn.Module, backbone: BackboneId, places: Places) -> bool:
+def exports(model: nn.Module, backbone: BackboneId, task: str, places: Places) -> bool:
     """Whether PEFT can express the kind at these places."""
     (kind,) = {kind for _, kind in places}
     on = [p.name for p, _ in places]
     space = build_space(model, kinds={kind.name: {**OPTIONS[kind.name], "on": on}})
-    structure = make_structure(space, space.candidates, backbone, task_of(model.config.model_type))
+    structure = make_structure(space, space.candidates, backbone, task)
     attach(model, structure)
     tensors = values_of(model)
     detach(model)

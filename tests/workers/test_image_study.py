@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     pipeline,
 )
@@ -103,6 +104,24 @@ def test_a_row_has_the_tokens_of_an_image(tmp_path):
     model = save_image_model(tmp_path / "vit")
     session = open_session(check_study(study_of(tmp_path, model)).config)
     assert session.task.max_length == (SIDE // 8) ** 2 + 1
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
+def test_a_tower_of_two_is_a_backbone(family, tmp_path):
+    """The folder holds both towers; the classifier's head is new, and only the images' tower is counted."""
+    auto = AutoModelForImageClassification if family == "dinov2" else AutoModel
+    model = save_image_model(tmp_path / family, family, auto)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    run(study_of(tmp_path, model, baselines=["head"]), url)
+    with Store.open(url, create=False) as store:
+        best = store.best()
+        weights = store.weights("colours", best.trial)
+        assert {t.state for t in store.trials("colours")} == {"ok"}
+    prefix = "" if family == "dinov2" else "vision."
+    assert best.head_params == 2 * (64 if family == "dinov2" else 32) + 2
+    assert all(c.position.startswith(f"{prefix}") for c in best.structure.candidates)
+    for to in ("spec", "peft", "checkpoint"):
+        assert export(best, weights, to, tmp_path / to).max_difference < 1e-5
 
 
 def test_a_model_of_text_is_refused_before_the_study(tiny_folder, tmp_path):

@@ -1,12 +1,15 @@
-"""OPT and BART."""
+"""OPT, BART, and Whisper, whose layers are BART's."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from sparsearch.spaces.families.family import Family, Stack
 
 __all__ = [
     "BART",
     "OPT",
+    "WHISPER",
 ]
 
 
@@ -59,3 +62,6 @@ BART = Family(
     head_counters=_COUNTERS,
     rows_end=True,
 )
+
+# It pools nothing; convolutions make the frames that its encoder reads.
+WHISPER = replace(BART, rows_end=False)
