@@ -21,12 +21,14 @@ from sparsearch.search.training.train import train
 from sparsearch.spaces.attachment.attach import attach_modules, detach
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.parameters import layers_of, positions_of
+from sparsearch.spaces.backbone.tokens import count_tokens
 from sparsearch.spaces.families.position import find
 from sparsearch.spaces.kinds import make_kind
-from tests.helpers.families import VARIANTS
+from tests.conftest import inputs_of
+from tests.helpers.families import VARIANTS, task_of
 
 NEVER_ENTERED = (
-    *("bart", "mbart", "mt5"),
+    *("bart", "clip", "mbart", "mt5", "siglip", "whisper"),
     *("albert", "gemma2", "gemma3_text", "modernbert"),
 )
 """Several stacks; shared layers; layers of several types, which the model tells by their place in the list."""
@@ -42,6 +44,14 @@ def make_task(rows=40) -> Task:
     ids = torch.where(mask.bool(), ids, 1)
     split = Split({"input_ids": ids, "attention_mask": mask}, lengths, (ids[:, 1] > 30).long())
     return Task("toy", "classification", "accuracy", ("a", "b"), 9, split, split, split)
+
+
+def make_image_task(model, rows=20) -> Task:
+    """Random images."""
+    inputs = inputs_of(model, rows)
+    lengths = torch.full((rows,), count_tokens(model, inputs))
+    split = Split(inputs, lengths, torch.arange(rows) % 2, token_inputs=False)
+    return Task("toy", "image-classification", "accuracy", ("a", "b"), 5, split, split, split)
 
 
 def attached_at(build, family, pattern, kind="lora", options=None):
@@ -102,7 +112,10 @@ def test_a_stored_layer_gives_the_logits_of_the_whole_model(build, family):
     if family in NEVER_ENTERED:
         assert layers_of(build(family)) is None
         return
-    model, task = attached_at(build, family, "layers.1.ffn.up").eval(), make_task()
+    images = task_of(family) == "image-classification"
+    tower = "vision." if images and "-image" in family else ""
+    model = attached_at(build, family, f"{tower}layers.1.ffn.up").eval()
+    task = make_image_task(model) if images else make_task()
     stored = store_inputs(model, 1, task.train, "fp32")
     upper = Upper(model, 1)
     for batch in batches(stored, 16, torch.device("cpu")):
