@@ -15,6 +15,7 @@ from sparsearch.config.tasks.types import TypeFacts, facts_of
 from sparsearch.results.answers import ScoredTrial
 from sparsearch.results.records import FINISHED, StudyRecord
 from sparsearch.results.report.comparison import Comparison, compare, comparison_text, has_score
+from sparsearch.results.report.recommendation import recommend
 from sparsearch.results.stored_size import is_swollen, swollen_text
 from sparsearch.spaces.budget import resolve
 
@@ -80,6 +81,7 @@ class BudgetSummary:
         best: The trial with the best validation score that has a structure.
         comparisons: The searched strategy against the best of each family of rivals.
         verdict: Whether the searched strategy beats the others; empty where none is searched.
+        recommended: For each limit that counts what is paid, the cheapest strategy that is not beaten, in words.
     """
 
     budget: Mapping[str, Any]
@@ -87,6 +89,7 @@ class BudgetSummary:
     best: ScoredTrial | None
     comparisons: tuple[Comparison, ...]
     verdict: str
+    recommended: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -119,9 +122,10 @@ class StudySummary:
     warnings: tuple[str, ...] = ()
 
     def findings(self, budget: BudgetSummary) -> tuple[str, ...]:
-        """What a report says of a budget: a line for each family of rivals, and the verdict."""
+        """What a report says of a budget: a line for each family of rivals, the verdict, and what to use."""
         lines = (comparison_text(c, self.searched, budget.name) for c in budget.comparisons)
-        return (*lines, budget.verdict) if budget.verdict else ()
+        verdict = (*lines, budget.verdict) if budget.verdict else ()
+        return (*verdict, *budget.recommended)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -245,7 +249,8 @@ def _budget(trials: Sequence[ScoredTrial], searched: str, heads: _HeadAlone) -> 
     rivals = compare(trials, searched, [row.strategy for row in strategies])
     verdict = _verdict(strategies, rivals, searched, budget_name(budget)) if planned else ""
     verdict += _head_alone(trials, heads, searched) if planned else ""
-    return BudgetSummary(budget, strategies, best, rivals, verdict)
+    advice = tuple(recommend(trials, strategies, budget))
+    return BudgetSummary(budget, strategies, best, rivals, verdict, advice)
 
 
 def _strategies(

@@ -193,7 +193,8 @@ def test_verdict_without_a_seed_in_common() -> None:
 def test_findings_are_a_line_for_each_family_and_the_verdict() -> None:
     summary = summary_of(s3pet=[0.9, 0.8], random=[0.8, 0.7], lora=[0.85, 0.8], bitfit=[0.1, 0.1])
     (budget,) = summary.budgets
-    *lines, last = summary.findings(budget)
+    *lines, last, cheapest = summary.findings(budget)
+    assert (cheapest,) == budget.recommended
     assert lines[0].startswith("s3pet against random at 0.01%: +0.1000 (95% interval ")
     assert lines[1].startswith("s3pet against uniform (lora) at 0.01%: +0.0250 (95% interval -")
     assert last == budget.verdict and "the interval includes zero: lora is" in last

@@ -1,0 +1,56 @@
+"""What to use at a budget: the cheapest strategy that no other one beats, by what the budget limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sparsearch.results.answers import ScoredTrial
+from sparsearch.results.report.comparison import compare
+
+if TYPE_CHECKING:
+    from sparsearch.results.report.summary import StrategySummary
+
+__all__ = ["recommend"]
+
+_PAID = {"max_bytes": "stored_bytes", "max_trainable_params": "trainable_params"}
+"""Limit of a budget -> what of a strategy's row it counts."""
+
+_WORDS = {"stored_bytes": "stored bytes", "trainable_params": "trained parameters"}
+
+
+def recommend(
+    trials: Sequence[ScoredTrial], rows: Sequence[StrategySummary], budget: Mapping[str, Any]
+) -> Iterator[str]:
+    """A line for each limit of a budget that counts what is paid.
+
+    A strategy is beaten where the best one by mean validation score is better over the seeds that both have, and the
+    95% interval of that excludes zero; with one seed in common, or none, where its mean is lower.
+
+    Args:
+        trials: Those of the budget.
+        rows: Its strategies, the best mean validation score first.
+        budget: As it was set.
+    """
+    if len(rows) < 2:
+        return
+    best = rows[0]
+    unbeaten = [best, *(row for row in rows[1:] if not _is_beaten(trials, best, row))]
+    for limit, paid in _PAID.items():
+        if limit in budget:
+            least = min(unbeaten, key=lambda row: (getattr(row, paid), -row.validation.mean))
+            sizes = f"{getattr(least, paid):,.0f} {_WORDS[paid]}, validation {least.validation.mean:.4f}"
+            line = f"cheapest that is not beaten: {least.strategy} ({sizes}"
+            if least is not best:
+                line += (
+                    f"; the best mean is {best.strategy}'s, {best.validation.mean:.4f} for "
+                    f"{getattr(best, paid):,.0f}"
+                )
+            yield f"{line})"
+
+
+def _is_beaten(trials: Sequence[ScoredTrial], best: StrategySummary, row: StrategySummary) -> bool:
+    paired = next(iter(compare(trials, best.strategy, [row.strategy])), None)
+    if paired is None or paired.low is None:
+        return row.validation.mean < best.validation.mean
+    return paired.low > 0

@@ -1,0 +1,71 @@
+"""The cheapest strategy that is not beaten, by what a budget limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from sparsearch.results.records import StudyRecord, TrialRecord
+from sparsearch.results.report.summary import summarise
+
+STUDY = StudyRecord(
+    *("study", "model", "trec", "accuracy", 1_000_000, "{}"),
+    *(datetime(2026, 1, 1, tzinfo=UTC), None, 4, 4, 0.9),
+)
+PARAMS = {"max_trainable_params": 100, "text": "0.01%"}
+BYTES = {"max_bytes": 9084, "text": "0.01% bytes"}
+COSTS = {"s3pet": (90, 9000), "lora-qv@4": (95, 400), "bitfit": (20, 500), "head": (0, 0)}
+
+
+def recommended(budget, **scores):
+    """Of strategies and their scores at one budget, one a seed."""
+    trials = []
+    for strategy, listed in scores.items():
+        name = strategy.replace("_", "-").replace("-4", "@4")
+        params, stored = COSTS[name]
+        for seed, score in enumerate(listed):
+            record = TrialRecord(
+                *("study", len(trials), name, seed, budget, "ok", "", score),
+                *(score, f"{len(trials):064x}", params, 7, 1.0, 1.5, 2**30, 1),
+            )
+            trials.append(replace(record, stored_bytes=stored))
+    (found,) = summarise(STUDY, trials).budgets
+    return found.recommended
+
+
+@pytest.mark.parametrize(
+    ("budget", "cheapest"),
+    [
+        (PARAMS, "bitfit (20 trained parameters, validation 0.8867"),
+        (BYTES, "lora-qv@4 (400 stored bytes, validation 0.8900"),
+    ],
+)
+def test_it_is_the_cheapest_of_those_whose_interval_includes_zero(budget, cheapest):
+    scores = {
+        "s3pet": [0.9, 0.88, 0.91],
+        "lora_qv_4": [0.89, 0.87, 0.91],
+        "bitfit": [0.9, 0.9, 0.86],
+    }
+    (line,) = recommended(budget, **scores)
+    assert line.startswith(f"cheapest that is not beaten: {cheapest}")
+    assert "the best mean is s3pet's, 0.8967 for 9" in line
+
+
+def test_what_is_beaten_is_not_named():
+    (line,) = recommended(BYTES, s3pet=[0.9, 0.88, 0.91], lora_qv_4=[0.8, 0.79, 0.82])
+    assert line == "cheapest that is not beaten: s3pet (9,000 stored bytes, validation 0.8967)"
+
+
+def test_with_one_seed_the_mean_decides():
+    (line,) = recommended(BYTES, s3pet=[0.9], bitfit=[0.9], lora_qv_4=[0.89])
+    assert line.startswith("cheapest that is not beaten: bitfit (500 stored bytes")
+
+
+def test_both_limits_have_a_line_and_others_none():
+    scores = {"s3pet": [0.9, 0.8], "bitfit": [0.9, 0.8], "lora_qv_4": [0.9, 0.8]}
+    first, second = recommended(BYTES | PARAMS, **scores)
+    assert "lora-qv@4" in first and "bitfit" in second
+    assert recommended({"max_inference_flops": 0.75, "text": "75%"}, **scores) == ()
+    assert recommended(BYTES, s3pet=[0.9, 0.8]) == (), "nothing to choose from"
