@@ -156,10 +156,10 @@ class StrategyRegistry(Registry):
         self._families = {name: family for name, (family, _) in built_in.items()}
 
     def __contains__(self, name: object) -> bool:
-        """Whether a strategy is registered, or a uniform one in so many bits, as ``lora-qv@4``."""
-        pattern, at, bits = str(name).partition("@")
-        uniform = pattern in self.names() and self._family(pattern) == "uniform"
-        return name in self.names() or (uniform and at == "@" and bits in _BITS)
+        """Whether a strategy is registered, or a uniform one that ships in so many bits, as ``lora-qv@4``."""
+        pattern, _, bits = str(name).partition("@")
+        uniform = self._families.get(pattern) == "uniform"
+        return super().__contains__(name) or (uniform and bits in _BITS)
 
     def load(self, name: str) -> Any:
         """The strategy of a name; a uniform one may say in which bits its values are, see ``Uniform.in_bits``."""
@@ -170,13 +170,11 @@ class StrategyRegistry(Registry):
 
     def family(self, name: str) -> StrategyFamily:
         """How reports group a strategy; of one that is not installed any more ``other``."""
-        return self._family(name.partition("@")[0])
-
-    def _family(self, name: str) -> StrategyFamily:
+        name = name.partition("@")[0]
         if name not in self._families and name not in self.names():
             return "other"
         known = self._families.get(name)
-        family: StrategyFamily = super().load(name).family if known is None else known
+        family: StrategyFamily = self.load(name).family if known is None else known
         return family
 
     def of_family(self, family: StrategyFamily) -> tuple[str, ...]:
