@@ -78,7 +78,7 @@ TIERS = {
     ),
     "integration": (
         180,
-        """test_access test_architecture test_artefacts test_bad_input test_bilevel test_checkpoint
+        """test_access test_adapters test_architecture test_artefacts test_bad_input test_bilevel test_checkpoint
         test_checkpoint_export test_cli_best test_cli_database test_cli_export test_cli_reading
         test_cli_run test_cli_usage test_copying test_data test_documents test_elsewhere test_estimate test_events
         test_examples test_export test_export_conformance test_export_use test_fuzz test_gguf_study

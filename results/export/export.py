@@ -1,7 +1,8 @@
 """Exports: files that other tools load, each proven by loading it again before it counts.
 
 ``spec`` is our own folder (structure.json + modules.safetensors), ``peft`` a PEFT adapter
-folder, ``checkpoint`` a merged and physically smaller model. What PEFT cannot express, or what cannot be
+folder (``peft-one-rank``: all its LoRA of one rank; ``peft-set``: one adapter for each of PEFT's types), ``gguf-lora``
+a LoRA for llama.cpp, ``checkpoint`` a merged and physically smaller model. What PEFT cannot express, or what cannot be
 merged exactly, is refused by name.
 """
 
@@ -16,6 +17,8 @@ from torch import nn
 from sparsearch.config.formats import ExportFormat
 from sparsearch.config.tasks.types import facts_of
 from sparsearch.errors import ExportError, StructureError
+from sparsearch.results.export.adapters.gguf_lora import write_gguf_lora
+from sparsearch.results.export.adapters.peft_set import write_peft_set
 from sparsearch.results.export.checkpoint import write_checkpoint
 from sparsearch.results.export.folders import ExportReport, check_target, new_folder
 from sparsearch.results.export.peft_folder import write_peft
@@ -46,7 +49,7 @@ def export(
     Args:
         best: The trial to export, as a query gives it.
         weights: Its trained weights, as the store gives them.
-        to: ``spec``, ``peft`` or ``checkpoint``.
+        to: One of ``ExportFormat``.
         out: A folder that does not exist yet, or is empty.
         also: Serving files to write beside a checkpoint: ``onnx``, ``torch``.
 
@@ -79,6 +82,9 @@ def export(
     writers: dict[str, Writer] = {
         ExportFormat.spec: lambda folder: _write_spec(trained, folder),
         ExportFormat.peft: lambda folder: write_peft(trained, folder),
+        ExportFormat.peft_one_rank: lambda folder: write_peft(trained, folder, one_rank=True),
+        ExportFormat.peft_set: lambda folder: write_peft_set(trained, folder),
+        ExportFormat.gguf_lora: lambda folder: write_gguf_lora(trained, folder),
         ExportFormat.checkpoint: lambda folder: write_checkpoint(
             trained, folder, best.inference_flops_ratio
         ),

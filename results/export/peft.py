@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsearch.errors import ExportError
 from sparsearch.spaces.attachment.weights_file import HEAD
@@ -31,7 +32,7 @@ from sparsearch.spaces.kinds.ia3.spec import IA3
 from sparsearch.spaces.kinds.lora.spec import Lora
 from sparsearch.spaces.structure import Structure
 
-__all__ = ["AdaptedModule", "AdapterPlan", "plan_adapter", "saved_module"]
+__all__ = ["AdaptedModule", "AdapterPlan", "plan_adapter", "saved_module", "with_one_rank"]
 
 Method = Literal["lora", "dora", "ia3", "beft"]
 
@@ -55,6 +56,7 @@ class AdaptedModule:
         factor: (features) IA3's 1 + scale.
         feed_forward: Whether IA3 rescales the module's input.
         has_bias: Whether the module has a bias of its own.
+        least_rank: Of the zero unit that stands where there is no LoRA.
     """
 
     path: str
@@ -68,11 +70,19 @@ class AdaptedModule:
     feed_forward: bool = False
     is_norm: bool = False
     has_bias: bool = False
+    least_rank: int = 1
 
     @property
     def rank(self) -> int:
-        """Rank of its LoRA; a linear without one carries a zero unit of rank 1."""
-        return 1 if self.A is None else int(self.A.shape[0])
+        """Rank of its LoRA; a linear without one carries a zero unit."""
+        return self.least_rank if self.A is None else int(self.A.shape[0])
+
+    def padded(self, rank: int) -> AdaptedModule:
+        """With rows of zeros in A and columns of zeros in B, up to a rank."""
+        if self.A is None or self.B is None:
+            return replace(self, least_rank=rank)
+        more = rank - self.rank
+        return replace(self, A=F.pad(self.A, (0, 0, 0, more)), B=F.pad(self.B, (0, more)))
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,27 @@ def plan_adapter(
     notes += _bias_notes(method, linears) + _basis_notes(structure)
     plan = AdapterPlan(method, linears, norms, head, scale, notes)
     return replace(plan, unmergeable=_unmergeable(plan))
+
+
+def with_one_rank(plan: AdapterPlan) -> AdapterPlan:
+    """The same adapter, all LoRA of which have the largest rank: some servers know one alone.
+
+    Raises:
+        ExportError: If it is no plain LoRA.
+    """
+    if plan.method != "lora":
+        raise ExportError(
+            f"one rank is of LoRA, and this adapter is PEFT's {plan.method.upper()}",
+            "export it with --to peft",
+        )
+    rank = max(m.rank for m in plan.modules)
+    padded = sum(m.rank < rank for m in plan.modules)
+    note = (
+        f"all LoRA have rank {rank}: {padded} of {len(plan.modules)} are filled up with zeros, which stay zero in "
+        "training"
+    )
+    modules = [m.padded(rank) for m in plan.modules]
+    return replace(plan, modules=modules, notes=(*plan.notes, note))
 
 
 def _adapted(

@@ -14,7 +14,7 @@ from torch import nn
 
 from sparsearch.errors import ExportError, SparsearchError
 from sparsearch.results.export.folders import first_line, write_problem
-from sparsearch.results.export.peft import AdapterPlan, plan_adapter
+from sparsearch.results.export.peft import AdapterPlan, plan_adapter, with_one_rank
 from sparsearch.results.export.peft_model import fill, make_config, save_adapter
 from sparsearch.results.export.peft_readme import readme
 from sparsearch.results.export.task_config import TASK_CONFIG, task_keywords, write_task
@@ -25,17 +25,20 @@ from sparsearch.spaces.attachment.weights_file import values_of
 from sparsearch.spaces.backbone.loading import gguf_keywords, load_model
 from sparsearch.spaces.backbone.loading_lock import LOADING
 
-__all__ = ["write_peft"]
+__all__ = ["check_names", "quiet", "tried", "write_peft"]
 
 _WITHOUT_PEFT = "export it with --to spec or --to checkpoint"
 
 
-def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
+def write_peft(
+    trained: Trained, folder: Path, one_rank: bool = False
+) -> tuple[tuple[str, ...], float]:
     """Write a PEFT adapter, and prove it: load it in each way, pad a batch, merge it, save and load that.
 
     Args:
         trained: The structure with its weights.
         folder: Exists, and is empty.
+        one_rank: Whether all LoRA are to have the same rank.
 
     Returns:
         Notes for the user, and the largest difference of a logit.
@@ -47,11 +50,12 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
 
     model = trained.attached_model()
     plan = plan_adapter(model, trained.structure, values_of(model))
+    plan = with_one_rank(plan) if one_rank else plan
     expected = logits_of(model)
     check_padding(expected)
-    with _quiet():
+    with quiet():
         adapted = peft.get_peft_model(detach(model), make_config(plan, trained.structure))
-        _check_names(adapted, plan)
+        check_names(adapted, plan)
         fill(adapted, plan)
         save_adapter(adapted, folder)
         notes = (_size_note(trained, plan, folder), *plan.notes)
@@ -60,7 +64,7 @@ def write_peft(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]:
         (folder / "README.md").write_text(text, encoding="utf-8")
         steps = _ways(trained, plan, folder)
         difference = max(
-            compare(expected, logits_of(_tried(step, load)), step) for step, load in steps.items()
+            compare(expected, logits_of(tried(step, load)), step) for step, load in steps.items()
         )
     if plan.unmergeable:
         notes += (
@@ -86,7 +90,7 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
     def by_peft() -> Any:
         with LOADING:
             model = peft.PeftModel.from_pretrained(trained.fresh_model(), folder)
-        _check_names(model, plan)
+        check_names(model, plan)
         return model
 
     def by_auto_class() -> Any:
@@ -117,7 +121,7 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
     return ways if plan.unmergeable else ways | {"merged, saved and loaded again": merged}
 
 
-def _tried(step: str, load: Callable[[], nn.Module]) -> nn.Module:
+def tried(step: str, load: Callable[[], nn.Module]) -> nn.Module:
     """What a step gives, or its error in our words."""
     try:
         return load()
@@ -132,7 +136,7 @@ def _tried(step: str, load: Callable[[], nn.Module]) -> nn.Module:
         ) from error
 
 
-def _check_names(model: nn.Module, plan: AdapterPlan) -> None:
+def check_names(model: nn.Module, plan: AdapterPlan) -> None:
     """Refuse an adapter that touches other modules than the structure does, or with other ranks."""
     from peft.utils import ModulesToSaveWrapper
 
@@ -159,7 +163,7 @@ def _check_names(model: nn.Module, plan: AdapterPlan) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the remarks of PEFT and transformers on what the notes say."""
     from transformers.utils import logging
 

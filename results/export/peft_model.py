@@ -32,8 +32,9 @@ def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
     """The PEFT configuration of a plan."""
     import peft
 
+    facts = facts_of(structure.task_type)
     common = {
-        "task_type": facts_of(structure.task_type).peft_type,
+        "task_type": facts.peft_type if plan.head or not facts.has_head else None,
         "base_model_name_or_path": split_gguf(locate(structure.backbone.path))[0],
         "revision": structure.backbone.revision,
         "target_modules": f"^(?:{'|'.join(re.escape(m.path) for m in plan.modules)})$",
@@ -45,8 +46,10 @@ def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
         inputs = [re.escape(m.path) for m in plan.modules if m.feed_forward]
         pattern = f"^(?:{'|'.join(inputs)})$" if inputs else []
         return peft.IA3Config(**common, feedforward_modules=pattern)
-    ranks = {_pattern(m.path): m.rank for m in plan.modules}
     first = plan.modules[0].rank
+    ranks = {_pattern(m.path): m.rank for m in plan.modules}
+    if {*ranks.values()} == {first}:  # servers that know one rank refuse patterns
+        ranks = {}
     return peft.LoraConfig(
         **common,
         r=first,

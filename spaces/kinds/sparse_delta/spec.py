@@ -47,7 +47,7 @@ class SparseDelta(Kind):
 
     name: ClassVar[str] = "sparse_delta"
     not_in_peft: ClassVar[str] = (
-        "PEFT has no adapter of any number of single entries; SHiRA fixes it by a rank"
+        "PEFT's SHiRA stores values alone: it draws their places anew from a seed, and their number is a rank's"
     )
     smallest: Count = 16
     factor: Count = 4

@@ -38,7 +38,7 @@ def export(
         ExportFormat,
         typer.Option(
             "--to",
-            help="structure.json and weights; an adapter folder for PEFT; or a merged, smaller model.",
+            help="structure.json and weights; adapters for PEFT or llama.cpp; or a merged, smaller model.",
         ),
     ] = ExportFormat.spec,
     also: Annotated[
