@@ -107,12 +107,12 @@ def _scan_family(
     family: Family, modules: Mapping[str, nn.Module], config: Any
 ) -> Iterator[Position]:
     for stack in family.stacks:
-        heads = _heads_of(family, getattr(config, stack.config) if stack.config else config)
+        own = getattr(config, stack.config) if stack.config else config
         number = 0
         while f"{stack.layers}.{number}" in modules:
-            repeats = stack.repeats(config, number) if stack.repeats is not None else 1
+            repeats = stack.repeats(own, number) if stack.repeats is not None else 1
             prefix = f"{stack.layers}.{number}."
-            layer = _Layer(family, modules, config, prefix, number, repeats)
+            layer = _Layer(family, modules, own, prefix, number, repeats)
             for suffix, path in stack.paths.items():
                 yield from _positions(f"{stack.prefix}layers.{number}.{suffix}", path, layer)
             number += 1
