@@ -98,6 +98,9 @@ TIERS = {
         test_train test_training_loops test_transfer test_two_budgets
         test_unknown_family test_unusual_models test_uploads test_webhooks test_weight_mask
         test_weight_mask_candidates test_weight_mask_gates test_weight_mask_merge""",
+        test_train test_training_loops test_transfer test_tutorials test_two_budgets
+        test_unknown_family test_uploads test_webhooks test_weight_mask test_weight_mask_candidates
+        test_weight_mask_gates test_weight_mask_merge""",
     ),
 }
 """Tier -> seconds that a test may take, and its files; all others are unit tests, and may take a minute."""

@@ -1,5 +1,5 @@
 """Blocks of code in the README and the guide: studies are valid, commands are taken by the parser, Python compiles and
-imports what exists. A block that is not tried says why in a comment before it.
+imports what exists. A block that is not tried says why in a comment before it. The tutorials' are run: test_tutorials.
 """
 
 from __future__ import annotations
