@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sparsearch.errors import ConfigError
+from sparsearch.results.store.connection.urls import absolute_url
 
 __all__ = [
     "READ_TOKEN",
@@ -96,6 +97,7 @@ class ServiceSettings:
     webhook_secret: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "db", absolute_url(self.db))  # drivers run in folders of their own
         object.__setattr__(self, "launches", self.launches.resolve())
         object.__setattr__(self, "roots", tuple(root.resolve() for root in self.roots))
         problems = [

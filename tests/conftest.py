@@ -79,28 +79,18 @@ TIERS = {
     "integration": (
         180,
         """test_access test_adapters test_architecture test_artefacts test_bad_input test_bilevel test_checkpoint
-        test_checkpoint_export test_cli_best test_cli_database test_cli_export test_cli_reading
-        test_cli_run test_cli_usage test_copying test_data test_documents test_elsewhere test_estimate test_events
-        test_examples test_export test_export_conformance test_export_use test_fuzz test_gguf_study
-        test_gradient_guard test_gradients test_growth test_identity test_image_study test_kinds test_language_study
-        test_cli_run test_cli_usage test_code_blocks test_copying test_data test_documents test_elsewhere
+        test_checkpoint_export test_cli_best test_cli_database test_cli_export test_cli_reading test_cli_run
+        test_cli_usage test_code_blocks test_copying test_data test_documents test_elsewhere test_estimate
         test_events test_examples test_export test_export_conformance test_export_use test_fuzz test_gguf_study
-        test_gradient_guard test_gradients test_growth test_identity test_kinds test_language_study
-        test_late_tickets test_limits test_masking test_merge test_migrations test_model_folder
-        test_model_parts test_model_state test_optuna_loop test_other_hooks test_outer_study
-        test_plugins test_prefix test_reading test_remove_units test_server_option test_site test_slim
-        test_sparse_delta test_sparse_delta_supports test_store test_study test_study_driver
-        test_study_exports test_study_report test_support test_task_identity test_task_studies
-        test_model_parts test_model_state test_notebook test_optuna_loop test_other_hooks test_outer_study
-        test_plugins test_prefix test_reading test_remove_units test_server_option test_slim
-        test_sparse_delta test_sparse_delta_supports test_store test_structure_callback test_study
-        test_study_driver test_study_exports test_study_report test_support test_task_identity test_task_studies
-        test_train test_training_loops test_transfer test_two_budgets
-        test_unknown_family test_unusual_models test_uploads test_webhooks test_weight_mask
-        test_weight_mask_candidates test_weight_mask_gates test_weight_mask_merge""",
-        test_train test_training_loops test_transfer test_tutorials test_two_budgets
-        test_unknown_family test_uploads test_webhooks test_weight_mask test_weight_mask_candidates
-        test_weight_mask_gates test_weight_mask_merge""",
+        test_gradient_guard test_gradients test_growth test_identity test_image_study test_kinds test_language_study
+        test_late_tickets test_limits test_masking test_merge test_migrations test_model_folder test_model_parts
+        test_model_state test_notebook test_optuna_loop test_other_hooks test_outer_study test_plugins test_prefix
+        test_reading test_remove_units test_server_option test_site test_slim test_sparse_delta
+        test_sparse_delta_supports test_store test_structure_callback test_study test_study_driver
+        test_study_exports test_study_report test_support test_task_identity test_task_studies test_train
+        test_training_loops test_transfer test_tutorials test_two_budgets test_unknown_family test_unusual_models
+        test_uploads test_webhooks test_weight_mask test_weight_mask_candidates test_weight_mask_gates
+        test_weight_mask_merge""",
     ),
 }
 """Tier -> seconds that a test may take, and its files; all others are unit tests, and may take a minute."""

@@ -142,7 +142,7 @@ def test_a_model_without_a_causal_head_is_refused(build, tiny_folder, done, tmp_
     [
         (
             {"label": "answer"},
-            "label is no key of type 'causal-lm'; it has completion, max_new_tokens",
+            "label is no key of type 'causal-lm'; it has completion, max_length, max_new_tokens",
         ),
         ({"completion": None}, "give prompt and completion, or text, or messages"),
         ({"text": "question"}, "give prompt and completion, or text, or messages"),

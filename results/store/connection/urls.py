@@ -10,7 +10,7 @@ from sqlalchemy.exc import ArgumentError
 
 from sparsearch.errors import StoreError
 
-__all__ = ["has_password", "parse_url", "to_paste", "without_password"]
+__all__ = ["absolute_url", "has_password", "parse_url", "to_paste", "without_password"]
 
 _FORMS = "write sqlite:///FILE, the path of a file, or postgresql://USER@HOST/DATABASE"
 _ENCODE = (
@@ -80,6 +80,22 @@ def parse_url(url: str | Path) -> URL:
         _check_plain(parsed)
         return parsed
     raise StoreError(f"database {without_password(url)} is neither SQLite nor PostgreSQL", _FORMS)
+
+
+def absolute_url(url: str) -> str:
+    """The same database from any folder: the path of an SQLite file is made absolute.
+
+    >>> absolute_url("postgresql://host/db")
+    'postgresql://host/db'
+
+    Raises:
+        StoreError: As ``parse_url``.
+    """
+    parsed = parse_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return url
+    whole = parsed.set(database=str(Path(parsed.database).absolute()))
+    return whole.render_as_string(hide_password=False)
 
 
 def _check_plain(url: URL) -> None:

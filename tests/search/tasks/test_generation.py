@@ -55,8 +55,8 @@ def written_by(model, prompts, precision="fp32"):
 @torch.no_grad()
 def token_by_token(model, prompt):
     """The likeliest tokens, without padding and without a cache."""
-    ids, found = prompt[None], []
-    while len(found) < NEW and 3 not in found:
+    ids, found, ends = prompt[None], [], {3, model.config.eos_token_id}
+    while len(found) < NEW and ends.isdisjoint(found):
         token = model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
         found.append(int(token))
         ids = torch.cat([ids, token[None, None]], dim=1)

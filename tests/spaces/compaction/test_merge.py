@@ -25,6 +25,7 @@ from tests.helpers.logits import logits
 OPTIONS = {
     "sparse_delta": {"smallest": 4, "steps": 2},
     "lora": {"max_rank": 3},
+    "dora": {"rank": 2},
     "spectral": {"block": 2, "max_blocks": 3},
     "lora_xs": {"smallest": 2, "steps": 2},
     "vera": {"rank": 5},
@@ -38,6 +39,7 @@ KEPT = {
     "adapter": make_kind("adapter", {"bottleneck": 3}),
     "parallel": make_kind("adapter", {"bottleneck": 3, "parallel": True}),
     "low_rank_adapter": make_kind("low_rank_adapter", {"reduction": 8}),
+    "compacter": make_kind("compacter", {"bottleneck": 4, "division": 2}),
 }
 NO_BIASES = ("llama", "t5")
 """Families whose norms cannot have a bias, and whose linears have none."""

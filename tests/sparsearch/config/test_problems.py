@@ -12,7 +12,7 @@ from sparsearch.errors import ConfigError
 
 KEYS = {  # a section, and keys of it that a message must list
     "": "name, model, task",
-    "task.data": "path, name, data_files, splits",
+    "task.data": "path, callable, name, data_files, splits",
     "search.probe": "score, rows, cut",
     "workers": "runner, address, device",
     "outer": "sampler, trials, tune",
