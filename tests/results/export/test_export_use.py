@@ -34,6 +34,8 @@ from sparsearch.spaces.kinds import Kind
 from tests.conftest import WORDS
 from tests.helpers.exported import furthest, logits_of, padded_batch, train_on
 
+ANY_TASK = [f for f in ExportFormat if f not in (ExportFormat.peft_set, ExportFormat.gguf_lora)]
+"""Formats that hold any task in one folder; ``test_adapters.py`` has the others."""
 LORA = {"lora": {"max_rank": 2}}
 TEXTS = ["good film", "bad", "the song was very sad"]
 LEFT_BEHIND = [
@@ -85,7 +87,7 @@ def model_of(to, folder, base):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("settings", LEFT_BEHIND, ids=["multi-label", "regression", "none"])
 @pytest.mark.parametrize("classes", [("no", "perhaps", "yes"), ()], ids=["classes", "number"])
-@pytest.mark.parametrize("to", [*ExportFormat])
+@pytest.mark.parametrize("to", ANY_TASK)
 def test_a_pipeline_gives_the_studys_scores_whatever_task_the_base_had(
     to, classes, settings, on_disk, randomise, tmp_path, monkeypatch
 ):
@@ -119,7 +121,7 @@ def test_a_pipeline_gives_the_studys_scores_whatever_task_the_base_had(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
-@pytest.mark.parametrize("to", [*ExportFormat])
+@pytest.mark.parametrize("to", ANY_TASK)
 def test_the_padding_of_the_training_travels_with_every_format(
     to, family, on_disk, randomise, tmp_path
 ):
@@ -138,7 +140,7 @@ def test_the_padding_of_the_training_travels_with_every_format(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("to", [*ExportFormat])
+@pytest.mark.parametrize("to", ANY_TASK)
 def test_positions_that_begin_behind_the_padding_token_stay_where_they_are(
     to, on_disk, randomise, tmp_path
 ):
@@ -151,7 +153,7 @@ def test_positions_that_begin_behind_the_padding_token_stay_where_they_are(
     assert furthest(logits_of(model), case.logits) < 1e-5
 
 
-@pytest.mark.parametrize("to", [*ExportFormat])
+@pytest.mark.parametrize("to", ANY_TASK)
 def test_a_model_without_any_padding_token_says_so(to, build, randomise, tmp_path):
     build("gpt2", pad_token_id=None).save_pretrained(tmp_path / "base")
     case = train_on(tmp_path / "base", LORA, randomise, pad=0)
@@ -178,7 +180,7 @@ def test_the_readme_of_an_adapter_runs_as_it_is_written(on_disk, randomise, tmp_
 # What is compared
 
 
-@pytest.mark.parametrize("to", [*ExportFormat])
+@pytest.mark.parametrize("to", ANY_TASK)
 def test_a_folder_that_holds_another_backbone_by_now_is_refused(to, build, randomise, tmp_path):
     build("bert").save_pretrained(tmp_path / "base")
     case = train_on(tmp_path / "base", LORA, randomise)
@@ -216,7 +218,7 @@ def test_a_kind_that_the_adapter_does_not_know_is_refused(build, randomise, tmp_
 # Where it is written
 
 
-@pytest.mark.parametrize("to", [*ExportFormat])
+@pytest.mark.parametrize("to", ANY_TASK)
 def test_a_link_to_an_empty_folder_is_filled(to, build, randomise, tmp_path):
     build("bert").save_pretrained(tmp_path / "base")
     case = train_on(tmp_path / "base", LORA, randomise)
