@@ -97,7 +97,9 @@ class ServiceSettings:
     webhook_secret: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "db", absolute_url(self.db))  # drivers run in folders of their own
+        object.__setattr__(
+            self, "db", absolute_url(self.db)
+        )  # drivers run in folders of their own
         object.__setattr__(self, "launches", self.launches.resolve())
         object.__setattr__(self, "roots", tuple(root.resolve() for root in self.roots))
         problems = [

@@ -25,10 +25,11 @@ API = "/api/v1"
 
 
 @pytest.fixture
-def settings(tmp_path, tiny_folder, tiny_data):
-    url = f"sqlite:///{tmp_path / 'launched.db'}"
+def settings(tmp_path, tiny_folder, tiny_data, monkeypatch):
+    """The database's path starts in this folder, which is not the one that drivers run in."""
+    monkeypatch.chdir(tmp_path)
     roots = (tiny_folder, tiny_data)
-    return ServiceSettings(url, launches=tmp_path / "launches", roots=roots)
+    return ServiceSettings("sqlite:///launched.db", launches=tmp_path / "launches", roots=roots)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def write_gguf_lora(trained: Trained, folder: Path) -> tuple[tuple[str, ...], fl
     expected = logits_of(model)
     check_padding(expected)
     _write(folder / FILE, plan, names, model)
-    notes = write_task(model.config, trained.tokenizer, folder)
+    notes = write_task(model.config, trained.structure.task_type, trained.processor, folder)
     again = trained.fresh_model()
     _add(again, folder / FILE, names)
     difference = compare(expected, logits_of(again), "read again and added to the weights")

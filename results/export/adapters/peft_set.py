@@ -87,7 +87,7 @@ def write_peft_set(trained: Trained, folder: Path) -> tuple[tuple[str, ...], flo
             check_names(adapted, plan)
             fill(adapted, plan)
             save_adapter(adapted, folder / name)
-        notes = write_task(model.config, trained.tokenizer, folder)
+        notes = write_task(model.config, trained.structure.task_type, trained.processor, folder)
         text = _readme(trained, [*plans])
         (folder / "README.md").write_text(text, encoding="utf-8")
         loaded = tried(

@@ -203,7 +203,9 @@ def test_a_peft_adapter_of_it_computes_the_same(variant, model, inputs, tmp_path
     """
     linears = [p.name for p in positions_of(model) if p.role == "linear"]
     on = [name for name in linears if ".ffn.shared." not in name or name.endswith("router")]
-    if any(p.role == "expert" for p in positions_of(model)):  # PEFT takes dense layers beside them for theirs
+    if any(
+        p.role == "expert" for p in positions_of(model)
+    ):  # PEFT takes dense layers beside them for theirs
         on = [name for name in on if not name.endswith((".ffn.gate", ".ffn.up", ".ffn.down"))]
     kinds = {"lora": {"max_rank": 2, "on": on}} | ({"lnfit": {}} if variant != "olmo" else {})
     whole = copy.deepcopy(model)
