@@ -108,5 +108,7 @@ def test_a_strategy_that_explains_one_text_a_row_is_refused(study, tmp_path):
     data = write_rows(tmp_path, dict.fromkeys(("train", "validation", "test"), (ROW, OTHER)))
     study["task"] = {"type": "multiple-choice", "data": data, "context": "c", "choices": "e"}
     study["search"] = {"strategy": "linearised"}
-    with pytest.raises(ConfigError, match="for other task types search with s3pet, or probe"):
+    with pytest.raises(
+        ConfigError, match="cannot take that of this task type apart: search with s3pet"
+    ):
         check_study(study)

@@ -32,7 +32,7 @@ def test_gates_fade_bands_of_the_smallest_weights(build):
     z = torch.tensor([0.1, 0.2, 0.0, 0.5, 1.0, 0.3])
     (masked,) = attachment.masked
     with attachment.gated(z):
-        found = masked.used(attachment.slots[0]).flatten()[order]
+        found = masked.used(attachment.slots[0].position).flatten()[order]
     edges = [share_of(2048, band) for band in range(BANDS + 1)]
     for band, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
         gate = float(z[band]) if band < 6 else 0.0
