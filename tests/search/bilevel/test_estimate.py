@@ -101,7 +101,7 @@ def test_the_command_shows_both_ways(tmp_path):
     assert whole["flops"] == pytest.approx(4 * dense, rel=0.2)  # two passes, forward and backward
     assert whole["step_seconds"] == pytest.approx(whole["flops"] / whole["flops_per_second"])
     shown = " ".join(call("space", str(tmp_path), "--estimate").out.split())
-    assert "train.checkpointing" in shown and "32 rows of 128 tokens" in shown
+    assert "checkpointing 0.00" in shown and "32 rows of 128 tokens" in shown
 
 
 def test_an_encoder_decoder_is_estimated(tmp_path):

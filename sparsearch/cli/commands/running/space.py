@@ -127,14 +127,14 @@ def estimate_table(needs: Mapping[str, SearchEstimate], rows: int, tokens: int) 
     for name, one in needs.items():
         parts = one.weight_bytes, one.module_bytes, one.activation_bytes, one.peak_bytes
         sizes = [f"{size / 2**30:.2f}" for size in parts]
-        named = "as it is" if name == "default" else "train.checkpointing"
+        named = "as it is" if name == "default" else name
         table.add_row(named, *sizes, f"{one.flops / 1e12:.3g}", f"{one.step_seconds:.3g}")
     rate = next(iter(needs.values())).flops_per_second / 1e9
     return Group(
         table,
         Text(
-            f"sizes in GiB; a step of first order, {rows} rows of {tokens} tokens; seconds at the {rate:,.0f} GFLOP/s that this machine "
-            "has just shown; the program itself, the data and a language model's head come on top"
+            f"sizes in GiB; a step of first order, {rows} rows of {tokens} tokens; seconds at the {rate:,.0f} GFLOP/s "
+            "that this machine has just shown; checkpointing is train.checkpointing: true; the program itself, the data and a language model's head come on top"
         ),
     )
 
