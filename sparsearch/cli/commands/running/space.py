@@ -134,7 +134,8 @@ def estimate_table(needs: Mapping[str, SearchEstimate], rows: int, tokens: int) 
         table,
         Text(
             f"sizes in GiB; a step of first order, {rows} rows of {tokens} tokens; seconds at the {rate:,.0f} GFLOP/s "
-            "that this machine has just shown; checkpointing is train.checkpointing: true; the program itself, the data and a language model's head come on top"
+            "that this machine has just shown; checkpointing is train.checkpointing: true; "
+            "the program itself, the data and a language model's head come on top"
         ),
     )
 
