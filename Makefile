@@ -45,8 +45,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	touch $@
 
 links:  # mypy does not follow an editable install: show it the rooms under their import names
-	rm -rf .types && mkdir -p .types/sparsearch
-	ln -s $(foreach f,$(wildcard sparsearch/*) $(ROOMS),../../$(f)) .types/sparsearch/
+	mkdir -p .types/sparsearch  # two runs of make may do this at once
+	ln -sf $(foreach f,$(wildcard sparsearch/*) $(ROOMS),../../$(f)) .types/sparsearch/
 
 wheel: $(STAMP)
 	rm -rf build dist
