@@ -38,7 +38,6 @@ Method = Literal["lora", "dora", "ia3", "beft"]
 
 _SAVED_BY_PEFT = ("classifier", "score")
 """Ends of the names of modules that PEFT saves whole with every sequence classifier, unasked."""
-_AS_LORA = {"lora", "spectral", "lora_xs", "vera"}
 _NAMED = 4
 
 
@@ -235,7 +234,7 @@ def _basis_notes(structure: Structure) -> tuple[str, ...]:
     return tuple(
         f"PEFT has no {name} units: they are written as LoRA of the same rank, all of which would train"
         for name in KINDS
-        if name in kinds and KINDS[name].low_rank is not Kind.low_rank
+        if name in kinds and name != "lora" and _is_lora(name)
     )
 
 
@@ -274,7 +273,7 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
             reason = reasons[candidate.kind]
         elif candidate.base_kind == "ia3" and kinds != {"ia3"}:
             reason = "PEFT saves no mix of IA3 with others"
-        elif candidate.base_kind == "dora" and kinds & _AS_LORA:
+        elif candidate.base_kind == "dora" and any(map(_is_lora, kinds)):
             reason = "PEFT makes either all LoRA of an adapter DoRA, or none"
         elif candidate.base_kind == "bitfit" and position.role == "linear" and "dora" in kinds:
             reason = "PEFT has no bias beside DoRA"
@@ -282,7 +281,7 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
             reason = "this norm has no bias"
         elif position.in_weight:
             reason = "a weight that is no linear's, which this export does not write"
-        elif experts and kinds & _AS_LORA and _taken_for_expert(position):
+        elif experts and any(map(_is_lora, kinds)) and _taken_for_expert(position):
             reason = "beside experts, PEFT takes a linear of this name for one of theirs"
         else:
             continue
@@ -294,6 +293,11 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
             "export --to spec holds everything, --to checkpoint is a merged model; for PEFT search with lora, "
             "bitfit and lnfit, bitfit only on norms that have a bias",
         )
+
+
+def _is_lora(kind: str) -> bool:
+    """Whether units of a kind are written as LoRA."""
+    return kind == "lora" or KINDS[kind].low_rank is not Kind.low_rank
 
 
 def _taken_for_expert(position: Position) -> bool:

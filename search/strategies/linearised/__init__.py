@@ -4,7 +4,8 @@
 |---|---|
 | strategy | `Linearised`, the strategy |
 | joint | the order in which candidates are selected, from rows to the last one; start here |
-| directions | which residuals are explained, and along which few directions each candidate's values move |
+| explained | which numbers of a row, or of its tokens, the model explains, and how they should change |
+| directions | along which few directions each candidate's values move |
 | jacobian | how each row's outputs change along these directions, summed into least squares |
 | forward_selection | groups of columns, one after the other, by the drop of held-out loss per byte |
 """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsearch.config.train import TrainConfig
 from sparsearch.search.bilevel.supernet import Supernet, candidate_parts
-from sparsearch.search.strategies.linearised.explained import Explained
+from sparsearch.search.strategies.linearised.explained import NO_RANK, Explained
 from sparsearch.search.tasks.task import token_batches
 from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.optimiser import rate_of_each
@@ -28,9 +28,6 @@ Move = dict[Tensor, Tensor]
 
 _TOKENS = 2048
 """Tokens of a batch at most. A pass over few tokens takes almost as long as one over many, with so many units."""
-
-_RANK = 1e-9
-"""Share of the largest eigenvalue below which one counts as zero."""
 
 
 def find_directions(
@@ -107,6 +104,6 @@ def _leading(values: Tensor, count: int) -> Tensor:
     """(count, rows) weights whose products with values (rows, n) are its leading right singular vectors, or zero."""
     eigenvalues, vectors = torch.linalg.eigh((values @ values.T).double())
     norms = eigenvalues.clamp_min(0).sqrt()
-    usable = eigenvalues > _RANK * eigenvalues[-1]
+    usable = eigenvalues > NO_RANK * eigenvalues[-1]
     weights = torch.where(usable, vectors / norms.where(usable, torch.ones_like(norms)), 0.0)
     return weights.T.flip(0)[:count].to(values.dtype)

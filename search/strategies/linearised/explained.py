@@ -15,9 +15,9 @@ from sparsearch.search.tasks.types.base import TokenTask
 from sparsearch.search.tasks.types.sequence import SequenceTask
 from sparsearch.search.training.evaluate import forward, predict
 
-__all__ = ["Explained", "OutputsOfRows", "OutputsOfTokens", "explain", "main_outputs"]
+__all__ = ["NO_RANK", "Explained", "OutputsOfRows", "OutputsOfTokens", "explain", "main_outputs"]
 
-_RANK = 1e-9
+NO_RANK = 1e-9
 """Share of the largest eigenvalue below which one counts as zero."""
 
 
@@ -201,6 +201,6 @@ def main_outputs(residuals: Tensor, most: int) -> Tensor:
             [0.7071]])
     """
     values, vectors = torch.linalg.eigh(residuals.double().T @ residuals.double())
-    count = int((values > _RANK * values[-1]).sum())
+    count = int((values > NO_RANK * values[-1]).sum())
     main: Tensor = vectors[:, -max(1, min(most, count)) :].flip(1)
     return main.float()

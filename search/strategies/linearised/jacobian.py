@@ -32,10 +32,11 @@ _TOKENS = 512
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a unit: what it read, and the zeros that were added to what it wrote."""
+    """One call of a unit: what it read, also of its linear, and the zeros that were added to what it wrote."""
 
     unit: int
     read: Tensor
+    host: tuple[Tensor, ...]
     added: Tensor
 
 
@@ -114,7 +115,9 @@ def _written(unit: nn.Module, call: _Call, gates: int) -> list[Tensor]:
     """What each candidate of a unit writes, the others closed: (rows, values written in a row)."""
     x = call.read.to(next(unit.parameters()).dtype)
     each: Sequence[Tensor | None] = [None] if gates == 1 else list(torch.eye(gates).to(x))
-    changes = [unit.forward(x, gate).expand(call.added.shape).flatten(1) for gate in each]
+    changes = [
+        unit.forward(x, gate, *call.host).expand(call.added.shape).flatten(1) for gate in each
+    ]
     return [change.to(call.added.dtype) for change in changes]
 
 
@@ -135,7 +138,8 @@ def _recorded(slots: Sequence[AttachedUnit], rows: int) -> Iterator[list[_Call]]
         if slot.unit.constant:
             shape = (rows, *(1 for _ in x.shape[1:-1]), change.shape[-1])
         added = torch.zeros(shape, device=x.device, requires_grad=True)
-        calls.append(_Call(number, x.detach(), added))
+        host = tuple(seen.detach() for seen in args[2:])
+        calls.append(_Call(number, x.detach(), host, added))
         return change + added
 
     handles = [

@@ -40,6 +40,12 @@ KINDS = {
     "sparse_delta": {"smallest": 4, "steps": 2},
     "spectral": {"block": 4, "max_blocks": 2, "directions": "seed"},
 }
+OTHERS = {
+    "dora": {"rank": 2},
+    "lora_xs": {"smallest": 2, "steps": 2},
+    "vera": {"rank": 4},
+    "compacter": {"bottleneck": 4, "division": 2},
+}
 
 
 def over(problem, kinds):
@@ -50,10 +56,14 @@ def over(problem, kinds):
     return dataclasses.replace(problem, space=space, start=lambda: starts.get(0, aligning))
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt2", "llama"])
+@pytest.fixture(
+    scope="module",
+    params=[("bert", KINDS), ("gpt2", KINDS), ("llama", KINDS | OTHERS)],
+    ids=lambda param: param[0],
+)
 def linear(request):
     """A problem with every kind that attaches, its supernet, what is explained and directions."""
-    problem = over(make_problem(make_model, request.param), KINDS)
+    problem = over(make_problem(make_model, request.param[0]), request.param[1])
     supernet = open_supernet(problem, seed=0, warm=True)
     (explained,) = explain(supernet, problem.task, [problem.task.train], most=8, seed=0)
     moves = find_directions(supernet, explained, 2, problem.train)
