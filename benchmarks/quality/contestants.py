@@ -132,6 +132,10 @@ BYTES = {
     "lora-qv": _uniform("lora-qv", "lora", 4),
     "lnfit": _uniform("lnfit", "lnfit", 4),
     "bitfit": _uniform("bitfit", "bitfit", 4),
+    "ia3": _uniform("ia3", "ia3", 4),
+    "lora-mlp": _uniform("lora-mlp", "lora", 4),
+    "lora-xs": _uniform("lora-xs", "lora_xs", 4),
+    "vera": _uniform("vera", "vera", 4),
     # The same in other precisions, and one switch turned each.
     "lora-qv-2": _uniform("lora-qv", "lora", 2),
     "lnfit-2": _uniform("lnfit", "lnfit", 2),

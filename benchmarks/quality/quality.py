@@ -108,7 +108,12 @@ class Judge:
             "space": {"preset": "fine"},
             "budgets": {self.limit: list(FRONT)},
             # The defaults, whatever the preset says: multiples are of these.
-            "train": {"epochs": arguments.epochs, "lr": LR, "kind_lr": KIND_LR},
+            "train": {
+                "epochs": arguments.epochs,
+                "precision": arguments.precision,
+                "lr": LR,
+                "kind_lr": KIND_LR,
+            },
             "search": {"steps": arguments.steps},
         }
         session = open_session(self._config({}))
@@ -168,6 +173,7 @@ class Judge:
             "seconds": round(time.monotonic() - started, 2),
             "rows": len(session.task.train),
             "epochs": session.config.train.epochs,
+            "precision": session.config.train.precision,
             "steps": session.config.search.steps,
             "threads": torch.get_num_threads(),
             "environment": asdict(environment()),
@@ -353,6 +359,7 @@ def main() -> int:
         "--rows", type=int, default=2000, help="of the training split, the first ones"
     )
     run.add_argument("--epochs", type=int, default=2)
+    run.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     run.add_argument("--steps", type=int, default=100, help="of a search")
     run.add_argument("--threads", type=int, default=1)
     run.add_argument("--out", default="quality.jsonl")

@@ -7,6 +7,7 @@ above: a value of zero stays zero, so that a new unit is still the identity.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -23,6 +24,7 @@ __all__ = [
     "packed_values",
     "round_values",
     "rounded_tensors",
+    "settled",
     "take_packed",
     "trained_tensors",
     "unpack",
@@ -126,6 +128,25 @@ def rounded_tensors(unit: nn.Module) -> list[tuple[nn.Parameter, Rounding]]:
         for name, rounding in module.named_children()
         if isinstance(rounding, Rounding)
     ]
+
+
+@torch.no_grad()
+def settled(unit: nn.Module) -> nn.Module:
+    """A copy of a unit whose values are rounded once and for all; it shares the unit's buffers, and trains nothing."""
+    copied = copy.deepcopy(unit, {id(buffer): buffer for buffer in unit.buffers()})
+    for module in list(copied.modules()):
+        names = [
+            name.removesuffix(_ROUNDING)
+            for name, child in module.named_children()
+            if isinstance(child, Rounding)
+        ]
+        values = [getattr(module, name) for name in names]
+        if names:
+            module.__class__ = type(module).__bases__[0]
+        for name, value in zip(names, values, strict=True):
+            del module._parameters[name + _LATENT], module._modules[name + _ROUNDING]
+            module.register_parameter(name, nn.Parameter(value))
+    return copied.requires_grad_(False)
 
 
 def trained_tensors(unit: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

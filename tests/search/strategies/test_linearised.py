@@ -16,7 +16,11 @@ from sparsearch.search.strategies.linearised.forward_selection import (
     LeastSquares,
     forward_selection,
 )
-from sparsearch.search.strategies.linearised.jacobian import jacobian_columns, least_squares
+from sparsearch.search.strategies.linearised.jacobian import (
+    jacobian_columns,
+    least_squares,
+    moved_units,
+)
 from sparsearch.search.strategies.registry import rank
 from sparsearch.search.strategies.supernet_start import open_supernet
 from sparsearch.search.tasks.task import Split, batches, token_batches
@@ -75,7 +79,7 @@ def test_columns_are_the_derivatives_of_a_models_own_outputs(linear):
     problem, supernet, explained, moves = linear
     (move,), z = moves, torch.zeros(len(problem.space.candidates))
     batch = next(iter(batches(problem.task.train, 4, torch.device("cpu"))))
-    found = jacobian_columns(supernet, batch, explained, moves)
+    found = jacobian_columns(supernet, batch, explained, moved_units(supernet, moves))
     reach = found.abs().amax(dim=(0, 1))
     assert (reach > 1e-6).double().mean() > 0.8  # biases of keys change nothing
     differences = []
@@ -119,7 +123,11 @@ def test_normal_equations_are_the_sums_of_all_rows(linear):
     problem, supernet, explained, moves = linear
     rows = problem.task.train
     (batch,) = batches(rows, len(rows), torch.device("cpu"))
-    columns = jacobian_columns(supernet, batch, explained, moves).flatten(0, 1).double()
+    columns = (
+        jacobian_columns(supernet, batch, explained, moved_units(supernet, moves))
+        .flatten(0, 1)
+        .double()
+    )
     targets = explained.targets(batch).flatten().double()
     found = least_squares(supernet, explained, moves)
     scale = float(found.gram.diagonal().max())

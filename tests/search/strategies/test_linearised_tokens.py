@@ -15,7 +15,11 @@ from sparsearch.config.study import SearchConfig, TrainConfig
 from sparsearch.search.strategies.base import RankingContext
 from sparsearch.search.strategies.linearised.directions import find_directions
 from sparsearch.search.strategies.linearised.explained import OutputsOfTokens, explain
-from sparsearch.search.strategies.linearised.jacobian import jacobian_columns, least_squares
+from sparsearch.search.strategies.linearised.jacobian import (
+    jacobian_columns,
+    least_squares,
+    moved_units,
+)
 from sparsearch.search.strategies.registry import rank
 from sparsearch.search.strategies.supernet_start import open_supernet
 from sparsearch.search.tasks.task import Split, Task, batches
@@ -102,7 +106,7 @@ def test_columns_are_the_derivatives_of_the_losses(problem, supernet):
     (explained,) = explain(supernet, problem.task, [problem.task.train], most=3, seed=0)
     move = find_directions(supernet, explained, 1, problem.train)
     (batch,) = batches(problem.task.train, ROWS, CPU)
-    found = jacobian_columns(supernet, batch, explained, move)
+    found = jacobian_columns(supernet, batch, explained, moved_units(supernet, move))
     z = torch.zeros(len(problem.space.candidates))
     with torch.no_grad(), supernet.attachment.gated(z):
         for parameter, change in move[0].items():
@@ -142,7 +146,7 @@ def test_where_each_token_has_a_number_of_its_own_the_normal_equations_are_exact
     moves = find_directions(supernet, explained, 2, problem.train)
     found = least_squares(supernet, explained, moves)
     (batch,) = batches(problem.task.train, ROWS, CPU)
-    columns = jacobian_columns(supernet, batch, explained, moves).double()
+    columns = jacobian_columns(supernet, batch, explained, moved_units(supernet, moves)).double()
     tokens = columns[:, 1:].flatten(0, 1)
     scale = float(found.gram.diagonal().max())
     assert torch.allclose(found.gram * ROWS, tokens.T @ tokens, rtol=1e-3, atol=1e-5 * scale)

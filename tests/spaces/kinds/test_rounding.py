@@ -13,7 +13,7 @@ from sparsearch.spaces.attachment.weights_file import HEAD, load_weights, values
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.kinds import make_kind
-from sparsearch.spaces.kinds.rounding import Rounding, pack, rounded_tensors, unpack
+from sparsearch.spaces.kinds.rounding import Rounding, pack, rounded_tensors, settled, unpack
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import Structure, make_structure
 from tests.conftest import make_inputs, make_model
@@ -92,6 +92,23 @@ def test_the_values_computed_with_are_few(model, identity, kind, options):
     made_again = ("rows", "cols", *((".A", ".B") if kind == "vera" else ()))
     for name in names - {n for n in names if n.endswith(made_again)}:
         assert len(values_of(model)[name].unique()) <= 3, name
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize(("kind", "options"), ROUNDED)
+def test_a_settled_copy_computes_the_same_and_rounds_no_more(model, identity, kind, options, bits):
+    attach(model, structure_of(model, identity, kind, options, bits))
+    move(model)
+    inputs = make_inputs()
+    expected = model(**inputs).logits
+    for slot in attachment_of(model).slots:
+        unit, slot.unit = slot.unit, settled(slot.unit)
+        assert not any(isinstance(module, Rounding) for module in slot.unit.modules())
+        assert not any(parameter.requires_grad for parameter in slot.unit.parameters())
+        rounded = {id(b) for _, rounding in rounded_tensors(unit) for b in rounding.buffers()}
+        shared = [b for b in unit.buffers() if id(b) not in rounded]
+        assert all(a is b for a, b in zip(shared, slot.unit.buffers(), strict=True))
+    assert torch.equal(model(**inputs).logits, expected)
 
 
 def test_merging_folds_what_was_computed_with(build, identity):
