@@ -13,6 +13,7 @@ from sparsearch.spaces.backbone.parameters import (
     family_name,
     positions_of,
 )
+from sparsearch.spaces.backbone.quantised.weights import full_count
 from sparsearch.spaces.families.generic import opaque_modules
 from sparsearch.spaces.families.position import MATRICES, Position
 from sparsearch.spaces.families.registry import FAMILIES, family_of
@@ -164,7 +165,7 @@ def _own(path: str, module: nn.Module) -> tuple[What, int] | None:
     own = dict(module.named_parameters(recurse=False))
     weight = own.get("weight")
     if isinstance(module, Conv1D) or (weight is not None and hasattr(module, "in_features")):
-        return "linear", sum(p.numel() for p in own.values())
+        return "linear", sum(map(full_count, own.values()))
     if weight is not None and weight.ndim == 1:
         return "norm", sum(p.numel() for p in own.values())
     count = sum(p.numel() for p in own.values())

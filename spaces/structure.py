@@ -249,6 +249,7 @@ class _BackboneDocument(_Strict):
     config_hash: str
     weight_fingerprint: str
     params: int
+    quantisation: dict[str, bool | int | float | str | list[str]] | None = None
 
 
 class _CandidateDocument(_Strict):

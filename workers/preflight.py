@@ -21,10 +21,12 @@ from sparsearch.spaces.backbone.loading import (
     locate,
     skeleton,
 )
+from sparsearch.spaces.backbone.quantised.settings import check_installed
 from sparsearch.spaces.budget import Budget, resolve_all
 from sparsearch.spaces.candidate import Candidate
 from sparsearch.spaces.coverage import Unreached, describe_unreached, find_unreached
 from sparsearch.spaces.space import Space
+from sparsearch.workers.preflight_quantised import quantised_problems
 from sparsearch.workers.preflight_summary import Feasibility, PreflightSummary
 from sparsearch.workers.resources import worker_problems
 from sparsearch.workers.trials.session import space_of
@@ -113,6 +115,8 @@ def check_study(
             most = reader.most_tokens(settings, processor, lambda: bare)
             tokens = reader.row_tokens(tokens, processor, most)
             reader.check(path, settings, processor)
+            if model.quantise is not None:
+                check_installed()
         except ConfigError as error:
             problems += [p if p.startswith("space") else f"space: {p}" for p in error.problems]
         except SparsearchError as error:
@@ -181,6 +185,7 @@ def _misfits(config: StudyConfig, space: Space) -> list[str]:
     chosen = [find_strategy(s) for s in strategies]
     problems = [problem for s in chosen for problem in s.check(space)]
     problems += [problem for s in chosen for problem in s.check_study(config, space)]
+    problems += quantised_problems(config, space)
     if not config.train.backbone:
         return problems
     others = sorted({c.kind for c in space.candidates if not c.which})

@@ -37,6 +37,9 @@ from sparsearch.spaces.structure import Structure
 __all__ = ["ExportReport", "check_target", "export", "save", "write_spec"]
 
 
+_PLAIN = (ExportFormat.checkpoint, ExportFormat.gguf_lora)
+"""Formats that are checked by merging."""
+
 Writer = Callable[[Path], tuple[tuple[str, ...], float]]
 """Fills a folder; gives notes for the user, and the largest difference of a logit."""
 
@@ -78,6 +81,11 @@ def export(
         raise ExportError(
             f"what this structure leaves of the backbone was fine-tuned as a whole; {to} holds attached modules",
             "export it with --to checkpoint",
+        )
+    if to in _PLAIN and best.structure.backbone.quantisation is not None:
+        raise ExportError(
+            f"{to} adds what was trained to the backbone's weights, and these are quantised",
+            "export it with --to spec or --to peft, which load onto a backbone quantised likewise",
         )
     writers: dict[str, Writer] = {
         ExportFormat.spec: lambda folder: _write_spec(trained, folder),

@@ -165,7 +165,7 @@ def plan_adapter(
     method = _method(model, linears, head)
     notes += _bias_notes(method, linears) + _basis_notes(structure)
     plan = AdapterPlan(method, linears, norms, head, scale, notes)
-    return replace(plan, unmergeable=_unmergeable(plan))
+    return replace(plan, unmergeable=_unmergeable(plan, structure))
 
 
 def with_one_rank(plan: AdapterPlan) -> AdapterPlan:
@@ -215,7 +215,11 @@ def _method(
     return "beft" if biases_alone and plain and not _composite(head) else "lora"
 
 
-def _unmergeable(plan: AdapterPlan) -> str:
+def _unmergeable(plan: AdapterPlan, structure: Structure) -> str:
+    if structure.backbone.quantisation is not None:
+        return (
+            "the base model is quantised, and what was trained would be rounded with its weights"
+        )
     without = sum(not m.has_bias for m in plan.modules) if plan.with_bias else 0
     if without:
         return f"{without} of the adapted linears have no bias that could take the trained one"

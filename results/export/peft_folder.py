@@ -24,6 +24,7 @@ from sparsearch.spaces.attachment.attach import detach
 from sparsearch.spaces.attachment.weights_file import values_of
 from sparsearch.spaces.backbone.loading import gguf_keywords, load_model
 from sparsearch.spaces.backbone.loading_lock import LOADING
+from sparsearch.spaces.backbone.quantised.settings import loading_keywords
 
 __all__ = ["check_names", "quiet", "tried", "write_peft"]
 
@@ -58,7 +59,7 @@ def write_peft(
         check_names(adapted, plan)
         fill(adapted, plan)
         save_adapter(adapted, folder)
-        notes = (_size_note(trained, plan, folder), *plan.notes)
+        notes = (_size_note(trained, plan, folder), *plan.notes, *_quantised_note(trained))
         notes += write_task(model.config, trained.structure.task_type, trained.processor, folder)
         text = readme(trained, plan, notes, peft.__version__)
         (folder / "README.md").write_text(text, encoding="utf-8")
@@ -67,9 +68,9 @@ def write_peft(
             compare(expected, logits_of(tried(step, load)), step) for step, load in steps.items()
         )
     if plan.unmergeable:
-        notes += (
-            f"PEFT cannot merge it: {plan.unmergeable}; --to checkpoint writes the merged model",
-        )
+        plain = trained.structure.backbone.quantisation is None
+        instead = "; --to checkpoint writes the merged model" if plain else ""
+        notes += (f"PEFT cannot merge it: {plan.unmergeable}{instead}",)
     settings = f"{trained.facts.settings} in {TASK_CONFIG}"
     return (f"{settings}; load it as README.md says", *notes), difference
 
@@ -81,6 +82,16 @@ def _size_note(trained: Trained, plan: AdapterPlan, folder: Path) -> str:
     adapter = sum(tensor.nbytes for tensor in tensors.values()) - head
     stored = trained.structure.stored_bytes
     return f"the adapter's tensors take {adapter:,} bytes, the head apart; the structure stores {stored:,}"
+
+
+def _quantised_note(trained: Trained) -> tuple[str, ...]:
+    """What bitsandbytes does by itself on some CPUs."""
+    if not (trained.structure.backbone.quantisation or {}).get("load_in_4bit"):
+        return ()
+    return (
+        "on a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first evaluation: logits then change in "
+        "their third digit, and no training goes on from there",
+    )
 
 
 def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callable[[], Any]]:
@@ -97,6 +108,7 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
         auto: Any = getattr(peft, trained.facts.auto_peft_model)
         with LOADING:
             how = task_keywords(folder, trained.structure.task_type) | gguf_keywords(trained.base)
+            how |= loading_keywords(trained.structure.backbone.quantisation)
             return auto.from_pretrained(folder, **how)
 
     def by_transformers() -> Any:

@@ -11,18 +11,18 @@ from sparsearch.results.export.trained import Trained
 from sparsearch.spaces.backbone.folder import split_gguf
 from sparsearch.spaces.backbone.inputs.readers import READERS
 
-__all__ = ["readme"]
+__all__ = ["loading_code", "readme"]
 
 _LOADING = """\
 The base model's folder does not know the task: {settings} in `{config}`. `{folder}` is the path of this folder.
 
 ```python
 from peft import {auto_peft_model}, PeftModel
-from transformers import AutoConfig, {auto_model}{gguf_import}
+from transformers import AutoConfig, {auto_model}{how_import}
 
 config = AutoConfig.from_pretrained("{folder}/{config}")
 base = {auto_model}.from_pretrained(
-    {base}, {revision}{gguf}config=config, dtype="float32", ignore_mismatched_sizes=True
+    {base}, {revision}{how}config=config, dtype="float32", ignore_mismatched_sizes=True
 )
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 ```
@@ -35,7 +35,7 @@ In one step:
 names = {names}
 task = {{name: getattr(config, name) for name in names}}
 model = {auto_peft_model}.from_pretrained(
-    "{folder}", {gguf}**task, dtype="float32", ignore_mismatched_sizes=True
+    "{folder}", {how}**task, dtype="float32", ignore_mismatched_sizes=True
 )
 ```
 """
@@ -49,15 +49,15 @@ _LOADING_WITHOUT_HEAD = """\
 
 ```python
 from peft import {auto_peft_model}, PeftModel
-from transformers import AutoConfig, {auto_model}, AutoTokenizer{gguf_import}
+from transformers import AutoConfig, {auto_model}, AutoTokenizer{how_import}
 
 config = AutoConfig.from_pretrained("{folder}/{config}")
-base = {auto_model}.from_pretrained({base}, {revision}{gguf}config=config, dtype="float32")
+base = {auto_model}.from_pretrained({base}, {revision}{how}config=config, dtype="float32")
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-In one step: `{auto_peft_model}.from_pretrained("{folder}", {gguf}pad_token_id=config.pad_token_id, dtype="float32")`.
+In one step: `{auto_peft_model}.from_pretrained("{folder}", {how}pad_token_id=config.pad_token_id, dtype="float32")`.
 `base.load_adapter("{folder}")` of transformers does it in place; call `base.eval()` then.
 """
 _GGUF = "gguf_file={}, quantization_config=GgufConfig(dequantize=True), "
@@ -65,8 +65,9 @@ _MERGED = """\
 `model.merge_and_unload().save_pretrained("merged")` gives a plain transformers model of the same logits.
 """
 _NOT_MERGED = """\
-PEFT {version} cannot merge it: {reason}. Use `sparsearch export {hash} --to checkpoint` for a merged model.
+PEFT {version} cannot merge it: {reason}.{instead}
 """
+_CHECKPOINT = " Use `sparsearch export {} --to checkpoint` for a merged model."
 
 
 def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: str) -> str:
@@ -81,7 +82,7 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
     from transformers.pipelines import SUPPORTED_TASKS
 
     structure, backbone, facts = trained.structure, trained.structure.backbone, trained.facts
-    base, gguf = split_gguf(trained.base)
+    base, (how, how_import) = split_gguf(trained.base)[0], loading_code(trained)
     runs = facts.pipeline in SUPPORTED_TASKS
     head = (
         f", {len(plan.norms)} norms and the task's head"
@@ -113,13 +114,19 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
             else "",
             folder="adapter",
             base=json.dumps(base),
-            gguf=_GGUF.format(json.dumps(gguf)) if gguf else "",
-            gguf_import=", GgufConfig" if gguf else "",
+            how=how,
+            how_import=how_import,
             revision=f"revision={json.dumps(backbone.revision)}, " if backbone.revision else "",
         ),
         "## Merging",
         "",
-        _NOT_MERGED.format(version=version, reason=plan.unmergeable, hash=structure.hash[:12])
+        _NOT_MERGED.format(
+            version=version,
+            reason=plan.unmergeable,
+            instead=_CHECKPOINT.format(structure.hash[:12])
+            if backbone.quantisation is None
+            else "",
+        )
         if plan.unmergeable
         else _MERGED,
         "## What to know",
@@ -127,6 +134,16 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
         *(f"- {note[0].upper()}{note[1:]}." for note in (*notes, *_limits(plan))),
     ]
     return "\n".join(lines) + "\n"
+
+
+def loading_code(trained: Trained) -> tuple[str, str]:
+    """Keywords that load the base model from its file or in its bits, as code, and what to import for them."""
+    if gguf := split_gguf(trained.base)[1]:
+        return _GGUF.format(json.dumps(gguf)), ", GgufConfig"
+    if (quantisation := trained.structure.backbone.quantisation) is None:
+        return "", ""
+    settings = ", ".join(f"{name}={value!r}" for name, value in quantisation.items())
+    return f"quantization_config=BitsAndBytesConfig({settings}), ", ", BitsAndBytesConfig"
 
 
 def _task(trained: Trained) -> Iterator[str]:

@@ -6,6 +6,7 @@ earlier task may have left its own in the backbone's folder.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ def write_task(config: Any, trained_for: str, processor: Any, folder: Path) -> t
     Returns:
         Notes for the user.
     """
-    config.to_json_file(folder / TASK_CONFIG)
+    written = copy.deepcopy(config)
+    vars(written).pop(
+        "quantization_config", None
+    )  # in a file it says how the weights beside it are
+    written.to_json_file(folder / TASK_CONFIG)
     if processor is not None:
         processor.save_pretrained(folder)
     return READERS[facts_of(trained_for).reads].notes(config, processor)

@@ -117,6 +117,7 @@ class Trained:
             revision=self.structure.backbone.revision,
             num_labels=self.facts.outputs(self.classes),
             auto_model=self.facts.auto_model,
+            quantisation=self.structure.backbone.quantisation,
         )
         check_structure(model, self.structure)
         set_task(model.config, self.structure.task_type, self.classes, self.processor)
@@ -135,6 +136,7 @@ class Trained:
             revision=self.structure.backbone.revision,
             config=AutoConfig.from_pretrained(config),
             auto_model=self.facts.auto_model,
+            quantisation=self.structure.backbone.quantisation,
         )
 
     def attached_model(self) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparsearch.errors import ExportError
 from sparsearch.spaces.backbone.inputs.samples import reads_text, sample_images
 from sparsearch.spaces.backbone.outputs import output_logits
+from sparsearch.spaces.backbone.quantised.weights import exact_products
 from sparsearch.spaces.families.registry import family_of
 
 __all__ = ["check_padding", "compare", "logits_of", "vocabulary_of"]
@@ -32,6 +33,11 @@ def logits_of(model: nn.Module) -> Tensor:
         logits for each token, those of real tokens: (58, vocabulary) or (29, vocabulary).
     """
     model.eval()
+    with exact_products(model):
+        return _logits_of(model)
+
+
+def _logits_of(model: nn.Module) -> Tensor:
     if not reads_text(model):
         return output_logits(model(**sample_images(model, len(_LENGTHS))))
     pad: Any = getattr(model.config, "pad_token_id", None)

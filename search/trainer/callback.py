@@ -118,7 +118,7 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
                 f"the training goes on from step {state.global_step}, but no structure is attached",
                 "attach structure.json of the checkpoint's folder before train(resume_from_checkpoint=...)",
             )
-        check_state(model)
+        check_state(model, allow={"bitsandbytes"})
         loader = given["train_dataloader"]
         device = next(model.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -6,7 +6,7 @@ submodule of the model, so that any trainer's ``model.parameters()`` sees it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 from sparsearch.spaces.attachment.attachment import Attachment, attachment_of
 from sparsearch.spaces.attachment.changed_weight import leave_out_cuts
 from sparsearch.spaces.attachment.check import check_structure
-from sparsearch.spaces.attachment.hooks import hook
+from sparsearch.spaces.attachment.hooks import Handle, hook
 from sparsearch.spaces.attachment.remade import check_remade
 from sparsearch.spaces.attachment.weights_file import load_weights
 from sparsearch.spaces.backbone.parameters import (
@@ -29,6 +29,8 @@ from sparsearch.spaces.backbone.parameters import (
     language_head_parameters,
     mark_new_pooler,
 )
+from sparsearch.spaces.backbone.quantised.check import check_quantised
+from sparsearch.spaces.backbone.quantised.weights import KeptAsLoaded
 from sparsearch.spaces.backbone.state import check_attachment, check_state
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.kinds import Kind
@@ -57,7 +59,9 @@ def attach_modules(
     Raises:
         ModelStateError: If the model is in a state where nothing can be attached, see ``model_state``.
     """
-    check_state(model)
+    check_state(model, allow={"bitsandbytes"})
+    units = list(units)
+    check_quantised(model, (kind for _, kind, _, _ in units))
     modules = dict(base_of(model).named_modules())
     attachment = Attachment()
     device = next(model.parameters()).device
@@ -69,7 +73,7 @@ def attach_modules(
         attachment.units[slot.key] = unit
         attachment.slots.append(slot)
         attachment.gate_sizes.append(gates)
-    attachment.handles.extend(hook(modules, attachment.slots))
+    attachment.handles.extend(_hook(model, attachment.slots))
     attachment.requires_grad_before = {n: p.requires_grad for n, p in model.named_parameters()}
     for _, parameter in (*backbone_parameters(model), *language_head_parameters(model)):
         parameter.requires_grad_(False)
@@ -178,4 +182,10 @@ def drop(model: nn.Module, units: Collection[AttachedUnit]) -> None:
         del attachment.units[slot.key]
     attachment.slots = [slot for slot, _ in kept]
     attachment.gate_sizes = [size for _, size in kept]
-    attachment.handles = list(hook(dict(base_of(model).named_modules()), attachment.slots))
+    attachment.handles = list(_hook(model, attachment.slots))
+
+
+def _hook(model: nn.Module, slots: Iterable[AttachedUnit]) -> Iterator[Handle]:
+    """What makes units run, and keeps the weights beside them as they are."""
+    yield KeptAsLoaded(model)
+    yield from hook(dict(base_of(model).named_modules()), slots)

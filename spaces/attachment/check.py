@@ -18,6 +18,7 @@ from sparsearch.spaces.backbone.parameters import (
     family_name,
     positions_of,
 )
+from sparsearch.spaces.backbone.quantised.settings import quantisation_of
 from sparsearch.spaces.backbone.state import check_half, check_state
 from sparsearch.spaces.candidate import Candidate, make_candidate
 from sparsearch.spaces.costs import narrowed_positions, recompute_costs
@@ -34,7 +35,7 @@ def check_structure(
     model: nn.Module, structure: Structure
 ) -> list[tuple[Position, Kind, int, int]]:
     """All checks before any change."""
-    check_state(model)
+    check_state(model, allow={"bitsandbytes"})
     check_half(model, (c.position for c in structure.candidates), structure.backbone.params)
     positions = positions_of(model)
     _check_backbone(model, structure.backbone)
@@ -58,11 +59,14 @@ def _check_backbone(model: nn.Module, expected: BackboneId) -> None:
         rounded = (
             "" if dtype.itemsize >= 4 else f"; if they were rounded to {dtype}, cast after attach"
         )
+        hint = f"load the backbone that the structure names, with its original weights{rounded}"
+        if quantisation_of(model) != expected.quantisation:
+            hint = f"load the backbone that the structure names {_how(expected)}"
         raise StructureError(
             f"the structure belongs to another backbone: {expected.family} from {expected.path!r} "
             f"(fingerprint {expected.weight_fingerprint[:12]}), the model is {family} "
             f"(fingerprint {weight_fingerprint(model)[:12]})",
-            f"load the backbone that the structure names, with its original weights{rounded}",
+            hint,
         )
     if not same_settings(hash_settings(model), expected.config_hash):
         raise StructureError(
@@ -71,6 +75,14 @@ def _check_backbone(model: nn.Module, expected: BackboneId) -> None:
             "load the model with the config.json of that backbone: heads, activations, epsilons and positions as "
             "they are there",
         )
+
+
+def _how(expected: BackboneId) -> str:
+    """How the structure's backbone is loaded, where the model's bits are others."""
+    if expected.quantisation is None:
+        return "without quantisation, or search anew on the quantised one"
+    settings = ", ".join(f"{name}={value!r}" for name, value in expected.quantisation.items())
+    return f"with quantization_config=BitsAndBytesConfig({settings})"
 
 
 def _misplaced(candidate: Candidate, kind: Kind, positions: Sequence[Position]) -> Iterator[str]:

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sparsearch.spaces.backbone.parameters import ATTACHED, base_of
+from sparsearch.spaces.backbone.quantised.settings import quantisation_of
+from sparsearch.spaces.backbone.quantised.weights import (
+    KeptAsLoaded,
+    bits_of,
+    is_quantised,
+    quantised_linears,
+)
 from sparsearch.spaces.families.registry import FAMILIES
 
 if TYPE_CHECKING:
@@ -22,6 +29,7 @@ StateName = Literal[
     "replaced",
     "sharded",
     "quantised",
+    "bitsandbytes",
     "integer",
     "offloaded",
     "meta",
@@ -183,13 +191,21 @@ def _quantised(model: nn.Module) -> Iterator[ModelState]:
     from torch import Tensor, nn
 
     way = "load it without quantisation, in float32, bfloat16 or float16"
-    if getattr(model, "is_quantized", False):
+    if quantisation_of(model) is not None:
+        bits = min(bits_of(module.weight) or 0 for _, module in quantised_linears(model))
+        message = f"the model's linears are quantised by bitsandbytes, to {bits} bits: their values are needed here"
+        yield ModelState(
+            "bitsandbytes", message, f"{way}; export --to spec and --to peft keep it quantised"
+        )
+    elif getattr(model, "is_quantized", False):
         method = getattr(model, "quantization_method", "by its loader")
         how = getattr(method, "value", method)
         yield ModelState("quantised", f"the model is quantised ({how})", way)
     for name, module in _modules(base_of(model)):
         kind = type(module)
         described = f"{kind.__module__}.{kind.__name__}"
+        if is_quantised(module._parameters.get("weight")) and quantisation_of(model) is not None:
+            continue
         linear = hasattr(module, "in_features") or hasattr(module, "infeatures")
         if _QUANTISED.search(described) and not described.startswith(_PLAIN):
             yield ModelState("quantised", f"the model is quantised: {name} is a {described}", way)
@@ -203,7 +219,8 @@ def _quantised(model: nn.Module) -> Iterator[ModelState]:
                 f"{_LOAD_ANEW}, and attach before other packages change its layers",
             )
             return
-    for name, tensor in _tensors(model):
+    others = [(n, t) for n, t in _tensors(model) if not is_quantised(t)]
+    for name, tensor in others:
         if type(tensor) not in (nn.Parameter, Tensor) and type(tensor).__name__ != _SHAPES_ALONE:
             yield ModelState(
                 "quantised",
@@ -211,7 +228,7 @@ def _quantised(model: nn.Module) -> Iterator[ModelState]:
                 way,
             )
             return
-    for name, parameter in _tensors(model):
+    for name, parameter in others:
         number = parameter.dtype
         small = number.itemsize < 2 or not number.is_floating_point
         if small and isinstance(parameter, nn.Parameter):
@@ -307,7 +324,8 @@ def _runs_units(module: nn.Module) -> bool:
     """Whether a forward hook of this package, or a forward that it took over, is on a module."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     called = (*hooks, vars(module).get("forward"))
-    return any(str(getattr(f, "__module__", "")).startswith("sparsearch.spaces") for f in called)
+    modules = [str(getattr(f, "__module__", "")) for f in called]
+    return any(m.startswith("sparsearch.spaces") and m != KeptAsLoaded.__module__ for m in modules)
 
 
 FINDERS: tuple[Callable[[nn.Module], Iterator[ModelState]], ...] = (

@@ -131,7 +131,7 @@ def check_config(path: str, config: Any) -> None:
     method = getattr(settings.get("quant_method"), "value", settings.get("quant_method"))
     raise BackboneError(
         f"model.path {path!r}: the model's weights are quantised ({method})",
-        "give the model that it was quantised from",
+        "give the model that it was quantised from; model.quantise: 8 or 4 quantises its linears as it is loaded",
     )
 
 

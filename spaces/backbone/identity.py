@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sparsearch.spaces.backbone.fingerprint import fingerprint, fingerprint_1, fingerprint_2
+from sparsearch.spaces.backbone.quantised.settings import Quantisation, quantisation_of
+from sparsearch.spaces.backbone.quantised.weights import stored_parts
 from sparsearch.spaces.families.registry import family_of
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ _VOLATILE = frozenset(
         "label2id",
         "num_labels",
         "problem_type",
+        "quantization_config",  # the fingerprint sees the weights that it made
         "return_dict",
         "task_specific_params",
         "tie_word_embeddings",
@@ -83,7 +86,8 @@ class BackboneId:
         family: ``config.model_type``.
         config_hash: SHA-256 of the settings that change what it computes, those at their defaults left out.
         weight_fingerprint: Of all its weights, see ``weight_fingerprint``.
-        params: Parameters of the backbone.
+        params: Parameters of the backbone, however few bits each is kept in.
+        quantisation: How bitsandbytes quantised it, see ``quantised.settings``; None where its weights are plain.
     """
 
     path: str
@@ -92,10 +96,12 @@ class BackboneId:
     config_hash: str
     weight_fingerprint: str
     params: int
+    quantisation: Quantisation | None = field(default=None, hash=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return dict(vars(self))
+        plain = {"quantisation"} if self.quantisation is None else set()
+        return {name: value for name, value in vars(self).items() if name not in plain}
 
 
 def identify(model: nn.Module, path: str = "", revision: str | None = None) -> BackboneId:
@@ -107,6 +113,7 @@ def identify(model: nn.Module, path: str = "", revision: str | None = None) -> B
         config_hash=hash_settings(model),
         weight_fingerprint=weight_fingerprint(model),
         params=count_params(model),
+        quantisation=quantisation_of(model),
     )
 
 
@@ -144,7 +151,7 @@ def weight_fingerprint(model: nn.Module, form: str = FORMS[-1]) -> str:
         return "" if digest is None else (form + digest)[:64]
     tensors = dict(_backbone_tensors(model))
     above = {name: tensors.pop(name) for name in list(tensors) if name.startswith("pooler.")}
-    above |= dict(language_head_parameters(model))
+    above |= dict(_with_parts(model, language_head_parameters(model)))
     body = fingerprint(tensors.items())
     if body is None:
         return ""
@@ -181,13 +188,22 @@ def same_settings(config_hash: str, other: str) -> bool:
 
 def _backbone_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Weights of the backbone, and the buffers that are saved with them."""
-    yield from backbone_parameters(model)
+    yield from _with_parts(base_of(model), backbone_parameters(model))
     for path, module in base_of(model).named_modules():
         if f"{path}.".startswith(f"{ATTACHED}."):
             continue
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
                 yield f"{path}.{name}".lstrip("."), buffer
+
+
+def _with_parts(
+    root: nn.Module, named: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Named parameters; of one in 8 or 4 bits its codes and scales."""
+    for name, parameter in named:
+        module = root.get_submodule(name.rpartition(".")[0])
+        yield from stored_parts(name, module, parameter)
 
 
 def _weights_at_positions(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

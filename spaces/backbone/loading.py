@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 from sparsearch.spaces.backbone.parameters import NEW_POOLER, head_parameters, is_pooler
+from sparsearch.spaces.backbone.quantised.settings import Quantisation, loading_keywords
+from sparsearch.spaces.backbone.quantised.weights import KeptAsLoaded
 from sparsearch.spaces.backbone.tokens import pads_as_configured
 
 __all__ = [
@@ -154,8 +156,10 @@ def load_model(
     sha256: str | None = None,
     config: Any | None = None,
     auto_model: str = SEQUENCE_CLASSIFIER,
+    quantisation: Quantisation | None = None,
+    device: str = "cpu",
 ) -> PreTrainedModel:
-    """A pretrained model with the head of a task, in float32 and evaluation mode.
+    """A pretrained model with the head of a task, in float32 and evaluation mode; its linears in fewer bits, if asked.
 
     Args:
         path: Hub id, local folder or GGUF file, as ``locate`` returns it.
@@ -164,9 +168,12 @@ def load_model(
         sha256: If given, the checksum that ``model.safetensors``, or the GGUF file, must have.
         config: In the place of the folder's own, with its own number of labels.
         auto_model: Class of transformers that loads it, as its task type says.
+        quantisation: Of its linears, see ``quantised.settings``.
+        device: Where a quantised model is put, and quantised; a plain one is loaded onto the CPU.
 
     Raises:
-        BackboneError: If it cannot be loaded, its family has no such model, or the checksum differs.
+        BackboneError: If it cannot be loaded, its family has no such model, the checksum differs, or the package that
+            quantises is not installed.
     """
     import torch
     from transformers.utils import logging
@@ -178,6 +185,7 @@ def load_model(
     check_weights(path)
     if sha256 is not None:
         _check_sha256(Path(source) / (gguf or "model.safetensors"), sha256)
+    keywords = loading_keywords(quantisation, device)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -196,6 +204,7 @@ def load_model(
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     **gguf_keywords(path),
+                    **keywords,
                 ),
             )
     finally:
@@ -203,6 +212,7 @@ def load_model(
         if bars:
             logging.enable_progress_bar()
     _check_complete(model, path, report)
+    KeptAsLoaded(model)
     return model.eval()
 
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from sparsearch.spaces.backbone.quantised.weights import full_count
 from sparsearch.spaces.families.position import Position
 from sparsearch.spaces.families.registry import family_of
 from sparsearch.spaces.families.scan import scan
@@ -194,12 +195,12 @@ def _outside(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def count_params(model: nn.Module) -> int:
     """Parameters of the backbone."""
-    return sum(p.numel() for _, p in backbone_parameters(model))
+    return sum(full_count(p) for _, p in backbone_parameters(model))
 
 
 def count_with_pooler(model: nn.Module) -> int:
     """The same with a pooler that the checkpoint lacked, as ``skeleton``, which sees no checkpoint, counts them."""
-    return sum(p.numel() for _, p in _named_without_head(model))
+    return sum(full_count(p) for _, p in _named_without_head(model))
 
 
 def mark_new_pooler(model: nn.Module, params: int) -> None:
@@ -208,7 +209,7 @@ def mark_new_pooler(model: nn.Module, params: int) -> None:
     ``load_model`` sees what a checkpoint lacks; of a model from elsewhere only the numbers tell.
     """
     pooler = {n: p for n, p in model.named_parameters() if is_pooler(n)}
-    if pooler and count_params(model) - sum(p.numel() for p in pooler.values()) == params:
+    if pooler and count_params(model) - sum(map(full_count, pooler.values())) == params:
         setattr(model, NEW_POOLER, frozenset(pooler))
 
 

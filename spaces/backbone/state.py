@@ -21,6 +21,7 @@ from sparsearch.spaces.backbone._states import (
 )
 from sparsearch.spaces.backbone.loading_lock import LOADING
 from sparsearch.spaces.backbone.parameters import ATTACHED, base_of
+from sparsearch.spaces.backbone.quantised.weights import full_count
 from sparsearch.spaces.families.registry import family_of
 
 if TYPE_CHECKING:
@@ -130,4 +131,4 @@ def _whole(config: Any) -> nn.Module:
 
 def _count(modules: Iterable[nn.Module]) -> int:
     """Parameters of modules together, shared ones once."""
-    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+    return sum({id(p): full_count(p) for module in modules for p in module.parameters()}.values())

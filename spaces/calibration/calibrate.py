@@ -57,7 +57,7 @@ def calibrate(
     Example:
         >>> calibrate(model, (model(**batch).loss for batch in loader))  # doctest: +SKIP
     """
-    check_state(model, allow={"attached"})
+    check_state(model, allow={"attached", "bitsandbytes"})
     attachment = attachment_of(model)
     slots = attachment.slots if attachment is not None else []
     aligning = [(slot.position, slot.kind) for slot in slots if slot.kind.aligns]

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from sparsearch.errors import StructureError
+from sparsearch.spaces.backbone.quantised.weights import weight_values
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -142,9 +143,10 @@ def _features(start: int, width: int, runs: int, period: int) -> list[int]:
 def weight_at(position: Position, host: nn.Module, weight: Tensor | None = None) -> Tensor:
     """The position's part of its module's weight, or of a tensor of that shape, as (out, in).
 
-    A view where its output features lie side by side, a copy elsewhere: to change a weight, ``add_to_weight``.
+    A view where its output features lie side by side, a copy elsewhere: to change a weight, ``add_to_weight``. Of a
+    weight in 8 or 4 bits the values that it stands for.
     """
-    own = host.get_parameter(position.parameter) if weight is None else weight
+    own = weight_values(host, position.parameter) if weight is None else weight
     own = own if position.expert is None else own[position.expert]
     return by_output(position, host, own)[position.rows]
 

@@ -49,6 +49,10 @@ class Kind:
     """What its frozen parts are made from, where it has some."""
     not_in_peft: ClassVar[str] = "PEFT has no such adapter"
     """Why PEFT cannot hold it; empty if it can, as ``results.export.peft`` writes it."""
+    not_on_quantised: ClassVar[str] = (
+        "it does not say that it leaves the numbers of a weight alone"
+    )
+    """Why it cannot go to a backbone in 8 or 4 bits; empty if it can: it takes a weight's values from ``weight_at``."""
     mergeable: ClassVar[bool] = True
     """Whether the unit folds into the backbone's weights and then adds no inference FLOPs of its own."""
     default_on: ClassVar[tuple[str, ...]] = ("*",)
@@ -66,6 +70,13 @@ class Kind:
     def aligns(self) -> bool:
         """Whether units have frozen parts that the task chooses, by ``basis``."""
         return False
+
+    @property
+    def why_not_quantised(self) -> str:
+        """Why it cannot go to a backbone in 8 or 4 bits, with its options; empty if it can."""
+        if not self.not_on_quantised and self.aligns and self.statistics == "weight change":
+            return "its options ask for the gradient of a weight, and a quantised one has none"
+        return self.not_on_quantised
 
     def basis(self, position: Position, matrix: Tensor) -> Basis:
         """Frozen parts by a matrix (out, in): the host's weight, its gradient, or its change in a brief fine-tuning."""

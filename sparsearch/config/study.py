@@ -50,6 +50,15 @@ class ModelConfig(Section):
     gguf_file: str | None = Field(default=None, pattern=r"^[^/\\]+\.gguf$")
     revision: str | None = None
     sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+    quantise: Literal[8, 4] | None = None
+
+    @model_validator(mode="after")
+    def _quantised_once(self) -> ModelConfig:
+        if self.quantise is not None and self.gguf_file is not None:
+            raise ValueError(
+                "a GGUF file is unpacked to plain weights: leave quantise out, or give the model itself"
+            )
+        return self
 
     @property
     def location(self) -> str:

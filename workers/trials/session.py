@@ -25,6 +25,8 @@ from sparsearch.spaces.backbone.loading import (
     locate,
     skeleton,
 )
+from sparsearch.spaces.backbone.quantised.settings import Quantisation, quantise_to
+from sparsearch.spaces.backbone.quantised.weights import compute_in
 from sparsearch.spaces.backbone.tokens import vocabulary_of
 from sparsearch.spaces.space import Space, list_space
 from sparsearch.workers.trials.shared_cache import SharedCache
@@ -106,6 +108,8 @@ def load_backbone(
         num_labels=data.num_labels,
         sha256=config.sha256,
         auto_model=auto_model,
+        quantisation=quantisation_for(config, path, auto_model),
+        device=str(device),
     )
     data.behaviour.check_model(model)
     if "input_ids" in data.train.inputs and (vocabulary := vocabulary_of(model)):
@@ -113,7 +117,15 @@ def load_backbone(
             check_vocabulary(name, getattr(data, name).inputs["input_ids"], processor, vocabulary)
     data.behaviour.check_rows(model, data)
     reader.configure(model.config, processor)
-    return model.to(device), identify(model, remembered, config.revision), data
+    model = model if config.quantise else model.to(device)
+    return model, identify(model, remembered, config.revision), data
+
+
+def quantisation_for(config: ModelConfig, path: str, auto_model: str) -> Quantisation | None:
+    """How a study quantises its backbone; None where it does not."""
+    if config.quantise is None:
+        return None
+    return quantise_to(config.quantise, skeleton(path, config.revision, auto_model))
 
 
 def identify_backbone(config: StudyConfig, form: str = FORMS[-1]) -> BackboneId:
@@ -129,6 +141,7 @@ def identify_backbone(config: StudyConfig, form: str = FORMS[-1]) -> BackboneId:
         revision=config.model.revision,
         sha256=config.model.sha256,
         auto_model=config.task.facts.auto_model,
+        quantisation=quantisation_for(config.model, path, config.task.facts.auto_model),
     )
     found = identify(model, remembered, config.model.revision)
     return (
@@ -156,6 +169,8 @@ def open_session(
     device = choose_device(config.workers.device)
     precision = config.train.precision
     model, backbone, task = load_backbone(config.model, config.task, config.folder, device, shelf)
+    if uses_bf16(device, precision):
+        compute_in(model, torch.bfloat16)
     if shelf is not None and device.type == "cpu":
         shelf.share(model, bf16=uses_bf16(device, precision))
     starts = WarmStarts(model, task, config.train, once)

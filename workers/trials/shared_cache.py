@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sparsearch.search.tasks.task import SPLITS, Split, Task
 from sparsearch.search.training.device import castable, remember_cast
 from sparsearch.spaces.backbone.parameters import base_of
+from sparsearch.spaces.backbone.quantised.weights import is_quantised
 
 __all__ = ["SharedCache", "open_shared_cache"]
 
@@ -68,7 +69,8 @@ class SharedCache:
         own = {
             name: p.data
             for name, p in base.named_parameters()
-            if not any(start <= p.data_ptr() < end for start, end in mapped)
+            if not is_quantised(p)  # its module holds it by another name too
+            and not any(start <= p.data_ptr() < end for start, end in mapped)
         }
         views = self._tensors("backbone", own)
         for name, parameter in base.named_parameters():

@@ -12,11 +12,12 @@ import torch
 from sparsearch.config.reader import read_study, validate_study
 from sparsearch.errors import ConfigError, ExportError, StructureError
 from sparsearch.results.export.export import check_target, write_spec
-from sparsearch.search.training.device import choose_device
+from sparsearch.search.training.device import choose_device, uses_bf16
 from sparsearch.search.training.evaluate import evaluate
 from sparsearch.search.training.train import Observer, silent
 from sparsearch.search.training.warm_start import WarmStarts
 from sparsearch.spaces.attachment.weights_file import pack_weights
+from sparsearch.spaces.backbone.quantised.weights import compute_in
 from sparsearch.spaces.structure import Structure
 from sparsearch.workers.trials.fit import Fitting
 from sparsearch.workers.trials.modes import mode_of
@@ -95,6 +96,8 @@ def train_structure(
         torch.set_num_threads(config.workers.threads)
     device = choose_device(config.workers.device)
     model, _, task = load_backbone(config.model, config.task, config.folder, device)
+    if uses_bf16(device, config.train.precision):
+        compute_in(model, torch.bfloat16)
     starts = WarmStarts(model, task, config.train)
     fitting = Fitting(model, task, config.train, starts, config.seeds[0], structure.hash, observe)
     fitting.check_steps()

@@ -11,6 +11,7 @@ from sparsearch.errors import ExportError
 from sparsearch.results.export.peft import AdapterPlan, plan_adapter
 from sparsearch.results.export.peft_folder import check_names, quiet, tried
 from sparsearch.results.export.peft_model import fill, make_config, save_adapter
+from sparsearch.results.export.peft_readme import loading_code
 from sparsearch.results.export.task_config import TASK_CONFIG, write_task
 from sparsearch.results.export.trained import Trained
 from sparsearch.results.export.verify import check_padding, compare, logits_of
@@ -36,10 +37,10 @@ together they compute what was trained. `set` is the path of this folder.
 ```python
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from transformers import AutoConfig, {auto_model}
+from transformers import AutoConfig, {auto_model}{how_import}
 
 config = AutoConfig.from_pretrained("set/{config}")
-model = {auto_model}.from_pretrained({base!r}, config=config, dtype="float32", ignore_mismatched_sizes=True)
+model = {auto_model}.from_pretrained({base!r}, {how}config=config, dtype="float32", ignore_mismatched_sizes=True)
 names = {names}
 for name in names:
     model.load_adapter(f"set/{{name}}", adapter_name=name)
@@ -143,6 +144,7 @@ def _parts(structure: Structure, positions: Sequence[Any]) -> dict[str, Structur
 
 def _readme(trained: Trained, names: list[str]) -> str:
     facts, structure = trained.facts, trained.structure
+    how, how_import = loading_code(trained)
     return _README.format(
         name=facts.model_name,
         count=len(names),
@@ -151,5 +153,7 @@ def _readme(trained: Trained, names: list[str]) -> str:
         auto_model=facts.auto_model,
         config=TASK_CONFIG,
         base=trained.base,
+        how=how,
+        how_import=how_import,
         names=names,
     )

@@ -28,6 +28,7 @@ class Adapter(Kind):
 
     name: ClassVar[str] = "adapter"
     tensors: ClassVar[int] = 4
+    not_on_quantised: ClassVar[str] = ""
     mergeable: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     bottleneck: Count = 24

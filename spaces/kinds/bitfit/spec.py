@@ -21,6 +21,7 @@ class BitFit(Kind):
     """A bias added to a linear's or a norm's output."""
 
     name: ClassVar[str] = "bitfit"
+    not_on_quantised: ClassVar[str] = ""
     not_in_peft: ClassVar[str] = ""
 
     def accepts(self, position: Position) -> bool:

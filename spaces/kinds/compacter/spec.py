@@ -32,6 +32,7 @@ class Compacter(Kind):
 
     name: ClassVar[str] = "compacter"
     tensors: ClassVar[int] = 8
+    not_on_quantised: ClassVar[str] = ""
     mergeable: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     bottleneck: Count = 24

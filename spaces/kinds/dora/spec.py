@@ -30,6 +30,7 @@ class Dora(Kind):
 
     name: ClassVar[str] = "dora"
     tensors: ClassVar[int] = 3
+    not_on_quantised: ClassVar[str] = ""
     not_in_peft: ClassVar[str] = ""
     rank: Count = 4
     alpha: Scale = 16.0

@@ -21,6 +21,7 @@ class IA3(Kind):
     """y -> (1 + scale) * y on a linear's output; on ``ffn.down``, of its input."""
 
     name: ClassVar[str] = "ia3"
+    not_on_quantised: ClassVar[str] = ""
     not_in_peft: ClassVar[str] = ""
     default_on: ClassVar[tuple[str, ...]] = (
         "*.attn.k",

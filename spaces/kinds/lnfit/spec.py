@@ -21,6 +21,7 @@ class LNFit(Kind):
     """delta = gain * normalised(x), so the norm's gain becomes weight + gain."""
 
     name: ClassVar[str] = "lnfit"
+    not_on_quantised: ClassVar[str] = ""
     not_in_peft: ClassVar[str] = ""
 
     def accepts(self, position: Position) -> bool:

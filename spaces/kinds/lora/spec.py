@@ -28,6 +28,7 @@ class Lora(Kind):
 
     name: ClassVar[str] = "lora"
     tensors: ClassVar[int] = 2
+    not_on_quantised: ClassVar[str] = ""
     not_in_peft: ClassVar[str] = ""
     max_rank: Count = 4
     alpha: Scale = 16.0

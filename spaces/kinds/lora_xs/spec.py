@@ -38,6 +38,7 @@ class LoraXS(Kind):
     """
 
     name: ClassVar[str] = "lora_xs"
+    not_on_quantised: ClassVar[str] = ""
     not_in_peft: ClassVar[str] = ""
     smallest: Count = 4
     factor: Count = 2

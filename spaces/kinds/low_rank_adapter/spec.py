@@ -27,6 +27,7 @@ class LowRankAdapter(Kind):
 
     name: ClassVar[str] = "low_rank_adapter"
     tensors: ClassVar[int] = 6
+    not_on_quantised: ClassVar[str] = ""
     mergeable: ClassVar[bool] = False
     default_on: ClassVar[tuple[str, ...]] = ("*.attn", "*.ffn")
     reduction: Count = 32

@@ -31,6 +31,9 @@ class Removal(Kind):
 
     mergeable: ClassVar[bool] = False
     not_in_peft: ClassVar[str] = "PEFT cuts nothing out of a backbone"
+    not_on_quantised: ClassVar[str] = (
+        "rows and columns cannot be taken off weights that share scales"
+    )
     role: ClassVar[KindRole] = "remove"
     statistics: ClassVar[Statistics] = "input covariance"
     compensate: Literal["none", "linear"] = "none"

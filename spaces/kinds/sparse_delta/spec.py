@@ -46,6 +46,7 @@ class SparseDelta(Kind):
     """
 
     name: ClassVar[str] = "sparse_delta"
+    not_on_quantised: ClassVar[str] = ""
     not_in_peft: ClassVar[str] = (
         "PEFT's SHiRA stores values alone: it draws their places anew from a seed, and their number is a rank's"
     )

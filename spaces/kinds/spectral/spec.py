@@ -40,6 +40,7 @@ class Spectral(Kind):
     """
 
     name: ClassVar[str] = "spectral"
+    not_on_quantised: ClassVar[str] = ""
     not_in_peft: ClassVar[str] = ""
     block: Count = 16
     max_blocks: Count = 8

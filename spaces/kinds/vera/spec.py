@@ -30,6 +30,7 @@ class Vera(Kind):
 
     name: ClassVar[str] = "vera"
     tensors: ClassVar[int] = 2
+    not_on_quantised: ClassVar[str] = ""
     not_in_peft: ClassVar[str] = ""
     rank: Count = 256
 

@@ -54,6 +54,9 @@ class WeightMask(Kind):
 
     name: ClassVar[str] = "weight_mask"
     not_in_peft: ClassVar[str] = "PEFT does not change the backbone's weights"
+    not_on_quantised: ClassVar[str] = (
+        "single weights cannot be set to zero where many share a scale"
+    )
     role: ClassVar[KindRole] = "mask"
     statistics: ClassVar[Statistics] = "second moments"
     rank: Annotated[int, Field(ge=0)] = 8
