@@ -17,7 +17,8 @@ def conflicts(places: Places) -> Iterator[str]:
     """What may be cut beside a mask or a rescaled input of the linear that reads it, though they do not go together.
 
     What stands in for a cut does not merge with either, see ``merge``. A pattern groups neighbouring inputs, so
-    that parts of a group cannot go. One problem for each two kinds, with the first position where they meet.
+    that parts of a group cannot go. What computes with heads needs all of them. One problem for each two kinds, with
+    the first position where they meet.
     """
     for removal, cuts in places.items():
         if removal.role != "remove":
@@ -39,6 +40,11 @@ def _may_be_cut(removal: Kind, position: Position) -> bool:
 
 def _problem(removal: Kind, cut: Position, kind: Kind, host: Position) -> str | None:
     """Why a kind at the linear that reads what may be cut does not go with the cut."""
+    if kind.stage(host) == "heads":
+        return (
+            f"space.kinds.{removal.name}: heads of {host.name} may go, with which {kind.name} computes; leave "
+            f"{host.name} or {cut.name} out of one of them with `on`"
+        )
     if removal.aligns and kind.stage(host) in ("input", "mask"):
         return (
             f"space.kinds.{removal.name}.compensate: what stands in for {cut.name} does not merge with {kind.name} at "

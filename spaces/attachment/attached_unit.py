@@ -114,15 +114,39 @@ class AttachedUnit:
     def part_of(self, y: Tensor) -> Tensor:
         """The unit's slice of a fused output."""
         self._check_width(y)
-        end = self.start + self.width // self.runs
-        return y.reshape(*y.shape[:-1], self.runs, -1)[..., self.start : end].flatten(-2)
+        return _slice(y, self.start, self.width, self.runs)
+
+    def see_queries(self, y: Tensor) -> None:
+        """Keep an attention's queries, a slice of a linear's output or all of a norm's, until the heads are done.
+
+        Their linear may run again in the same pass, on relative positions: the first run counts.
+        """
+        queries = self.position.queries
+        if queries is not None and self.seen is None:
+            self.seen = _slice(y, queries.start, queries.features, queries.runs)
+
+    def attend(self, heads: Tensor) -> Tensor:
+        """What the heads put out (..., features) plus the unit's change, by the queries that it saw."""
+        queries, seen = self.position.queries, self.seen
+        assert queries is not None and seen is not None, "queries come before what they find"
+        self._check_features(heads, queries.features)
+        self.seen = None
+        return heads + self.delta(seen.reshape(heads.shape)).to(heads.dtype)
 
     def _check_width(self, y: Tensor) -> None:
         """Refuse an output with fewer features than the unit needs."""
-        least = max(self.start + self.width, self.runs * self.position.period)
+        self._check_features(y, max(self.start + self.width, self.runs * self.position.period))
+
+    def _check_features(self, y: Tensor, least: int) -> None:
         if y.shape[-1] < least:
             raise StructureError(
                 f"{self.kind.name} at {self.position.name} needs {least} output features, "
                 f"and there are {y.shape[-1]}: the linear's output is split, as by tensor parallelism",
                 "merge(model) before its layers are split, or run them whole",
             )
+
+
+def _slice(y: Tensor, start: int, width: int, runs: int) -> Tensor:
+    """Features of a fused output that lie in so many equal runs, the first of them at ``start``."""
+    end = start + width // runs
+    return y.reshape(*y.shape[:-1], runs, -1)[..., start:end].flatten(-2)

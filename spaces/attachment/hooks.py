@@ -136,9 +136,12 @@ class _Norm:
 
 
 class _Host:
-    """The hooks of one backbone module: input units, then cuts, parallel ones with masks, and sequential ones."""
+    """The hooks of one backbone module: units of heads and inputs, cuts, parallel ones with masks, sequential ones."""
 
     def __init__(self) -> None:
+        self.attending: list[AttachedUnit] = []
+        self.asking: list[AttachedUnit] = []
+        self.heads: list[AttachedUnit] = []
         self.before_units: list[AttachedUnit] = []
         self.cutting: list[AttachedUnit] = []
         self.capturing: list[AttachedUnit] = []
@@ -152,13 +155,21 @@ class _Host:
         for slot in _running(self.capturing):
             slot.seen = args[0]
         x = args[0]
+        for slot in _running(self.heads):
+            x = slot.attend(x)
+        start = x
         for slot in _running(self.before_units):
-            x = x + slot.delta(args[0]).to(x.dtype)
+            x = x + slot.delta(start).to(x.dtype)
         for slot in _running(self.cutting):
             x = slot.run(x, slot.gate)
         if any(slot.low_rank is not None for slot in _running(self.parallel)):
             x = _cast_once(x)
         return None if x is args[0] else (x, *args[1:])
+
+    def forget(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """An attention begins: what an interrupted pass left is not for it."""
+        for slot in self.attending:
+            slot.seen = None
 
     def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         y = self.norm.narrowed(output) if self.norm else output
@@ -183,6 +194,8 @@ class _Host:
         z = y
         for slot in _running(self.sequential):
             z = slot.add_to(z, slot.part_of(y))
+        for slot in _running(self.asking):
+            slot.see_queries(z)
         return z
 
     def hook(self, module: nn.Module) -> Iterator[Handle]:
@@ -195,9 +208,11 @@ class _Host:
             self.parallel = [slot for slot in self.parallel if slot not in inside]
             yield ChangedWeight(module, self.masks, inside)
         thin = any(slot.low_rank is not None for slot in self.parallel)
-        if self.before_units or self.cutting or self.capturing or thin:
+        if self.attending:
+            yield module.register_forward_pre_hook(self.forget)
+        if self.heads or self.before_units or self.cutting or self.capturing or thin:
             yield module.register_forward_pre_hook(self.before)
-        if self.parallel or in_norm or self.captured or self.sequential:
+        if self.parallel or in_norm or self.captured or self.sequential or self.asking:
             yield module.register_forward_hook(self.after)
         if in_norm:  # its hooks come after, which asks what was inside
             self.norm = _Norm(module, in_norm)
@@ -222,7 +237,11 @@ def hook(modules: Mapping[str, nn.Module], slots: Iterable[AttachedUnit]) -> Ite
     for slot in slots:
         position, stage = slot.position, slot.kind.stage(slot.position)
         host = hosts.setdefault(position.module, _Host())
-        if stage == "input":
+        if stage == "heads" and position.queries is not None:
+            hosts.setdefault(position.queries.attention, _Host()).attending.append(slot)
+            hosts.setdefault(position.queries.module, _Host()).asking.append(slot)
+            host.heads.append(slot)
+        elif stage == "input":
             host.before_units.append(slot)
         elif stage == "cut":
             host.cutting.append(slot)

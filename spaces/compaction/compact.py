@@ -53,6 +53,7 @@ def compact(model: M, structure: Structure, *, attached: bool = True) -> M:
     if not attached:
         return _cut_plain(model, structure)
     slots = _check_attached(model, structure)
+    _check_heads(slots)
     kept = check_removal(model, units_removed(structure, positions_of(model)))
     merge(model)
     if gone := [slot for slot in slots if slot.kind.role == "remove"]:
@@ -93,6 +94,17 @@ def _cut_plain(model: M, structure: Structure) -> M:
         )
     detach(attach(model, structure))  # for its checks
     return remove_units(model, units_removed(structure, positions_of(model)))
+
+
+def _check_heads(slots: Sequence[AttachedUnit]) -> None:
+    """Nothing may compute with heads that are cut."""
+    cut = {slot.position.module for slot in slots if slot.removal is not None}
+    for slot in slots:
+        if slot.kind.stage(slot.position) == "heads" and slot.position.module in cut:
+            raise StructureError(
+                f"{slot.kind.name} at {slot.position.name} computes with heads that are cut",
+                "leave the model as it is, attached, or choose a structure without one of them",
+            )
 
 
 def _check_attached(model: nn.Module, structure: Structure) -> list[AttachedUnit]:

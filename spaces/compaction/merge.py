@@ -113,7 +113,9 @@ def _check(model: nn.Module, hosts: Mapping[nn.Module, Sequence[AttachedUnit]]) 
 def _problems(module: nn.Module, slots: Sequence[AttachedUnit], shared: bool) -> Iterator[str]:
     """Why units of one host do not fold."""
     kept = [
-        _name(s) for s in slots if not s.kind.mergeable and s.kind.role != "remove"
+        _name(s)
+        for s in slots
+        if not s.kind.mergeable and s.kind.stage(s.position) in ("parallel", "sequential")
     ]  # on the output
     compensated = [_name(s) for s in slots if s.removal is not None and len(s.removal.stand_in)]
     for slot in slots:

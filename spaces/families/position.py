@@ -20,6 +20,7 @@ __all__ = [
     "PRUNABLE",
     "Feed",
     "Position",
+    "Queries",
     "add_to_weight",
     "by_output",
     "find",
@@ -68,6 +69,34 @@ class Feed:
 
 
 @dataclass(frozen=True)
+class Queries:
+    """The queries of an attention, as its scores take them but for rotary positions.
+
+    Attributes:
+        module: Path, under the base model, of what puts them out: a linear, or the norm of queries behind it.
+        attention: Path of the attention itself.
+        start: First output feature inside a fused projection.
+        runs: As in ``Position``.
+        heads: How many heads.
+        key_heads: How many of them have keys of their own; with grouped queries fewer.
+        width: Features of one head.
+    """
+
+    module: str
+    attention: str
+    start: int
+    runs: int
+    heads: int
+    key_heads: int
+    width: int
+
+    @property
+    def features(self) -> int:
+        """Those of all heads together."""
+        return self.heads * self.width
+
+
+@dataclass(frozen=True)
 class Position:
     """One place in a backbone where something can be attached or cut.
 
@@ -96,6 +125,7 @@ class Position:
         expert: Number of the matrix in a weight of several; None where the weight is one.
         transposed: Whether the weight is (in, out).
         scored: Whether its outputs, where they are queries, are scored with the key of every token.
+        queries: Of a block that is an attention with a softmax; None elsewhere.
     """
 
     name: str
@@ -116,6 +146,7 @@ class Position:
     expert: int | None = None
     transposed: bool = False
     scored: bool = True
+    queries: Queries | None = None
 
     @property
     def host(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 from sparsearch.spaces.families.family import Family
 from sparsearch.spaces.families.generic import guess_positions
-from sparsearch.spaces.families.position import Feed, Position, Role, widths
+from sparsearch.spaces.families.position import Feed, Position, Queries, Role, widths
 from sparsearch.spaces.families.registry import FAMILIES
 
 __all__ = [
@@ -113,8 +113,13 @@ def _scan_family(
             repeats = stack.repeats(own, number) if stack.repeats is not None else 1
             prefix = f"{stack.layers}.{number}."
             layer = _Layer(family, modules, own, prefix, number, repeats)
-            for suffix, path in stack.paths.items():
-                yield from _positions(f"{stack.prefix}layers.{number}.{suffix}", path, layer)
+            found = {
+                p.name: p
+                for suffix, path in stack.paths.items()
+                for p in _positions(f"{stack.prefix}layers.{number}.{suffix}", path, layer)
+            }
+            for p in found.values():
+                yield replace(p, queries=_queries(p, found, layer)) if p.role == "block" else p
             number += 1
     for name, path in family.outside.items():
         yield from _positions(name, path, _Layer(family, modules, config))
@@ -252,6 +257,35 @@ def _resolve_block(name: str, path: str, layer: _Layer) -> Position | None:
     return Position(name, "block", leave, entry, layer.index, width, width, repeats=layer.repeats)
 
 
+def _queries(block: Position, found: Mapping[str, Position], layer: _Layer) -> Queries | None:
+    """The queries of a block that is an attention; None elsewhere, and where they are scored with no keys.
+
+    Args:
+        block: Of the layer.
+        found: All positions of the layer, by name.
+        layer: In which they are.
+    """
+    linear, reader = (found.get(f"{block.name}.{part}") for part in "qo")
+    if linear is None or reader is None or not linear.scored:
+        return None
+    if reader.in_features != linear.out_features:
+        return None
+    attention = linear.module.rpartition(".")[0]
+    width = _head_width(attention, layer)
+    heads, keys = linear.out_features // width, found.get(f"{block.name}.k")
+    if keys is not None:
+        key_heads = keys.out_features // width
+    else:  # those of another layer
+        key_heads = heads // int(getattr(layer.modules[attention], "num_key_value_groups", 1))
+    last = found.get(f"{block.name}.q.norm", linear)
+    return Queries(last.module, attention, last.start, last.runs, heads, key_heads, width)
+
+
+def _head_width(attention: str, layer: _Layer) -> int:
+    """Features of one head of the attention at a path."""
+    return int(getattr(layer.modules[attention], "head_dim", 0) or layer.heads.width)
+
+
 def _resolve_cut(name: str, path: str, layer: _Layer) -> Position | None:
     """A place that can be cut."""
     before, _, reader = path.partition(">>")
@@ -275,10 +309,9 @@ def _resolve_cut(name: str, path: str, layer: _Layer) -> Position | None:
     )
     width, out = widths(layer.modules[module])
     role: Role = "heads" if name.endswith("heads") else "neurons"
-    attention = layer.modules[feeds[0].module.rpartition(".")[0]]
     units = width
     if role == "heads":
-        units = feeds[-1].rows // (getattr(attention, "head_dim", 0) or layer.heads.width)
+        units = feeds[-1].rows // _head_width(feeds[0].module.rpartition(".")[0], layer)
     return Position(
         name,
         role,

@@ -24,10 +24,10 @@ KindRole = Literal["attach", "remove", "mask"]
 Statistics = Literal["weight change", "input covariance", "second moments"]
 """What a kind learns from calibration data: how its host's weight would change, or what passes through its host."""
 
-Stage = Literal["input", "cut", "parallel", "mask", "sequential"]
-"""Where a unit acts: on the position's input, as a factor on that, beside it (fed with its input), on its weight
-after what is added to that, or after it (fed with its output). S3PET section 3: y' = f(x) + sum z_k D_k(x), then
-y" = y' + sum z_m D_m(y')."""
+Stage = Literal["heads", "input", "cut", "parallel", "mask", "sequential"]
+"""Where a unit acts: on what an attention's heads put out, fed with its queries; on the position's input, as a factor
+on that, beside it (fed with its input), on its weight after what is added to that, or after it (fed with its output).
+S3PET section 3: y' = f(x) + sum z_k D_k(x), then y" = y' + sum z_m D_m(y')."""
 
 
 class Kind:

@@ -227,6 +227,7 @@ KINDS = Registry(
             "adapter": "adapter.spec:Adapter",
             "compacter": "compacter.spec:Compacter",
             "ia3": "ia3.spec:IA3",
+            "prefix": "prefix.spec:Prefix",
             "heads": "prunable.heads:Heads",
             "neurons": "prunable.neurons:Neurons",
             "weight_mask": "weight_mask.spec:WeightMask",

@@ -17,6 +17,7 @@ TABLE = [
     ("adapter", {"bottleneck": 3, "parallel": True}),
     ("compacter", {"bottleneck": 3, "division": 2}),
     ("ia3", {}),
+    ("prefix", {"max_length": 3}),
     ("sparse_delta", {"smallest": 4, "factor": 3, "steps": 3}),
     ("weight_mask", {"rank": 2, "bands": 4}),
 ]

@@ -98,6 +98,26 @@ def test_columns_are_the_derivatives_of_a_models_own_outputs(linear):
     assert (error < 0.01 * reach + 5e-7).all(), (error / reach).max()
 
 
+def test_columns_of_a_prefix_are_derivatives_along_its_values_where_its_gate_is_open():
+    """Gates stand inside its softmax, so that it is not linear in them."""
+    problem = over(make_problem(make_model, "llama"), {"prefix": {"max_length": 2}})
+    supernet = open_supernet(problem, seed=0, warm=True)
+    (explained,) = explain(supernet, problem.task, [problem.task.train], most=8, seed=0)
+    (move,) = find_directions(supernet, explained, 1, problem.train)
+    batch = next(iter(batches(problem.task.train, 4, torch.device("cpu"))))
+    found = jacobian_columns(supernet, batch, explained, (move,))
+    assert found.shape[-1] == 4 and (found.abs().amax(dim=(0, 1)) > 1e-6).all()
+    for i, gate in enumerate(torch.eye(4)):
+        ends = []
+        with torch.no_grad(), supernet.attachment.gated(gate):
+            for step in (0.1, -0.2, 0.1):
+                for parameter, change in move.items():
+                    parameter += step * change
+                ends.append(explained.outputs(supernet, batch))
+        assert torch.allclose((ends[0] - ends[1]) / 0.2, found[..., i], rtol=0.02, atol=1e-5)
+    supernet.close()
+
+
 def test_directions_are_gradients_as_long_as_a_step_of_adam(linear):
     problem, supernet, _, moves = linear
     (batch,) = batches(problem.task.train, 64, torch.device("cpu"))

@@ -40,7 +40,10 @@ KEPT = {
     "parallel": make_kind("adapter", {"bottleneck": 3, "parallel": True}),
     "low_rank_adapter": make_kind("low_rank_adapter", {"reduction": 8}),
     "compacter": make_kind("compacter", {"bottleneck": 4, "division": 2}),
+    "prefix": make_kind("prefix", {"max_length": 2}),
 }
+INSIDE = ("prefix",)
+"""Those that work inside a block, not on its output."""
 NO_BIASES = ("llama", "t5")
 """Families whose norms cannot have a bias, and whose linears have none."""
 ALLOWED = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -125,7 +128,7 @@ def test_what_does_not_merge_stays_attached_and_trains_on(trained, family, kept,
     def units(model):
         # A rescaled output of a whole block is refused beside its adapter, see below.
         some = units_for(model, *MERGEABLE.values(), KEPT[kept])
-        return [u for u in some if not (u[1] == ia3 and u[0].name.endswith(".o"))]
+        return [u for u in some if kept in INSIDE or u[1] != ia3 or not u[0].name.endswith(".o")]
 
     model, flags = trained(family, units=units)
     attachment = attachment_of(model)
@@ -137,7 +140,7 @@ def test_what_does_not_merge_stays_attached_and_trains_on(trained, family, kept,
     left = weights_of(model)
     assert left.keys() == {n for n in weights if KEPT[kept].name in n or n.startswith("head:")}
     assert all(torch.equal(t, weights[n]) for n, t in left.items())
-    with attachment.gated(torch.zeros(len(stay))):
+    with attachment.gated(torch.zeros(sum(attachment.gate_sizes))):
         closed = logits(model, inputs)
     model(**inputs).logits.sum().backward()
     assert all(p.grad is not None for p in attachment.parameters())
@@ -293,7 +296,7 @@ def test_shifts_of_norms_that_have_no_bias_are_all_named(trained, untouched, fam
     untouched(model, *(f"bitfit at {name} ({norm} has no bias)" for name in norms))
 
 
-@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("kept", [k for k in KEPT if k not in INSIDE])
 def test_a_rescaled_output_that_an_adapter_works_on_is_refused(trained, untouched, kept):
     model, _ = trained("bert", MERGEABLE["ia3"], MERGEABLE["lora"], KEPT[kept])
     name = KEPT[kept].name

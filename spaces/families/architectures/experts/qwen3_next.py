@@ -62,6 +62,7 @@ QWEN3_NEXT = replace(
     recurrent="linear_attn",
     lacks={
         "neurons of experts": EXPERTS_STAY_WIDE,
+        "prefix in linear attention": "it has no softmax over keys; full attention has one",
         "heads of linear attention": "it takes its heads from the config, and one convolution spans them",
         "norm in linear attention": "a gate multiplies what it puts out",
         "convolution, decay and step of linear attention": "they are no matrices by which a token is multiplied",
