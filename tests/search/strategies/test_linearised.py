@@ -105,7 +105,7 @@ def test_columns_of_a_prefix_are_derivatives_along_its_values_where_its_gate_is_
     (explained,) = explain(supernet, problem.task, [problem.task.train], most=8, seed=0)
     (move,) = find_directions(supernet, explained, 1, problem.train)
     batch = next(iter(batches(problem.task.train, 4, torch.device("cpu"))))
-    found = jacobian_columns(supernet, batch, explained, (move,))
+    found = jacobian_columns(supernet, batch, explained, moved_units(supernet, (move,)))
     assert found.shape[-1] == 4 and (found.abs().amax(dim=(0, 1)) > 1e-6).all()
     for i, gate in enumerate(torch.eye(4)):
         ends = []
