@@ -16,6 +16,7 @@ from torch import Tensor
 from sparsearch.config.train import TrainConfig
 from sparsearch.search.bilevel.supernet import Supernet, candidate_parts
 from sparsearch.search.strategies.linearised.explained import NO_RANK, Explained
+from sparsearch.search.strategies.linearised.recording import tokens_of_batch
 from sparsearch.search.tasks.task import token_batches
 from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.search.training.optimiser import rate_of_each
@@ -69,8 +70,9 @@ def _covariances(supernet: Supernet, explained: Explained) -> list[Move]:
         {p: torch.zeros_like(p) for p in parameters} for _ in range(explained.pulls)
     ]
     model.eval()
+    tokens = tokens_of_batch(supernet, _TOKENS)
     with frozen_cast_once(model, supernet.precision):
-        for number, batch in enumerate(token_batches(explained.rows, _TOKENS, device)):
+        for number, batch in enumerate(token_batches(explained.rows, tokens, device)):
             for place, pull in explained.pulled(supernet, batch, number):
                 found = torch.autograd.grad(pull, parameters, retain_graph=True, allow_unused=True)
                 for parameter, gradient in zip(parameters, found, strict=True):

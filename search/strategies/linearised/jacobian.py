@@ -17,7 +17,7 @@ from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.strategies.linearised.directions import Move
 from sparsearch.search.strategies.linearised.explained import Explained
 from sparsearch.search.strategies.linearised.forward_selection import LeastSquares
-from sparsearch.search.strategies.linearised.recording import Call, recorded
+from sparsearch.search.strategies.linearised.recording import Call, recorded, tokens_of_batch
 from sparsearch.search.tasks.task import token_batches
 from sparsearch.search.training.device import frozen_cast_once
 from sparsearch.spaces.kinds.rounding import settled
@@ -25,7 +25,7 @@ from sparsearch.spaces.kinds.rounding import settled
 __all__ = ["jacobian_columns", "least_squares", "moved_units"]
 
 _TOKENS = 512
-"""Tokens of a batch at most: gradients of all explained outputs are held for one batch."""
+"""Tokens of a batch at most."""
 
 
 def least_squares(supernet: Supernet, explained: Explained, moves: Sequence[Move]) -> LeastSquares:
@@ -47,8 +47,9 @@ def least_squares(supernet: Supernet, explained: Explained, moves: Sequence[Move
     target = torch.zeros(columns, dtype=torch.float64, device=device)
     model.eval()
     moved = moved_units(supernet, moves)
+    tokens = tokens_of_batch(supernet, _TOKENS, len(weights))
     with frozen_cast_once(model, supernet.precision):
-        for batch in token_batches(rows, _TOKENS, device):
+        for batch in token_batches(rows, tokens, device):
             found = jacobian_columns(supernet, batch, explained, moved)
             weighted = (found * weights).flatten(0, 1)
             gram += weighted.T @ weighted

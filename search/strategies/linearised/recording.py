@@ -13,7 +13,10 @@ from sparsearch.errors import ModelStateError
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 
-__all__ = ["Call", "recorded"]
+__all__ = ["Call", "recorded", "tokens_of_batch"]
+
+_NUMBERS = 2**28
+"""Numbers that a pass holds of what units write and of its gradients: 1 GiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,22 @@ def recorded(supernet: Supernet, rows: int) -> Iterator[list[Call]]:
             handle.remove()
         for slot, before in zip(slots, idle, strict=True):
             slot.idle = before
+
+
+def tokens_of_batch(supernet: Supernet, most: int, outputs: int | None = None) -> int:
+    """How many tokens of a batch fit into memory.
+
+    Args:
+        supernet: With what is attached.
+        most: Of them, where memory is for more.
+        outputs: Gradients that are held of each place; if None, what each unit writes is held, with its graph.
+    """
+    slots = supernet.attachment.slots
+    if outputs is None:
+        numbers = sum(slot.width for slot in slots)
+    else:
+        numbers = outputs * sum(slots[units[0]].width for units in _places(slots))
+    return max(1, min(most, _NUMBERS // numbers))
 
 
 def _places(slots: Sequence[AttachedUnit]) -> list[tuple[int, ...]]:

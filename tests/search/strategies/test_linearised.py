@@ -9,7 +9,7 @@ import torch
 
 from sparsearch.config.study import TrainConfig
 from sparsearch.errors import ConfigError, ModelStateError
-from sparsearch.search.strategies.linearised import joint
+from sparsearch.search.strategies.linearised import joint, recording
 from sparsearch.search.strategies.linearised.directions import find_directions
 from sparsearch.search.strategies.linearised.explained import explain
 from sparsearch.search.strategies.linearised.forward_selection import (
@@ -21,6 +21,7 @@ from sparsearch.search.strategies.linearised.jacobian import (
     least_squares,
     moved_units,
 )
+from sparsearch.search.strategies.linearised.recording import tokens_of_batch
 from sparsearch.search.strategies.registry import rank
 from sparsearch.search.strategies.supernet_start import open_supernet
 from sparsearch.search.tasks.task import Split, batches, token_batches
@@ -155,6 +156,16 @@ def test_normal_equations_are_the_sums_of_all_rows(linear):
         found.gram * len(rows), columns.T @ columns, rtol=1e-3, atol=1e-5 * scale
     )
     assert torch.allclose(found.target * len(rows), columns.T @ targets, rtol=1e-3, atol=1e-5)
+
+
+def test_batches_shrink_where_much_is_written(linear, monkeypatch):
+    _, supernet, explained, moves = linear
+    whole = least_squares(supernet, explained, moves)
+    monkeypatch.setattr(recording, "_NUMBERS", 2**15)
+    assert tokens_of_batch(supernet, 512) < tokens_of_batch(supernet, 512, outputs=1) < 512
+    shrunk = least_squares(supernet, explained, moves)
+    assert torch.allclose(shrunk.gram, whole.gram, rtol=1e-4)
+    assert torch.allclose(shrunk.target, whole.target, rtol=1e-3, atol=1e-7)
 
 
 def test_batches_hold_as_many_rows_as_fit_into_their_tokens():
