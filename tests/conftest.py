@@ -81,7 +81,8 @@ TIERS = {
         """test_access test_adapters test_architecture test_artefacts test_bad_input test_bilevel test_checkpoint
         test_checkpoint_export test_cli_best test_cli_database test_cli_export test_cli_reading test_cli_run
         test_cli_usage test_code_blocks test_copying test_data test_documents test_elsewhere test_estimate
-        test_events test_examples test_export test_export_conformance test_export_use test_fuzz test_gguf_study
+        test_events test_examples test_expert_adapters
+        test_export test_export_conformance test_export_use test_fuzz test_gguf_study
         test_gradient_guard test_gradients test_growth test_identity test_image_study test_kinds test_language_study
         test_late_tickets test_limits test_masking test_merge test_migrations test_model_folder test_model_parts
         test_model_state test_notebook test_optuna_loop test_other_hooks test_outer_study test_plugins test_prefix

@@ -22,6 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsearch.errors import ExportError
+from sparsearch.results.export.adapters.peft_parameters import (
+    AdaptedParameter,
+    adapted_parameter,
+    not_as_parameter,
+    parameter_notes,
+)
 from sparsearch.spaces.attachment.weights_file import HEAD
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.families.position import Position, find, widths
@@ -92,6 +98,8 @@ class AdapterPlan:
         method: Of PEFT.
         modules: Linears that get an adapter layer.
         norms: Those that are saved whole.
+        parameters: Of experts and routers, which get a LoRA each.
+        named: Whether PEFT is told the modules by their names: of a model with experts it takes a pattern apart.
         head: Tensor name -> trained value of the task head.
         scale: Of every LoRA unit.
         notes: What a user of the adapter should know.
@@ -105,11 +113,18 @@ class AdapterPlan:
     scale: float
     notes: tuple[str, ...] = field(default=())
     unmergeable: str = ""
+    parameters: tuple[AdaptedParameter, ...] = ()
+    named: bool = False
 
     @property
     def low_rank(self) -> bool:
         """Whether PEFT's type is LoRA."""
         return self.method in ("lora", "dora")
+
+    @property
+    def adapted(self) -> tuple[AdaptedModule | AdaptedParameter, ...]:
+        """All that gets a layer of PEFT."""
+        return *self.modules, *self.parameters
 
     @property
     def with_bias(self) -> bool:
@@ -135,26 +150,34 @@ def plan_adapter(
     Raises:
         ExportError: If PEFT cannot express it; the message counts what it cannot, by kind and reason.
     """
-    positions = positions_of(model)
-    _refuse(structure, positions)
+    positions, base = positions_of(model), base_of(model)
+    _refuse(structure, positions, base)
     scale = next((k.alpha for k in structure.kinds if isinstance(k, Lora | Dora)), 1.0)
     paths = {module: name for name, module in model.named_modules()}
     modules: dict[str, AdaptedModule] = {}
+    parameters: dict[str, AdaptedParameter] = {}
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
-        if position.module not in modules:
-            modules[position.module] = _adapted(model, position, paths)
+        if position.in_weight:
+            if position.host not in parameters:
+                module_path = paths[base.get_submodule(position.module)]
+                parameters[position.host] = adapted_parameter(
+                    base, position, module_path, AdaptedModule
+                )
+            module = parameters[position.host].matrices[position.expert or 0]
+        else:
+            module = modules.setdefault(position.module, _adapted(model, position, paths))
         name = f"{candidate.position}:{candidate.kind}."
         unit = {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
         name = candidate.base_kind
         if (product := structure.kind(candidate.kind).low_rank(unit)) is not None:
             name, unit = "lora", {"A": product[0], "B": product[1] / scale}
-        _join(modules[position.module], position, name, unit)
+        _join(module, position, name, unit)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     norms = [m for m in modules.values() if m.is_norm]
     linears = [m for m in modules.values() if not m.is_norm]
     notes = _norm_notes(norms)
-    if not linears:  # PEFT takes no adapter that adapts nothing
+    if not linears and not parameters:  # PEFT takes no adapter that adapts nothing
         first = next(p for p in positions if p.role == "linear")
         linears = [_adapted(model, first, paths)]
         notes += (
@@ -164,7 +187,10 @@ def plan_adapter(
         notes += ("PEFT stores 32 bits a value, and trains on without rounding",)
     method = _method(model, linears, head)
     notes += _bias_notes(method, linears) + _basis_notes(structure)
+    found = tuple(parameters.values())
+    notes += parameter_notes(found)
     plan = AdapterPlan(method, linears, norms, head, scale, notes)
+    plan = replace(plan, parameters=found, named=any(p.in_weight for p in positions))
     return replace(plan, unmergeable=_unmergeable(plan, structure))
 
 
@@ -179,14 +205,15 @@ def with_one_rank(plan: AdapterPlan) -> AdapterPlan:
             f"one rank is of LoRA, and this adapter is PEFT's {plan.method.upper()}",
             "export it with --to peft",
         )
-    rank = max(m.rank for m in plan.modules)
-    padded = sum(m.rank < rank for m in plan.modules)
+    rank = max(m.rank for m in plan.adapted)
+    padded = sum(m.rank < rank for m in plan.adapted)
     note = (
-        f"all LoRA have rank {rank}: {padded} of {len(plan.modules)} are filled up with zeros, which stay zero in "
+        f"all LoRA have rank {rank}: {padded} of {len(plan.adapted)} are filled up with zeros, which stay zero in "
         "training"
     )
     modules = [m.padded(rank) for m in plan.modules]
-    return replace(plan, modules=modules, notes=(*plan.notes, note))
+    parameters = tuple(p.padded(rank) for p in plan.parameters)
+    return replace(plan, modules=modules, parameters=parameters, notes=(*plan.notes, note))
 
 
 def _adapted(
@@ -210,7 +237,7 @@ def _method(
         return "ia3"
     if any(m.magnitude is not None for m in linears):
         return "dora"
-    biases_alone = all(m.A is None and m.bias is not None for m in linears)
+    biases_alone = bool(linears) and all(m.A is None and m.bias is not None for m in linears)
     plain = all(isinstance(model.get_submodule(m.path), nn.Linear) for m in linears)
     return "beft" if biases_alone and plain and not _composite(head) else "lora"
 
@@ -265,12 +292,13 @@ def _norm_notes(norms: Sequence[AdaptedModule]) -> tuple[str, ...]:
     )
 
 
-def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
+def _refuse(structure: Structure, positions: Sequence[Position], base: nn.Module) -> None:
     """Raise for everything that PEFT cannot express: each kind once, with its reason and where it is."""
     kinds = {c.base_kind for c in structure.candidates}
     reasons = {kind.name: kind.not_in_peft for kind in structure.kinds}
     refused: dict[tuple[str, str], list[str]] = {}
     experts = any(p.in_weight for p in positions)
+    in_weight = any(find(positions, c.position).in_weight for c in structure.candidates)
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
         if reasons[candidate.kind]:
@@ -281,10 +309,16 @@ def _refuse(structure: Structure, positions: Sequence[Position]) -> None:
             reason = "PEFT makes either all LoRA of an adapter DoRA, or none"
         elif candidate.base_kind == "bitfit" and position.role == "linear" and "dora" in kinds:
             reason = "PEFT has no bias beside DoRA"
+        elif candidate.base_kind == "bitfit" and position.role == "linear" and in_weight:
+            reason = "PEFT has no bias beside LoRA of experts and routers"
         elif position.role == "norm" and candidate.base_kind == "bitfit" and not position.has_bias:
             reason = "this norm has no bias"
-        elif position.in_weight:
-            reason = "a weight that is no linear's, which this export does not write"
+        elif position.in_weight and not _is_lora(candidate.base_kind):
+            reason = "PEFT changes experts and routers by LoRA alone"
+        elif position.in_weight and (
+            other := not_as_parameter(position, base.get_submodule(position.module))
+        ):
+            reason = other
         elif experts and any(map(_is_lora, kinds)) and _taken_for_expert(position):
             reason = "beside experts, PEFT takes a linear of this name for one of theirs"
         else:

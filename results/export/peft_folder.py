@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sparsearch.errors import ExportError, SparsearchError
+from sparsearch.results.export.adapters.peft_parameters import wrapped_parameters
 from sparsearch.results.export.folders import first_line, write_problem
 from sparsearch.results.export.peft import AdapterPlan, plan_adapter, with_one_rank
 from sparsearch.results.export.peft_model import fill, make_config, save_adapter
@@ -128,8 +129,11 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
     ways: dict[str, Callable[[], Any]] = {
         "loaded by PeftModel": by_peft,
         f"loaded by {trained.facts.auto_peft_model}": by_auto_class,
-        "loaded by transformers' load_adapter": by_transformers,
     }
+    if (
+        not plan.parameters
+    ):  # PEFT refuses such an adapter by its tensors, as transformers loads it
+        ways["loaded by transformers' load_adapter"] = by_transformers
     return ways if plan.unmergeable else ways | {"merged, saved and loaded again": merged}
 
 
@@ -159,15 +163,18 @@ def check_names(model: nn.Module, plan: AdapterPlan) -> None:
         for name, m in modules.items()
         if hasattr(m, "active_adapters") and hasattr(m, "base_layer")
     } - saved
-    planned = {m.path for m in plan.modules}
+    wrapped = wrapped_parameters(modules)
+    adapted = adapted - {n for n, m in modules.items() if m in {*wrapped.values()}} | {*wrapped}
+    planned = {m.path for m in plan.adapted}
     for found, wanted, verb in ((adapted, planned, "adapts"), (saved, set(plan.saved), "saves")):
         if found != wanted:
             raise ExportError(
                 f"PEFT {verb} other modules than the structure: {', '.join(sorted(found ^ wanted)[:4])}",
                 _WITHOUT_PEFT,
             )
-    for module in plan.modules if plan.low_rank else ():
-        rank = modules[module.path].r["default"]
+    layers: dict[str, Any] = {**modules, **wrapped}
+    for module in plan.adapted if plan.low_rank else ():
+        rank = layers[module.path].r["default"]
         if rank != module.rank:
             raise ExportError(
                 f"PEFT gives {module.path} rank {rank}, the structure {module.rank}", _WITHOUT_PEFT

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsearch.config.tasks.types import facts_of
+from sparsearch.results.export.adapters.peft_parameters import fill_parameters
 from sparsearch.results.export.peft import AdaptedModule, AdapterPlan, saved_module
 from sparsearch.spaces.backbone.folder import split_gguf
 from sparsearch.spaces.backbone.loading import locate
@@ -37,7 +38,9 @@ def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
         "task_type": facts.peft_type if plan.head or not facts.has_head else None,
         "base_model_name_or_path": split_gguf(locate(structure.backbone.path))[0],
         "revision": structure.backbone.revision,
-        "target_modules": f"^(?:{'|'.join(re.escape(m.path) for m in plan.modules)})$",
+        "target_modules": [m.path for m in plan.modules]
+        if plan.named
+        else f"^(?:{'|'.join(re.escape(m.path) for m in plan.modules)})$",
         "modules_to_save": plan.saved,
     }
     if plan.method == "beft":
@@ -46,8 +49,8 @@ def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
         inputs = [re.escape(m.path) for m in plan.modules if m.feed_forward]
         pattern = f"^(?:{'|'.join(inputs)})$" if inputs else []
         return peft.IA3Config(**common, feedforward_modules=pattern)
-    first = plan.modules[0].rank
-    ranks = {_pattern(m.path): m.rank for m in plan.modules}
+    first = plan.adapted[0].rank
+    ranks = {_pattern(m.path): m.rank for m in plan.adapted}
     if {*ranks.values()} == {first}:  # servers that know one rank refuse patterns
         ranks = {}
     return peft.LoraConfig(
@@ -56,6 +59,7 @@ def make_config(plan: AdapterPlan, structure: Structure) -> peft.PeftConfig:
         lora_alpha=plan.scale * first,
         rank_pattern=ranks,
         alpha_pattern={name: plan.scale * rank for name, rank in ranks.items()},
+        target_parameters=[p.path for p in plan.parameters] or None,
         lora_dropout=0.0,
         bias="none",
         lora_bias=plan.with_bias,
@@ -76,6 +80,7 @@ def fill(model: nn.Module, plan: AdapterPlan) -> None:
             own = layer.ia3_l if plan.method == "ia3" else layer.beft_bias
             assert vector is not None, "every module of these methods has a vector"
             own["default"].copy_(vector.reshape(own["default"].shape))
+    fill_parameters(modules, [*plan.parameters])
     for m in plan.norms:
         _fill_norm(modules[m.path].modules_to_save["default"], m)
     for name, value in plan.head.items():

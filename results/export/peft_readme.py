@@ -28,7 +28,7 @@ model = PeftModel.from_pretrained(base, "{folder}").eval()
 ```
 
 {pipeline}\
-`base.load_adapter("{folder}")` of transformers does it in place; call `base.eval()` then. It leaves the head trainable.
+{in_place}\
 In one step:
 
 ```python
@@ -58,8 +58,11 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
 In one step: `{auto_peft_model}.from_pretrained("{folder}", {how}pad_token_id=config.pad_token_id, dtype="float32")`.
-`base.load_adapter("{folder}")` of transformers does it in place; call `base.eval()` then.
+{in_place}\
 """
+_IN_PLACE = (
+    '`base.load_adapter("{}")` of transformers does it in place; call `base.eval()` then.{}\n'
+)
 _GGUF = "gguf_file={}, quantization_config=GgufConfig(dequantize=True), "
 _MERGED = """\
 `model.merge_and_unload().save_pretrained("merged")` gives a plain transformers model of the same logits.
@@ -89,13 +92,14 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
         if plan.head
         else f" and {len(plan.norms)} norms"
     )
+    experts = f", {len(plan.parameters)} tensors of experts and routers" if plan.parameters else ""
     header = {"base_model": backbone.path, "library_name": "peft", "pipeline_tag": facts.pipeline}
     lines = [
         *("---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""),
         f"# A {facts.model_name} as a PEFT adapter",
         "",
         f"Structure {structure.hash[:12]} of {backbone.family}, written by sparsearch with PEFT {version} as "
-        f"{plan.method.upper()}: {len(plan.modules)} adapted linears{head}.",
+        f"{plan.method.upper()}: {len(plan.modules)} adapted linears{experts}{head}.",
         "",
         *_task(trained),
         "",
@@ -112,6 +116,11 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
             )
             if runs
             else "",
+            in_place=""
+            if plan.parameters
+            else _IN_PLACE.format(
+                "adapter", " It leaves the head trainable." if facts.has_head else ""
+            ),
             folder="adapter",
             base=json.dumps(base),
             how=how,

@@ -43,7 +43,7 @@ Each kind in each family, tried on a tiny random model of it.
 | mark | means |
 |---|---|
 | A | it attaches without a change of the output, its gates have gradients, it is saved, loaded and taken off again |
-| P | it exports to PEFT, wherever it can go; p: but not on norms, nor on experts (shared ones too) and routers |
+| P | it exports to PEFT, wherever it can go; p: but not on norms, nor on linears of shared experts |
 | M | `merge` folds it into the weights, wherever it can go; m: but not into norms |
 | C | `slim` and `cut_units` take it out of the weights |
 | – | it has no place in this family: [why](#why-something-is-missing) |
@@ -151,7 +151,6 @@ def reasons() -> list[str]:
         "| `bitfit`, `ia3` on experts and routers | what these put out stays inside their module, where nothing can be "
         "added to it; kinds that change the weight alone go there |",
         "| `weight_mask` on routers | they are small, and choose the experts |",
-        "| experts and routers in PEFT | the export writes adapters of linears alone |",
         "| `lora`, `spectral` on shared experts in PEFT | PEFT 0.21 takes linears of such names for the experts |",
     ]
 

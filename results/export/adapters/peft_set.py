@@ -82,6 +82,11 @@ def write_peft_set(trained: Trained, folder: Path) -> tuple[tuple[str, ...], flo
         head = {} if plans else {n: t for n, t in tensors.items() if n.startswith(HEAD)}
         own = {n: t for n, t in tensors.items() if not n.startswith(HEAD)}
         plans[name] = plan_adapter(model, part, own | head), part
+    if any(plan.parameters for plan, _ in plans.values()):
+        raise ExportError(
+            "transformers' load_adapter, by which such a set is loaded, loads no adapter of experts or routers",
+            "export it with --to spec; what is LoRA alone goes with --to peft",
+        )
     with quiet():
         for name, (plan, part) in plans.items():
             adapted = peft.get_peft_model(trained.fresh_model(), make_config(plan, part))
