@@ -182,6 +182,8 @@ def _limits(plan: AdapterPlan) -> Iterator[str]:
             f"`hotswap_adapter` {fails}forgets ranks that differ between modules: "
             "load a fresh model instead"
         )
+    if plan.parameters:
+        yield "Loading it warns that patterns of `rank_pattern` for experts were ignored; they are used all the same"
     if plan.method == "lora" and plan.with_bias:
         yield "Saving or loading it warns of `lora_bias`; the biases are right all the same"
     yield (

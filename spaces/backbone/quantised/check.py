@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sparsearch.errors import ModelStateError
 from sparsearch.spaces.backbone.parameters import head_parameters
@@ -16,18 +16,12 @@ from sparsearch.spaces.backbone.quantised.weights import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from sparsearch.spaces.kinds.base import Kind
+
 __all__ = ["check_quantised", "kind_problems"]
 
 
-class _Kind(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def why_not_quantised(self) -> str: ...
-
-
-def kind_problems(kinds: Iterable[_Kind]) -> list[str]:
+def kind_problems(kinds: Iterable[Kind]) -> list[str]:
     """Each kind that cannot go to a quantised backbone, with its reason."""
     problems = (
         f"{k.name} does not go with a quantised backbone: {k.why_not_quantised}"
@@ -37,7 +31,7 @@ def kind_problems(kinds: Iterable[_Kind]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def check_quantised(model: nn.Module, kinds: Iterable[_Kind]) -> None:
+def check_quantised(model: nn.Module, kinds: Iterable[Kind]) -> None:
     """Refuse what a quantised model cannot carry; a plain one carries all.
 
     Args:
