@@ -168,7 +168,7 @@ def list_space(
     kinds: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Space:
     """The same as ``build_space`` for callers that show ``Space.guessed`` themselves: nothing is warned of."""
-    check_state(model, allow={"attached", "bitsandbytes", "meta"})
+    check_state(model, allow={"attached", "bitsandbytes", "dispatched", "meta"})
     if (preset is None) == (kinds is None):
         raise ConfigError(["a space is given by either a preset or kinds, not both"])
     chosen = read_preset(preset)["kinds"] if preset is not None else (kinds or {})

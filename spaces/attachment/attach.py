@@ -49,7 +49,7 @@ M = TypeVar("M", bound=nn.Module)
 def attach_modules(
     model: nn.Module, units: Iterable[tuple[Position, Kind, int, int]], train_head: bool = True
 ) -> Attachment:
-    """Attach units and make only them and the task head trainable.
+    """Attach units, each on the device of its host, and make only them and the task head trainable.
 
     Args:
         model: The model; nothing may be attached to it yet.
@@ -59,14 +59,15 @@ def attach_modules(
     Raises:
         ModelStateError: If the model is in a state where nothing can be attached, see ``model_state``.
     """
-    check_state(model, allow={"bitsandbytes"})
+    check_state(model, allow={"bitsandbytes", "dispatched"})
     units = list(units)
     check_quantised(model, (kind for _, kind, _, _ in units))
     modules = dict(base_of(model).named_modules())
     attachment = Attachment()
-    device = next(model.parameters()).device
     for position, kind, size, gates in units:
-        unit = kind.build(position, size, modules[position.module])
+        host = modules[position.module]
+        device = next(host.parameters()).device
+        unit = kind.build(position, size, host)
         if any(tensor.device != device for tensor in (*unit.parameters(), *unit.buffers())):
             unit = unit.to(device)
         slot = AttachedUnit(unit, position, kind)

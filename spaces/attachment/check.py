@@ -35,7 +35,7 @@ def check_structure(
     model: nn.Module, structure: Structure
 ) -> list[tuple[Position, Kind, int, int]]:
     """All checks before any change."""
-    check_state(model, allow={"bitsandbytes"})
+    check_state(model, allow={"bitsandbytes", "dispatched"})
     check_half(model, (c.position for c in structure.candidates), structure.backbone.params)
     positions = positions_of(model)
     _check_backbone(model, structure.backbone)

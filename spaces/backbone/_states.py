@@ -34,6 +34,7 @@ StateName = Literal[
     "offloaded",
     "meta",
     "spread",
+    "dispatched",
     "reparametrised",
     "attached",
     "attached elsewhere",
@@ -261,6 +262,7 @@ def _meta(model: nn.Module) -> Iterator[ModelState]:
 
 
 def _spread(model: nn.Module) -> Iterator[ModelState]:
+    """Accelerate has dispatched a model if its hooks move what modules are given."""
     parameters = (
         parameter
         for _, module in _modules(model)
@@ -268,8 +270,9 @@ def _spread(model: nn.Module) -> Iterator[ModelState]:
     )
     devices = sorted({str(p.device) for p in parameters if not p.is_meta})
     if len(devices) > 1:
+        moves = any(hasattr(module, "_hf_hook") for _, module in _modules(model))
         yield ModelState(
-            "spread",
+            "dispatched" if moves else "spread",
             f"the model's weights lie on several devices: {', '.join(devices)}",
             f"load it onto one, or move it: model.to({devices[-1]!r})",
         )
