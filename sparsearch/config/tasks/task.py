@@ -67,6 +67,8 @@ class TaskConfig(Section):
     messages: str | None = None
     source: str | None = None
     target: str | None = None
+    source_language: str | None = None
+    target_language: str | None = None
     tokens: str | None = None
     tags: str | None = None
     question: str | None = None
@@ -112,6 +114,8 @@ class TaskConfig(Section):
             raise ValueError(f"type {self.type!r} takes one text column, not {self.text}")
         if self.references is not None and self.completion is None and self.target is None:
             raise ValueError("references go with prompt and completion, or source and target")
+        if (self.source_language is None) != (self.target_language is None):
+            raise ValueError("source_language and target_language go together")
         if self.better != "higher" and not is_import_path(self.metric):
             raise ValueError(f"better is for a metric of your own: {self.metric!r} says it itself")
         if self.metric not in facts.metrics and not is_import_path(self.metric):

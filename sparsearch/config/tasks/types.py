@@ -169,7 +169,7 @@ TASK_TYPES: Mapping[str, TypeFacts] = {
     "seq2seq": TypeFacts(
         home="language.seq2seq:Seq2Seq",
         columns=(("source", "target"),),
-        options=("references", "max_new_tokens"),
+        options=("references", "max_new_tokens", "source_language", "target_language"),
         metrics=("loss", "perplexity", "bleu", "rouge-l"),
         auto_model="AutoModelForSeq2SeqLM",
         peft_type=None,

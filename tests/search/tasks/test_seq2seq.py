@@ -129,4 +129,4 @@ def test_a_model_whose_decoder_has_no_start_is_refused(load):
     model = make_seq2seq("t5")
     model.config.decoder_start_token_id = None
     with pytest.raises(BackboneError, match="does not say with which token its decoder starts"):
-        load().behaviour.check_model(model)
+        load().behaviour.check_rows(model, load())

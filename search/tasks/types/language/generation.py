@@ -30,23 +30,25 @@ def generate(
     Args:
         task: With its tokenizer.
         model: A language model; one that is entered at a layer runs as a whole.
-        split: Says how many tokens are written at most, and which ones end a text.
+        split: Says how many tokens are written at most, which ones end a text, and how a decoder begins where the
+            language of the target says so.
         prompts: Tokens (n,) of each row.
         precision: Of the passes.
     """
     whole: Any = model if hasattr(model, "generate") else model.model
     whole.eval()
     device, pad = next(whole.parameters()).device, task.tokenizer.pad_token_id
-    start_token = getattr(whole.config, "decoder_start_token_id", None)
     apart = bool(getattr(whole.config, "is_encoder_decoder", False))
+    start_token = getattr(whole.config, "decoder_start_token_id", None) if apart else None
+    opening = {"decoder_start_token_id": start_token} | split.references.get("opening", {})
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=split.references["max_new_tokens"],
         pad_token_id=pad,
         eos_token_id=_ends(task, whole, split.labels),
-        decoder_start_token_id=start_token if apart else None,
         use_cache=True,
+        **opening,
     )
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     texts = [""] * len(prompts)

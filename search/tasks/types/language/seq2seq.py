@@ -16,6 +16,7 @@ from sparsearch.search.tasks.data_rows import SPLITS
 from sparsearch.search.tasks.task import Split, Task
 from sparsearch.search.tasks.types.base import Encoded
 from sparsearch.search.tasks.types.language.base import LanguageTask, judged_by, read_references
+from sparsearch.search.tasks.types.language.languages import set_languages
 from sparsearch.search.tasks.types.token_rows import IGNORED, padded_split
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ __all__ = ["Seq2Seq"]
 class Seq2Seq(LanguageTask):
     """The target's tokens are learnt, each from the source and the target's tokens before it.
 
-    Labels (rows, 1 + target) begin with one that is ignored, where the decoder is given its token of start.
+    Labels (rows, 1 + target) begin with the token that the decoder is given first: that of the target's language, or
+    one that is ignored where the model's config names it.
     """
 
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
@@ -41,19 +43,21 @@ class Seq2Seq(LanguageTask):
             return self.columns(config)
         return self.columns(config)[0], config.references
 
-    def check_model(self, model: nn.Module) -> None:
-        """It must say with which token its decoder starts."""
-        if getattr(model.config, "decoder_start_token_id", None) is None:
+    def check_rows(self, model: nn.Module, task: Task) -> None:
+        """Something must say with which token the decoder starts."""
+        named = getattr(model.config, "decoder_start_token_id", None) is not None
+        if not named and bool((task.train.labels[:, 0] == IGNORED).any()):
             raise BackboneError(
                 f"the config of this {type(model).__name__} does not say with which token its decoder starts",
                 "set decoder_start_token_id in the model's config.json, as it was trained",
             )
-        super().check_model(model)
+        super().check_rows(model, task)
 
     def encode(
         self, config: TaskConfig, rows: Mapping[str, Rows], tokenizer: Any, limit: int
     ) -> Encoded:
         """Source and target have the special tokens that the tokenizer gives them; a target ends with its end."""
+        opening = set_languages(config, tokenizer)
         used = config.max_train_rows or len(rows["train"])
         parts = {**rows, "train": rows["train"].part(0, used)}
         splits, texts = {}, {}
@@ -63,19 +67,22 @@ class Seq2Seq(LanguageTask):
             pairs = zip(sources, targets, strict=True)
             texts[name] = {"row": [f"{source}\n{target}" for source, target in pairs]}
             split = _tokenise(config, name, (sources, targets), tokenizer, limit)
+            if opening.start is not None:
+                split.labels[:, 0] = opening.start
             if config.generates and name != "train":
                 judged = judged_by(config, name, references, [], limit)
-                split = replace(split, references=judged)
+                split = replace(split, references=judged | opening.for_generation)
             splits[name] = split
         return Encoded(splits, warnings=tuple(text_warnings(texts)))
 
     def inputs(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The decoder is given its token of start and the target, no longer than the longest of the batch."""
-        longest = 1 + int((batch["labels"] != IGNORED).sum(dim=1).max())
+        longest = 1 + int((batch["labels"][:, 1:] != IGNORED).sum(dim=1).max())
         labels = batch["labels"][:, :longest]
         config: Any = model.config
         given = labels.masked_fill(labels == IGNORED, config.pad_token_id or 0)
-        given[:, 0] = config.decoder_start_token_id
+        if (unnamed := labels[:, 0] == IGNORED).any():
+            given[unnamed, 0] = config.decoder_start_token_id
         return batch | {"labels": labels, "decoder_input_ids": given}
 
     def prompts(self, split: Split) -> list[Tensor]:
