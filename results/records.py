@@ -24,6 +24,7 @@ __all__ = [
     "Environment",
     "FinishedState",
     "Measurement",
+    "NOT_RUN",
     "Outcome",
     "BestQuery",
     "Setting",
@@ -34,8 +35,11 @@ __all__ = [
     "UNFINISHED",
 ]
 
-FinishedState = Literal["ok", "infeasible", "oom", "failed", "cancelled"]
-FINISHED: tuple[FinishedState, ...] = ("ok", "infeasible", "oom", "failed", "cancelled")
+FinishedState = Literal["ok", "infeasible", "oom", "failed", "cancelled", "outraced", "decided"]
+NOT_RUN: tuple[FinishedState, ...] = ("outraced", "decided")
+"""A race left the trial out: its strategy will not be recommended at its budget, or is already."""
+
+FINISHED: tuple[FinishedState, ...] = ("ok", "infeasible", "oom", "failed", "cancelled", *NOT_RUN)
 UNFINISHED = ("queued", "running")
 
 SPARSITY = "weight_sparsity"
@@ -84,7 +88,7 @@ class Outcome:
     """How a trial ended.
 
     Attributes:
-        state: ok, infeasible, oom, failed or cancelled.
+        state: ok, infeasible, oom, failed or cancelled; outraced or decided where it was not run, see ``NOT_RUN``.
         message: Why, where the state is not ok.
         measurements: On validation and test; empty where the state is not ok.
         history: Validation score after each epoch of training, also of a trial that was cancelled; NaN where

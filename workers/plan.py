@@ -42,11 +42,13 @@ def asks_for_trial(spec: StudySpec, config: StudyConfig) -> Callable[[Trial | Tr
 def study_identity(config: StudyConfig) -> dict[str, Any]:
     """What two runs of one study must agree on: its settings and the content of its local data files.
 
-    A setting left out equals its default, now and in later versions. Who runs it and how many trials are proposed
-    may change.
+    A setting left out equals its default, now and in later versions. Who runs it, how many trials are proposed
+    and whether strategies race may change.
     """
     settings = config.model_dump(
-        mode="json", exclude={"workers": True, "outer": {"trials"}}, exclude_defaults=True
+        mode="json",
+        exclude={"workers": True, "race": True, "outer": {"trials"}},
+        exclude_defaults=True,
     )
     content = {} if config.task.data.callable is None else own_digests(config.task.data.callable)
     for name, files in _local_data(config).items():

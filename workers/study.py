@@ -17,7 +17,7 @@ import torch
 from sparsearch.config.registry import TRANSFER
 from sparsearch.config.study import BudgetConfig, StudyConfig
 from sparsearch.errors import LeaseError, MissingStoreError, StoreError
-from sparsearch.results.records import StudyRecord, StudySpec, Trial, TrialRecord
+from sparsearch.results.records import Outcome, StudyRecord, StudySpec, Trial, TrialRecord
 from sparsearch.results.store.connection.database import check_creatable
 from sparsearch.results.store.store import DEFAULT_URL, Store
 from sparsearch.results.store.writing.growth import key_of
@@ -36,6 +36,7 @@ from sparsearch.workers.execution.runner import Runner
 from sparsearch.workers.plan import asks_for_trial, plan, study_identity
 from sparsearch.workers.preflight import Preflight, check_study
 from sparsearch.workers.resources import quieten_ray, ray_address
+from sparsearch.workers.scheduling.raced_plan import RacedPlan, is_raced, wanted_again
 from sparsearch.workers.scheduling.scheduler import FixedPlan, Scheduler
 from sparsearch.workers.scheduling.search_space import SearchSpace
 from sparsearch.workers.scheduling.transfer import FindSource, finder, with_source, with_sources
@@ -175,7 +176,11 @@ def _sourced(
 
 
 def make_scheduler(
-    store: Store, spec: StudySpec, config: StudyConfig, find: FindSource
+    store: Store,
+    spec: StudySpec,
+    config: StudyConfig,
+    find: FindSource,
+    listen: StudyCallbacks | None = None,
 ) -> Scheduler:
     """The outer loop of a stored study, knowing all that has ended: its planned trials, and proposals if it has any.
 
@@ -184,9 +189,21 @@ def make_scheduler(
         spec: Its planned trials are numbered from 0, proposals follow.
         config: With or without ``outer``.
         find: What may be transferred.
+        listen: Told of trials that a race leaves out.
     """
-    queued = [t for t in store.queued(spec.name) if asks_for_trial(spec, config)(t)]
+    asks_for = asks_for_trial(spec, config)
+    asked = [t for t in _queue_again(store, spec, config) if asks_for(t)]
+    queued = [t for t in store.queued(spec.name) if asks_for(t)]
     feared = _poison_trials(store, spec.name)
+    if is_raced(config):
+        told = listen or StudyCallbacks()
+
+        def leave_out(trial: Trial, outcome: Outcome) -> None:
+            store.finish(spec.name, trial.number, outcome)
+            told.started(trial)
+            told.finished(trial, outcome)
+
+        return RacedPlan(config, asked, queued, leave_out, feared)
     if config.outer is None:
         return FixedPlan(sorted(queued, key=lambda trial: trial.number in feared))
     from sparsearch.workers.scheduling.optuna_scheduler import OptunaScheduler, Priors, StudyState
@@ -202,6 +219,15 @@ def make_scheduler(
         lambda trial: store.add_trial(spec.name, trial),
         Priors(find, [b for b in budgets if priors and find(b) is not None]),
     )
+
+
+def _queue_again(store: Store, spec: StudySpec, config: StudyConfig) -> Sequence[TrialRecord]:
+    """Queue what a race left out before and what is asked for now; all trials, as they are then."""
+    asks_for, stored = asks_for_trial(spec, config), store.trials(spec.name)
+    again = wanted_again(config, [t for t in stored if asks_for(t)])
+    if again:
+        store.requeue(spec.name, again)
+    return store.trials(spec.name) if again else stored
 
 
 def _poison_trials(store: Store, study: str) -> set[int]:
@@ -294,7 +320,8 @@ def _drive(
         store.begin_study(spec)
     with _held(store, spec.name):
         _begin(store, spec, backbone)
-        asks_for, stored = asks_for_trial(spec, config), store.trials(spec.name)
+        asks_for = asks_for_trial(spec, config)
+        stored = _queue_again(store, spec, config)
         queued = [trial for trial in store.queued(spec.name) if asks_for(trial)]
         others = [trial for trial in stored if not asks_for(trial)]
         asked = len(stored) - len(others)
@@ -308,7 +335,7 @@ def _drive(
         _check_backbone(store, spec.name, backbone)
         config = _with_budgets(config, store.find_study(spec.name))
         budgets = resolve_all(config.budgets, spec.backbone_params)
-        loop = make_scheduler(store, spec, config, find)
+        loop = make_scheduler(store, spec, config, find, listen)
         Driver(
             store,
             spec.name,

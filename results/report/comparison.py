@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from sparsearch.config.registry import STRATEGIES
 from sparsearch.results.answers import ScoredTrial
 
-__all__ = ["Comparison", "compare", "comparison_text", "has_score", "t_interval"]
+__all__ = ["ALONE", "RACED", "Comparison", "compare", "comparison_text", "has_score", "t_interval"]
 
 _FAMILIES = ("random", "uniform", "probe")
 """In the order of the report; a strategy of no family is one of its own and comes after."""
 
 CONFIDENCE = 0.95
+
+ALONE = "one seed decides nothing: add seeds"
+RACED = "one seed, after which the race left the others out"
+"""Why two strategies have one seed in common."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple
     return mean - reach, mean + reach
 
 
-def comparison_text(found: Comparison, searched: str, budget: str) -> str:
+def comparison_text(found: Comparison, searched: str, budget: str, alone: str = ALONE) -> str:
     """One line of the report.
 
     >>> comparison_text(Comparison("uniform", "lora", 0.03, 0.01, 0.05, 3), "s3pet", "0.01%")
@@ -112,7 +116,7 @@ def comparison_text(found: Comparison, searched: str, budget: str) -> str:
     """
     rival = found.family if found.rival == found.family else f"{found.family} ({found.rival})"
     if found.low is None or found.high is None:
-        sure = "one seed decides nothing: add seeds"
+        sure = alone
     else:
         interval = f"{found.low:+z.4f} to {found.high:+z.4f}"
         sure = f"{CONFIDENCE:.0%} interval {interval}, {found.n} seeds"

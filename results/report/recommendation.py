@@ -6,15 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsearch.results.answers import ScoredTrial
+from sparsearch.results.records import NOT_RUN
 from sparsearch.results.report.comparison import compare
 
 if TYPE_CHECKING:
     from sparsearch.results.report.summary import StrategySummary
 
-__all__ = ["recommend"]
+__all__ = ["PAID", "RACE_ERROR", "in_the_race", "not_run", "recommend"]
 
-_PAID = {"max_bytes": "stored_bytes", "max_trainable_params": "trainable_params"}
+PAID = {"max_bytes": "stored_bytes", "max_trainable_params": "trainable_params"}
 """Limit of a budget -> what of a strategy's row it counts."""
+
+RACE_ERROR = 0.05
+"""Probability, over a whole study, that leaving trials out of a race changes a recommendation."""
 
 _WORDS = {"stored_bytes": "stored bytes", "trainable_params": "trained parameters"}
 
@@ -25,7 +29,8 @@ def recommend(
     """A line for each limit of a budget that counts what is paid.
 
     A strategy is beaten where the best one by mean validation score is better over the seeds that both have, and the
-    95% interval of that excludes zero; with one seed in common, or none, where its mean is lower.
+    95% interval of that excludes zero; with one seed in common, or none, where its mean is lower. What a race has left
+    behind is out, and what it has decided for is recommended.
 
     Args:
         trials: Those of the budget.
@@ -34,9 +39,10 @@ def recommend(
     """
     if len(rows) < 2:
         return
+    rows = in_the_race(trials, rows)
     best = rows[0]
     unbeaten = [best, *(row for row in rows[1:] if not _is_beaten(trials, best, row))]
-    for limit, paid in _PAID.items():
+    for limit, paid in PAID.items():
         if limit in budget:
             least = min(unbeaten, key=lambda row: (getattr(row, paid), -row.validation.mean))
             sizes = f"{getattr(least, paid):,.0f} {_WORDS[paid]}, validation {least.validation.mean:.4f}"
@@ -47,6 +53,30 @@ def recommend(
                     f"{getattr(best, paid):,.0f}"
                 )
             yield f"{line})"
+
+
+def in_the_race(
+    trials: Sequence[ScoredTrial], rows: Sequence[StrategySummary]
+) -> Sequence[StrategySummary]:
+    """The strategies of a budget that a race has not left behind: the one it has decided for, if there is one."""
+    states = {t.strategy: t.state for t in trials if t.state in NOT_RUN}
+    decided = [row for row in rows if states.get(row.strategy) == "decided"]
+    return decided or [row for row in rows if row.strategy not in states] or rows
+
+
+def not_run(trials: Sequence[ScoredTrial]) -> str:
+    """What a race left out at a budget, and why the recommendation stands without it; empty where nothing was."""
+    out = [t for t in trials if t.state in NOT_RUN]
+    if not out:
+        return ""
+    names = ", ".join(dict.fromkeys(t.strategy for t in out if t.state == "outraced"))
+    decided = ", ".join(dict.fromkeys(t.strategy for t in out if t.state == "decided"))
+    said = [f"{names}: further seeds would not make a difference"] if names else []
+    said += [f"{decided}: recommended already"] if decided else []
+    return (
+        f"not run: {len(out)} of {len(trials)} trials ({'; '.join(said)}); over the whole study that changes a "
+        f"recommendation with a probability of {RACE_ERROR:.0%} at most (run --exhaustive runs them)"
+    )
 
 
 def _is_beaten(trials: Sequence[ScoredTrial], best: StrategySummary, row: StrategySummary) -> bool:

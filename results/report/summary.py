@@ -13,9 +13,16 @@ from sparsearch.config.registry import HEAD_ALONE, STRATEGIES
 from sparsearch.config.study import SearchConfig, TaskConfig
 from sparsearch.config.tasks.types import TypeFacts, facts_of
 from sparsearch.results.answers import ScoredTrial
-from sparsearch.results.records import FINISHED, StudyRecord
-from sparsearch.results.report.comparison import Comparison, compare, comparison_text, has_score
-from sparsearch.results.report.recommendation import recommend
+from sparsearch.results.records import FINISHED, NOT_RUN, StudyRecord
+from sparsearch.results.report.comparison import (
+    ALONE,
+    RACED,
+    Comparison,
+    compare,
+    comparison_text,
+    has_score,
+)
+from sparsearch.results.report.recommendation import in_the_race, not_run, recommend
 from sparsearch.results.stored_size import is_swollen, swollen_text
 from sparsearch.spaces.budget import resolve
 
@@ -82,6 +89,7 @@ class BudgetSummary:
         comparisons: The searched strategy against the best of each family of rivals.
         verdict: Whether the searched strategy beats the others; empty where none is searched.
         recommended: For each limit that counts what is paid, the cheapest strategy that is not beaten, in words.
+        not_run: What a race left out, and why the recommendation stands without it, in words; empty where nothing was.
     """
 
     budget: Mapping[str, Any]
@@ -90,6 +98,7 @@ class BudgetSummary:
     comparisons: tuple[Comparison, ...]
     verdict: str
     recommended: tuple[str, ...] = ()
+    not_run: str = ""
 
     @property
     def name(self) -> str:
@@ -123,9 +132,10 @@ class StudySummary:
 
     def findings(self, budget: BudgetSummary) -> tuple[str, ...]:
         """What a report says of a budget: a line for each family of rivals, the verdict, and what to use."""
-        lines = (comparison_text(c, self.searched, budget.name) for c in budget.comparisons)
+        why = RACED if budget.not_run else ALONE
+        lines = (comparison_text(c, self.searched, budget.name, why) for c in budget.comparisons)
         verdict = (*lines, budget.verdict) if budget.verdict else ()
-        return (*verdict, *budget.recommended)
+        return (*verdict, *budget.recommended, *filter(None, [budget.not_run]))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -190,7 +200,9 @@ def summarise(study: StudyRecord, trials: Sequence[ScoredTrial]) -> StudySummary
         budgets=budgets,
         references=_strategies(t for t in trials if t.budget is None),
         unsuccessful=tuple(
-            t for t in trials if t.state in FINISHED and t.state not in ("ok", "cancelled")
+            t
+            for t in trials
+            if t.state in FINISHED and t.state not in ("ok", "cancelled", *NOT_RUN)
         ),
         front=() if planned is None else _front(trials),
         warnings=(*_same_files(config), *_swollen(budgets)),
@@ -247,10 +259,17 @@ def _budget(trials: Sequence[ScoredTrial], searched: str, heads: _HeadAlone) -> 
     )
     planned = any(t.strategy == searched for t in trials)
     rivals = compare(trials, searched, [row.strategy for row in strategies])
-    verdict = _verdict(strategies, rivals, searched, budget_name(budget)) if planned else ""
-    verdict += _head_alone(trials, heads, searched) if planned else ""
+    left = in_the_race(trials, strategies)
+    if not planned:
+        verdict = ""
+    elif len(left) < len(strategies) and searched not in {row.strategy for row in left}:
+        verdict = f"{searched} is out of the race at {budget_name(budget)}: use {left[0].strategy}"
+    else:
+        alone = ALONE if len(left) == len(strategies) else RACED
+        verdict = _verdict(strategies, rivals, searched, budget_name(budget), alone)
+        verdict += _head_alone(trials, heads, searched)
     advice = tuple(recommend(trials, strategies, budget))
-    return BudgetSummary(budget, strategies, best, rivals, verdict, advice)
+    return BudgetSummary(budget, strategies, best, rivals, verdict, advice, not_run(trials))
 
 
 def _strategies(
@@ -293,6 +312,7 @@ def _verdict(
     comparisons: Sequence[Comparison],
     searched: str,
     budget: str,
+    alone: str,
 ) -> str:
     """Whether the searched strategy earned its time at a budget, with the figures."""
     ours = next((s for s in strategies if s.strategy == searched), None)
@@ -305,7 +325,7 @@ def _verdict(
     digits = _digits(a.mean, b.mean)
     mine, theirs = f"{a.mean:.{digits}f}", f"{b.mean:.{digits}f}"
     paired = next((c for c in comparisons if c.rival == other.strategy), None)
-    evidence = _evidence(a, b, paired)
+    evidence = _evidence(a, b, paired, alone)
     if a.mean <= b.mean:
         return (
             f"{searched} {mine} does not beat {other.strategy} {theirs} at {budget}: "
@@ -339,15 +359,14 @@ def _digits(a: float, b: float) -> int:
     return next((d for d in range(4, 8) if f"{a:.{d}f}" != f"{b:.{d}f}"), 4)
 
 
-def _evidence(a: Spread, b: Spread, paired: Comparison | None) -> str:
+def _evidence(a: Spread, b: Spread, paired: Comparison | None, alone: str) -> str:
     """What a difference of means rests on."""
     counts = f"{a.n} seeds" if a.n == b.n else f"{a.n} and {b.n} seeds"
     if paired is None:
         return "no seed in common: add seeds"
     if paired.n > 1:
         return f"mean validation over {counts}"
-    nothing = "one seed decides nothing: add seeds"
-    return nothing if a.n == b.n == 1 else f"mean validation over {counts}; {nothing}"
+    return alone if a.n == b.n == 1 else f"mean validation over {counts}; {alone}"
 
 
 def _doubt(paired: Comparison | None) -> str:

@@ -34,7 +34,8 @@ class Store(StoreReader):
 
     - One driver at a time works on a study; it holds the study's lease, and one that lost it writes nothing more:
       ``start``, ``retry``, ``add_late`` and ``finish`` then raise LeaseError.
-    - A trial goes from queued to running to one of ``FINISHED``, and a finished one never changes.
+    - A trial goes from queued to running to one of ``FINISHED``, and a finished one never changes; but one that was not
+      run (``NOT_RUN``) may be queued again.
     - An outcome is stored whole or not at all.
     - Values go in and come out; none keeps a link to the database.
 
@@ -229,6 +230,16 @@ class Store(StoreReader):
         """
         with self._database.transaction() as connection:
             writes.retry(connection, self._claim(study), number, state, message)
+
+    def requeue(self, study: str, numbers: Collection[int]) -> None:
+        """Queue trials again that were left out (``NOT_RUN``); others stay as they are.
+
+        Raises:
+            StoreError: If there is no such trial.
+            LeaseError: If another driver took the study over.
+        """
+        with self._database.transaction() as connection:
+            writes.requeue(connection, self._claim(study), numbers)
 
     def add_late(self, study: str, number: int, worker: str, outcome: Outcome) -> None:
         """Keep what came of an attempt that had been given up; the trial stays as it is.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sparsearch.errors import SparsearchError
 from sparsearch.results.answers import TrialScore
-from sparsearch.results.records import FINISHED, StudyRecord
+from sparsearch.results.records import FINISHED, NOT_RUN, StudyRecord
 from sparsearch.results.report.summary import StudySummary, summarise
 from sparsearch.results.store.reader import StoreReader
 
@@ -89,7 +89,9 @@ class StudyViews:
         """The trials of a study; of one that was read before only what has finished or came since."""
         if kept is None or kept.study.created_at != study.created_at:
             return self.store.scores(study.name)
-        finished = {t.number for t in kept.trials if t.state in FINISHED}
+        finished = {
+            t.number for t in kept.trials if t.state in FINISHED and t.state not in NOT_RUN
+        }
         all_below = next(n for n in itertools.count() if n not in finished)
         told = self.store.progress(study.name, all_below - 1).finished
         new = {t.number for t in told} - finished

@@ -43,6 +43,8 @@ STATE_STYLES = {
     "cancelled": "yellow",
     "oom": "red",
     "failed": "red",
+    "outraced": "dim",
+    "decided": "dim",
 }
 
 

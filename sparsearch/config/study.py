@@ -184,6 +184,7 @@ class StudyConfig(Section):
     search: SearchConfig = SearchConfig()
     train: TrainConfig = TrainConfig()
     outer: OuterConfig | None = None
+    race: bool = True
     baselines: list[Strategy] = Field(default=["random", "lora-qv", "probe", "head", "full"])
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
     workers: WorkersConfig = WorkersConfig()

@@ -35,7 +35,7 @@ def simulate(
     """
     spec = StudySpec(
         config.name,
-        json.dumps(config.model_dump(mode="json", exclude_defaults=True)),
+        json.dumps(config.model_dump(mode="json", exclude={"race"}, exclude_defaults=True)),
         config.model.location,
         config.task.title,
         config.task.score_name,
@@ -45,7 +45,7 @@ def simulate(
     store.begin_study(spec)
     store.acquire(spec.name)
     try:
-        loop = make_scheduler(store, spec, config, lambda budget: None)
+        loop = make_scheduler(store, spec, config, lambda budget: None, listener)
         with runner:
             Driver(store, spec.name, runner, loop, DriverRules(listener or StudyCallbacks())).run()
     finally:

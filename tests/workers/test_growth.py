@@ -21,7 +21,8 @@ from tests.helpers.study_records import records
 @pytest.fixture
 def study(study):
     cheap = {"max_trainable_params": [200]}
-    return study | {"baselines": ["random"], "search": {"strategy": "probe"}, "budgets": cheap}
+    cheap = {"budgets": cheap, "race": False}
+    return study | {"baselines": ["random"], "search": {"strategy": "probe"}, **cheap}
 
 
 def asked(db):

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from sparsearch.config.registry import STRATEGIES
 from sparsearch.errors import StoreError
-from sparsearch.results.records import FINISHED, Outcome, StudySpec, Trial
+from sparsearch.results.records import FINISHED, NOT_RUN, Outcome, StudySpec, Trial
 from sparsearch.results.store.reading import queries
 from sparsearch.results.store.tables import Base, StudyRow, TrialRow
 from sparsearch.results.store.writing import attempts, growth, lease
@@ -29,6 +29,7 @@ __all__ = [
     "insert_once",
     "release",
     "renew",
+    "requeue",
     "retry",
     "start",
     "unfinished_trial",
@@ -223,6 +224,15 @@ def retry(
     trial = unfinished_trial(connection, claim, number)
     connection.execute(update(TrialRow).where(TrialRow.id == trial.id).values(state="queued"))
     attempts.end(connection, trial.id, state, message)
+
+
+def requeue(connection: Connection, claim: lease.Claim, numbers: Collection[int]) -> None:
+    """Queue trials again that a race left out."""
+    for number in numbers:
+        trial = _trial(connection, claim, number)
+        if trial.state in NOT_RUN:
+            row = update(TrialRow).where(TrialRow.id == trial.id)
+            connection.execute(row.values(state="queued", message="", finished_at=None))
 
 
 def add_late(

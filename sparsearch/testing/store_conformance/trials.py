@@ -12,7 +12,9 @@ from sqlalchemy import text
 
 from sparsearch.errors import ConfigError, StoreError
 from sparsearch.results.records import (
+    NOT_RUN,
     Environment,
+    FinishedState,
     Outcome,
     Trial,
 )
@@ -84,6 +86,25 @@ class TrialsConformance:
         with pytest.raises(StoreError, match="finished already"):
             store.start("study", 0)
         assert store.trials("study") == before
+
+    @pytest.mark.parametrize("state", NOT_RUN)
+    def test_a_trial_that_was_left_out_may_be_queued_again(
+        self, store: Store, state: FinishedState
+    ) -> None:
+        """It then runs as if it had never been left out; others stay as they ended."""
+        store.begin_study(sample_study())
+        store.finish("study", 0, sample_outcome(0.5))
+        store.finish("study", 1, Outcome(state, "not needed"))
+        assert store.find_study("study").finished == 2
+        before = store.trials("study")
+        store.requeue("study", [0, 1])
+        first, second, *_ = store.trials("study")
+        assert (first, second.state, second.message) == (before[0], "queued", "")
+        store.start("study", 1)
+        store.finish("study", 1, sample_outcome(0.7))
+        assert store.trials("study")[1].score == 0.7
+        with pytest.raises(StoreError, match="no trial 99"):
+            store.requeue("study", [99])
 
     def test_outcome_is_stored_whole_or_not_at_all(self, store: Store) -> None:
         """An insert that fails late leaves the trial running and nothing else behind."""

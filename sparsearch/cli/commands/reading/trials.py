@@ -27,6 +27,7 @@ from sparsearch.cli.tables import (
     score_text,
     seconds_text,
 )
+from sparsearch.results.records import NOT_RUN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -65,7 +66,7 @@ def trials_table(
     ]
     title = f"{study.name} ({study.metric})"
     table = FittingTable(title, columns, right, ("seconds", "test", "seed"), rows)
-    told = [t for t in trials if t.message and t.state != "cancelled"]
+    told = [t for t in trials if t.message and t.state not in ("cancelled", *NOT_RUN)]
     return Group(table, messages_of(told), _in_vain(attempts))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -40,6 +40,13 @@ __all__ = [
 
 _ALL_FAILED, _NOTHING_FEASIBLE = 1, 3
 
+Exhaustive = Annotated[
+    bool,
+    typer.Option(
+        "--exhaustive", help="Run all trials, also those that the race leaves out or has left out."
+    ),
+]
+
 
 class RunCommand(TyperCommand):
     """The command, which still takes the former ``--ray-address``."""
@@ -65,20 +72,22 @@ def run(
     study: StudyFile,
     db: Db = DEFAULT_DB,
     overrides: Overrides = None,
+    exhaustive: Exhaustive = False,
     as_json: Json = False,
 ) -> None:
     """Launch a study, or continue it: the same command always ends with the same trials."""
     from sparsearch.config.reader import read_study
 
     # Torch takes seconds to import; a mistyped file name is known before.
-    content, _ = read_study(study, overrides or ())
-    settings = [word for item in overrides or () for word in ("--set", item)]
+    overrides = [*(overrides or ()), *(["race=false"] if exhaustive else [])]
+    content, _ = read_study(study, overrides)
+    settings = [word for item in overrides for word in ("--set", item)]
     command = next_command(db, "run", str(study), *settings)
     try:
         if is_server(db):
             name, data = _run_at_service(content, db)
         else:
-            name, data = _run_here(study, db, overrides or ())
+            name, data = _run_here(study, db, overrides)
     except (KeyboardInterrupt, Stopped) as error:
         hint = "\n".join(
             filter(None, (f"the same command continues: {command}", password_note(db)))
