@@ -76,11 +76,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Environment:
-    """What a trial ran on."""
+    """What a trial ran on, and where its time went: seconds by phase (``search.phases``)."""
 
     commit: str
     versions: Mapping[str, str]
     hardware: str
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

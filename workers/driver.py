@@ -11,6 +11,7 @@ from sparsearch.errors import Stopped
 from sparsearch.results.records import Outcome, Trial
 from sparsearch.results.store.store import Store
 from sparsearch.results.store.writing.lease import LEASE_SECONDS
+from sparsearch.search.phases import phase
 from sparsearch.workers.callbacks import StudyCallbacks
 from sparsearch.workers.execution.events import (
     Ended,
@@ -135,7 +136,8 @@ class Driver:
     def _handle(self, event: Event) -> None:
         trial = event.job.trial
         if isinstance(event, Ranked):
-            self.store.add_ranking(event.key, event.ranking)
+            with phase("storing"):
+                self.store.add_ranking(event.key, event.ranking)
             self._made.add(self._making.get(trial.number))
         elif self._running.get(trial.number) != event.job:
             if isinstance(event, Ended):
@@ -187,7 +189,8 @@ class Driver:
 
     def _finish(self, trial: Trial, outcome: Outcome) -> None:
         self._leave(trial.number)
-        self.store.finish(self.study, trial.number, outcome)
+        with phase("storing"):
+            self.store.finish(self.study, trial.number, outcome)
         if outcome.ranking is not None:
             self._made.add(self.shared(trial))
         self.loop.tell(trial, outcome)

@@ -21,6 +21,7 @@ from sparsearch.results.records import Outcome, StudyRecord, StudySpec, Trial, T
 from sparsearch.results.store.connection.database import check_creatable
 from sparsearch.results.store.store import DEFAULT_URL, Store
 from sparsearch.results.store.writing.growth import key_of
+from sparsearch.search.phases import phase
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.spaces.backbone.identity import (
     BackboneId,
@@ -132,7 +133,8 @@ def _runner(
         from sparsearch.workers.execution.ray_runner import RayRunner
 
         return RayRunner(config, find_ranking, ray_address(config.workers), loaded)
-    session = open_session(config)
+    with phase("loading"):
+        session = open_session(config)
     loaded(session.task.summary)
     return InProcessRunner(session, find_ranking)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.config.tasks.imports import is_import_path
+from sparsearch.search.phases import phase
 from sparsearch.search.tasks.own_metric import own_score
 from sparsearch.search.tasks.task import Split, Task, batches
 from sparsearch.search.training.device import attention_for, autocast
@@ -52,7 +53,8 @@ def predict(model: nn.Module, split: Split, precision: str = "fp32") -> Tensor:
 
 def evaluate(model: nn.Module, task: Task, split: Split, precision: str) -> float:
     """The task's metric of a model on a split, the user's own among them; higher is better."""
-    if is_import_path(task.metric):
-        answers = task.behaviour.answers(task, model, split, precision)
-        return own_score(task.metric, task.better, *answers)
-    return task.behaviour.score(task, model, split, precision)
+    with phase("evaluation"):
+        if is_import_path(task.metric):
+            answers = task.behaviour.answers(task, model, split, precision)
+            return own_score(task.metric, task.better, *answers)
+        return task.behaviour.score(task, model, split, precision)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsearch.config.train import TrainConfig
+from sparsearch.search.phases import phase
 from sparsearch.search.tasks.task import Task
 from sparsearch.search.training.device import is_out_of_memory
 from sparsearch.search.training.gradients import (
@@ -150,7 +151,8 @@ class WarmStarts:
             if others == made_as and wanted <= has:  # no basis depends on what else aligns
                 return start
         name = f"{seed} {rows} {steps} {late} {[(p.name, repr(kind)) for p, kind in aligning]}"
-        found = self.once(name, lambda: self._make(seed, aligning, observe, late))
+        with phase("warm start"):
+            found = self.once(name, lambda: self._make(seed, aligning, observe, late))
         for old in list(self._known)[: max(0, len(self._known) + 1 - self.most)]:
             del self._known[old]
         self._known[made_as, frozenset(wanted)] = found

@@ -111,10 +111,12 @@ class RayWorker(tune.Trainable):
 
     def _once(self, key: str, make: Any) -> Any:
         """A warm start from the worker that made it, or made here for all."""
+        from sparsearch.search.phases import phase
         from sparsearch.search.training.device import choose_device
         from sparsearch.search.training.warm_start import WarmStart
 
-        found = self._call("claim", key)
+        with phase("waiting"):
+            found = self._call("claim", key)
         if found is not None:
             device = choose_device(self.plan.config.workers.device)
             return WarmStart.from_bytes(found, device)

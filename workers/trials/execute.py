@@ -20,6 +20,7 @@ from sparsearch.errors import (
     StoreError,
 )
 from sparsearch.results.records import SPARSITY, FinishedState, Measurement, Outcome, Trial
+from sparsearch.search.phases import phase, timed
 from sparsearch.search.strategies.base import RankingContext
 from sparsearch.search.strategies.registry import find_strategy, rank
 from sparsearch.search.training.device import is_out_of_memory, peak_bytes, reset_peak
@@ -111,9 +112,11 @@ def execute(
             history.append(score)
         observe(phase, done, total, score)
 
+    seconds: dict[str, float] = {}
     try:
         session = session.with_settings(trial.settings)
-        outcome = _run(session, trial, rankings, watch)
+        with timed() as seconds:
+            outcome = _run(session, trial, rankings, watch)
     except StoreError:
         raise  # the study's, not the trial's: a lease was lost or the database failed
     except Cancelled as error:
@@ -138,7 +141,7 @@ def execute(
         history=tuple(history),
         seconds=time.monotonic() - started,
         peak_bytes=peak_bytes(session.device),
-        environment=environment(),
+        environment=replace(environment(), phases=seconds),
     )
 
 
@@ -218,7 +221,8 @@ def _choose(
         key = ranking_key(session, trial.strategy, budget, trial.seed)
         made = rankings.find(key)
         if made is None:
-            made = rank_on(session, trial.strategy, budget, trial.seed, observe)
+            with phase("ranking"):
+                made = rank_on(session, trial.strategy, budget, trial.seed, observe)
         rankings.keep(key, made)
         ranking = (key, made)
     space, chosen = strategy.select(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsearch.config.train import TrainConfig
+from sparsearch.search.phases import phase
 from sparsearch.search.tasks.task import Task
 from sparsearch.search.training.evaluate import evaluate
 from sparsearch.search.training.optimiser import rates_of
@@ -110,7 +111,10 @@ class Fitting:
             return TrainResult(score, 0, ())
         steps = self.config.steps_taken if taken is None else taken
         seed = derive(self.seed, self.purpose, "train")
-        return train(model, self.task, self.config, groups, seed, self.observe, self.prefix, steps)
+        with phase("training"):
+            return train(
+                model, self.task, self.config, groups, seed, self.observe, self.prefix, steps
+            )
 
     def start_head(self, aligning: Aligning = ()) -> None:
         """A new head, or the warm one if training is configured to start from it."""

@@ -23,9 +23,11 @@ from sparsearch.cli.options import (
     password_note,
     reading,
 )
+from sparsearch.cli.profile_view import ProfileRow, profile_of, profile_view
 from sparsearch.cli.study_view import summary_view
 from sparsearch.cli.tables import warning_line
 from sparsearch.errors import Stopped
+from sparsearch.search.phases import timed
 
 if TYPE_CHECKING:
     from sparsearch.results.records import StudyRecord, TrialRecord
@@ -45,6 +47,9 @@ Exhaustive = Annotated[
     typer.Option(
         "--exhaustive", help="Run all trials, also those that the race leaves out or has left out."
     ),
+]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Show where the time went, by phase and strategy.")
 ]
 
 
@@ -73,6 +78,7 @@ def run(
     db: Db = DEFAULT_DB,
     overrides: Overrides = None,
     exhaustive: Exhaustive = False,
+    profile: Profile = False,
     as_json: Json = False,
 ) -> None:
     """Launch a study, or continue it: the same command always ends with the same trials."""
@@ -83,11 +89,13 @@ def run(
     content, _ = read_study(study, overrides)
     settings = [word for item in overrides for word in ("--set", item)]
     command = next_command(db, "run", str(study), *settings)
+    seconds: dict[str, float] = {}
     try:
         if is_server(db):
             name, data = _run_at_service(content, db)
         else:
-            name, data = _run_here(study, db, overrides)
+            with timed() as seconds:
+                name, data = _run_here(study, db, overrides)
     except (KeyboardInterrupt, Stopped) as error:
         hint = "\n".join(
             filter(None, (f"the same command continues: {command}", password_note(db)))
@@ -100,7 +108,8 @@ def run(
     with reading(db) as store:
         record = store.find_study(name)
         trials = store.trials(name)
-    _print_summary(record, summarise(record, trials), db, as_json, data)
+    shown = profile_of(trials, seconds) if profile else ()
+    _print_summary(record, summarise(record, trials), db, as_json, data, shown)
     _exit_as_trials_went(trials)
 
 
@@ -156,6 +165,7 @@ def _print_summary(
     db: str,
     as_json: bool,
     data: DataSummary | None,
+    profile: Sequence[ProfileRow],
 ) -> None:
     """How the study went, on what data, where it is stored, and what to type next."""
     from sparsearch.results.store.connection.urls import without_password
@@ -165,10 +175,13 @@ def _print_summary(
     if as_json:
         document = {where: shown, "study": record.as_dict(), "summary": summary.as_dict()}
         held = None if data is None else dataclasses.asdict(data)
-        print_json({**document, "data": held, "next": following})
+        spent = {"profile": [dataclasses.asdict(row) for row in profile]} if profile else {}
+        print_json({**document, "data": held, **spent, "next": following})
         return
     screen = output()
     screen.print(summary_view(summary))
+    if profile:
+        screen.print(profile_view(profile))
     warnings = (*summary.warnings, *(() if data is None else data.warnings))
     for warning in dict.fromkeys(warnings):
         screen.print(warning_line(warning))
