@@ -86,8 +86,8 @@ TIERS = {
         test_gradient_guard test_gradients test_growth test_identity test_image_study test_kinds test_language_study
         test_late_tickets test_limits test_masking test_merge test_migrations test_model_folder test_model_parts
         test_model_state test_notebook test_optuna_loop test_other_hooks test_outer_study test_plugins test_prefix
-         test_profile test_quantised test_quantised_study test_quantised_trainer
-         test_reading test_remove_units test_server_option test_site test_slim test_sparse_delta
+        test_profile test_quantised test_quantised_study test_quantised_trainer
+        test_reading test_remove_units test_server_option test_site test_slim test_sparse_delta
         test_sparse_delta_supports test_store test_structure_callback test_study test_study_driver
         test_study_exports test_study_report test_support test_task_identity test_task_studies test_train
         test_training_loops test_transfer test_tutorials test_two_budgets test_unknown_family test_unusual_models
