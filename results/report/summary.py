@@ -259,17 +259,17 @@ def _budget(trials: Sequence[ScoredTrial], searched: str, heads: _HeadAlone) -> 
     )
     planned = any(t.strategy == searched for t in trials)
     rivals = compare(trials, searched, [row.strategy for row in strategies])
-    left = in_the_race(trials, strategies)
+    left, out = in_the_race(trials, strategies), not_run(trials)
     if not planned:
         verdict = ""
-    elif len(left) < len(strategies) and searched not in {row.strategy for row in left}:
+    elif searched in {row.strategy for row in strategies} - {row.strategy for row in left}:
         verdict = f"{searched} is out of the race at {budget_name(budget)}: use {left[0].strategy}"
     else:
-        alone = ALONE if len(left) == len(strategies) else RACED
+        alone = RACED if out else ALONE
         verdict = _verdict(strategies, rivals, searched, budget_name(budget), alone)
         verdict += _head_alone(trials, heads, searched)
     advice = tuple(recommend(trials, strategies, budget))
-    return BudgetSummary(budget, strategies, best, rivals, verdict, advice, not_run(trials))
+    return BudgetSummary(budget, strategies, best, rivals, verdict, advice, out)
 
 
 def _strategies(

@@ -28,6 +28,7 @@ KIND_LR = {
     "lora": 3e-3,
     "dora": 3e-3,
     "spectral": 3e-2,
+    "prefix": 3e-2,
     "lora_xs": 5e-3,
     "bitfit": 5e-3,
     "adapter": 3e-3,

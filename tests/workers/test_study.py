@@ -142,6 +142,22 @@ def test_more_seeds_are_more_trials_of_the_same_study(study, db):
     assert {t.seed for t in records(db)} == {0, 1}
 
 
+def test_a_race_leaves_out_what_runs_when_all_is_asked_for(study, db):
+    raced = study | {"seeds": [0, 1], "baselines": ["random", "full"]}
+    assert run(raced, db).state == "finished"
+    before = records(db)
+    assert {t.state for t in before if t.seed == 0} == {"ok"}
+    assert [t.state for t in before if t.seed == 1 and t.strategy == "full"] == ["decided"]
+    assert run(raced, db).finished == len(before) == 10
+    assert records(db) == before, "what was left out stays left out"
+    run(raced, db, ["race=false"])
+    after = records(db)
+    assert {t.state for t in after} == {"ok"}
+    assert [t for t in after if before[t.number].state == "ok"] == [
+        t for t in before if t.state == "ok"
+    ]
+
+
 @pytest.mark.parametrize("max_attempts", [1, 3])
 def test_what_goes_wrong_in_a_trial_is_its_outcome(study, db, monkeypatch, max_attempts):
     real = fit_module.train
