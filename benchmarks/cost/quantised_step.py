@@ -1,7 +1,7 @@
 """What a training step costs over a backbone in full, in 8 and in 4 bits: time, and memory.
 
 A Llama of random weights, with rank-1 LoRA on q and v, on random tokens. Each precision has a process of its own. The
-weights are what the process holds once the model is loaded; peak memory is that of some steps beyond it.
+weights are counted tensor by tensor, scales among them; peak memory is that of some steps beyond the loaded model.
 
     python benchmarks/cost/quantised_step.py --out benchmarks/results/quantised_step.json
 """
@@ -28,6 +28,7 @@ from sparsearch.search.training.device import peak_bytes, reset_peak
 from sparsearch.spaces.attachment.attach import attach_modules
 from sparsearch.spaces.backbone.loading import load_model, skeleton
 from sparsearch.spaces.backbone.quantised.settings import quantise_to
+from sparsearch.spaces.backbone.quantised.weights import stored_parts
 from sparsearch.spaces.space import build_space
 from sparsearch.workers.trials.provenance import environment
 
@@ -55,11 +56,12 @@ def load(folder: str, bits: int) -> PreTrainedModel:
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Median seconds of a step, bytes of the weights, and peak bytes beyond them."""
     torch.set_num_threads(arguments.threads)
-    import bitsandbytes  # noqa: F401 - not part of what the model takes
-
-    before = held()
     model = load(arguments.folder, arguments.bits)
-    weights = held() - before
+    weights = sum(
+        part.nbytes
+        for name, parameter in model.named_parameters()
+        for _, part in stored_parts(name, model.get_submodule(name.rpartition(".")[0]), parameter)
+    )
     space = build_space(model, kinds={"lora": {"max_rank": 1, "on": ["*.attn.[qv]"]}})
     units = [(space.position(c.position), space.kinds[c.kind], 1, 1) for c in space.candidates]
     attachment = attach_modules(model, units)
