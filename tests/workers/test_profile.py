@@ -27,7 +27,7 @@ def test_each_trial_keeps_its_phases_and_the_command_adds_them_up(call, db):
     profile = {row["name"]: row for row in json.loads(done.stdout)["profile"]}
     assert set(profile) == {"s3pet", "random", "head", "driver"}
     assert {"ranking", "training", "evaluation"} <= set(profile["s3pet"]["seconds"])
-    assert "ranking" not in profile["random"]["seconds"]
+    assert "ranking" not in profile["head"]["seconds"]
     assert {"loading", "storing"} == set(profile["driver"]["seconds"])
     for trial in records(db):
         row = profile[trial.strategy]
