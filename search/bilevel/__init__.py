@@ -8,4 +8,5 @@
 | early_stopping | stops the search when the selection has settled |
 | local_search | swaps after the search |
 | estimate | what a search would need, from shapes alone |
+| operations | what the operations of a pass cost on this machine |
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparsearch.config.tasks.types import TASK_TYPES
 from sparsearch.errors import BackboneError
+from sparsearch.search.bilevel.operations import MachineRates, OperationCounter, measure_rates
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.training.device import attention_for, autocast, uses_bf16
 from sparsearch.search.training.recomputing import prepared
@@ -24,11 +23,11 @@ from sparsearch.spaces.space import Space
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Pass", "SearchEstimate", "estimate_search", "flops_per_second"]
+__all__ = ["Pass", "SearchEstimate", "estimate_search"]
 
 _ADAM = 4
 """Numbers that a trained one needs: itself, its gradient, two moments."""
-_TEMPORARIES = 3
+_TEMPORARIES = 1
 """Results as large as the largest one that is kept, which live beside it for a moment."""
 _ANY_TASK = next(iter(TASK_TYPES))
 """No loss is asked for."""
@@ -62,39 +61,42 @@ class SearchEstimate:
         module_bytes: Everything attached, with gradients and the optimiser's moments.
         activation_bytes: What a pass keeps for its gradient, and the temporaries beside it.
         flops: Of a step: two passes forward and backward.
-        flops_per_second: Of this machine, measured.
+        step_seconds: Of a step, at the rates that this machine has shown.
+        flops_per_second: Of those rates, that of products of matrices in the precision of the pass.
+        bytes_per_second: That of all other operations.
     """
 
     weight_bytes: int
     module_bytes: int
     activation_bytes: int
     flops: int
+    step_seconds: float
     flops_per_second: float
+    bytes_per_second: float
 
     @property
     def peak_bytes(self) -> int:
         """All of it together; what the program itself takes comes on top."""
         return self.weight_bytes + self.module_bytes + self.activation_bytes
 
-    @property
-    def step_seconds(self) -> float:
-        """A step at the measured rate."""
-        return self.flops / self.flops_per_second
-
 
 def estimate_search(
-    build: Callable[[], PreTrainedModel], space_of: Callable[[nn.Module], Space], shape: Pass
+    build: Callable[[], PreTrainedModel],
+    space_of: Callable[[nn.Module], Space],
+    shape: Pass,
+    rates: MachineRates | None = None,
 ) -> SearchEstimate:
     """Estimate a first-order search over a space.
 
     A pass of the whole space runs on tensors that have shapes alone (torch's ``FakeTensorMode``): what autograd keeps
-    is added up, matrix products are counted. The head is left out: a classifier's is small, a language model's adds
+    is added up, and every operation is counted. The head is left out: a classifier's is small, a language model's adds
     at most 0.2 GB and, per learnt token, what its output embeddings cost.
 
     Args:
         build: Makes the model from its config.
         space_of: Lists the space on it.
         shape: Of a batch.
+        rates: Of this machine; measured here if not given.
 
     Raises:
         BackboneError: If the model asks for numbers where shapes alone are known, as routers of experts do.
@@ -121,23 +123,28 @@ def estimate_search(
                 f"{type(error).__name__}: {str(error).splitlines()[0]}",
                 "leave --estimate out, and try a few steps: --set search.steps=3",
             ) from error
+    width = int(model.config.get_text_config().hidden_size)
+    rates = rates or measure_rates(shape.rows, shape.tokens, width, shape.precision)
+    kind = torch.bfloat16 if uses_bf16(torch.device("cpu"), shape.precision) else torch.float32
     return SearchEstimate(
         whole + found.cast,
         4 * _ADAM * numbers,
         found.kept + _TEMPORARIES * found.largest,
-        _PASSES * found.flops,
-        flops_per_second(shape, int(model.config.get_text_config().hidden_size)),
+        _PASSES * found.work.flops,
+        _PASSES * sum(map(rates.seconds, found.work.operations)),
+        rates.products[kind],
+        rates.bytes,
     )
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Of one pass: bytes of weights that are cast once, of what is kept, of the largest of that; FLOPs both ways."""
+    """Of one pass: bytes of weights that are cast once, of what is kept, of the largest of that; all operations."""
 
     cast: int
     kept: int
     largest: int
-    flops: int
+    work: OperationCounter
 
 
 def _pass_of(supernet: Supernet, space: Space, shape: Pass, *, recompute: bool) -> _Counts:
@@ -149,7 +156,7 @@ def _pass_of(supernet: Supernet, space: Space, shape: Pass, *, recompute: bool) 
         inputs["decoder_input_ids"] = ids
     kept: dict[int, Any] = {}
     z = torch.full((len(space.candidates),), 0.5, requires_grad=True)
-    counter = FlopCounterMode(display=False)
+    counter = OperationCounter()
     with prepared(model, shape.precision, recompute), counter:
         known = {p.untyped_storage()._cdata for p in model.parameters()}
 
@@ -170,26 +177,4 @@ def _pass_of(supernet: Supernet, space: Space, shape: Pass, *, recompute: bool) 
         torch.autograd.grad(out.float().sum(), [z, *weights], allow_unused=True)
         cast = sum(p.numel() * 2 for p in model.parameters() if p.dtype == torch.bfloat16)
     sizes = [storage.nbytes() for storage in kept.values()]
-    return _Counts(cast, sum(sizes), max(sizes), counter.get_total_flops())
-
-
-def flops_per_second(shape: Pass, width: int) -> float:
-    """The rate of this machine: a frozen block of two linears with a norm and GELU, forward and backward.
-
-    Args:
-        shape: As many rows and tokens, at most 2,048 tokens in all.
-        width: Of the model, at most 1,024: wider products are hardly faster.
-    """
-    tokens, width = min(2048, shape.rows * shape.tokens), min(1024, width)
-    device = torch.device("cpu")
-    kind = torch.bfloat16 if uses_bf16(device, shape.precision) else torch.float32
-    up, down = (torch.randn(4 * width, width, dtype=kind) / width for _ in range(2))
-    x = torch.randn(tokens, width, requires_grad=True)
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        y = nn.functional.layer_norm(x, (width,)).to(kind)
-        y = nn.functional.gelu(y @ up.T) @ down
-        torch.autograd.grad((x + y).sum(), x)
-        best = min(best, time.perf_counter() - started)
-    return 4 * 2 * tokens * 4 * width * width / best
+    return _Counts(cast, sum(sizes), max(sizes), counter)

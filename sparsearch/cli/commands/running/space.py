@@ -94,13 +94,16 @@ def _estimates(
 ) -> dict[str, SearchEstimate]:
     """What a search needs as it is by default, and with recomputed layers."""
     from sparsearch.search.bilevel.estimate import Pass, estimate_search
+    from sparsearch.search.bilevel.operations import measure_rates
     from sparsearch.spaces.space import list_space
 
+    rates = measure_rates(rows, tokens, int(bare.config.get_text_config().hidden_size))
     return {
         name: estimate_search(
             lambda: type(bare)(bare.config),
             lambda model: list_space(model, preset=preset, kinds=kinds),
             Pass(rows, tokens, recompute=recompute),
+            rates,
         )
         for name, recompute in (("default", False), ("checkpointing", True))
     }
@@ -108,8 +111,7 @@ def _estimates(
 
 def _numbers(one: SearchEstimate) -> dict[str, float]:
     """An estimate as plain values."""
-    derived = {"peak_bytes": one.peak_bytes, "step_seconds": one.step_seconds}
-    return {**dataclasses.asdict(one), **derived}
+    return {**dataclasses.asdict(one), "peak_bytes": one.peak_bytes}
 
 
 def estimate_table(needs: Mapping[str, SearchEstimate], rows: int, tokens: int) -> RenderableType:
@@ -129,13 +131,14 @@ def estimate_table(needs: Mapping[str, SearchEstimate], rows: int, tokens: int) 
         sizes = [f"{size / 2**30:.2f}" for size in parts]
         named = "as it is" if name == "default" else name
         table.add_row(named, *sizes, f"{one.flops / 1e12:.3g}", f"{one.step_seconds:.3g}")
-    rate = next(iter(needs.values())).flops_per_second / 1e9
+    any_of_them = next(iter(needs.values()))
+    products, others = any_of_them.flops_per_second / 1e9, any_of_them.bytes_per_second / 1e9
     return Group(
         table,
         Text(
-            f"sizes in GiB; a step of first order, {rows} rows of {tokens} tokens; seconds at the {rate:,.0f} GFLOP/s "
-            "that this machine has just shown; checkpointing is train.checkpointing: true; "
-            "the program itself, the data and a language model's head come on top"
+            f"sizes in GiB; a step of first order, {rows} rows of {tokens} tokens; seconds at the {products:,.0f} "
+            f"GFLOP/s and {others:,.1f} GB/s that this machine has just shown; checkpointing is train.checkpointing: "
+            "true; the program itself, the data and a language model's head come on top"
         ),
     )
 
