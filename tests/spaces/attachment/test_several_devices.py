@@ -18,6 +18,7 @@ from sparsearch.errors import ModelStateError
 from sparsearch.spaces.attachment.attach import attach_modules
 from sparsearch.spaces.backbone.state import check_state, states_of
 from sparsearch.spaces.kinds.module_base import Unit
+from sparsearch.spaces.kinds.vera.module import drawn
 from sparsearch.spaces.space import build_space
 from tests.conftest import make_inputs, make_model
 
@@ -70,8 +71,10 @@ def dispatched(model):
 @pytest.fixture
 def fake(monkeypatch):
     monkeypatch.setattr(Unit, "to", put)
+    drawn.cache_clear()
     with FakeTensorMode():
         yield
+    drawn.cache_clear()  # else it would go on giving matrices without numbers
 
 
 def attached(model, kind):
