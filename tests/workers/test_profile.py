@@ -36,7 +36,7 @@ def test_each_trial_keeps_its_phases_and_the_command_adds_them_up(call, db):
         assert row["seconds"]["training"] > 0 and row["seconds"]["evaluation"] > 0
     shown = CliRunner().invoke(app, call, env={"COLUMNS": "200"}).stdout
     assert "where the time went, in seconds" in shown
-    assert all(f"\n{name} " in shown for name in ("s3pet", "random", "head", "share"))
+    assert all(f"\n {name} " in shown for name in ("s3pet", "random", "head", "share"))
 
 
 def test_trials_of_before_have_no_profile(call, db):

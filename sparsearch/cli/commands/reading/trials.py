@@ -27,7 +27,6 @@ from sparsearch.cli.tables import (
     score_text,
     seconds_text,
 )
-from sparsearch.results.records import NOT_RUN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,6 +65,8 @@ def trials_table(
     ]
     title = f"{study.name} ({study.metric})"
     table = FittingTable(title, columns, right, ("seconds", "test", "seed"), rows)
+    from sparsearch.results.records import NOT_RUN  # with it comes SQLAlchemy
+
     told = [t for t in trials if t.message and t.state not in ("cancelled", *NOT_RUN)]
     return Group(table, messages_of(told), _in_vain(attempts))
 
