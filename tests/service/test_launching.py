@@ -46,12 +46,15 @@ def state(client):
 
 
 def drivers(settings):
+    """The processes of a launch; what they begin has their command line too, until it has one of its own."""
     folder = str(find_launch(settings.launches, "tiny").folder)
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if folder in (process.info["cmdline"] or ()):
-            found.append(process)
-    return found
+    found = [
+        process
+        for process in psutil.process_iter(["cmdline", "ppid"])
+        if folder in (process.info["cmdline"] or ())
+    ]
+    begun = {process.pid for process in found}
+    return [process for process in found if process.info["ppid"] not in begun]
 
 
 def rows(db):
