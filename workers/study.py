@@ -47,6 +47,7 @@ from sparsearch.workers.trials.session import identify_backbone, open_session
 
 __all__ = [
     "make_scheduler",
+    "queue_again",
     "run",
 ]
 
@@ -194,7 +195,6 @@ def make_scheduler(
         listen: Told of trials that a race leaves out.
     """
     asks_for = asks_for_trial(spec, config)
-    asked = [t for t in _queue_again(store, spec, config) if asks_for(t)]
     queued = [t for t in store.queued(spec.name) if asks_for(t)]
     feared = _poison_trials(store, spec.name)
     if is_raced(config):
@@ -205,6 +205,7 @@ def make_scheduler(
             told.started(trial)
             told.finished(trial, outcome)
 
+        asked = [t for t in store.trials(spec.name) if asks_for(t)]
         return RacedPlan(config, asked, queued, leave_out, feared)
     if config.outer is None:
         return FixedPlan(sorted(queued, key=lambda trial: trial.number in feared))
@@ -223,8 +224,17 @@ def make_scheduler(
     )
 
 
-def _queue_again(store: Store, spec: StudySpec, config: StudyConfig) -> Sequence[TrialRecord]:
-    """Queue what a race left out before and what is asked for now; all trials, as they are then."""
+def queue_again(store: Store, spec: StudySpec, config: StudyConfig) -> Sequence[TrialRecord]:
+    """Queue what a race left out before and what is asked for now, before there is a scheduler.
+
+    Args:
+        store: Holds the study's lease.
+        spec: Its planned trials.
+        config: As it is now.
+
+    Returns:
+        All trials, as they are then.
+    """
     asks_for, stored = asks_for_trial(spec, config), store.trials(spec.name)
     again = wanted_again(config, [t for t in stored if asks_for(t)])
     if again:
@@ -323,7 +333,7 @@ def _drive(
     with _held(store, spec.name):
         _begin(store, spec, backbone)
         asks_for = asks_for_trial(spec, config)
-        stored = _queue_again(store, spec, config)
+        stored = queue_again(store, spec, config)
         queued = [trial for trial in store.queued(spec.name) if asks_for(trial)]
         others = [trial for trial in stored if not asks_for(trial)]
         asked = len(stored) - len(others)

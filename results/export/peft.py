@@ -166,7 +166,9 @@ def plan_adapter(
                 )
             module = parameters[position.host].matrices[position.expert or 0]
         else:
-            module = modules.setdefault(position.module, _adapted(model, position, paths))
+            if position.module not in modules:
+                modules[position.module] = _adapted(model, position, paths)
+            module = modules[position.module]
         name = f"{candidate.position}:{candidate.kind}."
         unit = {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
         name = candidate.base_kind

@@ -12,7 +12,7 @@ from sparsearch.testing.simulated_runner import SimulatedRunner
 from sparsearch.workers.callbacks import StudyCallbacks
 from sparsearch.workers.driver import Driver, DriverRules
 from sparsearch.workers.plan import plan
-from sparsearch.workers.study import make_scheduler
+from sparsearch.workers.study import make_scheduler, queue_again
 
 __all__ = ["simulate"]
 
@@ -45,6 +45,7 @@ def simulate(
     store.begin_study(spec)
     store.acquire(spec.name)
     try:
+        queue_again(store, spec, config)
         loop = make_scheduler(store, spec, config, lambda budget: None, listener)
         with runner:
             Driver(store, spec.name, runner, loop, DriverRules(listener or StudyCallbacks())).run()

@@ -155,7 +155,7 @@ def best(
     }
     asked = {key: value for key, value in wanted.items() if value is not None}
     asked = read_limits(limit or (), asked)
-    from sparsearch.results.records import NOT_RUN, BestQuery
+    from sparsearch.results.records import BestQuery
 
     with reading(db) as store:
         found = store.best_of_each_task(BestQuery.of(asked))
@@ -164,7 +164,6 @@ def best(
 
             raise nothing_found(store, asked)
         one = store.best(**asked) if as_json else None
-        trials = () if as_json or len(found) > 1 else store.scores(found[0].study)
     if one is not None:
         print_json(one.as_dict())
         return
@@ -173,11 +172,6 @@ def best(
     words = ("best", *of) if others else ("show", first.structure.hash[:8], *of)
     screen = output()
     screen.print(best_of_tasks_table(found) if others else best_table(first))
-    if left_out := sum(t.state in NOT_RUN for t in trials):
-        many = (
-            f"not run: {left_out} of {len(trials)} trials of {first.study}, which a race left out"
-        )
-        screen.print(many, soft_wrap=True)
     screen.print(f"\nnext: {next_command(db, *words)}", soft_wrap=True)
     if note := password_note(db):
         screen.print(note, soft_wrap=True)

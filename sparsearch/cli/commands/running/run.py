@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RunCommand",
     "run",
+    "run_here",
 ]
 
 _ALL_FAILED, _NOTHING_FEASIBLE = 1, 3
@@ -95,7 +96,7 @@ def run(
             name, data = _run_at_service(content, db)
         else:
             with timed() as seconds:
-                name, data = _run_here(study, db, overrides)
+                name, data = run_here(study, db, overrides)
     except (KeyboardInterrupt, Stopped) as error:
         hint = "\n".join(
             filter(None, (f"the same command continues: {command}", password_note(db)))
@@ -113,7 +114,7 @@ def run(
     _exit_as_trials_went(trials)
 
 
-def _run_here(study: Path, db: str, overrides: Sequence[str]) -> tuple[str, DataSummary | None]:
+def run_here(study: Path, db: str, overrides: Sequence[str]) -> tuple[str, DataSummary | None]:
     """Run a study in this process: its name, and what its data holds."""
     from sparsearch.cli.progress import StudyProgress
     from sparsearch.workers.study import run as run_study
