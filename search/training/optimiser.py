@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.kinds.precision import split_bits
 
 __all__ = [
+    "ClippedAdamW",
     "NanGuard",
     "learning_rates",
     "linear_schedule",
@@ -82,6 +83,48 @@ def _attached(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, unit in attachment.units.items() if attachment is not None else ():
         for parameter in unit.parameters():
             yield split_bits(name.rpartition(":")[2])[0], parameter
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW with update clipping: a step is shortened where gradients outgrow what they have been.
+
+    AdamW divides by a mean over the last thousand gradients. Where these grow faster, as they do when a task is
+    learnt at last, its steps are far longer than the rate says, and a training can collapse in a few of them. Here
+    the rate of a group is divided by RMS = sqrt(mean(g^2 / v)) where that is above 1, with v the debiased mean of
+    squares, this gradient among them. Entries that never had a gradient do not count.
+
+    Source: StableAdamW (Wortsman et al. 2023, algorithm 2), after Adafactor (Shazeer and Stern 2018, section 6). There
+    each tensor has an RMS of its own, here a group has: all modules of a kind. Nothing waits for the device.
+    """
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step at the clipped rates; ``group["lr"]`` is then as it was."""
+        rates = [group["lr"] for group in self.param_groups]
+        try:
+            for group in self.param_groups:
+                group["lr"] = group["lr"] / self._excess(group)
+            return super().step(closure)
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    @torch.no_grad()
+    def _excess(self, group: dict[str, Any]) -> Tensor | float:
+        """How many times too long a step of a group would be; at least 1."""
+        seen = [p for p in group["params"] if p.grad is not None and self.state.get(p)]
+        if not seen:  # in its first step RMS is 1
+            return 1.0
+        squares = torch.cat([p.grad.flatten() for p in seen]).float().square_()
+        before = torch.cat([self.state[p]["exp_avg_sq"].flatten() for p in seen]).float()
+        decay = group["betas"][1]
+        mean = before.lerp_(squares, 1 - decay)
+        steps = torch.stack([self.state[p]["step"] for p in seen]).to(mean.device)
+        sizes = torch.tensor([p.numel() for p in seen], device=mean.device)
+        debiasing = (1 - decay ** (steps + 1)).repeat_interleave(sizes, output_size=len(mean))
+        count = (mean > 0).sum().clamp_min(1)
+        ratios = squares.mul_(debiasing).div_(mean.clamp_min_(torch.finfo(mean.dtype).tiny))
+        excess: Tensor = (ratios.sum() / count).sqrt()
+        return excess.clamp_min(1)
 
 
 class NanGuard:

@@ -17,7 +17,7 @@ from sparsearch.search.tasks.task import Task, batches
 from sparsearch.search.training.embedding_rows import only_rows_read
 from sparsearch.search.training.evaluate import evaluate
 from sparsearch.search.training.gradient_guard import GradientGuard
-from sparsearch.search.training.optimiser import NanGuard, linear_schedule
+from sparsearch.search.training.optimiser import ClippedAdamW, NanGuard, linear_schedule
 from sparsearch.search.training.prefix import StoredPrefix, enter_above
 from sparsearch.search.training.recomputing import prepared
 from sparsearch.spaces.attachment.attachment import attachment_of
@@ -123,7 +123,10 @@ def _train(
 ) -> TrainResult:
     device = next(model.parameters()).device
     parameters = [p for group in groups for p in group["params"]]
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    attachment = attachment_of(model)
+    clipped = config.clip_updates and attachment is not None
+    adamw = ClippedAdamW if clipped else torch.optim.AdamW
+    optimizer = adamw(groups, weight_decay=config.weight_decay, fused=True)
     per_epoch, steps = steps_per_epoch(task, config), steps_left(task, config, taken)
     schedule = linear_schedule(optimizer, steps, config.warmup)
     generator = torch.Generator().manual_seed(seed)
@@ -134,7 +137,6 @@ def _train(
     best, history, step = -math.inf, [], 0
     kept = [p.detach().clone() for p in parameters]
     best_epoch = 0
-    attachment = attachment_of(model)
     guard = GradientGuard(attachment, "training")
     if attachment is not None:
         attachment.advance(0, steps)

@@ -51,6 +51,8 @@ class TrainConfig(Section):
         lr: For attached modules and the head.
         kind_lr: Kind (or ``head``) -> its own rate, over the defaults; other kinds take ``lr``.
         full_lr: For the reference that trains the whole backbone.
+        clip_updates: Whether steps of attached modules are shortened where gradients outgrow what they have been
+            (decision 61). A whole backbone trains without.
         warmup: Share of the steps with a rising learning rate; afterwards it falls linearly to 0.
         precision: ``auto`` takes bf16 autocast where the processor computes it natively.
         head_first: Whether the head learns alone, over the frozen backbone, before the rest joins.
@@ -80,6 +82,7 @@ class TrainConfig(Section):
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.06
     clip: Annotated[Number, Field(gt=0)] = 2.0
+    clip_updates: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     head_first: bool = False
     start_rows: Positive = SAMPLE_ROWS
