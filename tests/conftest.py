@@ -85,7 +85,8 @@ TIERS = {
         test_export test_export_conformance test_export_use test_fuzz test_gguf_study
         test_gradient_guard test_gradients test_growth test_identity test_image_study test_kinds test_language_study
         test_late_tickets test_limits test_masking test_merge test_migrations test_model_folder test_model_parts
-        test_model_state test_notebook test_optimiser test_optuna_loop test_other_hooks test_outer_study test_plugins test_prefix
+        test_model_state test_notebook test_optimiser test_optuna_loop test_other_hooks test_outer_study
+        test_plugins test_prefix
         test_profile test_quantised test_quantised_study test_quantised_trainer
         test_reading test_remove_units test_server_option test_site test_slim test_sparse_delta
         test_sparse_delta_supports test_store test_structure_callback test_study test_study_driver

@@ -106,12 +106,16 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         for precision in ("fp32", "bf16"):
             stream = endless(session.task.train, 32, CPU, generator)
-            alone, packed = [], []
+            alone: list[float] = []
+            packed: list[float] = []
+            padded: list[float] = []
             with frozen_cast_once(model, precision):
                 for number in range(arguments.rounds + 1):
                     found = [next(stream) for _ in range(PACK)]
                     one = [{k: v for k, v in batch.items() if k != "rows"} for batch in found]
                     order = [(alone, one), (packed, [together(found)])]
+                    tokens = sum(batch["input_ids"].numel() for batch in one)
+                    padded.append(together(found)["input_ids"].numel() / tokens)
                     for where, steps in order if number % 2 else reversed(order):
                         where.append(seconds(model, optimizer, steps, precision))
             line = {
@@ -119,6 +123,7 @@ def main() -> None:
                 "precision": precision,
                 "four steps": statistics.median(alone[1:]),
                 "one step over four batches": statistics.median(packed[1:]),
+                "tokens of the one step beside those of four": statistics.median(padded[1:]),
                 "ratio": statistics.median(
                     p / a for p, a in zip(packed[1:], alone[1:], strict=True)
                 ),
