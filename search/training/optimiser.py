@@ -99,14 +99,19 @@ class ClippedAdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step at the clipped rates; ``group["lr"]`` is then as it was."""
+        loss = None
+        if closure is not None:  # it makes the gradients that the rates depend on
+            with torch.enable_grad():
+                loss = closure()
         rates = [group["lr"] for group in self.param_groups]
         try:
             for group in self.param_groups:
                 group["lr"] = group["lr"] / self._excess(group)
-            return super().step(closure)
+            super().step()
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
+        return loss
 
     @torch.no_grad()
     def _excess(self, group: dict[str, Any]) -> Tensor | float:

@@ -121,7 +121,11 @@ def test_a_study_survives_the_server_and_the_driver(study, settings, tmp_path, m
 
 
 def test_a_study_is_stopped_and_continued(study, settings):
-    longer = study | {"train": study["train"] | {"epochs": 5000}, "baselines": [], "budgets": [200]}
+    longer = study | {
+        "train": study["train"] | {"epochs": 5000},
+        "baselines": [],
+        "budgets": [200],
+    }
     with serving(settings) as client:
         client.post(f"{API}/launches", json=longer)
         until(lambda: any(t.state == "running" for t in trials(settings)))

@@ -89,6 +89,28 @@ def test_a_parameter_whose_gradient_comes_late_or_never_is_stepped_over():
     assert not never.detach().any()
 
 
+def test_a_closure_makes_the_gradients_that_are_clipped():
+    def last(by_closure):
+        parameter = nn.Parameter(torch.zeros(3))
+        optimizer = ClippedAdamW([{"params": [parameter], "lr": RATE}], weight_decay=0.0)
+        for size in [1.0] * 20 + [20.0]:
+
+            def closure(size=size):
+                optimizer.zero_grad()
+                loss = (size * parameter).sum()
+                loss.backward()
+                return loss
+
+            if by_closure:
+                assert optimizer.step(closure) is not None
+            else:
+                closure()
+                assert optimizer.step() is None
+        return parameter.detach()
+
+    assert torch.equal(last(True), last(False))
+
+
 def test_a_schedule_sees_its_own_rates():
     parameter = nn.Parameter(torch.zeros(3))
     optimizer = ClippedAdamW([{"params": [parameter], "lr": RATE}], weight_decay=0.0, fused=True)
