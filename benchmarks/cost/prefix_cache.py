@@ -72,7 +72,7 @@ def main() -> int:
                     "cache_bytes": limit,
                 }
             )
-            new_head(session.model, 0)
+            new_head(session.model, session.task, 0)
             seed_everything(0)
             attach_modules(session.model, [(p, make_kind("lora", {}), 1, 1) for p in positions])
             seen: list[float] = []

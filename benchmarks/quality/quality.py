@@ -260,7 +260,7 @@ def train_adalora(session: Session, budget: Budget, seed: int) -> dict[str, Any]
     task, config, rank = session.task, session.config.train, max(1, next(iter(sizes.values())))
     model = load_model(locate(MODEL), num_labels=task.num_labels)
     model.config.pad_token_id = session.model.config.pad_token_id
-    new_head(model, seed, "head")
+    new_head(model, task, seed, "head")
     seed_everything(seed, "modules")
     prefix = next(n for n, m in model.named_modules() if m is base_of(model))
     steps = config.epochs * math.ceil(len(task.train) / config.batch_size)

@@ -140,7 +140,7 @@ class NetworkSlimming(Strategy):
     ) -> Ranking:
         """Slimming coefficients, trained with the whole model until the ticket stops changing (EarlyBERT)."""
         search, space = context.search, context.space
-        new_head(context.model, seed, "head")
+        new_head(context.model, context.task, seed, "head")
         if context.train.steps_before_cut:
             context.start().load_head(context.model)
         watch = SelectionMonitor(

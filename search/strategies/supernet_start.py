@@ -21,7 +21,7 @@ def open_supernet(context: RankingContext, seed: int, warm: bool) -> Supernet:
     """The problem's space, attached and aligned, perhaps over a warm head; whoever opens it closes it."""
     model, space = context.model, context.space
     aligning = any(kind.aligns for kind in space.kinds.values())
-    new_head(model, seed, "head")
+    new_head(model, context.task, seed, "head")
     if warm or context.train.head_first or context.train.steps_before_cut or aligning:
         start = context.start()
         start.load_head(model)

@@ -161,7 +161,7 @@ class WarmStarts:
     def _make(self, seed: int, aligning: Aligning, observe: Observer, late: bool) -> WarmStart:
         steps, precision = self.config.start_steps, self.config.precision
         sample = sample_rows(self.task, seed, self.config.start_rows)
-        new_head(self.model, seed, "warm head")
+        new_head(self.model, self.task, seed, "warm head")
         warm_head(self.model, self.task, sample, seed, precision)
         losses = sample_losses(self.model, self.task, sample, precision)
         start = WarmStart({n: p.detach().clone() for n, p in head_parameters(self.model)}, {})
@@ -197,12 +197,20 @@ class WarmStarts:
 
 
 @torch.no_grad()
-def new_head(model: nn.Module, *seed_parts: object) -> None:
-    """Draw the task head anew: matrices N(0, initializer_range), vectors zero."""
+def new_head(model: nn.Module, task: Task, *seed_parts: object) -> None:
+    """Draw the task head anew: matrices N(0, initializer_range), vectors zero but for the outputs' bias.
+
+    That bias is ``constant_answer`` of the task's type. An output layer without a bias has none.
+    """
     seed_everything(*seed_parts)
     std = getattr(model.config, "initializer_range", None) or 0.02
+    answer = task.behaviour.constant_answer(task.train)
+    bias = None
     for _, parameter in head_parameters(model):
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=std)
         else:
             torch.nn.init.zeros_(parameter)
+            bias = parameter  # the last one is the outputs'
+    if answer is not None and bias is not None and bias.shape == answer.shape:
+        bias.copy_(answer)

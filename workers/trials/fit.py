@@ -118,6 +118,6 @@ class Fitting:
 
     def start_head(self, aligning: Aligning = ()) -> None:
         """A new head, or the warm one if training is configured to start from it."""
-        new_head(self.model, self.seed, self.purpose, "head")
+        new_head(self.model, self.task, self.seed, self.purpose, "head")
         if self.config.head_first:
             self.starts.get(self.seed, aligning, self.observe).load_head(self.model)

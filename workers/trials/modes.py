@@ -110,7 +110,7 @@ class Ticket(TrainingMode):
             start.load_weights(smaller)
             take_bases(smaller, start.bases)
         ticket = compact(smaller, structure).requires_grad_(True)
-        new_head(ticket, fitting.seed, fitting.purpose, "head")
+        new_head(ticket, fitting.task, fitting.seed, fitting.purpose, "head")
         if start is not None and (start.weights or config.head_first):
             start.load_head(ticket)
         return ticket

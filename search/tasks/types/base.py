@@ -96,6 +96,10 @@ class TaskType(ABC):
         found: Tensor = torch.unique(torch.cat(read))
         return found
 
+    def constant_answer(self, split: Split) -> Tensor | None:
+        """Outputs (outputs,) that a new head begins with, whatever it reads; None for zeros."""
+        return None
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Tensor], precision: str) -> Tensor:
         """The mean loss of a batch, with the graph that led to it.

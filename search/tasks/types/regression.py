@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from sparsearch.search.tasks.checks import constant
 from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.labels import targets
 from sparsearch.search.tasks.types.sequence import SequenceTask
+
+if TYPE_CHECKING:
+    from sparsearch.search.tasks.task import Split
 
 __all__ = ["Regression"]
 
@@ -33,6 +37,14 @@ class Regression(SequenceTask):
     def undefined(self, metric: str, labels: Tensor, classes: Sequence[str]) -> str:
         """Correlation has no value with a constant."""
         return f"holds {labels[0]:g} in all {len(labels)} rows" if constant(labels) else ""
+
+    def constant_answer(self, split: Split) -> Tensor:
+        """The mean target, the best answer to rows that are not looked at.
+
+        From zero all parameters would set out together for the mean, which is a long way for targets such as 0 to 5
+        and nothing to be learnt; modules in many places overshoot, and may never come back.
+        """
+        return split.labels.float().mean().reshape(1)
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error."""
