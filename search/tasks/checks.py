@@ -25,6 +25,7 @@ __all__ = [
     "class_warnings",
     "constant",
     "summarise_labels",
+    "target_warnings",
     "text_warnings",
 ]
 
@@ -126,6 +127,21 @@ def class_warnings(config: TaskConfig, summary: DataSummary) -> list[str]:
                 f"{config.metric}"
             )
     return warnings
+
+
+_SPREADS = (0.1, 10.0)
+"""Standard deviations of targets that learning rates are made for."""
+
+
+def target_warnings(config: TaskConfig, targets: Tensor) -> list[str]:
+    """Targets in units that no learning rate fits."""
+    spread = float(targets.std())
+    if _SPREADS[0] <= spread <= _SPREADS[1]:
+        return []
+    return [
+        f"targets in column {config.label!r} have a standard deviation of {spread:.3g}; learning rates are made "
+        f"for some {_SPREADS[0]:g} to {_SPREADS[1]:g}: divide the targets by a number that brings them there"
+    ]
 
 
 def _plain(name: str) -> str:

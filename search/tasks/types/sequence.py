@@ -17,6 +17,7 @@ from sparsearch.search.tasks.checks import (
     check_tokens,
     class_warnings,
     summarise_labels,
+    target_warnings,
     text_warnings,
 )
 from sparsearch.search.tasks.data_files import Rows
@@ -75,6 +76,8 @@ class SequenceTask(TaskType):
         for split in SPLITS[1:]:
             check_metric(config, split, self.undefined(config.metric, labels[split], classes))
         warnings += class_warnings(config, self.summary(labels, classes, ()))
+        if not classes:
+            warnings += target_warnings(config, labels["train"])
         splits = {
             s: self.read_split(config, s, parts[s], labels[s], tokenizer, limit) for s in SPLITS
         }

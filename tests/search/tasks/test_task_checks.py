@@ -156,3 +156,21 @@ def test_a_summary_counts_classes_and_gives_the_range_of_targets(load):
     assert summary.classes == {"a": (2, 1, 1), "b": (1, 2, 0)} and summary.targets == {}
     summary = load(rows(0, 1, 5), rows(0, 1), rows(2, 4), **REGRESSION).summary
     assert summary.targets["train"] == (0.0, 2.0, 5.0) and summary.classes == {}
+
+
+@pytest.mark.parametrize(("unit", "spread"), [(1000.0, "577"), (0.01, "0.00577")])
+def test_targets_in_a_unit_that_no_rate_fits_are_said(unit, spread, load):
+    def targets(*labels, more=""):
+        return rows(*(unit * label for label in labels), more=more)
+
+    task = load(
+        targets(0, 1, 1), targets(0, 1, more=" so"), targets(1, 0, more=" v"), **REGRESSION
+    )
+    assert [w for w in task.warnings if f"a standard deviation of {spread};" in w] == [
+        *task.warnings
+    ]
+    unit = 1.0
+    task = load(
+        targets(0, 1, 1), targets(0, 1, more=" so"), targets(1, 0, more=" v"), **REGRESSION
+    )
+    assert task.warnings == ()
