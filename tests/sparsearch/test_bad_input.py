@@ -153,7 +153,7 @@ FLOPS = {"max_inference_flops": ["80%"]}
                 "train.backbone": True,
                 "baselines": [],
             },
-            "which max_trainable_params cannot limit",
+            "trains unless train.backbone_rank is set: max_trainable_params cannot limit that",
         ),
         ({"search.strategy": "slimming"}, "slimming strategy ranks heads and neurons"),
         (

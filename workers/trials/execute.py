@@ -154,10 +154,12 @@ def _run(session: Session, trial: Trial, rankings: Rankings, observe: Observer) 
         return _run_reference(session, trial, fitting)
     fitting.check_steps()
     structure, ranking = _choose(session, trial, rankings, observe)
+    mode = mode_of(session.config.train)
+    assert trial.budget is not None, "only references have no budget"
+    mode.check_limits(structure, session.space.positions, trial.budget)
     fitted = fitting.fit(structure, aligning_of(session))
     tokens = session.task.max_length
     dense = dense_flops_per_token(session.space.positions, tokens)
-    mode = mode_of(session.config.train)
     weights: bytes | None = pack_weights(fitted.model, session.task.classes, whole=mode.whole)
     message = ""
     if weights is not None and len(weights) > _MOST_STORED:
@@ -192,7 +194,7 @@ def _run_reference(session: Session, trial: Trial, fitting: Fitting) -> Outcome:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(full or name in head)
     try:
-        whole = full or mode_of(session.config.train).whole
+        whole = full or mode_of(session.config.train).trains_all
         measurements = _measure(session, model, fitting.train(model, whole=whole, taken=0))
     finally:
         for name, parameter in model.named_parameters():

@@ -32,7 +32,7 @@ class Fitted:
     Attributes:
         model: With the structure attached, or the ticket.
         result: Of training.
-        trainable_params: Of the structure; of a ticket all of its backbone's.
+        trainable_params: Of the structure; of a ticket all of its backbone's, or those of its LoRA.
         stored_bytes: What the task costs to keep, the head apart.
     """
 
@@ -90,8 +90,9 @@ class Fitting:
             aligning = aligning_at(structure.kinds, positions_of(self.model))
         mode = mode_of(self.config)
         model = mode.prepare(self, structure, aligning)
-        result = self.train(model, whole=mode.whole)
         params = mode.trainable_params(model, structure)
+        result = self.train(model, whole=mode.trains_all)
+        model = mode.finish(model)
         return Fitted(model, result, params, mode.stored_bytes(model, structure))
 
     def train(
@@ -111,10 +112,9 @@ class Fitting:
             return TrainResult(score, 0, ())
         steps = self.config.steps_taken if taken is None else taken
         seed = derive(self.seed, self.purpose, "train")
+        prefix = self.prefix if model is self.model else None  # a copy has other layers
         with phase("training"):
-            return train(
-                model, self.task, self.config, groups, seed, self.observe, self.prefix, steps
-            )
+            return train(model, self.task, self.config, groups, seed, self.observe, prefix, steps)
 
     def start_head(self, aligning: Aligning = ()) -> None:
         """A new head, or the warm one if training is configured to start from it."""

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsearch.errors import StructureError
+from sparsearch.errors import InfeasibleError, StructureError
 from sparsearch.search.training.seeds import seed_everything
 from sparsearch.search.training.warm_start import new_head
-from sparsearch.spaces.attachment.attach import attach
+from sparsearch.spaces.attachment.attach import attach, attach_modules
+from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.attachment.check import check_structure
 from sparsearch.spaces.backbone.parameters import count_params, positions_of
 from sparsearch.spaces.calibration.calibrate import Aligning, aligning_at, take_bases
 from sparsearch.spaces.candidate import BYTES_PER_PARAM
 from sparsearch.spaces.compaction.compact import compact
+from sparsearch.spaces.compaction.merge import merge
+from sparsearch.spaces.costs import narrowed_positions
+from sparsearch.spaces.kinds.registry import make_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sparsearch.config.train import TrainConfig
+    from sparsearch.spaces.budget import Budget
+    from sparsearch.spaces.families.position import Position
     from sparsearch.spaces.structure import Structure
     from sparsearch.workers.trials.fit import Fitting
 
-__all__ = ["Modules", "Ticket", "TrainingMode", "mode_of"]
+__all__ = ["LowRankTicket", "Modules", "Ticket", "TrainingMode", "mode_of"]
 
 
 class TrainingMode:
     """How a structure is trained.
 
     Attributes:
-        whole: Whether all weights of the model train, at ``train.full_lr``, and are stored.
+        whole: Whether all weights of the model are stored.
+        trains_all: Whether all of them train, at ``train.full_lr``.
         export_format: In which its result is handed over.
     """
 
     whole: ClassVar[bool] = False
+    trains_all: ClassVar[bool] = False
     export_format: ClassVar[str] = "spec"
 
     def prepare(
@@ -51,9 +60,27 @@ class TrainingMode:
         """
         raise NotImplementedError
 
+    def check_limits(
+        self, structure: Structure, positions: Sequence[Position], budget: Budget
+    ) -> None:
+        """Before what takes long: what trains beside the structure is within the budget too.
+
+        Args:
+            structure: Of a backbone with these positions.
+            positions: Those of the whole backbone.
+            budget: What the structure was selected under.
+
+        Raises:
+            InfeasibleError: If it is not.
+        """
+
     def trainable_params(self, model: PreTrainedModel, structure: Structure) -> int:
         """What of a prepared model trains, the head apart."""
         raise NotImplementedError
+
+    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The trained model as it is measured and stored."""
+        return model
 
     def stored_bytes(self, model: PreTrainedModel, structure: Structure) -> int:
         """What the task costs to keep of a prepared model, the head apart."""
@@ -90,6 +117,7 @@ class Ticket(TrainingMode):
     """What a structure's removals leave of the backbone trains, as EarlyBERT does (``train.backbone``)."""
 
     whole = True
+    trains_all = True
     export_format = "checkpoint"
 
     def prepare(
@@ -125,8 +153,60 @@ class Ticket(TrainingMode):
         return BYTES_PER_PARAM * count_params(model) + chosen
 
 
+class LowRankTicket(Ticket):
+    """A ticket of which a LoRA on each linear trains, and is then added to its weights (``train.backbone_rank``)."""
+
+    trains_all = False
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.kind = rank, make_kind("lora", {})
+
+    def prepare(
+        self, fitting: Fitting, structure: Structure, aligning: Aligning
+    ) -> PreTrainedModel:
+        """The ticket, frozen, with a LoRA on each of its linears."""
+        ticket = super().prepare(fitting, structure, aligning)
+        seed_everything(fitting.seed, fitting.purpose, "modules")
+        units = [(p, self.kind, self._rank_at(p), 1) for p in self._places(positions_of(ticket))]
+        attach_modules(ticket, units)
+        return ticket
+
+    def check_limits(
+        self, structure: Structure, positions: Sequence[Position], budget: Budget
+    ) -> None:
+        """The LoRA fits the limit on trainable parameters."""
+        left = self._places(narrowed_positions(positions, structure.candidates))
+        params = sum(self.kind.params(p, self._rank_at(p)) for p in left)
+        limit = budget.get("max_trainable_params")
+        if limit is not None and params > limit:
+            raise InfeasibleError(
+                f"the LoRA of rank {self.rank} on what is left of the backbone has {params:,} parameters, above the "
+                f"{limit:,} of the budget",
+                "lower train.backbone_rank, or raise max_trainable_params",
+                least_params=params,
+            )
+
+    def trainable_params(self, model: PreTrainedModel, structure: Structure) -> int:
+        """Those of the LoRA."""
+        attachment = attachment_of(model)
+        assert attachment is not None
+        return sum(p.numel() for unit in attachment.units.values() for p in unit.parameters())
+
+    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The LoRA goes into the weights: what is stored is a ticket like any other."""
+        return merge(model)
+
+    def _places(self, positions: Sequence[Position]) -> list[Position]:
+        return [p for p in positions if self.kind.accepts(p)]
+
+    def _rank_at(self, position: Position) -> int:
+        return min(self.rank, self.kind.largest_useful(position))
+
+
 def mode_of(config: TrainConfig) -> TrainingMode:
     """The training mode that a study asks for."""
+    if config.backbone_rank is not None:
+        return LowRankTicket(config.backbone_rank)
     return Ticket() if config.backbone else Modules()
 
 
