@@ -63,7 +63,7 @@ class TrainingMode:
     def check_limits(
         self, structure: Structure, positions: Sequence[Position], budget: Budget
     ) -> None:
-        """Before what takes long: what trains beside the structure is within the budget too.
+        """Before training: what trains beside the structure is within the budget too.
 
         Args:
             structure: Of a backbone with these positions.
@@ -181,8 +181,7 @@ class LowRankTicket(Ticket):
         if limit is not None and params > limit:
             raise InfeasibleError(
                 f"the LoRA of rank {self.rank} on what is left of the backbone has {params:,} parameters, above the "
-                f"{limit:,} of the budget",
-                "lower train.backbone_rank, or raise max_trainable_params",
+                f"{limit:,} of the budget: lower train.backbone_rank, or raise max_trainable_params",
                 least_params=params,
             )
 
