@@ -27,11 +27,14 @@ def is_swollen(stored_bytes: float, trainable_params: float) -> bool:
 def swollen_text(stored_bytes: float, trainable_params: float) -> str:
     """That, in words.
 
-    >>> swollen_text(3_253_117, 2_256)
-    '3,253,117 stored bytes are 360 times the 9,024 of its trained parameters: set max_bytes where they count'
+    >>> what, advice = swollen_text(3_253_117, 2_256).split(": ")
+    >>> what
+    '3,253,117 stored bytes are 360 times the 9,024 of its trained parameters'
+    >>> advice
+    'set max_bytes where they count (a ticket stores all that is left, and takes no such limit)'
     """
     trained = BYTES_PER_PARAM * trainable_params
     return (
         f"{stored_bytes:,.0f} stored bytes are {stored_bytes / trained:,.0f} times the {trained:,.0f} of its trained "
-        "parameters: set max_bytes where they count"
+        "parameters: set max_bytes where they count (a ticket stores all that is left, and takes no such limit)"
     )

@@ -86,7 +86,7 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
             raise ConfigError([f"search.strategy: {strategy!r} chooses no structure here"])
         if self.train.backbone:
             raise ConfigError(
-                [f"preset {self.space.preset!r} trains the whole backbone of a ticket"],
+                [f"preset {self.space.preset!r} cuts the backbone itself, into a ticket"],
                 "run it as a study: sparsearch run STUDY.yaml",
             )
 

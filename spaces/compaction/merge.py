@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attach import drop
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
-from sparsearch.spaces.attachment.attachment import attachment_of
+from sparsearch.spaces.attachment.attachment import Attachment, attachment_of
 from sparsearch.spaces.attachment.elsewhere import check_here
 from sparsearch.spaces.backbone.parameters import base_of
 from sparsearch.spaces.backbone.state import check_state
@@ -20,6 +20,7 @@ from sparsearch.spaces.families.position import add_to_weight, weight_at
 from sparsearch.spaces.kinds import Stage
 
 __all__ = [
+    "check_merge",
     "fold",
     "merge",
 ]
@@ -59,17 +60,11 @@ def merge(model: M) -> M:
     Example:
         >>> merge(attach(model, "exported/")).save_pretrained("merged/")  # doctest: +SKIP
     """
-    check_state(
-        model, allow={"attached", "integer"}
-    )  # a weight of integers is named with its unit
+    check_merge(model)
     attachment = attachment_of(model)
     if attachment is None:
         return model
-    hosts: dict[nn.Module, list[AttachedUnit]] = {}
-    for slot in attachment.slots:
-        host = base_of(model).get_submodule(slot.position.module)
-        hosts.setdefault(host, []).append(slot)
-    _check(model, hosts)
+    hosts = _hosts(model, attachment)
     names = {module: name for name, module in model.named_modules()}
     trainable = attachment.requires_grad_before
     folded: list[AttachedUnit] = []
@@ -86,8 +81,20 @@ def merge(model: M) -> M:
     return model
 
 
-def _check(model: nn.Module, hosts: Mapping[nn.Module, Sequence[AttachedUnit]]) -> None:
-    """All checks before any change."""
+def check_merge(model: nn.Module) -> None:
+    """All checks of ``merge`` before any change; to know before training whether what trains can be folded.
+
+    Raises:
+        StructureError: See ``merge``.
+        ModelStateError: See ``merge``.
+    """
+    check_state(
+        model, allow={"attached", "integer"}
+    )  # a weight of integers is named with its unit
+    attachment = attachment_of(model)
+    if attachment is None:
+        return
+    hosts = _hosts(model, attachment)
     if any(slot.gate is not None or slot.idle for slots in hosts.values() for slot in slots):
         raise StructureError(
             "cannot merge while gates are set: a search runs on this model",
@@ -108,6 +115,14 @@ def _check(model: nn.Module, hosts: Mapping[nn.Module, Sequence[AttachedUnit]]) 
             "cannot merge " + "; ".join(problems),
             "leave the model as it is, attached, or choose a structure without them",
         )
+
+
+def _hosts(model: nn.Module, attachment: Attachment) -> dict[nn.Module, list[AttachedUnit]]:
+    hosts: dict[nn.Module, list[AttachedUnit]] = {}
+    for slot in attachment.slots:
+        host = base_of(model).get_submodule(slot.position.module)
+        hosts.setdefault(host, []).append(slot)
+    return hosts
 
 
 def _problems(module: nn.Module, slots: Sequence[AttachedUnit], shared: bool) -> Iterator[str]:

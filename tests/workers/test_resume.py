@@ -10,6 +10,7 @@ import time
 import pytest
 import yaml
 
+from sparsearch.results.records import NOT_RUN
 from sparsearch.results.store.store import Store
 from sparsearch.workers.study import run
 
@@ -42,11 +43,13 @@ def finished(db):
 
 
 @pytest.mark.timeout(280)
-def test_killed_drivers_leave_nothing_behind(study, tmp_path):
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]], ids=["one-seed", "raced"])
+def test_killed_drivers_leave_nothing_behind(study, tmp_path, seeds):
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(study))
+    path.write_text(yaml.safe_dump(study | {"seeds": seeds}))
     whole, broken = (f"sqlite:///{tmp_path / name}.db" for name in ("whole", "broken"))
     run(path, whole)
+    assert any(state in NOT_RUN for *_, state, _, _, _ in rows(whole)) == (len(seeds) > 1)
     kills = 0
     for goal in (1, 5):
         driver = drive(path, broken)

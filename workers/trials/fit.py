@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sparsearch.config.train import TrainConfig
@@ -16,6 +16,7 @@ from sparsearch.search.training.train import Observer, TrainResult, silent, step
 from sparsearch.search.training.warm_start import WarmStarts, new_head
 from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.calibration.calibrate import Aligning, aligning_at
+from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.structure import Structure
 from sparsearch.workers.trials.modes import mode_of
 
@@ -92,7 +93,9 @@ class Fitting:
         model = mode.prepare(self, structure, aligning)
         params = mode.trainable_params(model, structure)
         result = self.train(model, whole=mode.trains_all)
-        model = mode.finish(model)
+        if mode.folds:  # what is stored is what is measured: rounded to the weights' type
+            score = evaluate(merge(model), self.task, self.task.validation, self.config.precision)
+            result = replace(result, score=score)
         return Fitted(model, result, params, mode.stored_bytes(model, structure))
 
     def train(

@@ -16,7 +16,7 @@ from sparsearch.spaces.backbone.parameters import count_params, positions_of
 from sparsearch.spaces.calibration.calibrate import Aligning, aligning_at, take_bases
 from sparsearch.spaces.candidate import BYTES_PER_PARAM
 from sparsearch.spaces.compaction.compact import compact
-from sparsearch.spaces.compaction.merge import merge
+from sparsearch.spaces.compaction.merge import check_merge
 from sparsearch.spaces.costs import narrowed_positions
 from sparsearch.spaces.kinds.registry import make_kind
 
@@ -38,11 +38,13 @@ class TrainingMode:
     Attributes:
         whole: Whether all weights of the model are stored.
         trains_all: Whether all of them train, at ``train.full_lr``.
+        folds: Whether what trained then goes into the weights.
         export_format: In which its result is handed over.
     """
 
     whole: ClassVar[bool] = False
     trains_all: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
     export_format: ClassVar[str] = "spec"
 
     def prepare(
@@ -77,10 +79,6 @@ class TrainingMode:
     def trainable_params(self, model: PreTrainedModel, structure: Structure) -> int:
         """What of a prepared model trains, the head apart."""
         raise NotImplementedError
-
-    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The trained model as it is measured and stored."""
-        return model
 
     def stored_bytes(self, model: PreTrainedModel, structure: Structure) -> int:
         """What the task costs to keep of a prepared model, the head apart."""
@@ -157,6 +155,7 @@ class LowRankTicket(Ticket):
     """A ticket of which a LoRA on each linear trains, and is then added to its weights (``train.backbone_rank``)."""
 
     trains_all = False
+    folds = True
 
     def __init__(self, rank: int) -> None:
         self.rank, self.kind = rank, make_kind("lora", {})
@@ -164,11 +163,16 @@ class LowRankTicket(Ticket):
     def prepare(
         self, fitting: Fitting, structure: Structure, aligning: Aligning
     ) -> PreTrainedModel:
-        """The ticket, frozen, with a LoRA on each of its linears."""
+        """The ticket, frozen, with a LoRA on each of its linears.
+
+        Raises:
+            StructureError: Also if the LoRA could not be added to a weight, as where another module shares it.
+        """
         ticket = super().prepare(fitting, structure, aligning)
         seed_everything(fitting.seed, fitting.purpose, "modules")
         units = [(p, self.kind, self._rank_at(p), 1) for p in self._places(positions_of(ticket))]
         attach_modules(ticket, units)
+        check_merge(ticket)  # before what takes long
         return ticket
 
     def check_limits(
@@ -190,10 +194,6 @@ class LowRankTicket(Ticket):
         attachment = attachment_of(model)
         assert attachment is not None
         return sum(p.numel() for unit in attachment.units.values() for p in unit.parameters())
-
-    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The LoRA goes into the weights: what is stored is a ticket like any other."""
-        return merge(model)
 
     def _places(self, positions: Sequence[Position]) -> list[Position]:
         return [p for p in positions if self.kind.accepts(p)]

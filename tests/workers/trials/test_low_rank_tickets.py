@@ -11,6 +11,7 @@ from sparsearch.results.export.export import export
 from sparsearch.results.records import Trial
 from sparsearch.results.store.store import Store
 from sparsearch.search.training.evaluate import evaluate
+from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.calibration.calibrate import aligning_at
@@ -87,6 +88,27 @@ def test_a_study_exports_such_a_ticket_as_a_checkpoint(changes, db, tmp_path):
     again = load_checkpoint(tmp_path / "small")
     task = open_session(StudyConfig.model_validate(changes)).task
     assert evaluate(again, task, task.test, "fp32") == pytest.approx(best.test_score)
+    assert evaluate(again, task, task.validation, "fp32") == pytest.approx(best.score)
+
+
+def test_a_lora_that_cannot_be_added_to_a_weight_is_refused_before_training(changes, monkeypatch):
+    def load_shared(*arguments, **named):
+        model = load_model(*arguments, **named)
+        first, second, *_ = model.base_model.encoder.layer
+        second.intermediate.dense.weight = first.intermediate.dense.weight
+        return model
+
+    monkeypatch.setattr("sparsearch.workers.trials.session.load_model", load_shared)
+    heads = {"kinds": {"heads": {"compensate": "linear"}}}  # what is shared is not cut
+    session = open_session(StudyConfig.model_validate(changes | {"space": heads}))
+    trained = []
+    outcome = execute(
+        session,
+        Trial(0, "surgeon", Budget(max_inference_flops=0.95), 0),
+        observe=lambda phase, *_: trained.append(phase),
+    )
+    assert outcome.state == "failed" and "shares the weight" in outcome.message
+    assert "train" not in trained
 
 
 def test_a_rank_needs_a_backbone_that_trains(changes):
