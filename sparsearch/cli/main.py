@@ -20,6 +20,7 @@ from sparsearch.cli.commands.reading.studies import studies
 from sparsearch.cli.commands.reading.trials import trials
 from sparsearch.cli.commands.running import database
 from sparsearch.cli.commands.running.delete import delete
+from sparsearch.cli.commands.running.latency import latency
 from sparsearch.cli.commands.running.run import RunCommand, run
 from sparsearch.cli.commands.running.serve import serve
 from sparsearch.cli.commands.running.space import space
@@ -70,6 +71,7 @@ for _command in (
     stop,
     delete,
     space,
+    latency,
     studies,
     trials,
     best,
