@@ -1,8 +1,9 @@
 """A real language model at equal stored bytes: Gemma 3 270M writes sentences from restaurant facts (E2E).
 
-Contestants x seeds at one budget. Training keeps the epoch with the best validation loss. The test rows are touched
-once, at the end: their loss against the first reference, and BLEU and ROUGE-L of what is written against all
-references. One JSON line per run; a second call goes on where the first stopped.
+Contestants x seeds at one budget. With several multiples of the default rates, each contestant takes the one with the
+best validation loss under its first seed. Training keeps the epoch with the best validation loss; then the test rows:
+their loss against the first reference, and BLEU and ROUGE-L of what is written against all references. One JSON line
+per run; a second call goes on where the first stopped.
 
     python benchmarks/quality/e2e.py run --gguf FOLDER/gemma-3-270m-q4_k_m.gguf --out quality-e2e.jsonl
     python benchmarks/quality/e2e.py report benchmarks/results/quality-e2e.jsonl
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from contestants import BYTES
 from quality import append, read_lines
 
 from sparsearch.config.reader import read_study, validate_study
+from sparsearch.config.train import TrainConfig
 from sparsearch.results.records import Trial
 from sparsearch.search.tasks.task import load_task
 from sparsearch.search.tasks.types.language.text_metrics import text_score
@@ -59,9 +62,11 @@ def write_rows(source: Path, out: Path) -> dict[str, str]:
     return files
 
 
-def session_for(contestant: str, files: dict[str, str], arguments: argparse.Namespace) -> Session:
-    """Model, rows and space of a contestant."""
-    chosen = BYTES[contestant]
+def session_for(
+    contestant: str, multiple: float, files: dict[str, str], arguments: argparse.Namespace
+) -> Session:
+    """Model, rows and space of a contestant, with a multiple of the default rates."""
+    chosen, rates = BYTES[contestant], TrainConfig()
     study = {
         "name": "e2e",
         "model": {"path": str(arguments.gguf.parent), "gguf_file": arguments.gguf.name},
@@ -80,6 +85,8 @@ def session_for(contestant: str, files: dict[str, str], arguments: argparse.Name
             "epochs": arguments.epochs,
             "batch_size": 8,
             "precision": arguments.precision,
+            "lr": rates.lr * multiple,
+            "kind_lr": {kind: rate * multiple for kind, rate in rates.kind_lr.items()},
         },
     }
     sections, problems = validate_study(*read_study(study, ()))
@@ -87,12 +94,16 @@ def session_for(contestant: str, files: dict[str, str], arguments: argparse.Name
     return open_session(sections["study"])
 
 
-def run(contestant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(
+    contestant: str, seed: int, multiple: float, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Train one structure, or none; then its losses and what it writes."""
     files = write_rows(arguments.data / "e2e", arguments.out.parent / "e2e-rows")
-    session = session_for("lnfit" if contestant == "none" else contestant, files, arguments)
+    named = "lnfit" if contestant == "none" else contestant
+    session = session_for(named, multiple, files, arguments)
     model, task, precision = session.model, session.task, arguments.precision
     line: dict[str, Any] = {"contestant": contestant, "seed": seed, "budget": arguments.budget}
+    line["multiple"] = multiple
     began = time.monotonic()
     if contestant == "none":
         losses = [
@@ -142,18 +153,32 @@ def written(session: Session, files: dict[str, str], precision: str) -> dict[str
     }
 
 
+def best_multiple(lines: Sequence[Mapping[str, Any]], seed: int) -> float:
+    """The multiple with the best validation loss under a seed."""
+    tried = [line for line in lines if line["seed"] == seed]
+    best = min(tried, key=lambda line: float(line["validation_loss"]))
+    return float(best.get("multiple", 1.0))
+
+
 def report(lines: list[dict[str, Any]]) -> None:
-    """Mean and standard deviation over seeds, the best loss in validation first."""
-    found = defaultdict(list)
+    """Mean and standard deviation over seeds at the chosen rates, the best loss in validation first."""
+    runs = defaultdict(list)
     for line in lines:
-        found[line["budget"], line["contestant"]].append(line)
+        runs[line["budget"], line["contestant"]].append(line)
+    found = {}
+    for key, group in runs.items():
+        multiple = best_multiple(group, min(line["seed"] for line in group))
+        found[key] = [line for line in group if line.get("multiple", 1.0) == multiple]
 
     def loss(key: tuple[str, str]) -> float:
         return statistics.fmean(line["validation_loss"] for line in found[key])
 
-    columns = "budget, strategy, seeds, validation loss, test loss, BLEU, ROUGE-L, parameters, stored bytes, ranking s"
+    columns = (
+        "budget, strategy, rates, seeds, validation loss, test loss, BLEU, ROUGE-L, parameters, "
+        "stored bytes, ranking s"
+    )
     print("| " + columns.replace(", ", " | ") + " |")
-    print("|---" * 10 + "|")
+    print("|---" * 11 + "|")
     for key in sorted(found, key=lambda key: (key[0], loss(key))):
         group = found[key]
         figures = []
@@ -165,7 +190,8 @@ def report(lines: list[dict[str, Any]]) -> None:
             f"{statistics.fmean(line.get(name, 0) for line in group):,.0f}"
             for name in ("params", "stored_bytes", "ranking_seconds")
         ]
-        print("| " + " | ".join([key[0], f"`{key[1]}`", str(len(group)), *figures, *costs]) + " |")
+        named = [key[0], f"`{key[1]}`", f"x{group[0].get('multiple', 1):g}", str(len(group))]
+        print("| " + " | ".join([*named, *figures, *costs]) + " |")
 
 
 def main() -> int:
@@ -180,6 +206,9 @@ def main() -> int:
         "--contestants", nargs="+", choices=["none", *BYTES], default=["none", *CONTESTANTS]
     )
     runs.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    runs.add_argument(
+        "--multiples", nargs="+", type=float, default=[1.0], help="of the default rates, to try"
+    )
     runs.add_argument("--epochs", type=int, default=1)
     runs.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     runs.add_argument("--threads", type=int, default=1)
@@ -191,21 +220,28 @@ def main() -> int:
         report(read_lines(arguments.file))
         return 0
     torch.set_num_threads(arguments.threads)
-    done = {
-        (line["budget"], line["contestant"], line["seed"]) for line in read_lines(arguments.out)
-    }
-    for seed in arguments.seeds:
+    lines = read_lines(arguments.out)
+
+    def runs_of(contestant: str) -> list[dict[str, Any]]:
+        mine = (arguments.budget, contestant)
+        return [line for line in lines if (line["budget"], line["contestant"]) == mine]
+
+    def once(contestant: str, seed: int, multiple: float) -> None:
+        if (seed, multiple) in {(r["seed"], r.get("multiple", 1.0)) for r in runs_of(contestant)}:
+            return
+        lines.append(run(contestant, seed, multiple, arguments))
+        append(arguments.out, lines[-1])
+        shown = {name: lines[-1][name] for name in ("contestant", "seed", "multiple", *FIGURES)}
+        print(shown, file=sys.stderr, flush=True)
+
+    first, *others = arguments.seeds
+    for contestant in arguments.contestants:
+        for multiple in [1.0] if contestant == "none" else arguments.multiples:
+            once(contestant, first, multiple)
+    for seed in others:
         for contestant in arguments.contestants:
-            once = contestant == "none" and seed != arguments.seeds[0]
-            if once or (arguments.budget, contestant, seed) in done:
-                continue
-            line = run(contestant, seed, arguments)
-            append(arguments.out, line)
-            print(
-                {name: line[name] for name in ("contestant", "seed", *FIGURES, "seconds")},
-                file=sys.stderr,
-                flush=True,
-            )
+            if contestant != "none":
+                once(contestant, seed, best_multiple(runs_of(contestant), first))
     return 0
 
 
