@@ -359,7 +359,7 @@ def main() -> int:
         "--rows", type=int, default=2000, help="of the training split, the first ones"
     )
     run.add_argument("--epochs", type=int, default=2)
-    run.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    run.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     run.add_argument("--steps", type=int, default=100, help="of a search")
     run.add_argument("--threads", type=int, default=1)
     run.add_argument("--out", default="quality.jsonl")

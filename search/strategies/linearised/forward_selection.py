@@ -100,9 +100,11 @@ def _eliminate(a: Tensor, b: Tensor, h: Tensor, c: Tensor, own: slice) -> None:
     beside, within = h[:, own].clone(), h[own, own].clone()
     c -= beside @ coefficients
     c -= weights.T @ c[own].clone()
-    h -= beside @ weights + weights.T @ (beside.T - within @ weights)
     b -= a[:, own] @ coefficients
-    a -= a[:, own].clone() @ weights
+    # Matrices this large take the time of reading and writing them: each is changed once, in place.
+    left = torch.cat([beside, weights.T], dim=1)
+    h.addmm_(left, torch.cat([weights, beside.T - within @ weights]), alpha=-1)
+    a.addmm_(a[:, own].clone(), weights, alpha=-1)
     a[own, own] += torch.eye(
         len(coefficients), dtype=a.dtype, device=a.device
     )  # selected: solvable, and unused
