@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from sparsearch.documents import plain
 from sparsearch.errors import NotFoundError, StoreError
 from sparsearch.results.answers import FinishedTrial
+from sparsearch.results.records import NOT_RUN
 from sparsearch.results.store.store import Store
 from sparsearch.service.limits.streams import event_text
 
@@ -74,14 +75,17 @@ class _Told:
 
 
 class _Watch:
-    """A study that somebody watches: its finished trials in the order in which they were seen."""
+    """A study that somebody watches: its finished trials in the order in which they were seen.
+
+    A trial that a race left out is seen again if it runs after all.
+    """
 
     def __init__(self, store: Store, study: str) -> None:
         self.store, self.study = store, study
         self.arrived: list[FinishedTrial] = []
         self.running = True
         self.streams = 0
-        self._numbers: set[int] = set()
+        self._states: dict[int, str] = {}
         self._above = -1
         self._id: int | None = None
         self._looked_at = -_LOOK_SECONDS
@@ -102,11 +106,11 @@ class _Watch:
                     f"study {self.study!r} was deleted", "there is another one now"
                 )
             self._id, self.running = found.id, found.running
-            new = [trial for trial in found.finished if trial.number not in self._numbers]
+            new = [t for t in found.finished if self._states.get(t.number) != t.state]
             self.arrived += new
-            self._numbers.update(trial.number for trial in new)
-            while self._above + 1 in self._numbers:  # what lies behind is not read again
-                self._above += 1
+            self._states |= {trial.number: trial.state for trial in new}
+            while self._states.get(self._above + 1, NOT_RUN[0]) not in NOT_RUN:
+                self._above += 1  # what lies behind is not read again
             self._looked_at = time.monotonic()
 
 
@@ -135,7 +139,10 @@ class StudyWatches:
 
 
 async def study_events(watches: StudyWatches, study: str, numbers: set[int]) -> AsyncIterator[str]:
-    """Trials as they finish, but those that the client was told, until nobody runs the study."""
+    """Trials as they finish, but those that the client was told, until nobody runs the study.
+
+    No id lists trials that a race left out, so that a client hears of them again, and of what became of them.
+    """
     told, seen, silent = _Told(numbers), 0, 0.0
     with watches.watching(study) as watch:
         while True:
@@ -146,7 +153,8 @@ async def study_events(watches: StudyWatches, study: str, numbers: set[int]) -> 
             over, arrived, seen = not watch.running, watch.arrived[seen:], len(watch.arrived)
             new = [trial for trial in arrived if trial.number not in told.numbers]
             for trial in new:
-                told.add(trial.number)
+                if trial.state not in NOT_RUN:
+                    told.add(trial.number)
                 facts = asdict(trial)
                 event = {
                     "at": facts.pop("finished_at"),

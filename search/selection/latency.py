@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sparsearch.config.tasks.types import TASK_TYPES
-from sparsearch.errors import InfeasibleError
+from sparsearch.errors import BackboneError, InfeasibleError
 from sparsearch.search.selection.selector import Selector
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.identity import identify
@@ -78,13 +78,25 @@ def even_cut(model: PreTrainedModel, flops: float, tokens: int, block: int = 16)
 
 @torch.inference_mode()
 def forward_seconds(model: PreTrainedModel, batch: int, tokens: int) -> float:
-    """Seconds of one forward pass of a text model, padding not counted: all rows are full."""
-    ids = torch.ones(batch, tokens, dtype=torch.long, device=model.device)
+    """Seconds of one forward pass of a text model over rows without padding.
+
+    Raises:
+        BackboneError: If the model does not take rows of so many tokens.
+    """
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    word = 0 if padding else 1  # positions of padding are not counted
+    ids = torch.full((batch, tokens), word, device=model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
     started = time.perf_counter()
-    model.base_model(**inputs)
+    try:
+        model.base_model(**inputs)
+    except (RuntimeError, IndexError) as error:
+        raise BackboneError(
+            f"a {type(model).__name__} does not take {batch} x {tokens} tokens: {error}",
+            "take fewer tokens",
+        ) from error
     return time.perf_counter() - started
 
 
@@ -110,14 +122,21 @@ def measure_latency(
 
     Returns:
         One entry per share, the largest first.
+
+    Raises:
+        InfeasibleError: If none of them can be reached.
+        BackboneError: If the model does not take rows of so many tokens.
     """
     dense = model.eval()
+    forward_seconds(dense, batch, tokens)
     total = dense_flops_per_token(positions_of(dense), tokens)
-    found = []
+    found: list[SlimLatency] = []
+    unreached: list[InfeasibleError] = []
     for share in sorted(shares, reverse=True):
         try:
             structure = even_cut(dense, share, tokens)
-        except InfeasibleError:
+        except InfeasibleError as error:
+            unreached.append(error)
             continue
         slim = compact(copy.deepcopy(dense), structure, attached=False)
         pairs = [
@@ -128,6 +147,8 @@ def measure_latency(
         left = 1 + structure.inference_flops(tokens) / total
         seconds = statistics.median(a for a, _ in pairs)
         found.append(SlimLatency(left, seconds, ratio, low, high))
+    if unreached and not found:
+        raise unreached[0]
     return tuple(found)
 
 

@@ -72,7 +72,8 @@ def steps_left(task: Task, config: TrainConfig, taken: int) -> int:
     steps = config.epochs * steps_per_epoch(task, config)
     if taken >= steps:
         raise SparsearchError(
-            f"train.start_steps takes {taken} of all {steps} steps of training: nothing is left for the ticket",
+            f"train.start_steps takes {taken} of all {steps} steps of training (batches of {config.batch_size} rows): "
+            "nothing is left for the ticket",
             "lower it, or raise train.epochs",
         )
     return steps - taken

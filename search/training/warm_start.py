@@ -198,17 +198,19 @@ class WarmStarts:
 
 @torch.no_grad()
 def new_head(model: nn.Module, task: Task, *seed_parts: object) -> None:
-    """Draw the task head anew: matrices N(0, initializer_range), vectors zero but for the outputs' bias.
+    """Draw the task head anew: matrices N(0, initializer_range), gains of norms one, other vectors zero.
 
-    That bias is ``constant_answer`` of the task's type. An output layer without a bias has none.
+    The outputs' bias is ``constant_answer`` of the task's type. An output layer without a bias has none.
     """
     seed_everything(*seed_parts)
     std = getattr(model.config, "initializer_range", None) or 0.02
     answer = task.behaviour.constant_answer(task.train)
     bias = None
-    for _, parameter in head_parameters(model):
+    for name, parameter in head_parameters(model):
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=std)
+        elif name.endswith("weight"):
+            torch.nn.init.ones_(parameter)
         else:
             torch.nn.init.zeros_(parameter)
             bias = parameter  # the last one is the outputs'

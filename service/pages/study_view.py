@@ -68,7 +68,7 @@ class StudyViews:
         with self._lock:  # many ask at once, one reads
             study = self.store.find_study(name)
             kept = self._kept.get(study.name)
-            if kept is not None and _progress(kept.study) == _progress(study):
+            if kept is not None and _unchanged(kept, study):
                 view = StudyView(study, kept.trials, kept.summary)
             else:
                 trials = self._trials(study, kept)
@@ -95,12 +95,21 @@ class StudyViews:
         all_below = next(n for n in itertools.count() if n not in finished)
         told = self.store.progress(study.name, all_below - 1).finished
         new = {t.number for t in told} - finished
-        new |= {*range(len(kept.trials), study.trials)}
+        new |= {*range(len(kept.trials), study.trials)} | _left_out(kept)
         if len(new) > _MANY:
             return self.store.scores(study.name)
         found = {t.number: t for t in kept.trials}
         found |= {t.number: t for t in self.store.scores(study.name, sorted(new))}
         return tuple(found[number] for number in sorted(found))
+
+
+def _unchanged(kept: StudyView, study: StudyRecord) -> bool:
+    """Whether no trial was added or finished. What a race has left out may run after all, so it is read again."""
+    return not _left_out(kept) and _progress(kept.study) == _progress(study)
+
+
+def _left_out(kept: StudyView) -> set[int]:
+    return {t.number for t in kept.trials if t.state in NOT_RUN}
 
 
 def _progress(study: StudyRecord) -> tuple[object, ...]:

@@ -45,3 +45,13 @@ def fill(
             store.finish(name, trial.number, outcome)
         store.release(name)
         return store.find_study(name)
+
+
+def run_left_out(url: str, name: str, number: int, outcome: Outcome) -> None:
+    """What `run --exhaustive` does with a trial that a race has left out."""
+    with Store.open(url, create=False) as store:
+        store.acquire(name)
+        store.requeue(name, [number])
+        store.start(name, number)
+        store.finish(name, number, outcome)
+        store.release(name)

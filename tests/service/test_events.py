@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sparsearch.results import Store
+from sparsearch.results import Outcome, Store
 from sparsearch.service.launches.folder import End, make_launch
 from sparsearch.service.study_events import StudyWatches, told_by
+from tests.helpers.filled_study import fill, plan, run_left_out
 from tests.helpers.served import served
 
 API = "/api/v1"
@@ -95,6 +96,19 @@ def test_a_study_of_another_process_is_watched_and_nothing_comes_twice(tmp_path)
     assert whole[-1][0] == f"t0-{count - 1}"
     assert whole[-1][2]["finished"] == count and whole[-1][2]["owner"] is None
     assert again == whole[-1:]
+
+
+def test_a_trial_that_a_race_left_out_is_told_again_once_it_has_run(tmp_path):
+    db, pairs = f"sqlite:///{tmp_path / 'raced.db'}", plan()
+    trial, outcome = pairs[3]
+    fill(db, "slow", [*pairs[:3], (trial, Outcome("outraced")), *pairs[4:]])
+    with served(db, tmp_path / "launches") as client:
+        before = watch(client)
+        run_left_out(db, "slow", 3, outcome)
+        after = watch(client, **{"last-event-id": before[-2][0]})
+    assert [data["state"] for _, _, data in before if data.get("trial") == 3] == ["outraced"]
+    told = [(data["trial"], data["state"], data["score"]) for _, _, data in after[:-1]]
+    assert told == [(3, "ok", outcome.score("validation"))]
 
 
 def test_a_study_that_was_launched_here_has_the_events_of_its_launch(client_of, study, tmp_path):

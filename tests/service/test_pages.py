@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from sparsearch.config.reader import read_study
-from sparsearch.results import Store, StudySpec
+from sparsearch.results import Outcome, Store, StudySpec
 from sparsearch.service.access import COOKIE
 from sparsearch.service.launches.folder import End, make_launch
-from tests.helpers.filled_study import CONFIG, fill, plan
+from sparsearch.service.pages.study_view import StudyViews
+from tests.helpers.filled_study import CONFIG, fill, plan, run_left_out
 from tests.service.conftest import READ, RUN
 
 HTML = {"accept": "text/html"}
@@ -231,3 +232,16 @@ def test_links_stay_below_a_prefix(client_of):
     text = client.get("/search/studies/first", headers=HTML).text
     links = re.findall(r'(?:href|src|data-action|data-figure-url)="(/[^"]*)"', text)
     assert links and all(link.startswith("/search/") for link in links)
+
+
+def test_a_page_shows_what_a_race_left_out_and_then_ran_after_all(tmp_path):
+    db, pairs = f"sqlite:///{tmp_path / 'raced.db'}", plan()
+    trial, outcome = pairs[3]  # not the best, so that neither counts nor the best score tell
+    fill(db, "raced", [*pairs[:3], (trial, Outcome("outraced")), *pairs[4:]])
+    with Store.open(db, create=False) as store:
+        views = StudyViews(store)
+        assert views.of("raced").trials[3].state == "outraced"
+        run_left_out(db, "raced", 3, outcome)
+        view = views.of("raced")
+    assert (view.trials[3].state, view.trials[3].score) == ("ok", outcome.score("validation"))
+    assert not any("not run" in f for b in view.summary.budgets for f in view.summary.findings(b))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from sparsearch.errors import InfeasibleError
 from sparsearch.search.selection.latency import SlimLatency, even_cut, flops_at, measure_latency
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.parameters import positions_of
@@ -61,3 +62,12 @@ def test_the_command_tells_the_flops_or_that_there_are_none(tiny_folder):
     impossible = call("latency", str(tiny_folder), "--target", "0.01%", "--rounds", "3")
     assert impossible.code == 3 and "not 0.01%" in impossible.err
     assert call("latency", str(tiny_folder), "--target", "much").code == 2
+    whole = call("latency", str(tiny_folder), "--target", "150%")
+    assert whole.code == 2 and "below 100%" in whole.err
+    long = call("latency", str(tiny_folder), "--tokens", "5000", "--rounds", "3")
+    assert long.code == 2 and "does not take 1 x 5000 tokens" in long.err
+
+
+def test_what_cannot_be_cut_so_far_says_what_can(model):
+    with pytest.raises(InfeasibleError, match="the least it can reach is"):
+        measure_latency(model, (0.01, 0.02), tokens=TOKENS, rounds=3)

@@ -62,6 +62,10 @@ def latency(
     from sparsearch.spaces.backbone.loading import locate, skeleton
 
     wanted = None if target is None else float(parse_percentage(target))
+    if wanted is not None and not 0 < wanted < 1:
+        raise typer.BadParameter(
+            f"--target {target!r} is no share of the dense latency below 100%"
+        )
     with console.stdout_is_for_results():
         bare = skeleton(locate(model), revision)
         dense = type(bare)(bare.config)

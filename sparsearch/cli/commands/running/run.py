@@ -207,7 +207,7 @@ def _exit_as_trials_went(trials: Sequence[TrialRecord]) -> None:
     """Exit 3 where no budget was feasible, 1 where nothing succeeded."""
     budgeted = [t for t in trials if t.budget is not None]
     if budgeted and all(t.state == "infeasible" for t in budgeted):
-        hint = "allow more parameters in budgets, or add smaller kinds to the space"
+        hint = "allow more in budgets, or change the space; the messages above say what is needed"
         console.show_error("no budget of this study is feasible", hint)
         raise typer.Exit(_NOTHING_FEASIBLE)
     if trials and not any(t.state == "ok" for t in trials):
