@@ -49,7 +49,7 @@ def fill(
 
 def run_left_out(url: str, name: str, number: int, outcome: Outcome) -> None:
     """What `run --exhaustive` does with a trial that a race has left out."""
-    with Store.open(url, create=False) as store:
+    with Store.open(url, create=True) as store:
         store.acquire(name)
         store.requeue(name, [number])
         store.start(name, number)
