@@ -94,7 +94,7 @@ class UpdateMagnitude(Strategy):
 
     name: ClassVar[str] = "update-magnitude"
     train_settings: ClassVar[frozenset[str]] = frozenset(
-        {"full_lr", "batch_size", "epochs", "warmup", "clip", "weight_decay"}
+        {"full_lr", "batch_size", "epochs", "warmup", "clip", "clip_updates", "weight_decay"}
     )
 
     def rank(

@@ -17,6 +17,7 @@ from sparsearch.config.study import BudgetConfig, SearchConfig, SpaceConfig, Tra
 from sparsearch.errors import ConfigError, ModelStateError, StructureError
 from sparsearch.search.strategies.base import RankingContext
 from sparsearch.search.strategies.registry import find_strategy, rank
+from sparsearch.search.tasks.types.registry import find_task_type
 from sparsearch.search.trainer.rows import check_task_type, task_of_rows
 from sparsearch.search.training.seeds import derive
 from sparsearch.search.training.warm_start import WarmStarts
@@ -84,6 +85,13 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
         strategy = self.search.strategy
         if STRATEGIES.family(strategy) == "reference" or strategy == TRANSFER:
             raise ConfigError([f"search.strategy: {strategy!r} chooses no structure here"])
+        if self.search.checkpoint != "last" and not find_task_type(task_type).searched_by_score:
+            raise ConfigError(
+                [
+                    f"search.checkpoint: {self.search.checkpoint} goes by scores, which rows of tensors do not give"
+                ],
+                "leave it at last; `sparsearch run` reads texts, and scores them",
+            )
         if self.train.backbone:
             raise ConfigError(
                 [f"preset {self.space.preset!r} cuts the backbone itself, into a ticket"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +11,13 @@ from torch import Tensor
 from sparsearch.config.tasks.types import TASK_TYPES, facts_of
 from sparsearch.errors import ConfigError, DataError
 from sparsearch.search.tasks.task import Split, Task, subset
+from sparsearch.search.tasks.types.registry import find_task_type
 from sparsearch.search.training.seeds import derive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from sparsearch.search.tasks.types.base import TaskType
 
 __all__ = ["check_task_type", "task_of_rows"]
 
@@ -63,7 +65,7 @@ def task_of_rows(
     """
     if len(rows) < _HELD_OUT:
         raise DataError(f"{len(rows)} training rows are too few to search with")
-    whole = _split(model, dict(collate(list(rows))), len(rows))
+    whole = _split(find_task_type(task_type), model, dict(collate(list(rows))), len(rows))
     generator = torch.Generator().manual_seed(derive(seed, "held out"))
     order = torch.randperm(len(rows), generator=generator)
     held_out, learnt = order[: len(rows) // _HELD_OUT], order[len(rows) // _HELD_OUT :]
@@ -82,8 +84,10 @@ def task_of_rows(
     )
 
 
-def _split(model: PreTrainedModel, batch: dict[str, Tensor], rows: int) -> Split:
-    """A collated batch as a split; rows that are padded at the left stay whole."""
+def _split(
+    behaviour: TaskType, model: PreTrainedModel, batch: dict[str, Tensor], rows: int
+) -> Split:
+    """A collated batch, (rows, tokens) or (rows, choices, tokens), as a split; rows padded at the left stay whole."""
     from transformers.utils import find_labels
 
     names = [name for name in find_labels(type(model)) if name in batch]
@@ -93,7 +97,7 @@ def _split(model: PreTrainedModel, batch: dict[str, Tensor], rows: int) -> Split
             f"rows of a {type(model).__name__} have {', '.join(find_labels(type(model)))}",
         )
     parts = [batch.pop(name).cpu() for name in names]
-    inputs = {n: t.cpu() for n, t in batch.items() if isinstance(t, Tensor) and t.dim() == 2}
+    inputs = {n: t.cpu() for n, t in batch.items() if isinstance(t, Tensor) and t.dim() in (2, 3)}
     ids = inputs["input_ids"]
     if len(ids) != rows:
         raise DataError(
@@ -101,8 +105,8 @@ def _split(model: PreTrainedModel, batch: dict[str, Tensor], rows: int) -> Split
             "pad rows in place of packing them (packing=False, padding_free=False)",
         )
     mask = inputs.setdefault("attention_mask", torch.ones_like(ids)).bool()
-    at_right = bool((mask[:, :-1] >= mask[:, 1:]).all())
-    lengths = mask.sum(1) if at_right else torch.full((rows,), ids.shape[1])
+    at_right = bool((mask[..., :-1] >= mask[..., 1:]).all())
+    longest = mask.sum(-1).view(rows, -1).amax(1)
+    lengths = longest if at_right else torch.full((rows,), ids.shape[-1])
     labels = parts[0] if len(parts) == 1 else torch.stack(parts, dim=-1)
-    split = Split(inputs, lengths, labels)
-    return replace(split, token_labels=labels.shape == ids.shape)
+    return Split(inputs, lengths, behaviour.collated_labels(labels), behaviour.labels_tokens)

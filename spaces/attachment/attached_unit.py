@@ -131,6 +131,13 @@ class AttachedUnit:
         assert queries is not None and seen is not None, "queries come before what they find"
         self._check_features(heads, queries.features)
         self.seen = None
+        if queries.heads_first:
+            seen = seen.transpose(-3, -2)
+        if seen.dim() > heads.dim() and seen.shape[-3] != heads.shape[-2]:
+            raise StructureError(
+                f"{self.kind.name} at {self.position.name}: queries come heads before tokens, {tuple(seen.shape)}",
+                "leave this kind out (on:), or give the family norms_by_head: docs/plugins.md",
+            )
         return heads + self.delta(seen.reshape(heads.shape)).to(heads.dtype)
 
     def _check_width(self, y: Tensor) -> None:

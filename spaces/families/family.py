@@ -67,6 +67,7 @@ class Family:
         rows_end: Whether a classifier pools where a row has its end token, so that each row must end with one.
         key_heads: Told of the config, the key heads of an attention, where ``num_key_value_heads`` does not say it.
         layouts: Name of how a projection is fused -> told of the config, the features of each part in a run.
+        norms_by_head: Whether norms of queries run where heads already come before tokens.
         recurrent: Module of a layer that mixes tokens by a state: its queries are scored with no keys.
         aside: Path of a module outside the layers that no position may reach -> why.
         lacks: Role that no position of the family has, or of some of its modules -> why.
@@ -80,6 +81,7 @@ class Family:
     rows_end: bool = False
     key_heads: Callable[[Any], int] | None = None
     layouts: Mapping[str, Callable[[Any], tuple[int, ...]]] = field(default_factory=dict)
+    norms_by_head: bool = False
     recurrent: str = ""
     aside: Mapping[str, str] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)

@@ -80,6 +80,7 @@ class Queries:
         heads: How many heads.
         key_heads: How many of them have keys of their own; with grouped queries fewer.
         width: Features of one head.
+        heads_first: Whether the norm's output is (batch, heads, tokens, width), tokens behind heads.
     """
 
     module: str
@@ -89,6 +90,7 @@ class Queries:
     heads: int
     key_heads: int
     width: int
+    heads_first: bool = False
 
     @property
     def features(self) -> int:

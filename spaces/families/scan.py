@@ -278,7 +278,16 @@ def _queries(block: Position, found: Mapping[str, Position], layer: _Layer) -> Q
     else:  # those of another layer
         key_heads = heads // int(getattr(layer.modules[attention], "num_key_value_groups", 1))
     last = found.get(f"{block.name}.q.norm", linear)
-    return Queries(last.module, attention, last.start, last.runs, heads, key_heads, width)
+    return Queries(
+        last.module,
+        attention,
+        last.start,
+        last.runs,
+        heads,
+        key_heads,
+        width,
+        layer.family.norms_by_head and last is not linear,
+    )
 
 
 def _head_width(attention: str, layer: _Layer) -> int:

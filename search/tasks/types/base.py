@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,19 @@ class Encoded:
 
 
 class TaskType(ABC):
-    """How a kind of task is read, trained and judged. It holds nothing: one object serves all tasks of its type."""
+    """How a kind of task is read, trained and judged. It holds nothing: one object serves all tasks of its type.
+
+    Attributes:
+        labels_tokens: Whether there is a label for each token that a model reads.
+        searched_by_score: Whether rows that a data collator gives hold all that the score needs.
+    """
+
+    labels_tokens: ClassVar[bool] = False
+    searched_by_score: ClassVar[bool] = True
+
+    def collated_labels(self, labels: Tensor) -> Tensor:
+        """The labels of collated rows, as a data collator of transformers gives them, in the form of ``loss``."""
+        return labels
 
     @abstractmethod
     def columns(self, config: TaskConfig) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ Tagged: TypeAlias = tuple[list[str], list[str]]
 class TokenClassification(TokenTask):
     """Mean cross-entropy of the first token of each word; F1 of whole entities, as CoNLL counts them (seqeval)."""
 
+    labels_tokens = True
+
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
         """Words and tags."""
         return tuple(dict.fromkeys(name for name in (config.tokens, config.tags) if name))

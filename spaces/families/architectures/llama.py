@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsearch.spaces.families.family import Family, Stack
 
 __all__ = [
@@ -50,7 +52,7 @@ QWEN3 = _family(_BLOCK | _QUERY_KEY_NORMS)
 
 GEMMA2 = _family(_BLOCK | _SANDWICH_NORMS)
 
-GEMMA3 = _family(_BLOCK | _SANDWICH_NORMS | _QUERY_KEY_NORMS)
+GEMMA3 = replace(_family(_BLOCK | _SANDWICH_NORMS | _QUERY_KEY_NORMS), norms_by_head=True)
 
 OLMO = _family(_BLOCK, norm="its norms have no weights")
 

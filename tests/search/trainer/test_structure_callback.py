@@ -164,6 +164,12 @@ def test_several_processes_are_refused(trainer, monkeypatch):
         (lambda: callback(search={"steps": "few"}), "search.steps: .*'few'"),
         (lambda: callback(search={"strategy": "head"}), "'head' chooses no structure"),
         (lambda: callback(space={"preset": "s3pet-x"}), "unknown preset 's3pet-x'"),
+        (
+            lambda: ss.StructureCallback(
+                "question-answering", {"max_bytes": 2000}, search={"checkpoint": "best"}
+            ),
+            "goes by scores",
+        ),
         (lambda: callback(space={"preset": "ticket"}), "cuts the backbone itself"),
     ],
 )
@@ -228,3 +234,41 @@ def test_rows_with_labels_for_tokens_and_for_spans(build):
     assert task.train.labels.tolist() == [[1, 2]] * 14 and task.num_labels == 2
     with pytest.raises(DataError, match="needs input_ids and labels"):
         task_of_rows("token-classification", tagger, spans, collate, 0)
+
+
+@pytest.mark.parametrize("length", [None, 6], ids=["longest", "equal-lengths"])
+def test_targets_of_a_sequence_to_sequence_model_are_learnt_from_the_first_token_on(build, length):
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_config(build("t5").config).eval()
+    tokenizer, targets = make_tokenizer(), [[9], [8, 7, 1], [10, 1], [11, 12, 7, 8, 1]]
+    rows = [{"input_ids": [5 + i, 6, 1], "labels": targets[i % 4]} for i in range(16)]
+    padding = {"padding": "max_length", "max_length": length} if length else {}
+    collate = DataCollatorForSeq2Seq(tokenizer, **padding)
+    task = task_of_rows("seq2seq", model, rows, collate, 0)
+    with torch.no_grad():
+        alone = [model(**collate([row])) for row in rows]
+    counts = [len(row["labels"]) for row in rows]
+    whole = sum(float(out.loss) * n for out, n in zip(alone, counts, strict=True)) / sum(counts)
+    losses = [task.behaviour.split_loss(model, s, "fp32") for s in (task.train, task.validation)]
+    learnt = [int((s.labels != -100).sum()) for s in (task.train, task.validation)]
+    assert sum(learnt) == sum(counts) and not task.train.token_labels
+    found = sum(loss * n for loss, n in zip(losses, learnt, strict=True)) / sum(learnt)
+    assert found == pytest.approx(whole, abs=1e-5)
+
+
+def test_rows_with_choices(build):
+    from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice
+
+    model = AutoModelForMultipleChoice.from_config(build("bert").config).eval()
+    choices = [
+        {"input_ids": [[2, 5 + i % 7, 3], [2, 6, 7, 3]], "labels": i % 2} for i in range(16)
+    ]
+    collate = DataCollatorForMultipleChoice(make_tokenizer())
+    task = task_of_rows("multiple-choice", model, choices, collate, 0)
+    assert task.train.inputs["input_ids"].shape == (14, 2, 4)
+    assert task.train.lengths.tolist() == [4] * 14
+    with torch.no_grad():
+        whole = model(**collate(choices)).loss
+    losses = [task.behaviour.split_loss(model, s, "fp32") for s in (task.train, task.validation)]
+    assert (14 * losses[0] + 2 * losses[1]) / 16 == pytest.approx(float(whole), abs=1e-5)

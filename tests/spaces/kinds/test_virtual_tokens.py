@@ -18,6 +18,8 @@ from sparsearch.spaces.kinds.prefix.module import PrefixUnit
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
 from tests.conftest import make_inputs, make_model
+from tests.helpers.families import CONFIGS as FAMILIES
+from tests.helpers.families import task_of
 from tests.helpers.kind_table import units_of
 from tests.helpers.language_model import CONFIGS
 from tests.helpers.logits import logits
@@ -220,3 +222,29 @@ def test_a_prefix_stays_while_other_heads_are_cut(build, inputs, monkeypatch):
     structure = make_structure(space, chosen, identify(model), "classification")
     with pytest.raises(StructureError, match="prefix at layers.0.attn computes with heads"):
         compact(attach(model, structure), structure)
+
+
+def test_no_token_sees_a_later_one(inputs):
+    """Queries in another order would mix tokens with heads, and a decoder would read what it has to predict."""
+    tested = set()
+    for family in (f for f in FAMILIES if task_of(f) in ("classification", "causal-lm")):
+        model = make_model(family)
+        base = base_of(model)
+        if model.config.is_encoder_decoder:
+            continue
+        changed = {**inputs, "input_ids": inputs["input_ids"].clone()}
+        changed["input_ids"][:, -1] = 2
+
+        def earlier(base=base, changed=changed):
+            with torch.no_grad():
+                states = [base(**x)[0][:, :-1] for x in (inputs, changed)]
+            return states[0], (states[0] - states[1]).abs().max()
+
+        before, difference = earlier()
+        if difference or not units_of(model, PREFIX):
+            continue
+        attached(model)
+        after, difference = earlier()
+        assert not torch.equal(after, before) and difference < 1e-6, family
+        tested.add(family)
+    assert {"gemma3_text", "llama", "qwen3", "gpt2"} <= tested and len(tested) > 15

@@ -32,6 +32,8 @@ Part: TypeAlias = tuple[str, bool]
 class CausalLM(LanguageTask):
     """The completion's tokens are learnt; the prompt's are read, not learnt."""
 
+    labels_tokens = True
+
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
         """Those of the way in which the rows are given."""
         named = [*config.text, config.prompt, config.completion, config.messages]

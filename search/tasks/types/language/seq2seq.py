@@ -85,6 +85,10 @@ class Seq2Seq(LanguageTask):
             given[unnamed, 0] = config.decoder_start_token_id
         return batch | {"labels": labels, "decoder_input_ids": given}
 
+    def collated_labels(self, labels: Tensor) -> Tensor:
+        """Targets behind the place of the token that starts the decoder."""
+        return torch.cat([torch.full_like(labels[:, :1], IGNORED), labels], dim=1)
+
     def prompts(self, split: Split) -> list[Tensor]:
         """The sources."""
         pairs = zip(split.inputs["input_ids"], split.lengths.tolist(), strict=True)

@@ -12,6 +12,7 @@ __all__ = ["GEMMA4"]
 
 GEMMA4 = replace(
     GEMMA3,
+    norms_by_head=False,
     stacks=(
         Stack(
             "",
