@@ -249,6 +249,9 @@ class ChangeModel(BaseModel):
     kind: str
     first: ChosenModel | None
     second: ChosenModel | None
+    options: dict[str, list[Any]] = Field(
+        description="Of the kind's options those that differ: in the first structure, and in the second."
+    )
 
 
 class DifferenceModel(BaseModel):

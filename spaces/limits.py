@@ -94,6 +94,14 @@ class Limit:
         >>> StoredBytes().asked("817"), StoredBytes().asked("0.01%")
         (817, Fraction(1, 10000))
         """
+        if not isinstance(value, str) and (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not (self.is_fraction or float(value).is_integer())
+        ):
+            raise ConfigError(
+                [f"{self.name}: {value!r} is no whole number"], f"write {self.example}"
+            )
         if self.is_fraction:
             return float(self._share(value)) if isinstance(value, str) else value
         if isinstance(value, str) and not value.strip().isdecimal():

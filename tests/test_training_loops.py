@@ -26,6 +26,7 @@ from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.kinds import make_kind
+from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import make_structure
 from tests.conftest import make_inputs, make_model
 from tests.helpers.kind_table import TABLE, units_of
@@ -157,6 +158,42 @@ def test_a_model_without_what_was_attached_is_not_saved(structure, tiny_folder, 
         ss.save(load_model(str(tiny_folder)), structure, tmp_path / "out")
     assert "unwrap_model" in error.value.hint
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", ["alpha", "where", "backbone"])
+def test_a_structure_that_is_not_what_was_trained_is_not_saved(tiny_folder, tmp_path, change):
+    model = load_model(str(tiny_folder))
+
+    def structure_with(on, alpha):
+        space = build_space(model, kinds={"lora": {"max_rank": 1, "on": [on], "alpha": alpha}})
+        return make_structure(
+            space, space.candidates, identify(model, str(tiny_folder)), "classification"
+        )
+
+    given = structure_with("*.v" if change == "where" else "*.q", 8 if change == "alpha" else 16)
+    ss.attach(model, structure_with("*.q", 16))
+    if change == "backbone":
+        with torch.no_grad():
+            model.base_model.embeddings.word_embeddings.weight[5] += 0.1
+    said = {
+        "alpha": "'alpha': 8",
+        "where": "differ in lora",
+        "backbone": "weights of the backbone",
+    }
+    with pytest.raises(StructureError, match=said[change]):
+        ss.save(model, given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_cast_says_what_its_file_holds(tiny_folder, tmp_path):
+    model = load_model(str(tiny_folder))
+    kinds = {"spectral": {"block": 4, "max_blocks": 1}}
+    space = build_space(model, kinds=kinds)
+    identity = identify(model, str(tiny_folder))
+    structure = make_structure(space, space.candidates, identity, "classification")
+    ss.attach(model, structure)
+    assert "was cast" not in " ".join(ss.save(model, structure, tmp_path / "as-made").notes)
+    assert "was cast" in ss.save(model.float(), structure, tmp_path / "cast").notes[0]
 
 
 def steps(model, rows, folder, count, **settings):

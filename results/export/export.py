@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from sparsearch.config.formats import ExportFormat
@@ -29,8 +30,11 @@ from sparsearch.results.export.verify import check_padding, compare, logits_of
 from sparsearch.results.records import Best
 from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.attachment.attachment import attachment_of
+from sparsearch.spaces.attachment.check import check_attached
 from sparsearch.spaces.attachment.weights_file import pack_weights
-from sparsearch.spaces.backbone.parameters import positions_of
+from sparsearch.spaces.backbone.identity import same_weights
+from sparsearch.spaces.backbone.parameters import backbone_parameters, positions_of
+from sparsearch.spaces.backbone.quantised.settings import quantisation_of
 from sparsearch.spaces.families.position import Position, find
 from sparsearch.spaces.structure import Structure
 
@@ -113,22 +117,39 @@ def save(model: nn.Module, structure: Structure, out: str | Path) -> ExportRepor
         out: A folder that does not exist yet, or is empty.
 
     Raises:
-        StructureError: If nothing is attached, or another structure.
+        StructureError: If nothing is attached, or another structure; or if weights of the backbone have changed too,
+            which a ``spec`` does not hold (seen in float32 alone: a cast changes them all).
         ExportError: If the folder cannot be written, or the round trip differs. Nothing is left behind.
 
     Example:
         >>> save(accelerator.unwrap_model(model), structure, "trained")    # doctest: +SKIP
     """
-    if attachment_of(model) is None:
+    attachment = attachment_of(model)
+    if attachment is None:
         raise StructureError(
             f"nothing is attached to this {type(model).__name__}",
             "attach(model, structure) before training, and save the plain model: accelerator.unwrap_model(model), "
             "model.module or model._orig_mod where it is wrapped",
         )
+    check_attached(attachment.slots, structure)
+    _check_backbone_is_as_it_was(model, structure)
     facts = facts_of(structure.task_type)
     names = getattr(model.config, "id2label", {})
     classes = [names[i] for i in sorted(names)] if facts.has_head and not facts.output else []
     return write_spec(structure, pack_weights(model, classes), out)
+
+
+def _check_backbone_is_as_it_was(model: nn.Module, structure: Structure) -> None:
+    """Whether only what is attached, and the head, was trained."""
+    own = [p for _, p in backbone_parameters(model) if p.is_floating_point()]
+    if any(p.dtype != torch.float32 for p in own) or quantisation_of(model) is not None:
+        return
+    if not same_weights(model, structure.backbone.weight_fingerprint):
+        raise StructureError(
+            "weights of the backbone have changed since the structure was made for it, and a spec holds what is "
+            "attached and the head alone",
+            "keep the backbone frozen while you train: attach does that",
+        )
 
 
 def write_spec(structure: Structure, weights: bytes, out: str | Path) -> ExportReport:
@@ -153,7 +174,13 @@ def _write_spec(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]
     model = trained.attached_model()
     expected = logits_of(model)
     check_padding(expected)
+    cast = trained.tensor_bytes - structure.bytes
     notes = (
+        *(
+            [f"the file has {trained.tensor_bytes:,} bytes of tensors: the model was cast"]
+            if cast
+            else ()
+        ),
         f"{structure.stored_bytes:,} stored bytes, the head apart: {structure.bytes:,} of tensors, the rest says which "
         "candidates were chosen",
         "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`",

@@ -87,6 +87,12 @@ class Trained:
             raise _damaged() from error
 
     @property
+    def tensor_bytes(self) -> int:
+        """Bytes of the tensors of what is attached."""
+        others = (HEAD, BACKBONE)
+        return sum(t.nbytes for name, t in self.tensors.items() if not name.startswith(others))
+
+    @property
     def facts(self) -> TypeFacts:
         """What is known of the type of its task."""
         return facts_of(self.structure.task_type)

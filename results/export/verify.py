@@ -107,7 +107,7 @@ def compare(expected: Tensor, found: Tensor, step: str = "loaded again") -> floa
     if not difference <= allowed:
         raise ExportError(
             f"the export does not survive its round trip: {step}, its logits differ by {difference:.2e} "
-            f"(allowed {allowed:.0e})"
+            f"(allowed {allowed:.2e})"
         )
     return difference
 

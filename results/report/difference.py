@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparsearch.spaces.candidate import Candidate
+from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.structure import Structure
 
 __all__ = ["Change", "StructureDifference", "compare_structures"]
@@ -20,12 +22,14 @@ class Change:
         kind: Name of the kind.
         first: What the first structure has there; None for nothing.
         second: Likewise.
+        options: Of the kind's options those that differ: in the first structure, and in the second; None for a default.
     """
 
     position: str
     kind: str
     first: Candidate | None
     second: Candidate | None
+    options: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class StructureDifference:
                 "kind": c.kind,
                 "first": _chosen(c.first),
                 "second": _chosen(c.second),
+                "options": {name: list(both) for name, both in c.options.items()},
             }
             for c in self.changes
         ]
@@ -63,6 +68,13 @@ def _chosen(candidate: Candidate | None) -> dict[str, Any] | None:
     if candidate is None:
         return None
     return {"size": candidate.size, "params": candidate.params, "which": list(candidate.which)}
+
+
+def _differing(one: Kind, other: Kind) -> dict[str, tuple[Any, Any]]:
+    """Options in which two kinds of one name differ."""
+    first, second = one.set_options, other.set_options
+    names = dict.fromkeys([*first, *second])
+    return {n: (first.get(n), second.get(n)) for n in names if first.get(n) != second.get(n)}
 
 
 def compare_structures(first: Structure, second: Structure) -> StructureDifference:
@@ -77,8 +89,10 @@ def compare_structures(first: Structure, second: Structure) -> StructureDifferen
     changes, same = [], 0
     for position, kind in dict.fromkeys([*ours, *theirs]):
         one, other = ours.get((position, kind)), theirs.get((position, kind))
-        if one is not None and other is not None and _chosen(one) == _chosen(other):
+        both = one is not None and other is not None
+        options = _differing(first.kind(kind), second.kind(kind)) if both else {}
+        if both and _chosen(one) == _chosen(other) and not options:
             same += 1
         else:
-            changes.append(Change(position, kind, one, other))
+            changes.append(Change(position, kind, one, other, options))
     return StructureDifference(first, second, same, tuple(changes))

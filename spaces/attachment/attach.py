@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -113,7 +114,8 @@ def attach(model: M, structure: Structure | str | Path) -> M:
         weights, metadata = _stored_weights(folder, structure)
     units = check_structure(model, structure)
     mark_new_pooler(model, structure.backbone.params)
-    attachment = attach_modules(model, units)
+    with torch.inference_mode(False):  # what is made inside it could never train
+        attachment = attach_modules(model, units)
     for candidate, slot in zip(structure.candidates, attachment.slots, strict=True):
         if slot.removal is not None:
             slot.removal.cut(candidate.which)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -26,7 +27,11 @@ from sparsearch.spaces.families.position import Position, find
 from sparsearch.spaces.kinds import Kind
 from sparsearch.spaces.structure import Structure
 
+if TYPE_CHECKING:
+    from sparsearch.spaces.attachment.attached_unit import AttachedUnit
+
 __all__ = [
+    "check_attached",
     "check_structure",
 ]
 
@@ -49,6 +54,44 @@ def check_structure(
     if problems:
         raise StructureError("the structure cannot be attached: " + "; ".join(problems))
     return [(find(positions, c.position), kinds[c.kind], c.size, 1) for c in structure.candidates]
+
+
+def check_attached(
+    slots: Sequence[AttachedUnit], structure: Structure, *, merged: bool = False
+) -> None:
+    """Whether what is attached is a structure: at its positions, with its options, cutting what it cuts.
+
+    Args:
+        slots: What is attached.
+        structure: What it should be.
+        merged: Whether what merges may be gone already.
+
+    Raises:
+        StructureError: If it is not.
+    """
+    found = {(slot.position.name, slot.kind.name): slot for slot in slots}
+    wanted = {(c.position, c.kind): c for c in structure.candidates}
+    left = {key for key, c in wanted.items() if merged and not structure.kind(c.kind).mergeable}
+    if found.keys() not in (wanted.keys(), left or wanted.keys()):
+        position, kind = min(found.keys() ^ wanted.keys())
+        raise StructureError(
+            f"the structure is not what is attached to the model: they differ in {kind} at {position}",
+            "take the structure that was attached, or attach(model, structure) and train it",
+        )
+    for (position, kind), slot in found.items():
+        own, said = slot.kind.set_options, structure.kind(kind).set_options
+        if own != said:
+            raise StructureError(
+                f"the structure is not what is attached to the model: {kind} at {position} has {own}, and the "
+                f"structure says {said}",
+                "take the structure that was attached",
+            )
+        which = wanted[position, kind].which
+        if slot.removal is not None and slot.removal.which != which:
+            raise StructureError(
+                f"the model cuts {slot.removal.which} at {position}, the structure {which}",
+                "attach the structure that is to be cut",
+            )
 
 
 def _check_backbone(model: nn.Module, expected: BackboneId) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -140,13 +140,21 @@ def find_bases(
     try:
         for weight in weights:
             weight.requires_grad_(True)
+        given = False
         for loss in losses if wanted or passing else ():
-            outputs = [m.output for m in passing]
-            found = torch.autograd.grad(loss, [*wanted, *outputs])
+            given = True
+            if any(m.waiting for m in passing):
+                raise _not_from_here("the model did not run for it")
+            found = _gradients(loss, [*wanted, *(m.output for m in passing)])
             if wanted:
                 torch._foreach_add_(total, found[: len(wanted)])
             for m, gradient in zip(passing, found[len(wanted) :], strict=True):
                 m.add(gradient)
+        if (wanted or passing) and not given:
+            raise StructureError(
+                "there was no loss to take directions and moments from",
+                "give the losses of a few batches; a generator that was used up gives none",
+            )
     finally:
         for m in passing:
             m.hook.remove()
@@ -162,6 +170,29 @@ def find_bases(
 
     kinds = {(p.name, split_bits(kind.name)[0]): (p, kind) for p, kind in aligning}
     return {name: basis(p, kind) for name, (p, kind) in kinds.items()}  # whatever the precision
+
+
+def _gradients(loss: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Of one batch's loss.
+
+    Raises:
+        StructureError: If the loss is not finite, or was computed before it was asked for, or without a graph.
+    """
+    if not torch.isfinite(loss).all():
+        raise StructureError(f"a loss is {loss.detach()}", "calibrate in float32")
+    try:
+        return torch.autograd.grad(loss, sources)
+    except RuntimeError as error:
+        if "graph" not in str(error) and "require grad" not in str(error):
+            raise
+        raise _not_from_here(str(error).splitlines()[0]) from error
+
+
+def _not_from_here(why: str) -> StructureError:
+    return StructureError(
+        f"a loss does not lead to what is calibrated: {why}",
+        "compute each loss as it is asked for, with gradients on: (model(**b).loss for b in batches)",
+    )
 
 
 def take_bases(model: nn.Module, bases: Bases) -> None:

@@ -51,7 +51,7 @@ __all__ = [
     "verify_checkpoint",
 ]
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, GENERATION = "model.safetensors", "generation_config.json"
 
 
 def save_checkpoint(
@@ -82,6 +82,8 @@ def save_checkpoint(
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
     config.save_pretrained(folder)
+    if model.can_generate():  # chat models say there at which token an answer ends
+        model.generation_config.to_json_file(folder / GENERATION)
     files = () if tokenizer is None else tokenizer.save_pretrained(folder)
     tensors = {n: t.detach().cpu().contiguous() for n, t in _own_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
@@ -129,6 +131,8 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> P
     Example:
         >>> model = load_checkpoint("small/")                        # doctest: +SKIP
     """
+    from transformers import GenerationConfig
+
     folder = Path(folder)
     checkpoint = read_checkpoint(folder)
     structure = Structure.from_json(json.dumps(checkpoint.structure))
@@ -140,6 +144,8 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> P
         _attach_rest(model, structure)
     _fill(model, tensors)
     verify_checkpoint(model, checkpoint)
+    if (folder / GENERATION).exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return cast("PreTrainedModel", model.to(device).eval())
 
 

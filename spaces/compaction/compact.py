@@ -14,6 +14,7 @@ from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attach import attach, detach, drop
 from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 from sparsearch.spaces.attachment.attachment import attachment_of
+from sparsearch.spaces.attachment.check import check_attached
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.backbone.state import check_state
 from sparsearch.spaces.compaction.merge import fold, merge
@@ -111,19 +112,5 @@ def _check_attached(model: nn.Module, structure: Structure) -> list[AttachedUnit
     """What is attached, if it is the structure, whole or what merging leaves of it."""
     attachment = attachment_of(model)
     slots = [] if attachment is None else attachment.slots
-    found = {(slot.position.name, slot.kind.name): slot for slot in slots}
-    wanted = {(c.position, c.kind): c for c in structure.candidates}
-    left = {key for key, c in wanted.items() if not structure.kind(c.kind).mergeable}
-    if found.keys() not in (wanted.keys(), left or wanted.keys()):
-        position, kind = min(found.keys() ^ wanted.keys())
-        raise StructureError(
-            f"the structure is not what is attached to the model: they differ in {kind} at {position}",
-            "attach(model, structure), train it or load its weights, then compact(model, structure)",
-        )
-    for key, slot in found.items():
-        if slot.removal is not None and slot.removal.which != wanted[key].which:
-            raise StructureError(
-                f"the model cuts {slot.removal.which} at {key[0]}, the structure {wanted[key].which}",
-                "attach the structure that is to be cut",
-            )
+    check_attached(slots, structure, merged=True)
     return slots

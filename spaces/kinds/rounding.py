@@ -73,7 +73,11 @@ class Rounding(nn.Module):
         known = self.scale.float()
         kept = _codes(x, known, self.bits)
         fresh = _scale_of(x, self.bits)
-        scale = torch.where((kept * known == x).all(), known, fresh)
+        # In half precision scale and values were rounded, each by itself.
+        step = 2 * torch.finfo(values.dtype).eps
+        scale = torch.where(
+            torch.isclose(kept * known, x, rtol=step, atol=0.0).all(), known, fresh
+        )
         return _codes(x, scale, self.bits), scale
 
 

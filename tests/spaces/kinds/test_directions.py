@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sparsearch.errors import StructureError
 from sparsearch.results.export.export import export
 from sparsearch.spaces.attachment.attach import attach, detach
 from sparsearch.spaces.attachment.attachment import attachment_of
@@ -91,3 +92,29 @@ def test_exports_hold_the_directions_that_were_not_stored(tiny_folder, randomise
     case = train_on(tiny_folder, kinds, randomise, pad=0)
     report = export(case.best, case.weights, to, tmp_path / to)
     assert report.max_difference < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["spectral", "heads", "weight_mask"])
+@pytest.mark.parametrize("given", ["nothing", "list", "no gradients", "nan"])
+def test_losses_from_which_nothing_can_be_taken_are_refused(kind, given):
+    options = {
+        "spectral": {"block": 4, "max_blocks": 1},
+        "heads": {"compensate": "linear"},
+        "weight_mask": {"importance": "saliency"},
+    }
+    model = make_model("bert")
+    space = build_space(model, kinds={kind: options[kind]})
+    structure = make_structure(space, space.candidates[:2], identify(model), "classification")
+    attach(model, structure)
+    batch = make_inputs()
+
+    def losses():
+        if given == "no gradients":
+            with torch.no_grad():
+                yield model(**batch).logits.mean()
+        elif given == "nan":
+            yield model(**batch).logits.mean() * float("nan")
+
+    said = {"nothing": "no loss", "nan": "is nan"}
+    with pytest.raises(StructureError, match=said.get(given, "does not lead to")):
+        calibrate(model, [model(**batch).logits.mean()] if given == "list" else losses())

@@ -220,3 +220,14 @@ def test_values_that_have_moved_get_a_new_scale(model, identity):
     move(model, seed=8)
     (key,) = (name for name in weights if name.endswith(".scales"))
     assert not torch.equal(weights_of(model)[key], weights[key])
+
+
+@pytest.mark.parametrize("bits", [2, 4])  # 127 levels lie closer than bfloat16 tells apart
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_that_were_loaded_keep_their_levels_in_half_precision(bits, dtype):
+    rounding = Rounding(bits)
+    values = torch.randn(200, generator=torch.Generator().manual_seed(3))
+    codes, scale = rounding.codes(values)
+    rounding.scale.copy_(scale)
+    half, again = rounding.to(dtype).codes((codes * scale).to(dtype))
+    assert torch.equal(half, codes) and again == scale.to(dtype)

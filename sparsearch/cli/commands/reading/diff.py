@@ -12,8 +12,7 @@ from sparsearch.cli.options import DEFAULT_DB, Db, Json, StructureHash, reading
 from sparsearch.cli.tables import NOTHING, SHOWN_DIGITS, table_of
 
 if TYPE_CHECKING:
-    from sparsearch.results.report.difference import StructureDifference
-    from sparsearch.spaces.candidate import Candidate
+    from sparsearch.results.report.difference import Change, StructureDifference
 
 __all__ = ["diff", "difference_table"]
 
@@ -22,15 +21,17 @@ def difference_table(difference: StructureDifference) -> RenderableType:
     """Positions and kinds in which two structures differ."""
     from sparsearch.results.report.grid import candidate_name
 
-    def name(candidate: Candidate | None) -> str:
-        return NOTHING if candidate is None else candidate_name(candidate)
+    def name(change: Change, number: int) -> str:
+        candidate = (change.first, change.second)[number]
+        options = [f"{n}: {both[number]}" for n, both in change.options.items()]
+        return NOTHING if candidate is None else ", ".join([candidate_name(candidate), *options])
 
     hashes = (difference.first.hash[:SHOWN_DIGITS], difference.second.hash[:SHOWN_DIGITS])
     right = "parameters, second minus first"
     table = table_of("position", "kind", *hashes, right, right=(right,))
     for c in difference.changes:
         more = (c.second.params if c.second else 0) - (c.first.params if c.first else 0)
-        table.add_row(c.position, c.kind, name(c.first), name(c.second), f"{more:+,}")
+        table.add_row(c.position, c.kind, name(c, 0), name(c, 1), f"{more:+,}")
     total = difference.second.trainable_params - difference.first.trainable_params
     table.add_section()
     table.add_row("all", "", f"{difference.same} alike", "", f"{total:+,}")
