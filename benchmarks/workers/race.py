@@ -1,6 +1,6 @@
 """What the race saves, and how often it changes the recommendation: on simulated studies, and on measured scores.
 
-A measured study is drawn from the judge's results (``benchmarks/results/quality-*.jsonl``): five contestants at three
+A measured study is drawn from the judge's results (``benchmarks/results/quality-trec.jsonl`` and so on): five contestants at three
 budgets of one task, each with its best learning rate, and the scores of seeds 0, 1 and 2 as they were measured. There
 the truth is the mean over those seeds.
 
@@ -34,17 +34,16 @@ Table = dict[str, dict[str, dict[int, tuple[float, float]]]]
 
 
 def measured_tables() -> list[Table]:
-    """A table for each file of the judge's results."""
-    files = sorted(RESULTS.glob("quality-*.jsonl"))
-    return [_table(file) for file in files if "rankings" not in file.name]
+    """A table for each of the judge's files of one task."""
+    return [_table(RESULTS / f"quality-{task}.jsonl") for task in ("rte", "sst2", "trec")]
 
 
 def _table(file: Path) -> Table:
     runs: dict[tuple[str, str, float], dict[int, list[tuple[float, float]]]] = {}
     for line in file.read_text().splitlines():
         run = json.loads(line)
-        cell = run.get("cell")  # E2E's lines have none: it is judged by losses
-        if cell and run["state"] == "ok" and cell["budget"]:
+        cell = run["cell"]
+        if run["state"] == "ok" and cell["budget"]:
             key = cell["budget"], cell["contestant"], cell["multiple"]
             seeds = runs.setdefault(key, defaultdict(list))
             seeds[cell["seed"]].append((run["validation"], run["params"]))
