@@ -1,8 +1,8 @@
 """What the race saves, and how often it changes the recommendation: on simulated studies, and on measured scores.
 
-A measured study is drawn from the judge's results (``benchmarks/results/quality-trec.jsonl`` and so on): five contestants at three
-budgets of one task, each with its best learning rate, and the scores of seeds 0, 1 and 2 as they were measured. There
-the truth is the mean over those seeds.
+A measured study is drawn from the judge's results (``benchmarks/results/quality-trec.jsonl``, SST-2's and RTE's): five
+contestants at three budgets of one task, each with its best learning rate, and the scores of seeds 0, 1 and 2 as they
+were measured. There the truth is the mean over those seeds.
 
     python benchmarks/workers/race.py --studies 200 --out race.json
 """
