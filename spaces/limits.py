@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsearch.config.percentages import parse_percentage, percent
@@ -94,19 +95,20 @@ class Limit:
         >>> StoredBytes().asked("817"), StoredBytes().asked("0.01%")
         (817, Fraction(1, 10000))
         """
-        if not isinstance(value, str) and (
-            not isinstance(value, int | float)
-            or isinstance(value, bool)
-            or not (self.is_fraction or float(value).is_integer())
-        ):
-            raise ConfigError(
-                [f"{self.name}: {value!r} is no whole number"], f"write {self.example}"
-            )
+        if not isinstance(value, str):
+            self._check_number(value)
         if self.is_fraction:
             return float(self._share(value)) if isinstance(value, str) else value
         if isinstance(value, str) and not value.strip().isdecimal():
             return self._share(value)
         return min(int(value), 2**63 - 1)
+
+    def _check_number(self, value: object) -> None:
+        """Refuse what is no number, or no whole one where fractions mean nothing."""
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not (self.is_fraction or float(value).is_integer()):  # type: ignore[arg-type]
+            sort = "number" if self.is_fraction else "whole number"
+            raise ConfigError([f"{self.name}: {value!r} is no {sort}"], f"write {self.example}")
 
     def _share(self, value: str) -> Fraction:
         """The fraction that a limit names; one that cannot be read is told by its name."""

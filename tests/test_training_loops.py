@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -185,6 +186,14 @@ def test_a_structure_that_is_not_what_was_trained_is_not_saved(tiny_folder, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_attached_in_inference_mode_can_train(structure, tiny_folder, tiny_data):
+    model = load_model(str(tiny_folder))
+    with torch.inference_mode():
+        ss.attach(model, structure)
+    model(**batch_of(tiny_folder, tiny_data / "validation.jsonl")).loss.backward()
+    assert all(p.grad is not None for p in attachment_of(model).parameters() if p.requires_grad)
+
+
 def test_what_was_cast_says_what_its_file_holds(tiny_folder, tmp_path):
     model = load_model(str(tiny_folder))
     kinds = {"spectral": {"block": 4, "max_blocks": 1}}
@@ -192,8 +201,12 @@ def test_what_was_cast_says_what_its_file_holds(tiny_folder, tmp_path):
     identity = identify(model, str(tiny_folder))
     structure = make_structure(space, space.candidates, identity, "classification")
     ss.attach(model, structure)
-    assert "was cast" not in " ".join(ss.save(model, structure, tmp_path / "as-made").notes)
-    assert "was cast" in ss.save(model.float(), structure, tmp_path / "cast").notes[0]
+    first = "bytes of tensors, not"
+    assert first not in " ".join(ss.save(model, structure, tmp_path / "as-made").notes)
+    report = ss.save(model.float(), structure, tmp_path / "cast")
+    held = load_file(tmp_path / "cast" / "modules.safetensors")
+    size = sum(t.nbytes for name, t in held.items() if not name.startswith("head:"))
+    assert report.notes[0].startswith(f"the file has {size:,} {first} {structure.bytes:,}")
 
 
 def steps(model, rows, folder, count, **settings):

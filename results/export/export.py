@@ -118,7 +118,7 @@ def save(model: nn.Module, structure: Structure, out: str | Path) -> ExportRepor
 
     Raises:
         StructureError: If nothing is attached, or another structure; or if weights of the backbone have changed too,
-            which a ``spec`` does not hold (seen in float32 alone: a cast changes them all).
+            which a ``spec`` does not hold (seen where all of them are in float32).
         ExportError: If the folder cannot be written, or the round trip differs. Nothing is left behind.
 
     Example:
@@ -132,18 +132,19 @@ def save(model: nn.Module, structure: Structure, out: str | Path) -> ExportRepor
             "model.module or model._orig_mod where it is wrapped",
         )
     check_attached(attachment.slots, structure)
-    _check_backbone_is_as_it_was(model, structure)
     facts = facts_of(structure.task_type)
     names = getattr(model.config, "id2label", {})
     classes = [names[i] for i in sorted(names)] if facts.has_head and not facts.output else []
-    return write_spec(structure, pack_weights(model, classes), out)
+    packed = pack_weights(model, classes)
+    _check_backbone_is_as_it_was(model, structure)
+    return write_spec(structure, packed, out)
 
 
 def _check_backbone_is_as_it_was(model: nn.Module, structure: Structure) -> None:
     """Whether only what is attached, and the head, was trained."""
     own = [p for _, p in backbone_parameters(model) if p.is_floating_point()]
-    if any(p.dtype != torch.float32 for p in own) or quantisation_of(model) is not None:
-        return
+    if quantisation_of(model) or any(p.dtype != torch.float32 or p.is_meta for p in own):
+        return  # a cast changes them all, and what is offloaded is not here
     if not same_weights(model, structure.backbone.weight_fingerprint):
         raise StructureError(
             "weights of the backbone have changed since the structure was made for it, and a spec holds what is "
@@ -155,6 +156,16 @@ def _check_backbone_is_as_it_was(model: nn.Module, structure: Structure) -> None
 def write_spec(structure: Structure, weights: bytes, out: str | Path) -> ExportReport:
     """Write and prove the ``spec`` format, see ``export``."""
     return _into(Path(out), lambda folder: _write_spec(Trained(structure, weights), folder))
+
+
+def _size_note(trained: Trained) -> tuple[str, ...]:
+    """Where the file's tensors are of other types than those that the structure counts."""
+    held, counted = trained.tensor_bytes, trained.structure.bytes
+    if held == counted:
+        return ()
+    return (
+        f"the file has {held:,} bytes of tensors, not {counted:,}: modules are in another type, as after a cast",
+    )
 
 
 def _into(out: Path, write: Writer) -> ExportReport:
@@ -174,13 +185,8 @@ def _write_spec(trained: Trained, folder: Path) -> tuple[tuple[str, ...], float]
     model = trained.attached_model()
     expected = logits_of(model)
     check_padding(expected)
-    cast = trained.tensor_bytes - structure.bytes
     notes = (
-        *(
-            [f"the file has {trained.tensor_bytes:,} bytes of tensors: the model was cast"]
-            if cast
-            else ()
-        ),
+        *_size_note(trained),
         f"{structure.stored_bytes:,} stored bytes, the head apart: {structure.bytes:,} of tensors, the rest says which "
         "candidates were chosen",
         "load it with sparsearch.attach(model, folder), or train it with `sparsearch train`",

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from sparsearch.config.tasks.types import TASK_TYPES
 from sparsearch.errors import BackboneError, InfeasibleError
 from sparsearch.search.selection.selector import Selector
+from sparsearch.search.training.device import is_out_of_memory
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.parameters import positions_of
@@ -78,7 +79,7 @@ def even_cut(model: PreTrainedModel, flops: float, tokens: int, block: int = 16)
 
 @torch.inference_mode()
 def forward_seconds(model: PreTrainedModel, batch: int, tokens: int) -> float:
-    """Seconds of one forward pass of a text model over rows without padding.
+    """Seconds of one forward pass of a text model on a CPU, over rows without padding.
 
     Raises:
         BackboneError: If the model does not take rows of so many tokens.
@@ -93,6 +94,8 @@ def forward_seconds(model: PreTrainedModel, batch: int, tokens: int) -> float:
     try:
         model.base_model(**inputs)
     except (RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         raise BackboneError(
             f"a {type(model).__name__} does not take {batch} x {tokens} tokens: {error}",
             "take fewer tokens",
@@ -110,11 +113,11 @@ def measure_latency(
 ) -> tuple[SlimLatency, ...]:
     """Measure models that are cut evenly, side by side with the dense one.
 
-    In each round all of them take a batch, so that a busy machine meets all alike. Two models are in memory at a time:
-    this one and the slim one.
+    Each slim model takes turns with the dense one, so that a busy machine meets both alike. Two models are in memory at
+    a time.
 
     Args:
-        model: The dense model, in the type that it will run in; it stays as it is.
+        model: The dense model on the CPU, in the type that it will run in; it stays as it is.
         shares: FLOPs of the slim models, as fractions of the dense model's; what cannot be reached is left out.
         batch: Rows of a batch.
         tokens: Tokens of a row.

@@ -85,10 +85,10 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
         strategy = self.search.strategy
         if STRATEGIES.family(strategy) == "reference" or strategy == TRANSFER:
             raise ConfigError([f"search.strategy: {strategy!r} chooses no structure here"])
-        if self.search.checkpoint != "last" and not find_task_type(task_type).searched_by_score:
+        if self.search.checkpoint != "last" and not find_task_type(task_type).scores_collated_rows:
             raise ConfigError(
                 [
-                    f"search.checkpoint: {self.search.checkpoint} goes by scores, which rows of tensors do not give"
+                    f"search.checkpoint: {self.search.checkpoint!r} goes by scores, and tensors alone give none"
                 ],
                 "leave it at last; `sparsearch run` reads texts, and scores them",
             )

@@ -97,8 +97,10 @@ def _split(
             f"rows of a {type(model).__name__} have {', '.join(find_labels(type(model)))}",
         )
     parts = [batch.pop(name).cpu() for name in names]
-    inputs = {n: t.cpu() for n, t in batch.items() if isinstance(t, Tensor) and t.dim() in (2, 3)}
-    ids = inputs["input_ids"]
+    ids = batch["input_ids"].cpu()
+    inputs = {
+        n: t.cpu() for n, t in batch.items() if isinstance(t, Tensor) and t.dim() == ids.dim()
+    }
     if len(ids) != rows:
         raise DataError(
             f"the data collator makes {len(ids)} rows of {rows}: it packs or flattens them",

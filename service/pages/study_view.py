@@ -72,7 +72,9 @@ class StudyViews:
                 view = StudyView(study, kept.trials, kept.summary)
             else:
                 trials = self._trials(study, kept)
-                view = StudyView(study, trials, summarise(study, trials))
+                known = kept is not None and kept.trials == trials
+                summary = kept.summary if kept and known else summarise(study, trials)
+                view = StudyView(study, trials, summary)
             self._kept[study.name] = view
             self._kept.move_to_end(study.name)
             while len(self._kept) > _MOST:

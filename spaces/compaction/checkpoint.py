@@ -145,7 +145,12 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> P
     _fill(model, tensors)
     verify_checkpoint(model, checkpoint)
     if (folder / GENERATION).exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise StructureError(
+                f"cannot read {folder / GENERATION}: {error}", EXPORT_HINT
+            ) from error
     return cast("PreTrainedModel", model.to(device).eval())
 
 

@@ -1,17 +1,19 @@
 """What a task costs to keep, against the tensors that are written."""
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
+from sparsearch.errors import ConfigError
 from sparsearch.results.export.export import write_spec
 from sparsearch.spaces.attachment.attach import attach, detach
 from sparsearch.spaces.attachment.weights_file import HEAD, load_weights, pack_weights, weights_of
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.kinds import KINDS
 from sparsearch.spaces.kinds.precision import BITS
-from sparsearch.spaces.limits import StoredBytes
+from sparsearch.spaces.limits import InferenceFlops, StoredBytes
 from sparsearch.spaces.space import build_space
 from sparsearch.spaces.structure import Structure, make_structure
 from tests.conftest import make_inputs, make_model
@@ -120,3 +122,14 @@ def test_the_exported_file_holds_that_much(tiny_folder, tmp_path):
     written = sum(t.nbytes for name, t in tensors.items() if not name.startswith(HEAD))
     assert structure.bytes == written
     assert report.notes[0].startswith(f"{structure.stored_bytes:,} stored bytes")
+
+
+@pytest.mark.parametrize("value", [None, True, 1.5, float("nan"), [817], "much"])
+def test_a_limit_that_is_asked_for_must_be_a_number_of_bytes_or_a_share(value):
+    with pytest.raises(ConfigError, match="max_bytes"):
+        StoredBytes().asked(value)
+
+
+def test_numbers_of_other_libraries_are_numbers_too():
+    assert StoredBytes().asked(np.int64(817)) == StoredBytes().asked(817.0) == 817
+    assert InferenceFlops().asked(np.float32(0.5)) == 0.5

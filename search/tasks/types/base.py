@@ -39,11 +39,11 @@ class TaskType(ABC):
 
     Attributes:
         labels_tokens: Whether there is a label for each token that a model reads.
-        searched_by_score: Whether rows that a data collator gives hold all that the score needs.
+        scores_collated_rows: Whether rows that a data collator of transformers gives hold all that ``score`` needs.
     """
 
     labels_tokens: ClassVar[bool] = False
-    searched_by_score: ClassVar[bool] = True
+    scores_collated_rows: ClassVar[bool] = True
 
     def collated_labels(self, labels: Tensor) -> Tensor:
         """The labels of collated rows, as a data collator of transformers gives them, in the form of ``loss``."""

@@ -45,7 +45,7 @@ class QuestionAnswering(TokenTask):
     A context that is too long is read in windows that overlap. A window without the answer points to its first token.
     """
 
-    searched_by_score = False
+    scores_collated_rows = False
 
     def columns(self, config: TaskConfig) -> tuple[str, ...]:
         """Question, context and answers."""

@@ -1,8 +1,10 @@
 """How a model writes travels with its checkpoint: chat models say there at which token an answer ends."""
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from sparsearch.errors import StructureError
 from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.compaction.checkpoint import load_checkpoint, save_checkpoint
@@ -27,3 +29,13 @@ def test_a_checkpoint_writes_as_the_model_did(tmp_path):
     for loaded in (load_checkpoint(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):
         assert loaded.generation_config.eos_token_id == [7, 9]
         assert torch.equal(loaded.generate(prompt), expected)
+
+
+def test_settings_that_cannot_be_read_are_named(tmp_path):
+    model = make_language_model("llama")
+    space = build_space(model, kinds={"lora": {"max_rank": 1}})
+    structure = make_structure(space, space.candidates[:1], identify(model), "causal-lm")
+    save_checkpoint(compact(attach(model, structure), structure), structure, tmp_path)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(StructureError, match="generation_config"):
+        load_checkpoint(tmp_path)

@@ -23,7 +23,7 @@ def difference_table(difference: StructureDifference) -> RenderableType:
 
     def name(change: Change, number: int) -> str:
         candidate = (change.first, change.second)[number]
-        options = [f"{n}: {both[number]}" for n, both in change.options.items()]
+        options = [f"{n}: {_said(both[number])}" for n, both in change.options.items()]
         return NOTHING if candidate is None else ", ".join([candidate_name(candidate), *options])
 
     hashes = (difference.first.hash[:SHOWN_DIGITS], difference.second.hash[:SHOWN_DIGITS])
@@ -36,6 +36,10 @@ def difference_table(difference: StructureDifference) -> RenderableType:
     table.add_section()
     table.add_row("all", "", f"{difference.same} alike", "", f"{total:+,}")
     return table
+
+
+def _said(option: object) -> str:
+    return "default" if option is None else str(option)
 
 
 def diff(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,7 @@ def latency(
         output().print(latency_table(measured, batch_size, tokens))
         if flops is not None:
             output().print(
-                f'{target} of the latency: write budgets: {{max_inference_flops: ["{100 * flops:.0f}%"]}}',
+                f'{target} of the latency: write budgets: {{max_inference_flops: ["{math.floor(100 * flops)}%"]}}',
                 markup=False,
                 highlight=False,
             )
