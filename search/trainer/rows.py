@@ -24,6 +24,9 @@ __all__ = ["check_task_type", "task_of_rows"]
 _HELD_OUT = 8
 """One row of so many judges."""
 
+_MADE_FROM_LABELS = "decoder_input_ids"
+"""Models make them themselves, as collators do that are given the model."""
+
 
 def check_task_type(task_type: str, model: PreTrainedModel | None = None) -> None:
     """Whether there is a task type of a name, and whether a model has its head.
@@ -98,14 +101,19 @@ def _split(
         )
     parts = [batch.pop(name).cpu() for name in names]
     ids = batch["input_ids"].cpu()
-    inputs = {
-        n: t.cpu() for n, t in batch.items() if isinstance(t, Tensor) and t.dim() == ids.dim()
-    }
     if len(ids) != rows:
         raise DataError(
             f"the data collator makes {len(ids)} rows of {rows}: it packs or flattens them",
             "pad rows in place of packing them (packing=False, padding_free=False)",
         )
+    batch.pop(_MADE_FROM_LABELS, None)
+    inputs = {n: t.cpu() for n, t in batch.items() if isinstance(t, Tensor) and t.dim() > 1}
+    for name, tensor in inputs.items():
+        if tensor.shape != ids.shape:
+            raise DataError(
+                f"the data collator gives {name} of shape {tuple(tensor.shape)} beside input_ids of {tuple(ids.shape)}",
+                "a search reads what has one value for each token; leave the rest to the training",
+            )
     mask = inputs.setdefault("attention_mask", torch.ones_like(ids)).bool()
     at_right = bool((mask[..., :-1] >= mask[..., 1:]).all())
     longest = mask.sum(-1).view(rows, -1).amax(1)

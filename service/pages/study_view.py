@@ -72,8 +72,12 @@ class StudyViews:
                 view = StudyView(study, kept.trials, kept.summary)
             else:
                 trials = self._trials(study, kept)
-                known = kept is not None and kept.trials == trials
-                summary = kept.summary if kept and known else summarise(study, trials)
+                if kept is not None and _content(kept.study, kept.trials) == _content(
+                    study, trials
+                ):
+                    summary = kept.summary
+                else:
+                    summary = summarise(study, trials)
                 view = StudyView(study, trials, summary)
             self._kept[study.name] = view
             self._kept.move_to_end(study.name)
@@ -112,6 +116,11 @@ def _unchanged(kept: StudyView, study: StudyRecord) -> bool:
 
 def _left_out(kept: StudyView) -> set[int]:
     return {t.number for t in kept.trials if t.state in NOT_RUN}
+
+
+def _content(study: StudyRecord, trials: tuple[TrialScore, ...]) -> tuple[object, ...]:
+    """What a summary is made of. A study of the same name may have been deleted, and another made."""
+    return study.config, study.metric, trials
 
 
 def _progress(study: StudyRecord) -> tuple[object, ...]:

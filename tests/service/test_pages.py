@@ -247,3 +247,14 @@ def test_a_page_shows_what_a_race_left_out_and_then_ran_after_all(tmp_path):
         view = views.of("raced")
     assert (view.trials[3].state, view.trials[3].score) == ("ok", outcome.score("validation"))
     assert not any("not run" in f for b in view.summary.budgets for f in view.summary.findings(b))
+
+
+def test_a_study_that_takes_the_name_of_a_deleted_one_is_summed_up_anew(tmp_path):
+    db = f"sqlite:///{tmp_path / 'again.db'}"
+    left_out = [(trial, Outcome("outraced")) for trial, _ in plan()]
+    with Store.open(db, create=True) as store:
+        views = StudyViews(store)
+        for searched in ("s3pet", "random"):
+            fill(db, "again", left_out, json.dumps({"search": {"strategy": searched}}))
+            assert views.of("again").summary.searched == searched
+            store.delete_study("again")

@@ -272,3 +272,31 @@ def test_rows_with_choices(build):
         whole = model(**collate(choices)).loss
     losses = [task.behaviour.split_loss(model, s, "fp32") for s in (task.train, task.validation)]
     assert (14 * losses[0] + 2 * losses[1]) / 16 == pytest.approx(float(whole), abs=1e-5)
+
+
+def test_what_a_model_reads_beside_tokens_is_not_left_out_in_silence(build):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(build("llama").config).eval()
+    rows = [{"input_ids": [2, 5 + i % 7, 3], "labels": [2, 5, 3]} for i in range(16)]
+
+    def collate(rows):
+        batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+        return batch | {"attention_mask": torch.ones(len(rows), 3, 3)}
+
+    with pytest.raises(DataError, match=r"attention_mask of shape \(16, 3, 3\)"):
+        task_of_rows("causal-lm", model, rows, collate, 0)
+
+
+def test_a_collator_that_shifts_the_labels_gives_the_same_loss(build):
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_config(build("t5").config).eval()
+    rows = [{"input_ids": [5 + i, 6, 1], "labels": [9, 8, 7, 6 + i, 1]} for i in range(16)]
+    plain, shifting = (DataCollatorForSeq2Seq(make_tokenizer(), m) for m in (None, model))
+    assert "decoder_input_ids" in shifting([dict(row) for row in rows])
+    losses = []
+    for collate in (plain, shifting):
+        task = task_of_rows("seq2seq", model, rows, collate, 0)
+        losses.append(task.behaviour.split_loss(model, task.train, "fp32"))
+    assert losses[0] == losses[1]
