@@ -73,6 +73,7 @@ def train_on(
         classes: Of the task; none for regression.
         pad: The padding token of the training, as the tokenizer says; else the config's.
     """
+    torch.manual_seed(0)  # of the head and of what LoRA starts from
     model = load_model(str(folder), num_labels=len(classes) or 1)
     model.config.pad_token_id = model.config.pad_token_id if pad is None else pad
     space = build_space(model, kinds=kinds)
