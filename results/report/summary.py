@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from sparsearch.results.report.comparison import (
     has_score,
 )
 from sparsearch.results.report.recommendation import in_the_race, not_run, recommend
+from sparsearch.results.store.writing.growth import GROWING
 from sparsearch.results.stored_size import is_swollen, swollen_text
 from sparsearch.spaces.budget import resolve
 
@@ -180,14 +182,15 @@ def summarise(study: StudyRecord, trials: Sequence[ScoredTrial]) -> StudySummary
     default = SearchConfig.model_fields["strategy"].default
     config = study.settings
     searched = str(config.get("search", {}).get("strategy", default))
-    planned = None if "outer" not in config else _planned(study, config["budgets"])
+    planned = _planned(study, searched) if "outer" in config else math.inf
     groups: dict[str, list[ScoredTrial]] = {}
     keys: dict[int, str] = {}  # many trials share one object
     for trial in trials:
+        if trial.budget is None or trial.number >= planned:
+            continue
         if (key := keys.get(id(trial.budget))) is None:
             key = keys[id(trial.budget)] = json.dumps(trial.budget, sort_keys=True)
-        if trial.budget is not None and (planned is None or key in planned):
-            groups.setdefault(key, []).append(trial)
+        groups.setdefault(key, []).append(trial)
     heads = _HeadAlone(
         [t for t in trials if t.budget is None and t.strategy == HEAD_ALONE and has_score(t)],
         facts_of(config.get("task", {}).get("type", TaskConfig.model_fields["type"].default)),
@@ -204,7 +207,7 @@ def summarise(study: StudyRecord, trials: Sequence[ScoredTrial]) -> StudySummary
             for t in trials
             if t.state in FINISHED and t.state not in ("ok", "cancelled", *NOT_RUN)
         ),
-        front=() if planned is None else _front(trials),
+        front=_front(trials) if "outer" in config else (),
         warnings=(*_same_files(config), *_swollen(budgets)),
     )
 
@@ -231,10 +234,14 @@ def _swollen(budgets: Iterable[BudgetSummary]) -> Iterator[str]:
             yield f"at {budget.name} {', '.join(r.strategy for r in rows)} store far more than they train: {sizes}"
 
 
-def _planned(study: StudyRecord, budgets: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The budgets that the study lists; an outer loop proposes others between them."""
-    resolved = (resolve(study.backbone_params, **b).as_dict() for b in budgets)
-    return {json.dumps(budget, sort_keys=True) for budget in resolved}
+def _planned(study: StudyRecord, searched: str) -> int:
+    """How many trials the study lists, which come first; an outer loop proposes the others, perhaps at its budgets."""
+    config = study.settings
+    strategies = {searched, *config.get("baselines", GROWING["baselines"])}
+    references = sum(STRATEGIES.family(strategy) == "reference" for strategy in strategies)
+    budgets = {resolve(study.backbone_params, **budget).limits for budget in config["budgets"]}
+    seeds = config.get("seeds", GROWING["seeds"])
+    return len(seeds) * (references + len(budgets) * (len(strategies) - references))
 
 
 def _front(trials: Iterable[ScoredTrial]) -> tuple[ScoredTrial, ...]:
