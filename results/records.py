@@ -14,6 +14,7 @@ from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
 
 if TYPE_CHECKING:
+    from sparsearch.spaces.backbone.identity import BackboneId
     from sparsearch.spaces.structure import Structure
 
 __all__ = [
@@ -107,6 +108,7 @@ class Outcome:
         seconds: Wall time.
         peak_bytes: Peak memory of the process (of the GPU where there is one).
         environment: What it ran on.
+        backbone: Whose structures it is about, also where it has none; None where no backbone was loaded.
     """
 
     state: FinishedState
@@ -123,6 +125,7 @@ class Outcome:
     seconds: float = 0.0
     peak_bytes: int = 0
     environment: Environment | None = None
+    backbone: BackboneId | None = None
 
     def score(self, split: str) -> float | None:
         """The measured value on a split, if any."""
@@ -164,7 +167,10 @@ class StudySpec:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study as stored; scores of studies with an equal ``task_fingerprint`` compare."""
+    """A study as stored; scores of studies with an equal ``task_fingerprint`` compare.
+
+    ``backbone`` is the ``BackboneId`` of its first outcome, as a dict; None before, and in old databases.
+    """
 
     name: str
     model: str
@@ -178,6 +184,7 @@ class StudyRecord:
     finished: int
     best_score: float | None
     task_fingerprint: str = ""
+    backbone: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> StudyRecord:
@@ -362,10 +369,20 @@ class Best:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], structure: Structure) -> Best:
-        """A row of the other fields, and the structure; equal ones are stored once: it is told of this trial."""
+        """A row of the other fields, and the structure, which all studies share.
+
+        What its hash leaves out is the row's own: ``offered`` candidates, and ``backbone`` as in ``StudyRecord``.
+        """
         own = {key: row[key] for key in ("study", "trial", "strategy", "seed")}
+        row, known = dict(row), row.get("backbone") or {}
+        row.pop("backbone", None)
+        if (offered := row.pop("offered", None)) is not None:
+            own["offered"] = offered
+        where = {key: known[key] for key in ("path", "revision") if key in known}
         provenance = replace(structure.provenance, **own)
-        return cls(**{**row, "structure": replace(structure, provenance=provenance)})
+        backbone = replace(structure.backbone, **where)
+        row["structure"] = replace(structure, provenance=provenance, backbone=backbone)
+        return cls(**row)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of ``best`` and ``pareto``; the structure by its hash."""

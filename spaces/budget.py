@@ -42,6 +42,11 @@ class Budget:
         """The value of a limit; None if it is not set."""
         return dict(self.limits).get(name)
 
+    @property
+    def takes_away(self) -> tuple[str, ...]:
+        """The limits that only a search which had them has weighed: they are met by what is removed or masked."""
+        return tuple(name for name, _ in self.limits if LIMITS.load(name).takes_away)
+
     def without(self, name: str) -> Budget:
         """The same budget, one limit aside."""
         return Budget(text=self.text, **{n: v for n, v in self.limits if n != name})

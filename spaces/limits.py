@@ -42,6 +42,7 @@ class Limit:
         is_fraction: Whether values are fractions of a whole, written as percentages.
         may_exceed_whole: Whether a percentage above 100% can be asked for.
         per_param: What a parameter of the backbone counts as, where a value may be a share of the backbone; else 0.
+        takes_away: Whether it is met by what is removed or masked, so that a search without it never weighs that.
         column: Column of the trials in which it is stored; empty if it is a measurement of that name.
         example: How to write it.
         closest: Says how near a study came to it; ``{}`` is the value.
@@ -52,6 +53,7 @@ class Limit:
     is_fraction: ClassVar[bool] = False
     may_exceed_whole: ClassVar[bool] = False
     per_param: ClassVar[int] = 0
+    takes_away: ClassVar[bool] = False
     column: ClassVar[str] = ""
     example: ClassVar[str] = "100"
     closest: ClassVar[str] = ""
@@ -226,7 +228,8 @@ class InferenceFlops(Limit):
     """FLOPs after merging, as a fraction of the dense backbone's (1.0 = dense)."""
 
     name, unit, column = "max_inference_flops", "FLOPs", "inference_flops_ratio"
-    is_fraction = may_exceed_whole = True  # modules that do not merge add FLOPs
+    is_fraction = takes_away = True
+    may_exceed_whole = True  # modules that do not merge add FLOPs
     example = "75%"
     closest = "the fewest in that study are {:.2%}"
 
@@ -254,7 +257,7 @@ class WeightSparsity(Limit):
     """Fraction of the weights of the dense backbone's linears that are zero or gone after merging and removing."""
 
     name, unit, column = "min_weight_sparsity", "sparsity", "weight_sparsity"
-    is_fraction = True
+    is_fraction = takes_away = True
     example = "75%"
     closest = "the sparsest in that study has {:.2%} of its weights zero or gone"
 

@@ -13,11 +13,14 @@ from sparsearch.results.records import StudySpec, Trial, TrialRecord
 from sparsearch.results.store.writing.growth import key_of
 from sparsearch.search.tasks.data_rows import image_files
 from sparsearch.search.tasks.own_data import own_digests
+from sparsearch.spaces.backbone.inputs.readers import READERS
+from sparsearch.spaces.backbone.loading import locate
 from sparsearch.spaces.budget import Budget
 
 __all__ = [
     "asks_for_trial",
     "plan",
+    "reader_content",
     "study_identity",
 ]
 
@@ -56,6 +59,18 @@ def study_identity(config: StudyConfig) -> dict[str, Any]:
         joined = "\n".join(digests).encode()
         content[name] = digests[0] if len(digests) == 1 else hashlib.sha256(joined).hexdigest()
     return settings | ({"data_sha256": content} if content else {})
+
+
+def reader_content(config: StudyConfig) -> dict[str, str]:
+    """SHA-256 of the files by which a local model's inputs are made: two runs of one study must agree on it too.
+
+    Scores of two studies compare whatever it is. Nothing is said of a model of the hub, or in a GGUF file.
+    """
+    folder = Path(locate(config.model.location, config.folder))
+    names = READERS[config.task.facts.reads].content
+    digests = [f"{name} {_sha256(folder / name)}" for name in names if (folder / name).is_file()]
+    joined = "\n".join(digests).encode()
+    return {"reader_sha256": hashlib.sha256(joined).hexdigest()} if digests else {}
 
 
 def _local_data(config: StudyConfig) -> dict[str, list[Path]]:

@@ -34,7 +34,7 @@ from sparsearch.workers.callbacks import StudyCallbacks
 from sparsearch.workers.driver import Driver, DriverRules
 from sparsearch.workers.execution.in_process import InProcessRunner
 from sparsearch.workers.execution.runner import Runner
-from sparsearch.workers.plan import asks_for_trial, plan, study_identity
+from sparsearch.workers.plan import asks_for_trial, plan, reader_content, study_identity
 from sparsearch.workers.preflight import Preflight, check_study
 from sparsearch.workers.resources import quieten_ray, ray_address
 from sparsearch.workers.scheduling.raced_plan import RacedPlan, is_raced, wanted_again
@@ -97,7 +97,7 @@ def run(
         torch.set_num_threads(config.workers.threads)
     spec = StudySpec(
         name=config.name,
-        config=json.dumps(study_identity(config), sort_keys=True),
+        config=json.dumps(study_identity(config) | reader_content(config), sort_keys=True),
         model=config.model.location,
         task=config.task.title,
         metric=config.task.score_name,
@@ -283,11 +283,9 @@ def _check_backbone(store: Store, study: str, backbone: Callable[[str], Backbone
     Raises:
         StoreError: If the model's weights, or the settings by which they compute, are others now.
     """
-    scored = (t.structure for t in store.trials(study) if t.score is not None)
-    found = next(filter(None, scored), None)
-    if found is None:
+    known = _begun_with(store, study)
+    if known is None:
         return
-    known = store.load_structure(found).backbone
     now = backbone(form_of(known.weight_fingerprint))
     if not same_fingerprints(known.weight_fingerprint, now.weight_fingerprint):
         was, here = known.weight_fingerprint[:12], now.weight_fingerprint[:12]
@@ -300,6 +298,15 @@ def _check_backbone(store: Store, study: str, backbone: Callable[[str], Backbone
         f"study {study!r} began with {changed}",
         "restore them to continue the study, or choose another name",
     )
+
+
+def _begun_with(store: Store, study: str) -> BackboneId | None:
+    """The backbone of a study's first outcome; of those stored before it was kept, that of a structure."""
+    if (known := store.find_study(study).backbone) is not None:
+        return BackboneId(**known)
+    scored = (t.structure for t in store.trials(study) if t.score is not None)
+    found = next(filter(None, scored), None)
+    return None if found is None else store.load_structure(found).backbone
 
 
 def _begin(store: Store, spec: StudySpec, backbone: Callable[[str], BackboneId]) -> None:

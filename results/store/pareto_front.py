@@ -1,7 +1,7 @@
 """The front of a study: the few of its trials that can answer ``best`` under some limits, or ``pareto``.
 
 One trial beats another of its study where it has no lower score, no more parameters, no more stored bytes, no more
-FLOPs and no fewer zeros, and comes before it in the order of ``best`` (score, then parameters, then number): it then
+FLOPs and no fewer zeros, and comes before it in the order of ``best`` (score, parameters, bytes, number): it then
 fits whatever the other one fits, and is preferred. The front is what nothing beats. Decision 17 has the proof that this
 is enough, also with several writers at once.
 
@@ -42,7 +42,12 @@ _BEATS = and_(
     _trials.stored_bytes <= _bytes,
     _trials.inference_flops_ratio <= _ratio,
     _trials.weight_sparsity >= _sparsity,
-    or_(_trials.score > _score, _trials.trainable_params < _params, _trials.number < _number),
+    or_(
+        _trials.score > _score,
+        _trials.trainable_params < _params,
+        _trials.stored_bytes < _bytes,
+        _trials.number < _number,
+    ),
 )
 _IS_BEATEN = and_(
     _trials.score <= _score,
@@ -50,7 +55,12 @@ _IS_BEATEN = and_(
     _trials.stored_bytes >= _bytes,
     _trials.inference_flops_ratio >= _ratio,
     _trials.weight_sparsity <= _sparsity,
-    or_(_trials.score < _score, _trials.trainable_params > _params, _trials.number > _number),
+    or_(
+        _trials.score < _score,
+        _trials.trainable_params > _params,
+        _trials.stored_bytes > _bytes,
+        _trials.number > _number,
+    ),
 )
 _RIVALS = select(_trials.id, _BEATS.label("beats")).where(
     _trials.study_id == bindparam("study"), _trials.on_front, or_(_BEATS, _IS_BEATEN)

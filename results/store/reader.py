@@ -8,7 +8,8 @@ from sparsearch.results.answers import Placements, StudyProgress, TrialScore
 from sparsearch.results.records import Attempt, Best, BestQuery, StudyRecord, Trial, TrialRecord
 from sparsearch.results.store.connection.database import Database
 from sparsearch.results.store.reading import best as best_structures
-from sparsearch.results.store.reading import queries
+from sparsearch.results.store.reading import queries, transfer
+from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.ranking import Ranking
 from sparsearch.spaces.structure import Structure
 
@@ -50,18 +51,19 @@ class StoreReader:
         *,
         backbone: str | None = None,
         study: str | None = None,
-        max_trainable_params: int | None = None,
+        budget: Budget | None = None,
     ) -> str | None:
         """The key of the searched ranking whose structure has the best validation score on another task.
 
-        One whose structure keeps within a limit comes before one that does not.
+        One whose structure keeps within the budget's parameters comes before one that does not. Its search had the
+        budget's limits on what is taken away, see ``searched_under``.
 
         Args:
             space: Fingerprint of the space that it ranks.
             task: Fingerprint of the task that it is to serve, see ``StudySpec.task_fingerprint``.
             backbone: Weight fingerprint of the backbone that it was made on; None for any.
             study: Take it from this study (a unique prefix of its name), whatever its task.
-            max_trainable_params: The budget that it is to be cut at.
+            budget: That it is to be cut at; None for any.
 
         Returns:
             None if there is none.
@@ -70,9 +72,15 @@ class StoreReader:
             NotFoundError: If there is no such study.
         """
         with self._database.reading() as session:
-            return queries.transferable(
-                session, space, task, backbone, study, max_trainable_params
-            )
+            return transfer.transferable(session, space, task, backbone, study, budget)
+
+    def searched_under(self, key: str, budget: Budget) -> bool:
+        """Whether the search of a ranking had a budget's limits on what is taken away.
+
+        Without them it weighs nothing of what may be removed or masked, and all of that has one score.
+        """
+        with self._database.reading() as session:
+            return transfer.searched_under(session, key, budget)
 
     def weights(self, study: str, number: int) -> bytes | None:
         """Attached modules and head of a trial as safetensors bytes, None if none were stored.
@@ -202,7 +210,8 @@ class StoreReader:
     ) -> Best | None:
         """The feasible trial with the highest validation score whose structure fits the limits.
 
-        Of equal scores the one with fewer trainable parameters wins, then the earlier trial.
+        Of equal scores the one with fewer trainable parameters wins, then with fewer stored bytes, then the earlier
+        trial; with ``max_bytes`` bytes come first.
         References without a structure (``head``, ``full``) are never the best.
 
         Scores of different tasks or metrics do not compare: where several have a trial that fits, name the study

@@ -109,7 +109,7 @@ class StudyRow(Base):
     """A study, and which driver holds it.
 
     ``task`` is what the user calls the task, ``task_fingerprint`` what it is; ``backbone`` is the fingerprint of the
-    weights that ``model`` had, empty until the first structure is stored.
+    weights that ``model`` had, ``backbone_id`` all that identifies them; both are empty until the first outcome.
     """
 
     __tablename__ = "studies"
@@ -121,6 +121,7 @@ class StudyRow(Base):
     task: Mapped[str] = mapped_column(String(200))
     task_fingerprint: Mapped[str] = mapped_column(String(64), server_default="")
     backbone: Mapped[str] = mapped_column(String(64), server_default="")
+    backbone_id: Mapped[dict[str, Any] | None]
     metric: Mapped[str] = mapped_column(String(200))
     backbone_params: Mapped[int]
     created_at: Mapped[datetime]
@@ -142,6 +143,7 @@ class TrialRow(Base):
     ``recommendable`` says that it is feasible and has a structure and a score, ``on_front`` that it
     is one of those of its study that ``best`` or ``pareto`` can answer with, see ``pareto_front``. ``model``,
     ``task_fingerprint`` and ``backbone_params`` repeat its study's: so one index holds all that ``best`` asks for.
+    ``offered`` counts the candidates of the space from which its structure was chosen.
     """
 
     __tablename__ = "trials"
@@ -166,6 +168,7 @@ class TrialRow(Base):
     history: Mapped[list[float | None] | None]
     test_score: Mapped[float | None]
     structure_hash: Mapped[str | None] = mapped_column(String(64), ForeignKey("structures.hash"))
+    offered: Mapped[int | None]
     ranking_key: Mapped[str | None] = mapped_column(String(200), ForeignKey("rankings.key"))
     trainable_params: Mapped[int | None]
     stored_bytes: Mapped[int | None]
@@ -194,11 +197,11 @@ Index(
     TrialRow.backbone_params,
     TrialRow.score.desc(),
     TrialRow.trainable_params,
+    TrialRow.stored_bytes,
     TrialRow.study_id,
     TrialRow.number,
     TrialRow.inference_flops_ratio,
     TrialRow.weight_sparsity,
-    TrialRow.stored_bytes,
     TrialRow.on_front,
     sqlite_where=text("on_front = 1"),
     postgresql_where=text("on_front"),
@@ -208,10 +211,10 @@ Index(
     TrialRow.study_id,
     TrialRow.score.desc(),
     TrialRow.trainable_params,
+    TrialRow.stored_bytes,
     TrialRow.number,
     TrialRow.inference_flops_ratio,
     TrialRow.weight_sparsity,
-    TrialRow.stored_bytes,
     TrialRow.on_front,
     sqlite_where=text("on_front = 1"),
     postgresql_where=text("on_front"),

@@ -135,9 +135,10 @@ class Connection:
         """The same of a request that deletes something."""
         self._answer("DELETE", path, params=query)
 
-    def text(self, path: str) -> str:
-        """What a route answers, as it is."""
-        with self.stream(path) as answer:
+    def text(self, path: str, **query: Any) -> str:
+        """What a route answers, as it is; queries that are None are left out."""
+        asked = {key: value for key, value in query.items() if value is not None}
+        with self.stream(path, params=asked) as answer:
             answer.read()
         return answer.text
 

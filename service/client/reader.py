@@ -102,18 +102,20 @@ class RemoteReader:
         of, trials = self.find_study(study), {row["number"]: row for row in self._trials_of(study)}
         return tuple(self._best_of(of, trials[number]) for number in numbers)
 
-    def load_structure(self, prefix: str) -> Structure:
-        """The structure whose hash starts with a prefix."""
-        text = self.connection.text(f"/structures/{segment(prefix)}/document")
+    def load_structure(self, prefix: str, study: str | None = None) -> Structure:
+        """The structure whose hash starts with a prefix, of any study or as a study has it."""
+        text = self.connection.text(f"/structures/{segment(prefix)}/document", study=study)
         return Structure.from_json(text)
 
     def _best(self, row: Mapping[str, Any]) -> Best:
-        return Best.of(row, self.load_structure(row["structure"]))
+        return Best.of(row, self.load_structure(row["structure"], row["study"]))
 
     def _best_of(self, study: StudyRecord, trial: Mapping[str, Any]) -> Best:
         known = {**study.as_dict(), **trial, "trial": trial["number"]}
         fields = {f.name: known[f.name] for f in dataclasses.fields(Best) if f.name in known}
-        return Best.of(fields | {"study": study.name}, self.load_structure(trial["structure"]))
+        return Best.of(
+            fields | {"study": study.name}, self.load_structure(trial["structure"], study.name)
+        )
 
     def _trials_of(self, study: str) -> list[dict[str, Any]]:
         if study not in self._trials:

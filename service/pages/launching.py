@@ -39,8 +39,8 @@ _FIELDS = {
 }
 """Settings with a field of their own, and what stands in it at first. All else is in one field as YAML."""
 
-_STORED_ONLY = ("data_sha256",)
-"""What a stored study says of its data, and none is asked for."""
+_STORED_ONLY = ("data_sha256", "reader_sha256")
+"""What a stored study says of the content of its files, and none is asked for."""
 
 
 @router.get("", response_class=HTMLResponse)

@@ -27,9 +27,14 @@ def show_structure(structure: Hash, store: TheStore, study: OfStudy = None) -> A
 
 
 @router.get("/{structure}/document", response_model=StructureDocument)
-def structure_document(structure: Hash, store: TheStore) -> Any:
-    """Show a structure as its file holds it: with it alone it can be attached and trained."""
-    return store.load_structure(structure).as_dict()
+def structure_document(structure: Hash, store: TheStore, study: OfStudy = None) -> Any:
+    """Show a structure as its file holds it: with it alone it can be attached and trained.
+
+    Equal structures are one; with a study it names the backbone and the space of that study.
+    """
+    if study is None:
+        return store.load_structure(structure).as_dict()
+    return store.find_structure(structure, study).structure.as_dict()
 
 
 @router.get("/{structure}/diff/{other}", response_model=DifferenceModel)

@@ -103,7 +103,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     Raises:
         StructureError: If an attached module's tensor is missing, unknown, or has another shape, a tensor of
-            the head is one of the backbone, or the head that fits is not whole. The head is then as it was.
+            the head is one of the backbone, the head that fits is not whole, or a number is not finite. The head is
+            then as it was.
     """
     packed = dict(_packed_tensors(model))
     wanted = dict(_named_tensors(model)) | packed
@@ -128,6 +129,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             "the weights do not belong to this structure: "
             f"unknown {unknown[:3]}, missing {missing[:3]}, other shape {shapes[:3]}"
         )
+    if damaged := sorted(
+        n for n, p in wanted.items() if n in weights and not _like(weights[n], p)
+    ):
+        raise StructureError(
+            f"the weights hold numbers that are not finite, or no fractions: {damaged[:3]}",
+            "export the trained structure again",
+        )
     attachment = attachment_of(model)
     if not fits:
         _warn(
@@ -147,6 +155,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         take_packed(slot.unit, slot.kind.bits, codes, scales)
     for slot in attachment.slots if attachment is not None else ():
         slot.unit.loaded()
+
+
+def _like(tensor: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor may take another's place: whole numbers for whole ones, and finite."""
+    return tensor.is_floating_point() == wanted.is_floating_point() and bool(
+        tensor.isfinite().all()
+    )
 
 
 def _warn(text: str) -> None:

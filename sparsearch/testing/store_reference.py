@@ -21,9 +21,9 @@ class Point:
 
     loss: float
     params: int
+    bytes: int
     study: int
     number: int
-    bytes: int
     ratio: float
     dense: float
 
@@ -42,9 +42,9 @@ def recommendable(study: int, trials: Iterable[TrialRecord]) -> list[Point]:
         Point(
             -t.score,
             t.trainable_params,
+            t.stored_bytes,
             study,
             t.number,
-            t.stored_bytes,
             t.inference_flops_ratio,
             -t.weight_sparsity,
         )
@@ -59,8 +59,14 @@ def recommendable(study: int, trials: Iterable[TrialRecord]) -> list[Point]:
 
 
 def best_point(points: Iterable[Point], **limits: float | None) -> Point | None:
-    """The first within limits, which are named as budgets name them; None is no limit."""
-    return min((p for p in points if _fits(p, **limits)), default=None)
+    """The first within limits, which are named as budgets name them; None is no limit.
+
+    Under ``max_bytes`` bytes come before parameters.
+    """
+    fitting = [p for p in points if _fits(p, **limits)]
+    if limits.get("max_bytes") is None:
+        return min(fitting, default=None)
+    return min(fitting, default=None, key=lambda p: (p.loss, p.bytes, p.params, p.study, p.number))
 
 
 def _fits(

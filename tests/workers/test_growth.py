@@ -154,6 +154,29 @@ def test_a_transfer_without_a_source_is_not_added(study, db):
     assert (records(db), config_of(db)) == before
 
 
+def test_a_ranking_serves_no_limit_that_its_search_did_not_weigh(study, db):
+    """Masks and heads of a search without such a limit have equal scores: it would take the first ones."""
+    searched = {"search": {"steps": 3, "batch_size": 8}, "baselines": []}
+    space = {"kinds": {"lora": {"max_rank": 1}, "weight_mask": {"rank": 1}}}
+    study = study | searched | {"space": space}
+    other = {**study["task"], "name": "other", "max_train_rows": 48}
+    run(study | {"name": "first", "task": other}, db)
+    sparse = {"max_trainable_params": [4000], "min_weight_sparsity": ["40%"]}
+    study |= {"budgets": sparse}
+    (record,) = records(db, "first")
+    for source in (
+        [],
+        ["search.transfer_from=first"],
+        [f"search.transfer_from={record.ranking_key}"],
+    ):
+        with pytest.raises(StoreError, match="and searched under min_weight_sparsity"):
+            run(study, db, ["search.strategy=transfer", *source])
+    run(study | {"name": "second", "task": other}, db)
+    run(study, db, ["search.strategy=transfer"])
+    (found,) = records(db)
+    assert found.settings["search.transfer_from"] == records(db, "second")[0].ranking_key
+
+
 def test_one_limit_written_twice_is_one_budget(study, db):
     run(study, db, [f"budgets={json.dumps(['3%', '3.0%', ' 3 %', 600])}"])
     (first, *_), limits = records(db), {t.budget["max_trainable_params"] for t in records(db)}

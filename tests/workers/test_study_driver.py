@@ -12,6 +12,7 @@ import safetensors.torch
 from sparsearch.errors import LeaseError, StoreError
 from sparsearch.results.store.store import Store
 from sparsearch.results.store.writing.lease import Owner
+from sparsearch.spaces.backbone.inputs.readers import TextReader
 from sparsearch.workers.callbacks import StudyCallbacks
 from sparsearch.workers.study import run
 from tests.helpers.study_records import records
@@ -133,6 +134,45 @@ def test_a_study_goes_on_with_the_weights_it_began_with(study, db, tiny_folder, 
     safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     run(own, db)
     assert {t.state for t in records(db)} == {"ok"}
+
+
+def test_references_too_tell_with_which_weights_a_study_began(study, db, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    own = study | {"model": {"path": str(folder)}, "baselines": ["head"], "seeds": [0]}
+
+    class Once(StudyCallbacks):
+        def finished(self, trial, outcome):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(own, db, listener=Once())
+    assert [t.strategy for t in records(db) if t.state == "ok"] == ["head"]
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    changed = {n: t + 0.01 for n, t in weights.items()}
+    safetensors.torch.save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StoreError, match="began with other weights"):
+        run(own, db)
+
+
+def test_a_study_goes_on_with_the_tokenizer_it_began_with(study, db, tiny_folder, tmp_path):
+    """Other tokens of the same texts: scores of two seeds would not be of one task."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    own = study | {"model": {"path": str(folder)}, "baselines": ["random"]}
+    run(own | {"seeds": [0]}, db)
+    before = records(db)
+    tokenizer = next(f for f in map(folder.joinpath, TextReader.files) if f.is_file())
+    text = tokenizer.read_text()
+    tokenizer.write_text(text + "\n")
+    with pytest.raises(
+        StoreError, match="files of the model's tokenizer or image processor changed"
+    ):
+        run(own | {"seeds": [0, 1]}, db)
+    assert records(db) == before
+    tokenizer.write_text(text)
+    run(own | {"seeds": [0, 1]}, db)
+    assert len(records(db)) == 2 * len(before)
 
 
 def test_a_lost_lease_stops_the_driver_and_fails_no_trial(study, db, monkeypatch):

@@ -47,11 +47,9 @@ def finder(
     def find(budget: Budget) -> str | None:
         if store is None:
             return None
-        params = budget.get("max_trainable_params")
-        most = None if params is None else int(params)
         named = store.ranking(given) if given is not None else None
-        if named is not None:
-            fits = any(
+        if given is not None and named is not None:
+            fits = store.searched_under(given, budget) and any(
                 named.space == s and named.backbone == backbone(f).weight_fingerprint
                 for s, f in identities
             )
@@ -62,7 +60,7 @@ def finder(
                 fingerprint,
                 task,
                 study=given,
-                max_trainable_params=most,
+                budget=budget,
             )
             if best() is None:
                 continue
@@ -92,8 +90,10 @@ def with_source(trial: Trial, find: FindSource) -> Trial:
     assert trial.budget is not None, "only references have no budget"
     key = find(trial.budget)
     if key is None:
+        weighed = "".join(f", and searched under {name}" for name in trial.budget.takes_away)
         raise StoreError(
-            "strategy transfer: the database holds no s3pet ranking of this backbone and space, made for another task",
+            "strategy transfer: the database holds no s3pet ranking of this backbone and space, made for another task"
+            + weighed,
             "run a study of another task with the same model and space first, name one of the same task in "
             "search.transfer_from, or leave transfer out",
         )

@@ -142,6 +142,7 @@ def execute(
         seconds=time.monotonic() - started,
         peak_bytes=peak_bytes(session.device),
         environment=replace(environment(), phases=seconds),
+        backbone=session.backbone,
     )
 
 
@@ -178,7 +179,7 @@ def _run(session: Session, trial: Trial, rankings: Rankings, observe: Observer) 
         trainable_params=fitted.trainable_params,
         stored_bytes=fitted.stored_bytes,
         head_params=_head_params(fitted.model),
-        inference_flops_ratio=1.0 + structure.inference_flops(tokens) / dense,
+        inference_flops_ratio=(dense + structure.inference_flops(tokens)) / dense,
         weights=weights,
         ranking=ranking,
     )

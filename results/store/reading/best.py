@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from operator import attrgetter
 from typing import TypeAlias
 
 from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, true
@@ -41,10 +42,13 @@ __all__ = [
     "structures_of",
 ]
 
-_Winner: TypeAlias = tuple[int, float | None, int | None, int, int]
+_Winner: TypeAlias = tuple[int, float | None, int | None, int | None, int, int]
 
 
 _Group: TypeAlias = tuple[str, str, int, str, int, str]
+
+
+_PAID = ("stored_bytes", "trainable_params")
 
 
 _HASH_PREFIX = re.compile(r"[0-9a-f]{4,64}")
@@ -69,9 +73,18 @@ def best_of_each_task(session: Session, question: BestQuery) -> tuple[Best, ...]
             if isinstance(value, Fraction):
                 value = limit.of_backbone(value, group.backbone_params)
             query = query.where(_within(limit, value))
-        found.setdefault(group.task_fingerprint, []).extend(session.execute(query.limit(1)))
+        rows = session.execute(query.limit(1)).all()
+        if (
+            rows and "max_bytes" in asked
+        ):  # of equal scores that which stores least, which the index does not know
+            ties = query.where(TrialRow.score == rows[0].score).order_by(None)
+            rows = session.execute(
+                ties.order_by(TrialRow.stored_bytes, *BEST_FIRST).limit(1)
+            ).all()
+        found.setdefault(group.task_fingerprint, []).extend(rows)
+    paid = attrgetter(*(_PAID if "max_bytes" in asked else reversed(_PAID)))
     winners = (
-        min(rows, key=lambda r: (-r.score, r.trainable_params, r.study_id, r.number))
+        min(rows, key=lambda r: (-r.score, paid(r), r.study_id, r.number))
         for rows in found.values()
         if rows
     )
@@ -152,6 +165,7 @@ def _best_first(only: int | None, group: Row[*_Group], on_front: bool) -> Select
         TrialRow.id,
         TrialRow.score,
         TrialRow.trainable_params,
+        TrialRow.stored_bytes,
         TrialRow.study_id,
         TrialRow.number,
     )
@@ -261,6 +275,8 @@ def _load(session: Session, where: ColumnElement[bool]) -> list[Best]:
             TrialRow.weight_sparsity,
             TrialRow.stored_bytes,
             StudyRow.task_fingerprint,
+            StudyRow.backbone_id.label("backbone"),
+            TrialRow.offered,
         )
         .join_from(TrialRow, StudyRow)
         .join(StructureRow)

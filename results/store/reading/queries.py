@@ -8,10 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Text, case, cast, func, select, true
+from sqlalchemy import Text, cast, func, select, true
 from sqlalchemy.orm import Session
 
-from sparsearch.config.registry import STRATEGIES
 from sparsearch.errors import NotFoundError
 from sparsearch.results.answers import (
     FinishedTrial,
@@ -59,7 +58,6 @@ __all__ = [
     "study_names",
     "study_records",
     "study_row",
-    "transferable",
     "trials",
     "weights",
 ]
@@ -67,9 +65,11 @@ __all__ = [
 BEST_FIRST = (
     TrialRow.score.desc(),
     TrialRow.trainable_params,
+    TrialRow.stored_bytes,
     TrialRow.study_id,
     TrialRow.number,
 )
+"""Where ``max_bytes`` is asked for, bytes come before parameters."""
 
 
 _SHOWN = 10
@@ -148,6 +148,7 @@ def study_records(session: Session, only: Sequence[int] | None = None) -> tuple[
             finished=total - unfinished,
             best_score=score,
             task_fingerprint=row.task_fingerprint,
+            backbone=row.backbone_id,
         )
         for row, total, unfinished, score in session.execute(query.order_by(StudyRow.id))
     )
@@ -353,36 +354,6 @@ def ranking(session: Session, key: str) -> Ranking | None:
 def _trace(stored: dict[str, Any]) -> AlphaTrace:
     alpha = tuple(map(tuple, stored["alpha"]))
     return AlphaTrace(tuple(stored["candidates"]), tuple(stored["steps"]), alpha)
-
-
-def transferable(
-    session: Session,
-    space: str,
-    task: str,
-    backbone: str | None,
-    study: str | None,
-    max_trainable_params: int | None,
-) -> str | None:
-    """The key of the ranking that served another task best, see ``Store.transferable``."""
-    searches = STRATEGIES.of_family("search")
-    fits = TrialRow.trainable_params <= (max_trainable_params or 0)
-    query = (
-        select(TrialRow.ranking_key)
-        .join(RankingRow, RankingRow.key == TrialRow.ranking_key)
-        .where(
-            RankingRow.space == space,
-            RankingRow.strategy.in_(searches),
-            TrialRow.strategy == RankingRow.strategy,
-        )
-        .where(TrialRow.recommendable)
-    )
-    if backbone is not None:
-        query = query.where(RankingRow.backbone == backbone)
-    if study is None:
-        query = query.where(TrialRow.task_fingerprint != task)
-    else:
-        query = query.where(TrialRow.study_id == study_row(session, study).id)
-    return session.scalar(query.order_by(case((fits, 0), else_=1), *BEST_FIRST).limit(1))
 
 
 def weights(session: Session, study: str, number: int) -> bytes | None:

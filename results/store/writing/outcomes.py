@@ -43,9 +43,10 @@ def finish(connection: Connection, claim: Claim, number: int, outcome: Outcome) 
     # What a trial refers to comes before it.
     if outcome.structure is not None:
         _insert_structure(connection, outcome.structure)
-        if not trial.backbone:
-            known = {"backbone": outcome.structure.backbone.weight_fingerprint}
-            connection.execute(_KNOW_BACKBONE, known | {"study": trial.study_id})
+    backbone = outcome.backbone or (outcome.structure and outcome.structure.backbone)
+    if backbone and not trial.backbone:
+        known = {"backbone": backbone.weight_fingerprint, "backbone_id": backbone.as_dict()}
+        connection.execute(_KNOW_BACKBONE, known | {"study": trial.study_id})
     if outcome.ranking is not None:
         add_ranking(connection, *outcome.ranking)
     point = front.Point(
@@ -81,6 +82,7 @@ def _finished(outcome: Outcome, metric: str) -> dict[str, Any]:
         "history": [_finite(score) for score in outcome.history] or None,
         "test_score": _finite(scores.get("test")),
         "structure_hash": structure.hash if structure is not None else None,
+        "offered": structure.provenance.offered if structure is not None else None,
         "ranking_key": outcome.ranking[0] if outcome.ranking is not None else None,
         "trainable_params": outcome.trainable_params,
         "stored_bytes": outcome.stored_bytes if outcome.state == "ok" else None,

@@ -33,12 +33,14 @@ class Reader(ABC):
 
     Attributes:
         files: One of these is in every folder that has what ``load`` loads.
+        content: Those on which it depends what a model is fed, in a folder that has them.
         missing: What to say of an export where none is.
         settings: Keys of a model's config that belong to it.
         argument: Of a pipeline of transformers, that takes what ``load`` loads.
     """
 
     files: tuple[str, ...]
+    content: tuple[str, ...]
     missing: str
     argument: str
     settings: tuple[str, ...] = ()
@@ -108,6 +110,14 @@ class TextReader(Reader):
         "vocab.txt",
         "vocab.json",
     )
+    content = (
+        *files,
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+    )
     missing = "no tokenizer is in it: the backbone's folder has none"
     argument = "tokenizer"
     settings = ("pad_token_id",)
@@ -156,6 +166,7 @@ class ImageReader(Reader):
     """An image processor of transformers, which needs Pillow. All its images have one size."""
 
     files = ("preprocessor_config.json", "processor_config.json")
+    content = files
     missing = "no image processor is in it: the backbone's folder has none"
     argument = "image_processor"
 

@@ -253,6 +253,34 @@ class AnswersConformance:
         assert best.structure.provenance == Provenance("study", 1, "s3pet", 11)
         assert best.budget == {"max_trainable_params": 100, "text": "0.01%"}
 
+    def test_an_equal_structure_of_another_study_is_told_as_that_study_has_it(
+        self, store: Store
+    ) -> None:
+        """Its model may lie elsewhere, and its space be larger: the hash leaves both out."""
+        for name, path, offered in (("first", "models/a", 40), ("second", "models/b", 90)):
+            store.begin_study(sample_study(name, 1))
+            outcome = sample_outcome()
+            assert outcome.structure is not None
+            was = outcome.structure
+            structure = replace(
+                was,
+                backbone=replace(was.backbone, path=path, revision=name),
+                provenance=replace(was.provenance, offered=offered),
+            )
+            store.finish(name, 0, replace(outcome, structure=structure))
+        for name, path, offered in (("first", "models/a", 40), ("second", "models/b", 90)):
+            for found in (
+                store.find_structure(sample_structure().hash, name),
+                store.best(study=name),
+                store.pareto(name)[0],
+                store.structures_of(name, [0])[0],
+            ):
+                assert found is not None
+                own = found.structure
+                assert (own.backbone.path, own.backbone.revision) == (path, name)
+                assert own.stored_bytes == own.bytes + -(-offered // 8)
+                assert own.hash == sample_structure().hash
+
     def test_a_structure_of_several_tasks_belongs_to_a_study(self, store: Store) -> None:
         """Uniform structures are the same on every task; their scores and weights are not."""
         for name, task, score in (("first", "trec", 0.9), ("second", "rte", 0.6)):

@@ -43,8 +43,12 @@ class TrialsConformance:
             store.finish("study", n, outcome)
         assert store.ranking("key1") == replace(made, seed=1)
         assert store.transferable("5ace", "sst2") == "key1"
-        assert store.transferable("5ace", "sst2", max_trainable_params=100) == "key2"
+        small = Budget(max_trainable_params=100)
+        assert store.transferable("5ace", "sst2", budget=small) == "key2"
         assert store.transferable("5ace", "sst2", backbone="f00d") == "key1"
+        sparse = Budget(max_trainable_params=100, min_weight_sparsity=0.4)
+        assert store.transferable("5ace", "sst2", budget=sparse) is None, "no search weighed masks"
+        assert store.searched_under("key1", small) and not store.searched_under("key1", sparse)
         own = spec.task_fingerprint
         assert store.transferable("5ace", own) is None, "it is that task's own"
         assert store.transferable("5ace", own, study="stu") == "key1", "unless it is named"

@@ -390,34 +390,11 @@ def test_an_outer_study_lists_its_budgets_and_a_front_of_all_its_trials():
         trial(2, "s3pet", 0, 0.75, budget=proposed, trainable_params=64, settings=settings),
         trial(3, "s3pet", 0, 0.6, budget=proposed, trainable_params=70),
         trial(4, "s3pet", 0, None, budget=proposed, state="cancelled", structure=None),
+        trial(5, "s3pet", 0, 0.1, settings=settings),
     ]
     summary = summarise(study, trials)
-    assert [b.name for b in summary.budgets] == ["0.01%"]
+    assert [(b.name, b.strategies[0].validation.n) for b in summary.budgets] == [("0.01%", 1)]
     assert [t.number for t in summary.front] == [2, 0]
     assert summary.unsuccessful == (), "what was stopped early did not fail"
     assert summarise(STUDY, trials).front == ()
     assert settings_text(settings) == "alpha_lr 0.123"
-
-
-def test_a_proposal_at_a_listed_budget_is_no_seed_of_it() -> None:
-    """As of a single budget of which a setting is tuned; the proposal's text is then the listed number's own."""
-    config = {
-        "outer": {},
-        "budgets": [{"max_trainable_params": 100}],
-        "baselines": ["random", "head"],
-        "seeds": [0, 1],
-    }
-    study = replace(STUDY, config=json.dumps(config))
-    budget = {"max_trainable_params": 100, "text": "100 params"}
-    planned = [
-        *(trial(n, "s3pet", n, 0.8, budget=budget) for n in range(2)),
-        *(trial(2 + n, "random", n, 0.7, budget=budget) for n in range(2)),
-        *(reference(4 + n, "head", 0.1) for n in range(2)),
-    ]
-    tuned = {"train.lr": 0.5}
-    proposed = [trial(6 + n, "s3pet", n, 0.1, budget=budget, settings=tuned) for n in range(2)]
-    (row,) = summarise(study, [*planned, *proposed]).budgets
-    assert {s.strategy: (s.validation.mean, s.validation.n) for s in row.strategies} == {
-        "s3pet": (pytest.approx(0.8), 2),
-        "random": (pytest.approx(0.7), 2),
-    }

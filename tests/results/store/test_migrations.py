@@ -212,7 +212,19 @@ def test_another_tools_alembic_may_share_the_file(path: Path) -> None:
         assert len(store.studies()) == 1
 
 
-REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010"]
+REVISIONS = [
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+    "0006",
+    "0007",
+    "0008",
+    "0009",
+    "0010",
+    "0011",
+]
 
 
 def test_every_revision_is_tried() -> None:
