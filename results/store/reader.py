@@ -224,7 +224,9 @@ class StoreReader:
             limits: By name. ``max_trainable_params``: a number, or a percentage of each study's backbone
                 ("0.01%"), rounded down; the task head is not counted. ``max_inference_flops``: a percentage of the
                 dense backbone's, "75%" or 0.75. ``min_weight_sparsity``: of its linears' weights that are zero or gone,
-                likewise. ``max_bytes`` and limits of plug-ins: a number; trials whose budgets set that limit.
+                likewise. ``max_bytes``: stored bytes, a number, or a percentage of each study's backbone at four bytes
+                a parameter. These four are known of every trial. Limits of plug-ins: a number; trials whose budgets set
+                that limit.
 
         Returns:
             None if no trial fits.
@@ -251,8 +253,8 @@ class StoreReader:
     def pareto(self, study: str) -> tuple[Best, ...]:
         """Feasible trials with a structure that no other one beats, by trainable parameters.
 
-        One beats another if it is as good in validation score, trainable parameters, inference
-        FLOPs and weight sparsity (both to hundredths of a percent), and better in one of them. Of equal
+        One beats another if it is as good in validation score, trainable parameters, stored bytes, inference
+        FLOPs and weight sparsity (these two to hundredths of a percent), and better in one of them. Of equal
         ones the earliest is kept.
 
         Args:
