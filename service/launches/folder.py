@@ -62,6 +62,11 @@ class Launch:
     folder: Path
 
     @property
+    def exists(self) -> bool:
+        """Whether it was asked for; a folder alone is what is left where that could not be written."""
+        return (self.folder / "request.json").exists()
+
+    @property
     def request(self) -> dict[str, Any]:
         """What was asked for: ``name``, ``study``, ``queued_at``, and the ``last_event`` before that."""
         found: dict[str, Any] = json.loads((self.folder / "request.json").read_text("utf-8"))
@@ -86,6 +91,10 @@ class Launch:
     def events(self) -> Path:
         """What drivers told, a JSON object a line."""
         return self.folder / "events.jsonl"
+
+    @property
+    def _events_size(self) -> int:
+        return self.events.stat().st_size if self.events.exists() else 0
 
     @property
     def is_running(self) -> bool:
@@ -164,13 +173,12 @@ class Launch:
         """Note that it is not to run."""
         (self.folder / "stop").touch()
 
-    def queue(self) -> None:
-        """Have it run, or run again."""
-        for name in ("stop", "end.json", "starts"):
+    def queue(self, request: Mapping[str, Any] | None = None) -> None:
+        """Have it run, or run again, with what is asked for now; nothing has changed where that cannot be written."""
+        facts = {"queued_at": now(), "last_event": self._events_size}
+        _write(self.folder / "request.json", {**(request or self.request), **facts})
+        for name in ("starts", "stop", "end.json"):  # with the last of them gone it is queued
             (self.folder / name).unlink(missing_ok=True)
-        last_event = self.events.stat().st_size if self.events.exists() else 0
-        facts = {"queued_at": now(), "last_event": last_event}
-        _write(self.folder / "request.json", self.request | facts)
 
     def hand_over(self, environment: Mapping[str, str]) -> None:
         """Leave the next driver its environment, in a file that nobody else can read."""
@@ -234,8 +242,12 @@ class Launch:
 def _write(path: Path, value: Any) -> None:
     """Write a file that is never seen in part."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(value, file)
-    os.replace(file.name, path)
+        try:
+            json.dump(value, file)
+            file.close()
+            os.replace(file.name, path)
+        finally:  # a full disk leaves no files of nothing
+            Path(file.name).unlink(missing_ok=True)
 
 
 def _folder_of(root: Path, name: str) -> Path:
@@ -250,11 +262,10 @@ def make_launch(root: Path, name: str, study: Mapping[str, Any]) -> Launch:
         LeaseError: If it is queued or running.
     """
     launch = Launch(_folder_of(root, name))
-    if launch.folder.exists() and launch.state in ("queued", "running"):
+    if launch.exists and launch.state in ("queued", "running"):
         raise LeaseError(f"study {name!r} is {launch.state} already", "stop it first")
     launch.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(launch.folder / "request.json", {"name": name, "study": study, "queued_at": now()})
-    launch.queue()
+    launch.queue({"name": name, "study": study})
     return launch
 
 
@@ -265,7 +276,7 @@ def find_launch(root: Path, name: str) -> Launch:
         NotFoundError: If it was not launched here.
     """
     launch = Launch(_folder_of(root, name))
-    if not (launch.folder / "request.json").exists():
+    if not launch.exists:
         raise NotFoundError(
             f"no study {name!r} was launched here", "launches list those that were"
         )
