@@ -205,11 +205,13 @@ class Launch:
         Raises:
             ValueError: If no event ends at that place.
         """
-        if not self.events.exists():
+        size = self._events_size
+        if offset > size:
+            raise ValueError(f"no event ends at {offset}")
+        if not size:
             return
         with self.events.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            if offset > size or offset and file.seek(offset - 1) >= 0 and file.read(1) != b"\n":
+            if offset and file.seek(offset - 1) >= 0 and file.read(1) != b"\n":
                 raise ValueError(f"no event ends at {offset}")
             file.seek(offset)
             for line in file:

@@ -171,8 +171,11 @@ async def _stream(launch: Launch, offset: int) -> AsyncIterator[str]:
     """Events as they come, until the study has ended; a comment now and then, so that proxies keep it open."""
     silent = 0.0
     while True:
-        over = launch.state not in ("queued", "running")
-        told = list(launch.events_after(offset))
+        try:
+            over = launch.state not in ("queued", "running")
+            told = list(launch.events_after(offset))
+        except (FileNotFoundError, ValueError):
+            return  # it was deleted: the client comes back, and hears so
         for offset, event in told:
             yield event_text(offset, event["event"], event)
         if over and not told:

@@ -1,15 +1,15 @@
-"""The folder of a launch: what is written, and read back in pieces."""
+"""The folder of a launch: what is written, and read back from a place on."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from sparsearch.errors import NotFoundError
 from sparsearch.service.launches.folder import End, find_launch, launches, make_launch
-
-pytestmark = pytest.mark.unit
+from sparsearch.service.routes.launches import _stream
 
 
 def full_disk(value, file):
@@ -36,3 +36,27 @@ def test_a_launch_that_cannot_be_queued_again_stays_as_it_ended(tmp_path, monkey
     assert (launch.state, launch.request["study"]) == ("failed", {"seeds": [0]})
     make_launch(tmp_path, "mine", {"seeds": [1]})
     assert (launch.state, launch.request["study"]) == ("queued", {"seeds": [1]})
+
+
+@pytest.mark.parametrize("path", ["launches", "studies"])
+def test_an_id_beyond_the_end_is_refused_before_the_first_event_too(client_of, tmp_path, path):
+    launch = make_launch(tmp_path / "launches", "mine", {})
+    launch.ask_to_stop()  # else a driver would begin
+    client = client_of()
+    events = f"/api/v1/{path}/mine/events"
+    for wrong in ("5", "99999999999999999999"):
+        answer = client.get(events, headers={"last-event-id": wrong})
+        assert answer.status_code == 422 and "Last-Event-ID" in answer.json()["message"]
+    assert "event: idle" in client.get(events, headers={"last-event-id": "0"}).text
+    launch.tell("checked")
+    assert client.get(events, headers={"last-event-id": "5"}).status_code == 422
+
+
+def test_the_stream_of_a_launch_ends_where_it_is_deleted(tmp_path):
+    async def watch():
+        async for _ in _stream(launch, 0):
+            launch.forget()
+
+    launch = make_launch(tmp_path, "mine", {})
+    launch.tell("checked")
+    asyncio.run(watch())
