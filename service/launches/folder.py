@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import hashlib
 import json
@@ -232,13 +233,17 @@ class Launch:
             return size - most + len(file.readline())
 
     def log_after(self, offset: int) -> tuple[str, int]:
-        """A piece of the log behind a place, and the place behind it."""
+        """A piece of the log behind a place, of whole characters, and the place behind it."""
         if not self.log.exists():
             return "", 0
         with self.log.open("rb") as file:
             file.seek(offset)
             piece = file.read(_MOST_LOG)
-        return piece.decode(errors="replace"), offset + len(piece)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = decoder.decode(piece)
+        return text, offset + len(piece) - len(
+            decoder.getstate()[0]
+        )  # which are of a cut character
 
 
 def _write(path: Path, value: Any) -> None:

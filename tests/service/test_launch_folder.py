@@ -60,3 +60,25 @@ def test_the_stream_of_a_launch_ends_where_it_is_deleted(tmp_path):
     launch = make_launch(tmp_path, "mine", {})
     launch.tell("checked")
     asyncio.run(watch())
+
+
+@pytest.mark.parametrize("character", ["é", "€", "😀"])
+def test_no_piece_of_a_log_cuts_a_character(tmp_path, character):
+    launch = make_launch(tmp_path, "mine", {})
+    text = "a" * 65_535 + character * 70_000 + "\n"
+    launch.log.write_text(text, "utf-8")
+    place, pieces = 0, []
+    while not pieces or pieces[-1]:
+        piece, place = launch.log_after(place)
+        pieces.append(piece)
+    assert "".join(pieces) == text and place == len(text.encode())
+
+
+def test_what_is_no_text_in_a_log_is_passed_over(tmp_path):
+    launch = make_launch(tmp_path, "mine", {})
+    launch.log.write_bytes(b"\xff" * 65_536 + b"a\xe2\x82")
+    assert launch.log_after(0) == ("\ufffd" * 65_536, 65_536)
+    assert launch.log_after(65_536) == ("a", 65_537), "the rest may still come"
+    with launch.log.open("ab") as log:
+        log.write(b"\xac")
+    assert launch.log_after(65_537) == ("€", 65_540)

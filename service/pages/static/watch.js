@@ -121,7 +121,7 @@ for (const details of document.querySelectorAll("details[data-log]")) {
     const answer = await fetch(`${details.dataset.log}?offset=${next}`);
     const piece = answer.ok ? await answer.json() : {text: "", next};
     if (piece.text) text.append(piece.text);
-    const more = piece.next - next === 65536;
+    const more = piece.next - next > 65532;  // a piece ends before a character that would be cut
     [next, reading] = [piece.next, false];
     if (more) readOn();
   }
