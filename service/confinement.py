@@ -27,7 +27,7 @@ class Confinement:
     """Where data and models may come from.
 
     Attributes:
-        roots: Folders, resolved; relative paths are below the first that has them.
+        roots: Folders, resolved; a relative path is below the only one that has it.
         hub: Whether ids of the hub may be named.
         packages: Whose functions may be named, with all that is in them.
     """
@@ -59,7 +59,7 @@ class Confinement:
         path = model.get("path") if isinstance(model, dict) else None
         if not isinstance(path, str) or _PACKAGE.fullmatch(path):
             return  # what is no text is named by the study's own check
-        local = self._inside(path)
+        local = self._inside("model.path", path, problems)
         if local is not None:
             model["path"] = str(local)
         elif path.startswith("pkg:"):
@@ -87,7 +87,7 @@ class Confinement:
                 files[split] = self._files(split, listed, problems)
         path = data.get("path")
         if isinstance(path, str) and (path not in FORMATS or files is None):
-            local = self._inside(path)
+            local = self._inside("task.data.path", path, problems)
             if local is not None:
                 data["path"] = str(local)
             elif not self.hub or _looks_local(path):
@@ -95,26 +95,31 @@ class Confinement:
 
     def _files(self, split: str, listed: Any, problems: list[str]) -> Any:
         many = listed if isinstance(listed, list) else [listed]
-        found = []
+        found, key = [], f"task.data.data_files.{split}"
         for file in many:
-            inside = self._inside(file) if isinstance(file, str) else None
+            inside = self._inside(key, file, problems) if isinstance(file, str) else None
             if isinstance(file, str) and inside is None:
-                problems.append(
-                    f"task.data.data_files.{split}: no such file in an allowed folder: {file!r}{_LOCAL}"
-                )
+                problems.append(f"{key}: no such file in an allowed folder: {file!r}{_LOCAL}")
             found.append(file if inside is None else str(inside))
         return found if isinstance(listed, list) else found[0]
 
-    def _inside(self, path: str) -> Path | None:
-        """The file or folder of that name below a root, links followed; None if there is none."""
+    def _inside(self, key: str, path: str, problems: list[str]) -> Path | None:
+        """The file or folder of that name below a root, links followed; None if there is none.
+
+        Several are a problem: which one is meant is not for the order of folders to say.
+        """
+        found = []
         for root in self.roots:
             try:
-                found = (root / path).resolve(strict=True)
+                place = (root / path).resolve(strict=True)
             except (OSError, ValueError, RuntimeError):
                 continue
-            if found.is_relative_to(root):
-                return found
-        return None
+            if place.is_relative_to(root) and place not in found:
+                found.append(place)
+        if len(found) > 1:
+            places = ", ".join(repr(str(place)) for place in found)
+            problems.append(f"{key} {path!r} is in several allowed folders; write one of {places}")
+        return found[0] if found else None
 
 
 def _looks_local(path: str) -> bool:

@@ -70,6 +70,36 @@ def test_no_model_outside(root, model, hub):
         Confinement((root,), hub).confine(study(model=model))
 
 
+def test_a_name_in_several_places_is_not_guessed(root, tmp_path):
+    other = tmp_path / "uploads"
+    (other / "model").mkdir(parents=True)
+    (other / "rows.jsonl").touch()
+    places = Confinement((root, other))
+    with pytest.raises(ConfigError) as caught:
+        places.confine(study())
+    assert len(caught.value.problems) == 3
+    for problem, name in zip(
+        caught.value.problems, ("model", "rows.jsonl", "rows.jsonl"), strict=True
+    ):
+        assert f"{name!r} is in several allowed folders; write one of" in problem
+        assert str(root / name) in problem and str(other / name) in problem
+    for meant in (root, other):
+        full = places.confine(study(str(meant / "model"), str(meant / "rows.jsonl")))
+        assert full["task"]["data"]["data_files"]["train"] == str(meant / "rows.jsonl")
+        assert full["model"]["path"] == str(meant / "model")
+    with pytest.raises(ConfigError, match="task.data.path 'model' is in several"):
+        places.confine({"task": {"data": {"path": "model"}}})
+
+
+def test_one_file_below_several_roots_is_one(root, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model").symlink_to(root / "model")
+    (root / "model" / "rows.jsonl").symlink_to(root / "rows.jsonl")
+    found = Confinement((root, root, root / "model", other)).confine(study())
+    assert found["task"]["data"]["data_files"]["train"] == str(root / "rows.jsonl")
+
+
 @pytest.mark.parametrize("model", ["bert-base-uncased", "owner/name"])
 def test_the_hub_only_where_it_is_allowed(root, model):
     hub = {"model": {"path": model}, "task": {"data": {"path": "owner/rows"}}}
