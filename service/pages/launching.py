@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import yaml
@@ -62,7 +63,7 @@ def form(request: Request, views: Views, clone: OfStudy = None) -> Any:
         title="Launch",
         clone=clone,
         fields={key: _flow(value) for key, value in fields.items()},
-        rest=yaml.safe_dump(rest, sort_keys=False) if rest else "",
+        rest=_block(rest) if rest else "",
         presets=preset_names(),
         strategies=STRATEGIES.names(),
     )
@@ -101,10 +102,25 @@ def _take(settings: dict[str, Any], path: list[str]) -> Any:
 
 
 def _flow(value: Any) -> str:
-    """A value in one line, as YAML reads it."""
+    """A value in one line, which reads as that value: bare if it may be, else as YAML, or as JSON, which YAML reads."""
     if value is None:
         return ""
-    if isinstance(value, str):
-        return value
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
-    return text.strip()
+    dumped = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    text: str = value if isinstance(value, str) else dumped.strip()
+    same = "\n" not in text and _reads_as(text, value)
+    return text if same else json.dumps(value, ensure_ascii=False)
+
+
+def _block(settings: dict[str, Any]) -> str:
+    """Settings over several lines, which read as they are."""
+    text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    same = _reads_as(text, settings)
+    return text if same else json.dumps(settings, indent=2, ensure_ascii=False)
+
+
+def _reads_as(text: str, value: Any) -> bool:
+    """Whether a text is that value, of that type: the YAML that is written here is 1.1, what is read is 1.2."""
+    try:
+        return repr(read_yaml(text)) == repr(value)
+    except ValueError:
+        return False

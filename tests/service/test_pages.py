@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import time
@@ -174,6 +175,36 @@ def test_a_clone_is_the_study_that_was_launched(
     assert unknown.status_code == 422 and "'seed'" in unknown.json()["problems"][0]
     wrong = client.post("/launch/study", json={"fields": {}, "rest": "a: ["})
     assert wrong.status_code == 422 and "not valid YAML" in wrong.json()["problems"][0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["label", "x # y", "1", "null", "a: b", "{a", " padded ", "", "no", "1e-3", "0o17", "1:30", "2020-01-01", "é",
+     "[a", "a=b,c", "two\nlines", "'", '"', "- a", "true", "*a"],
+)  # fmt: skip
+def test_a_cloned_text_stays_that_text(client_of, tmp_path, text):
+    url = f"sqlite:///{tmp_path / 'clone.db'}"
+    data = {
+        "path": "json",
+        "data_files": {split: text for split in ("train", "validation", "test")},
+    }
+    settings = {
+        "model": {"path": text, "revision": text},
+        "task": {"data": data, "text": [text, "b"], "label": text, "title": text},
+        "space": {"kinds": {"lora": {text: 1e-05}}},
+        "budgets": [{"max_trainable_params": "0.01%"}],
+        "search": {"strategy": "s3pet", "lr": 1e-05, "on": [text]},
+    }
+    fill(url, "first", plan(), json.dumps(settings))
+    client = client_of(db=url)
+    page = client.get("/launch?clone=first", headers=HTML).text
+    found = re.findall(r'<input id="([^"]+)" name="[^"]+" type="text" value="([^"]*)"', page)
+    fields = {key: html.unescape(value) for key, value in found}
+    rest = re.search(r'<textarea id="rest"[^>]*>(.*?)</textarea>', page, re.S)[1]
+    assert not any("\n" in value for value in fields.values()), "which a browser would leave out"
+    body = {"fields": fields, "rest": html.unescape(rest)}
+    made = client.post("/launch/study", json=body).json()
+    assert {key: made[key] for key in settings} == settings
 
 
 # Logging in
