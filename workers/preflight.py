@@ -17,6 +17,7 @@ from sparsearch.search.selection.selector import Selector
 from sparsearch.search.strategies.registry import find_strategy
 from sparsearch.spaces.backbone.inputs.readers import READERS
 from sparsearch.spaces.backbone.loading import (
+    check_head,
     load_config,
     locate,
     skeleton,
@@ -108,6 +109,8 @@ def check_study(
             built = (sections["task"].facts.auto_model,) if "task" in sections else ()
             bare = skeleton(path, model.revision, *built)
             space = space_of(bare, sections["space"])
+            if "task" in sections and sections["task"].facts.has_head:
+                check_head(path, bare)
             unreached = find_unreached(bare)
             settings = load_config(path, model.revision)
             reader = READERS[sections["task"].facts.reads if "task" in sections else "text"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sparsearch.config.tasks.types import TASK_TYPES
 from sparsearch.spaces.backbone.parameters import ATTACHED, base_of
 from sparsearch.spaces.backbone.quantised.settings import quantisation_of
 from sparsearch.spaces.backbone.quantised.weights import (
@@ -39,6 +40,7 @@ StateName = Literal[
     "attached",
     "attached elsewhere",
     "foreign",
+    "head inside",
 ]
 
 _PARALLEL = {
@@ -168,6 +170,25 @@ def _foreign(model: nn.Module) -> Iterator[ModelState]:
                 f"a {type(model).__name__} is not a whole {family} model: it has no {layers[0]}",
                 "give the whole model, not a part of it",
             )
+
+
+def _head_inside(model: nn.Module) -> Iterator[ModelState]:
+    """A class for a task that is its own backbone (T5 for answers): its head would be frozen, and counted, with it."""
+    import transformers
+
+    if base_of(model) is not model or not hasattr(model, "config"):
+        return
+    loaders = {facts.auto_model for facts in TASK_TYPES.values() if facts.has_head}
+    classes = [
+        getattr(transformers, name)._model_mapping.get(type(model.config), ())
+        for name in sorted(loaders)
+    ]
+    if type(model) in classes:
+        yield ModelState(
+            "head inside",
+            f"a {type(model).__name__} keeps its head inside its backbone: it would not be trained",
+            "choose a model of another family for this task",
+        )
 
 
 def _sharded(model: nn.Module) -> Iterator[ModelState]:
@@ -336,6 +357,7 @@ FINDERS: tuple[Callable[[nn.Module], Iterator[ModelState]], ...] = (
     find_compiled,
     _peft,
     _foreign,
+    _head_inside,
     _sharded,
     _reparametrised,
     _quantised,

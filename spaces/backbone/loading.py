@@ -28,6 +28,7 @@ from sparsearch.spaces.backbone.tokens import pads_as_configured
 
 __all__ = [
     "auto_class",
+    "check_head",
     "check_padding_token",
     "gguf_keywords",
     "load_config",
@@ -228,6 +229,24 @@ def _check_complete(model: nn.Module, path: str, report: dict[str, Any]) -> None
             f"model.path {path!r}: {len(broken)} of the backbone's weights are missing or of another "
             f"shape, the first is {broken[0]}",
             "the file belongs to another config, or is incomplete",
+        )
+
+
+def check_head(path: str, model: nn.Module) -> None:
+    """Refuse a model in which no head is found, for a task that trains one.
+
+    Args:
+        path: As in the study, for the message.
+        model: With the head of the task; the meta device will do.
+
+    Raises:
+        BackboneError: If so: the head would count as backbone, and stay as it was drawn.
+    """
+    if not any(head_parameters(model)):
+        raise BackboneError(
+            f"model.path {path!r}: no head is found outside of the backbone of a {type(model).__name__}, so that "
+            "none would be trained",
+            "choose a model of another family for this task",
         )
 
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GraniteConfig
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GraniteConfig,
+)
 
 import sparsearch as ss
 from sparsearch.config.study import ModelConfig, TaskConfig
-from sparsearch.errors import ConfigError, DataError, ModelStateError, StructureError
+from sparsearch.errors import (
+    BackboneError,
+    ConfigError,
+    DataError,
+    ModelStateError,
+    StructureError,
+)
 from sparsearch.search.tasks.task import batches
 from sparsearch.spaces.attachment.attach import attach_modules
 from sparsearch.spaces.attachment.attachment import attachment_of
@@ -21,6 +34,7 @@ from sparsearch.spaces.kinds import make_kind
 from sparsearch.workers.preflight import check_study
 from sparsearch.workers.trials.session import load_backbone
 from tests.conftest import make_inputs, make_model
+from tests.helpers.families import CONFIGS
 from tests.helpers.kind_table import TABLE, units_of
 from tests.helpers.language_model import make_language_model, make_tokenizer
 
@@ -40,6 +54,27 @@ def test_a_family_without_the_head_of_a_task_is_refused(study, tmp_path, task):
     wrong = study | {"model": {"path": str(tmp_path)}, "task": columns}
     with pytest.raises(ConfigError, match="(?s)no model of family 'granite'.*another task.type"):
         check_study(wrong)
+
+
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+def test_a_class_that_keeps_its_head_inside_is_refused(study, tiny_folder, tmp_path, family):
+    """It would be counted, and frozen, with the backbone: a search that trains no head, without a word."""
+    model = AutoModelForQuestionAnswering.from_config(CONFIGS[family]())
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelStateError, match="ForQuestionAnswering keeps its head inside"):
+        ss.build_space(model, kinds={"lora": {}})
+    row = {"q": "is it?", "c": "it was good", "a": {"text": ["good"], "answer_start": [7]}}
+    (tmp_path / "rows.jsonl").write_text(4 * (json.dumps(row) + "\n"))
+    files = {split: "rows.jsonl" for split in ("train", "validation", "test")}
+    data = {"path": "json", "data_files": files}
+    task = {"data": data, "type": "question-answering", **TASKS["question-answering"]}
+    with pytest.raises(ConfigError, match="(?s)model.path.*keeps its head inside"):
+        check_study(study | {"model": {"path": str(tmp_path)}, "task": task})
+    config = TaskConfig.model_validate(task)
+    with pytest.raises(BackboneError, match="no head is found.*none would be trained") as error:
+        load_backbone(ModelConfig(path=str(tmp_path)), config, tmp_path, CPU)
+    assert "another family" in error.value.hint
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from sparsearch.search.training.warm_start import Once, WarmStarts
 from sparsearch.spaces.backbone.identity import FORMS, BackboneId, identify, weight_fingerprint
 from sparsearch.spaces.backbone.inputs.readers import READERS
 from sparsearch.spaces.backbone.loading import (
+    check_head,
     load_config,
     load_model,
     locate,
@@ -111,6 +112,8 @@ def load_backbone(
         quantisation=quantisation_for(config, path, auto_model),
         device=str(device),
     )
+    if task.facts.has_head:
+        check_head(path, model)
     data.behaviour.check_model(model)
     if "input_ids" in data.train.inputs and (vocabulary := vocabulary_of(model)):
         for name in SPLITS:
