@@ -105,9 +105,9 @@ def estimate_search(
         model = build().eval()
         whole = sum(p.numel() * p.element_size() for p in model.parameters())
         space = space_of(model)
-        supernet = Supernet(model, space, _ANY_TASK, shape.precision)
-        numbers = sum(p.numel() for p in supernet.attachment.parameters()) + len(space.candidates)
         try:
+            supernet = Supernet(model, space, _ANY_TASK, shape.precision)
+            trained = sum(p.numel() for p in supernet.attachment.parameters())
             found = _pass_of(supernet, space, shape, recompute=shape.recompute)
             if shape.recompute:  # one layer at a time keeps what it would keep without
                 layers = sum(isinstance(m, GradientCheckpointingLayer) for m in model.modules())
@@ -128,7 +128,7 @@ def estimate_search(
     kind = torch.bfloat16 if uses_bf16(torch.device("cpu"), shape.precision) else torch.float32
     return SearchEstimate(
         whole + found.cast,
-        4 * _ADAM * numbers,
+        4 * _ADAM * (trained + len(space.candidates)),
         found.kept + _TEMPORARIES * found.largest,
         _PASSES * found.work.flops,
         _PASSES * sum(map(rates.seconds, found.work.operations)),

@@ -17,6 +17,7 @@ from sparsearch.spaces.backbone.quantised.weights import (
     quantised_linears,
 )
 from sparsearch.spaces.families.registry import FAMILIES
+from sparsearch.spaces.values import SHAPES_ALONE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,8 +59,6 @@ _PLAIN = (
     "transformers.models.",  # Falcon has a linear of its own
 )
 """How the classes of layers begin that are no replacements, whatever their names and forwards say."""
-_SHAPES_ALONE = "FakeTensor"
-"""Class of torch's tensors that stand for others of their shape, where what a pass would cost is asked."""
 _LOAD_ANEW = "load the model anew with from_pretrained"
 
 
@@ -243,7 +242,7 @@ def _quantised(model: nn.Module) -> Iterator[ModelState]:
             return
     others = [(n, t) for n, t in _tensors(model) if not is_quantised(t)]
     for name, tensor in others:
-        if type(tensor) not in (nn.Parameter, Tensor) and type(tensor).__name__ != _SHAPES_ALONE:
+        if type(tensor) not in (nn.Parameter, Tensor) and type(tensor).__name__ != SHAPES_ALONE:
             yield ModelState(
                 "quantised",
                 f"the model is quantised or packed: {name} is of type {type(tensor).__name__}",

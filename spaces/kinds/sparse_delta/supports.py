@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsearch.spaces.kinds.decomposition import exact_svd
+from sparsearch.spaces.values import has_values
 
 __all__ = ["Places", "find_support", "largest"]
 
@@ -42,9 +43,14 @@ def find_support(matrix: Tensor, count: int, by: str, name: str = "") -> Places:
 
 
 def largest(score: Tensor, count: int) -> Places:
-    """Places of the largest scores; exactly ``count``, equal ones row by row."""
+    """Places of the largest scores; exactly ``count``, equal ones row by row. The first ones of a shape alone."""
     flat = score.flatten().nan_to_num()
-    if count == 0:
+    if not has_values(score):
+        above, tied = (
+            torch.arange(count, device=score.device),
+            flat.new_empty(0, dtype=torch.int64),
+        )
+    elif count == 0:
         above = tied = flat.new_empty(0, dtype=torch.int64)
     else:  # a stable sort of the whole matrix takes 20 times as long
         edge = torch.topk(flat, count).values[-1]

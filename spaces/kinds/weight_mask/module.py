@@ -18,6 +18,7 @@ from sparsearch.spaces.kinds.weight_mask.masking import (
     smallest,
     unpack,
 )
+from sparsearch.spaces.values import has_values
 
 if TYPE_CHECKING:
     from sparsearch.spaces.kinds.weight_mask.spec import WeightMask
@@ -178,6 +179,9 @@ class WeightMaskUnit(Unit):
 
 
 def _mean(sizes: Tensor) -> float:
+    """Never 0: 1 of a matrix of zeros, and of a shape alone."""
+    if not has_values(sizes):
+        return 1.0
     return float(sizes.mean(dtype=torch.float64)) or 1.0
 
 

@@ -174,6 +174,8 @@ class WeightMask(Kind):
         self._check(position)
         weight = weight_at(position, host).detach()
         pruned = self.pruned_weights(position, size)
-        unit = WeightMaskUnit(weight, self, size, pruned).to(weight.device)
+        unit = WeightMaskUnit(weight, self, size, pruned)
+        if unit.mask.device != weight.device:  # parameters of shapes alone cannot be moved
+            unit.to(weight.device)
         unit.renew(weight, pruned)
         return unit

@@ -8,23 +8,28 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, T5Config
 
+from sparsearch.config.registry import KINDS
 from sparsearch.errors import BackboneError
 from sparsearch.search.bilevel.estimate import Pass, estimate_search
 from sparsearch.search.bilevel.operations import MachineRates, OperationCounter, measure_rates
+from sparsearch.search.bilevel.supernet import Supernet
+from sparsearch.spaces.kinds.sparse_delta.spec import SUPPORTS
 from sparsearch.spaces.space import list_space
 from tests.helpers.command_line import answer, call
+from tests.helpers.families import CONFIGS
 from tests.helpers.odd_family import OddConfig, OddForSequenceClassification
 
 SIZES = {
     "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024,
     "vocab_size": 500, "pad_token_id": 0,
 }  # fmt: skip
-CONFIGS = {"bert": BertConfig, "llama": LlamaConfig}
+MADE = {"bert": BertConfig, "llama": LlamaConfig}
 SHAPE = Pass(rows=32, tokens=64, precision="fp32")
 
 RUN = """
@@ -72,7 +77,7 @@ print(json.dumps([measure(folder, recompute == "True") for folder, recompute in 
 
 def test_memory_is_within_a_fifth_of_what_is_measured(tmp_path):
     estimates, cases = [], []
-    for recompute, (family, make) in enumerate(CONFIGS.items()):
+    for recompute, (family, make) in enumerate(MADE.items()):
         config = make(**SIZES)
         config.save_pretrained(tmp_path / family)
         cases += [str(tmp_path / family), str(bool(recompute))]
@@ -134,6 +139,45 @@ def test_rates_are_those_of_this_machine():
     for products in (rates.products, rates.batched):
         assert all(1e6 < products[kind] < 1e15 for kind in (torch.float32, torch.bfloat16))
     assert 1e6 < rates.bytes < 1e13 and 0 < rates.call_seconds < 0.01
+
+
+PRESETS = sorted(file.stem for file in (files("sparsearch.spaces") / "presets").glob("*.yaml"))
+SPACES = [
+    *({"preset": preset} for preset in PRESETS),
+    *({"kinds": {kind: {}}} for kind in KINDS),
+    *({"kinds": {"sparse_delta": {"support": support}}} for support in SUPPORTS),
+    {"kinds": {"weight_mask": {"pattern": "2:4", "importance": "saliency"}}},
+    {"kinds": {"lora": {"bits": [32, 4]}}},
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_every_preset_and_kind_is_estimated(space):
+    """Some choose places, or weights, by values, which shapes do not have."""
+    config = BertConfig(**SIZES | {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 9})
+    config.intermediate_size = 96
+    found = estimate_search(
+        lambda: AutoModelForSequenceClassification.from_config(config),
+        lambda model: list_space(model, **space),
+        Pass(2, 4, "fp32"),
+        MachineRates({torch.float32: 1.0}, {torch.float32: 1.0}, 1.0, 0.5),
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    listed = list_space(model, **space)
+    supernet = Supernet(model, listed, "classification", "fp32")
+    trained = sum(p.numel() for p in supernet.attachment.parameters()) + len(listed.candidates)
+    assert found.module_bytes == 16 * trained and found.activation_bytes > 0
+
+
+@pytest.mark.parametrize("family", ["albert", "mpnet"])
+def test_a_family_whose_layers_cannot_be_recomputed_has_its_plain_estimate(tmp_path, family):
+    CONFIGS[family]().save_pretrained(tmp_path)
+    command = ("space", str(tmp_path), "--estimate", "--batch-size", "2", "--tokens", "8")
+    found = answer(*command)
+    assert list(found["estimate"]) == ["default"] and found["estimate"]["default"]["flops"] > 0
+    assert list(found["estimate_left_out"]) == ["checkpointing"]
+    shown = " ".join(call(*command).out.split())
+    assert "as it is 0.00" in shown and "checkpointing is left out: no layer of a" in shown
 
 
 def test_an_encoder_decoder_is_estimated(tmp_path):

@@ -91,22 +91,28 @@ def _estimates(
     kinds: dict[str, dict[str, Any]] | None,
     rows: int,
     tokens: int,
-) -> dict[str, SearchEstimate]:
-    """What a search needs as it is by default, and with recomputed layers."""
+) -> tuple[dict[str, SearchEstimate], dict[str, str]]:
+    """What a search needs as it is by default, and with recomputed layers; and why the latter is left out, if so."""
+    from sparsearch.errors import BackboneError
     from sparsearch.search.bilevel.estimate import Pass, estimate_search
     from sparsearch.search.bilevel.operations import measure_rates
     from sparsearch.spaces.space import list_space
 
     rates = measure_rates(rows, tokens, int(bare.config.get_text_config().hidden_size))
-    return {
-        name: estimate_search(
+
+    def estimate(*, recompute: bool) -> SearchEstimate:
+        return estimate_search(
             lambda: type(bare)(bare.config),
             lambda model: list_space(model, preset=preset, kinds=kinds),
             Pass(rows, tokens, recompute=recompute),
             rates,
         )
-        for name, recompute in (("default", False), ("checkpointing", True))
-    }
+
+    needs = {"default": estimate(recompute=False)}
+    try:
+        return needs | {"checkpointing": estimate(recompute=True)}, {}
+    except BackboneError as error:
+        return needs, {"checkpointing": error.message}
 
 
 def _numbers(one: SearchEstimate) -> dict[str, float]:
@@ -114,8 +120,10 @@ def _numbers(one: SearchEstimate) -> dict[str, float]:
     return {**dataclasses.asdict(one), "peak_bytes": one.peak_bytes}
 
 
-def estimate_table(needs: Mapping[str, SearchEstimate], rows: int, tokens: int) -> RenderableType:
-    """Memory and time of a first-order search."""
+def estimate_table(
+    needs: Mapping[str, SearchEstimate], left_out: Mapping[str, str], rows: int, tokens: int
+) -> RenderableType:
+    """Memory and time of a first-order search, and why a way of it has no row."""
     columns = (
         "a search",
         "weights",
@@ -140,6 +148,7 @@ def estimate_table(needs: Mapping[str, SearchEstimate], rows: int, tokens: int) 
             f"GFLOP/s and {others:,.1f} GB/s that this machine has just shown; checkpointing is train.checkpointing: "
             "true; the program itself, the data and a language model's head come on top"
         ),
+        *(Text(f"{name} is left out: {why}") for name, why in left_out.items()),
     )
 
 
@@ -182,13 +191,15 @@ def space(
     with console.stdout_is_for_results():
         bare = skeleton(locate(model), revision)
         found = list_space(bare, preset=preset, kinds=kinds)
-        needs = _estimates(bare, preset, kinds, batch_size, tokens) if estimate else {}
+        needs, left_out = (
+            _estimates(bare, preset, kinds, batch_size, tokens) if estimate else ({}, {})
+        )
     reach, unreached = reach_of(found), find_unreached(bare)
     if not as_json:
         lines = describe_unreached(unreached, found.backbone_params)
         output().print(space_table(model, preset or ", ".join(kind or ()), found, reach, lines))
         if needs:
-            output().print(estimate_table(needs, batch_size, tokens))
+            output().print(estimate_table(needs, left_out, batch_size, tokens))
         return
     numbers = {
         "backbone_params": found.backbone_params,
@@ -215,5 +226,6 @@ def space(
             **(
                 {"estimate": {name: _numbers(one) for name, one in needs.items()}} if needs else {}
             ),
+            **({"estimate_left_out": left_out} if left_out else {}),
         }
     )
