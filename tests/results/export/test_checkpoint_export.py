@@ -107,6 +107,21 @@ def test_transformers_alone_cannot_take_a_cut_model_for_a_whole_one(trained, shr
             AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
 
 
+@pytest.mark.parametrize(("kind", "falls"), [("lora", True), ("lnfit", False)])
+def test_zeros_that_merging_fills_are_told(build, trained, tmp_path, kind, falls):
+    """A backbone that is pruned already is no longer, where something is added to its weights."""
+    pruned = build("bert")
+    with torch.no_grad():
+        for name, weight in pruned.named_parameters():
+            if "encoder" in name and weight.dim() == 2:
+                weight[:, ::2] = 0
+    pruned.save_pretrained(tmp_path / "pruned")
+    best, weights, _, _ = trained("bert", {kind: {}}, tmp_path / "pruned")
+    report = export(best, weights, "checkpoint", tmp_path / "small")
+    told = [note for note in report.notes if "zeros" in note]
+    assert len(told) == falls and all("50.0% -> " in note and "spec" in note for note in told)
+
+
 def test_where_nothing_but_weights_changed_transformers_loads_it(
     trained, family, inputs, tmp_path
 ):
