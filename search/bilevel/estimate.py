@@ -18,6 +18,7 @@ from sparsearch.search.bilevel.operations import MachineRates, OperationCounter,
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.training.device import attention_for, autocast, uses_bf16
 from sparsearch.search.training.recomputing import prepared
+from sparsearch.spaces.backbone.inputs.samples import token_inputs
 from sparsearch.spaces.space import Space
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def estimate_search(
         rates: Of this machine; measured here if not given.
 
     Raises:
-        BackboneError: If the model asks for numbers where shapes alone are known, as routers of experts do.
+        BackboneError: If the model reads no tokens, or asks for numbers where shapes alone are known, as routers of
+            experts do.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build().eval()
@@ -151,9 +153,7 @@ def _pass_of(supernet: Supernet, space: Space, shape: Pass, *, recompute: bool) 
     """Run a pass forward and backward, on shapes alone."""
     model: Any = supernet.model
     ids = torch.ones(shape.rows, shape.tokens, dtype=torch.long)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
+    inputs = token_inputs(model, ids)
     kept: dict[int, Any] = {}
     z = torch.full((len(space.candidates),), 0.5, requires_grad=True)
     counter = OperationCounter()

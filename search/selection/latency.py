@@ -18,6 +18,7 @@ from sparsearch.search.selection.selector import Selector
 from sparsearch.search.training.device import is_out_of_memory
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.identity import identify
+from sparsearch.spaces.backbone.inputs.samples import token_inputs
 from sparsearch.spaces.backbone.parameters import positions_of
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.compaction.compact import compact
@@ -82,14 +83,12 @@ def forward_seconds(model: PreTrainedModel, batch: int, tokens: int) -> float:
     """Seconds of one forward pass of a text model on a CPU, over rows without padding.
 
     Raises:
-        BackboneError: If the model does not take rows of so many tokens.
+        BackboneError: If the model reads no tokens, or does not take rows of so many.
     """
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     word = 0 if padding else 1  # positions of padding are not counted
     ids = torch.full((batch, tokens), word, device=model.device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
+    inputs = token_inputs(model, ids)
     started = time.perf_counter()
     try:
         model.base_model(**inputs)
@@ -128,7 +127,7 @@ def measure_latency(
 
     Raises:
         InfeasibleError: If none of them can be reached.
-        BackboneError: If the model does not take rows of so many tokens.
+        BackboneError: If the model reads no tokens, or does not take rows of so many.
     """
     dense = model.eval()
     forward_seconds(dense, batch, tokens)

@@ -329,7 +329,7 @@ def auto_class(path: str, config: Any, name: str = SEQUENCE_CLASSIFIER) -> Any:
     import transformers
 
     auto = getattr(transformers, name)
-    advice = "choose a model that has the head of this task, or another task.type"
+    advice = "choose a model that has the head of this task, or another task.type (of a command: --type)"
     if type(config) not in auto._model_mapping:
         raise BackboneError(
             f"model.path {path!r}: {name} of transformers has no model of family {config.model_type!r}",

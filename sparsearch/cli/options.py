@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsearch.config.tasks.types import TASK_TYPES
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_DB",
+    "DEFAULT_TYPE",
     "SERVER_VARIABLE",
     "Database",
     "Db",
@@ -30,6 +33,7 @@ __all__ = [
     "StructureHash",
     "StudyFile",
     "StudyName",
+    "TaskType",
     "as_html",
     "is_server",
     "next_command",
@@ -42,6 +46,29 @@ DEFAULT_DB = "sqlite:///sparsearch.db"
 
 _DB_VARIABLE = "SPARSEARCH_DB"
 SERVER_VARIABLE = "SPARSEARCH_SERVER"
+
+
+def _known_type(name: str) -> str:
+    """A task type.
+
+    Raises:
+        BadParameter: If there is none of that name.
+    """
+    if name not in TASK_TYPES:
+        raise typer.BadParameter(f"{name!r} is no task type; known: {', '.join(TASK_TYPES)}")
+    return name
+
+
+TaskType = Annotated[
+    str,
+    typer.Option(
+        "--type",
+        metavar="TASK_TYPE",
+        callback=_known_type,
+        help="Task type, whose class of transformers is built.",
+    ),
+]
+DEFAULT_TYPE = next(iter(TASK_TYPES))
 
 
 def is_server(db: str) -> bool:

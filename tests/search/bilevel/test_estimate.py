@@ -15,10 +15,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, T5Config
 
 from sparsearch.config.registry import KINDS
+from sparsearch.config.tasks.types import facts_of
 from sparsearch.errors import BackboneError
 from sparsearch.search.bilevel.estimate import Pass, estimate_search
 from sparsearch.search.bilevel.operations import MachineRates, OperationCounter, measure_rates
 from sparsearch.search.bilevel.supernet import Supernet
+from sparsearch.spaces.backbone.loading import skeleton
+from sparsearch.spaces.backbone.parameters import count_params
 from sparsearch.spaces.kinds.sparse_delta.spec import SUPPORTS
 from sparsearch.spaces.space import list_space
 from tests.helpers.command_line import answer, call
@@ -178,6 +181,38 @@ def test_a_family_whose_layers_cannot_be_recomputed_has_its_plain_estimate(tmp_p
     assert list(found["estimate_left_out"]) == ["checkpointing"]
     shown = " ".join(call(*command).out.split())
     assert "as it is 0.00" in shown and "checkpointing is left out: no layer of a" in shown
+
+
+@pytest.mark.parametrize(
+    ("family", "task_type"),
+    [("granite", "causal-lm"), ("t5", "token-classification"), ("vit", "image-classification")],
+)
+def test_the_class_of_a_task_type_is_counted(tmp_path, family, task_type):
+    config = CONFIGS[family]()
+    config.save_pretrained(tmp_path)
+    command = ("space", str(tmp_path), "--kind", "lora", "--type", task_type)
+    found = answer(*command)
+    bare = skeleton(str(tmp_path), auto_model=facts_of(task_type).auto_model)
+    assert found["backbone_params"] == count_params(bare) and found["type"] == task_type
+    estimate = call(*command, "--estimate", "--batch-size", "2", "--tokens", "8")
+    measured = call(
+        "latency", str(tmp_path), "--type", task_type, "--rounds", "3", "--tokens", "8"
+    )
+    if family == "vit":
+        for done in (estimate, measured):
+            assert done.code == 2 and "reads pixel_values; only models that read tok" in done.err
+    else:
+        assert estimate.code == 0, estimate.err
+        assert measured.code in (0, 3), measured.err  # 3: so small a model cannot be cut so far
+
+
+def test_a_family_without_the_default_class_says_which_option_to_give(tmp_path):
+    CONFIGS["vit"]().save_pretrained(tmp_path)
+    for command in ("space", "latency"):
+        done = call(command, str(tmp_path))
+        assert done.code == 2 and "--type" in done.err
+        wrong = call(command, str(tmp_path), "--type", "sorting")
+        assert wrong.code == 2 and "image-classification" in wrong.err
 
 
 def test_an_encoder_decoder_is_estimated(tmp_path):

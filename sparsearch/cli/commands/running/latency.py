@@ -13,8 +13,9 @@ from rich.text import Text
 
 from sparsearch.cli import console
 from sparsearch.cli.console import output, print_json
-from sparsearch.cli.options import Json
+from sparsearch.cli.options import DEFAULT_TYPE, Json, TaskType
 from sparsearch.cli.tables import table_of
+from sparsearch.config.tasks.types import facts_of
 
 if TYPE_CHECKING:
     from sparsearch.search.selection.latency import SlimLatency
@@ -51,6 +52,7 @@ def latency(
         typer.Option("--target", help="A share of the dense latency, like 60%, to reach."),
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision.")] = None,
+    task_type: TaskType = DEFAULT_TYPE,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of a batch.")] = 1,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a row.")] = 64,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Rounds of measurement.")] = 15,
@@ -68,7 +70,7 @@ def latency(
             f"--target {target!r} is no share of the dense latency below 100%"
         )
     with console.stdout_is_for_results():
-        bare = skeleton(locate(model), revision)
+        bare = skeleton(locate(model), revision, facts_of(task_type).auto_model)
         dense = type(bare)(bare.config)
         measured = measure_latency(dense, _SHARES, batch=batch_size, tokens=tokens, rounds=rounds)
     flops = None if wanted is None else flops_at(wanted, measured)
@@ -76,6 +78,7 @@ def latency(
         print_json(
             {
                 "model": model,
+                "type": task_type,
                 "batch_size": batch_size,
                 "tokens": tokens,
                 "measured": [dataclasses.asdict(m) for m in measured],

@@ -13,11 +13,10 @@ from rich.text import Text
 
 from sparsearch.cli import console
 from sparsearch.cli.console import output, print_json
-from sparsearch.cli.options import (
-    Json,
-)
+from sparsearch.cli.options import DEFAULT_TYPE, Json, TaskType
 from sparsearch.cli.preflight_view import coverage_lines
 from sparsearch.cli.tables import count_text, table_of
+from sparsearch.config.tasks.types import facts_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,8 +95,10 @@ def _estimates(
     from sparsearch.errors import BackboneError
     from sparsearch.search.bilevel.estimate import Pass, estimate_search
     from sparsearch.search.bilevel.operations import measure_rates
+    from sparsearch.spaces.backbone.inputs.samples import check_reads_tokens
     from sparsearch.spaces.space import list_space
 
+    check_reads_tokens(bare)
     rates = measure_rates(rows, tokens, int(bare.config.get_text_config().hidden_size))
 
     def estimate(*, recompute: bool) -> SearchEstimate:
@@ -167,6 +168,7 @@ def space(
         list[str] | None, typer.Option("--kind", help="A kind instead of a preset; repeatable.")
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision.")] = None,
+    task_type: TaskType = DEFAULT_TYPE,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Memory and time of a search, from shapes alone.")
     ] = False,
@@ -189,7 +191,7 @@ def space(
     from sparsearch.spaces.space import list_space
 
     with console.stdout_is_for_results():
-        bare = skeleton(locate(model), revision)
+        bare = skeleton(locate(model), revision, facts_of(task_type).auto_model)
         found = list_space(bare, preset=preset, kinds=kinds)
         needs, left_out = (
             _estimates(bare, preset, kinds, batch_size, tokens) if estimate else ({}, {})
@@ -209,7 +211,13 @@ def space(
         "choice_bytes": found.choice_bytes,
         "by_kind": found.by_kind,
     }
-    chosen = {"model": model, "revision": revision, "preset": preset, "kinds": kind or None}
+    chosen = {
+        "model": model,
+        "revision": revision,
+        "type": task_type,
+        "preset": preset,
+        "kinds": kind or None,
+    }
     names = [position.name for position in found.positions]
     coverage = {
         "guessed": found.guessed,
