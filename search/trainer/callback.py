@@ -42,7 +42,8 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
 
     The search runs on some of the Trainer's training rows. It leaves the model, its head and the random numbers as
     they were; then what it chose is attached, and the optimiser trains that and the head in place of the whole model.
-    Where a structure is attached already, as when a training goes on from a checkpoint, nothing is searched.
+    Where a structure is attached already, as when a training goes on from a checkpoint, nothing is searched, and masks
+    develop from the step at which the training is.
 
     Args:
         task_type: Of the model and its labels, as ``task.type`` of a study file.
@@ -113,7 +114,9 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
             InfeasibleError: If nothing fits the budget.
         """
         model = given["model"]
-        if attachment_of(model) is not None:
+        attachment = attachment_of(model)
+        if attachment is not None:
+            attachment.advance(state.global_step, state.max_steps)
             return
         if args.world_size > 1 or args.n_gpu > 1:
             raise ModelStateError(

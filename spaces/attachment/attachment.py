@@ -63,7 +63,11 @@ class Attachment(nn.Module):
         """Tell what is attached that so many optimiser steps of all are done; 0 at the start of training.
 
         Masks then are dense at first and prune more and more, see ``kinds.weight_mask.cubic``. Where nobody
-        tells them, they stay as they are: those of the smallest weights, or the ones that were loaded.
+        tells them, they stay as they are: those of the smallest weights, or the ones that were loaded. A training
+        that goes on loads its state, and then tells the step that it is at.
+
+        Raises:
+            StructureError: If masks go by saliency, and nobody has said what that is, see ``calibrate``.
         """
         for masked in self.masked:
             masked.advance(step, steps)

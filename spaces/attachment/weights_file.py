@@ -45,9 +45,12 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     attachment = attachment_of(model)
     if attachment is not None:
+        apart = {
+            f"{slot.key}.{name}" for slot in attachment.slots for name in slot.unit.of_training
+        }
         for name, tensor in attachment.units.state_dict(keep_vars=True).items():
             check_here(tensor, name)
-            if not is_of_rounding(name):
+            if not is_of_rounding(name) and name not in apart:
                 yield name.replace("/", "."), tensor
     for name, parameter in head_parameters(model):
         check_here(parameter, name)

@@ -38,6 +38,7 @@ class Unit(nn.Module):
         changes_gain: Whether it changes a norm's own gain, see ``in_norm``.
         reads_host: Whether ``forward`` is told of its linear too: the weight (out, in), and what the linear makes of x,
             without a bias and without the changes of others (..., out).
+        of_training: Buffers that a training needs to go on, and that are in no file of trained weights.
     """
 
     shared: ClassVar[Mapping[str, int]] = {}
@@ -45,6 +46,7 @@ class Unit(nn.Module):
     constant: ClassVar[bool] = False
     changes_gain: ClassVar[bool] = False
     reads_host: ClassVar[bool] = False
+    of_training: ClassVar[frozenset[str]] = frozenset()
 
     def align(self, *basis: Tensor) -> None:
         """Take frozen parts from what the kind's ``basis`` found."""

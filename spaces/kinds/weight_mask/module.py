@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sparsearch.errors import StructureError
 from sparsearch.spaces.kinds.module_base import Fold, Unit
 from sparsearch.spaces.kinds.weight_mask.masking import (
     GatedMask,
@@ -38,8 +39,13 @@ class WeightMaskUnit(Unit):
     Attributes:
         mask: (out, in) True for what stays.
         factor: (out, in) U of the scores, 1 on average; None where the magnitude alone counts.
+        moments: (out + in + 1) Two vectors whose outer product is U, and the scale of scores, all zero until they
+            are known; None where the magnitude alone counts. A training that goes on finds them in its checkpoint.
+        told: The step that the mask was told of last; None at first, and after another mask was loaded.
         settled: Whether the mask is final. It then is a constant: gradients are plain, scores get none.
     """
+
+    of_training: ClassVar[frozenset[str]] = frozenset({"moments"})
 
     A: nn.Parameter | None
     B: nn.Parameter | None
@@ -48,6 +54,7 @@ class WeightMaskUnit(Unit):
     mask: Tensor
     packed: Tensor
     factor: Tensor | None
+    moments: Tensor | None
     order: Tensor | None
     gone: Tensor | None
 
@@ -56,7 +63,7 @@ class WeightMaskUnit(Unit):
         out_features, in_features = weight.shape
         self.kind, self.size, self.pruned = kind, size, pruned
         self.scale = _mean(weight.abs())
-        self.settled = True
+        self.settled, self.told = True, None
         for name in "ABRC":
             self.register_parameter(name, None)
         if kind.rank:
@@ -69,6 +76,8 @@ class WeightMaskUnit(Unit):
         self.register_buffer("mask", everything, persistent=False)
         self.register_buffer("packed", pack(everything))
         self.register_buffer("factor", None, persistent=False)
+        known = torch.zeros(out_features + in_features + 1) if kind.aligns else None
+        self.register_buffer("moments", known)
         self.register_buffer("order", None, persistent=False)
         self.register_buffer("gone", None, persistent=False)
         self.register_load_state_dict_post_hook(_unpack_loaded)  # type: ignore[no-untyped-call]
@@ -77,10 +86,18 @@ class WeightMaskUnit(Unit):
     def align(self, *basis: Tensor) -> None:
         """Take root mean squares of the outputs' gradients (out) and of the inputs (in), and W (out, in)."""
         gradients, inputs, weight = basis
-        factor = torch.outer(gradients, inputs).to(self.mask.device)
-        self.factor = factor / _mean(factor)
-        self.scale, self.order = _mean(self._sizes(weight)), None
+        assert self.moments is not None, "the kind's option says whether they count"
+        self.moments[:-1] = torch.cat([gradients / _mean(gradients), inputs / _mean(inputs)])
+        self._take_moments()
+        self.moments[-1] = self.scale = _mean(self._sizes(weight))
+        self.order = None
         self.renew(weight, self.pruned)
+
+    def _take_moments(self) -> None:
+        """U and the scale from what is kept of them."""
+        assert self.moments is not None, "asked where they are kept"
+        self.factor = torch.outer(*self.moments[:-1].split(list(self.mask.shape)))
+        self.scale = float(self.moments[-1])
 
     def _sizes(self, weight: Tensor) -> Tensor:
         """U * |W|, in float32 or wider."""
@@ -93,8 +110,10 @@ class WeightMaskUnit(Unit):
         self.settled = True
 
     def unpack_stored(self) -> None:
-        """The mask is the stored one."""
-        self.mask = unpack(self.packed, self.mask.shape)
+        """The mask is the stored one, and so is what scores are made of."""
+        self.mask, self.told = unpack(self.packed, self.mask.shape), None
+        if self.moments is not None and self.moments[-1]:
+            self._take_moments()
 
     @torch.no_grad()
     def scores(self, weight: Tensor) -> Tensor:
@@ -131,14 +150,24 @@ class WeightMaskUnit(Unit):
         self.renew(weight, self.pruned)
 
     def advance(self, step: int, steps: int, weight: Callable[[], Tensor]) -> None:
-        """Renew the mask if it is due after so many steps of all; ``weight`` gives W'."""
+        """Renew the mask if it is due after so many steps of all; ``weight`` gives W'.
+
+        The first final mask stays. A mask that was loaded is the one of the step before, or of this one.
+
+        Raises:
+            StructureError: If the mask goes by saliency, and nobody has said what that is.
+        """
         share = cubic(step, steps)
-        if step == 0:
-            self.settled = False
-        if self.settled or (step > 0 and share < 1 and step % self.kind.every):
-            return
-        self.renew(weight(), int(share * self.pruned))
-        self.settled = share == 1
+        if step and share < 1 and self.kind.aligns and self.factor is None:
+            raise StructureError(
+                f"the mask goes by {self.kind.importance}, and at step {step} nothing is known of what passes its weight",
+                "before a training begins, sparsearch.calibrate(model, losses); before one goes on, load the whole "
+                "state of its checkpoint (those of earlier versions lack it: begin anew)",
+            )
+        before = step - 1 if self.told is None else self.told
+        self.told, self.settled = step, share == 1
+        if step == 0 or (cubic(before, steps) < 1 if share == 1 else step % self.kind.every == 0):
+            self.renew(weight(), int(share * self.pruned))
 
     def forward(self, x: Tensor, gate: Tensor | None, pretrained: Tensor | None = None) -> Tensor:
         """What is used of W' (out, in): masked, or with gates faded by the order of the pretrained weights."""

@@ -13,9 +13,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
-    Trainer,
     TrainingArguments,
-    set_seed,
 )
 
 import sparsearch as ss
@@ -56,34 +54,6 @@ def test_the_example_searches_trains_and_saves(tiny_folder, tiny_data, tmp_path,
     assert (logits.argmax(-1) == labels).float().mean() > 0.9
     fresh = load_model(str(tiny_folder), num_labels=2)
     assert torch.allclose(ss.attach(fresh, tmp_path / "out")(**batch).logits, logits, atol=1e-5)
-
-
-@pytest.fixture
-def rows(tiny_folder, tiny_data):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    lines = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
-    return [{**tokenizer(row["text"]), "labels": row["label"]} for row in lines]
-
-
-@pytest.fixture
-def trainer(tiny_folder, rows, tmp_path):
-    def make(*callbacks, model=None, rows=rows, **settings):
-        set_seed(0)
-        arguments = TrainingArguments(
-            output_dir=tmp_path / "trainer", report_to="none", disable_tqdm=True,
-            **{"max_steps": 2, "learning_rate": 1e-2, "save_strategy": "no", **settings},
-        )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-        model = model or load_model(str(tiny_folder), num_labels=2)
-        return Trainer(
-            model,
-            arguments,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            callbacks=[*callbacks],
-        )
-
-    return make
 
 
 def callback(budget=BUDGET, **settings):

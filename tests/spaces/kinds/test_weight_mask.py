@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsearch.errors import StructureError
 from sparsearch.spaces.calibration.calibrate import calibrate, find_bases
 from sparsearch.spaces.compaction.merge import merge
 from sparsearch.spaces.compaction.sparsity import measured_sparsity
@@ -175,12 +176,45 @@ def test_a_new_mask_follows_the_learnt_scores(build):
     magnitude = unit.mask.clone()
     with torch.no_grad():
         unit.R[0] = -100.0
-    attachment.advance(70, 100)
+    attachment.advance(71, 100)
     assert torch.equal(unit.mask, magnitude), "final until a training starts"
     for step in (0, 70):
         attachment.advance(step, 100)
     assert not unit.mask[0].any() and int((~unit.mask).sum()) == share_of(1024, 1)
     assert torch.equal(unpack(unit.packed, (32, 32)), unit.mask)
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "saliency"])
+@pytest.mark.parametrize("told", [True, False], ids=["told", "not-told"])
+@pytest.mark.parametrize("stop", range(0, 12, 2))
+def test_a_mask_that_goes_on_develops_as_if_never_stopped(build, inputs, importance, told, stop):
+    """Whether or not the loop tells the step that it goes on from, before the next one."""
+    kind, name, steps = mask_kind(importance=importance, every=3), "layers.0.attn.q", 12
+    model, again = build("bert"), build("bert")
+    first, second = (masked_model(m, kind, 3, names=[name]) for m in (model, again))
+    if importance == "saliency":
+        batch = {**inputs, "labels": torch.zeros(len(inputs["input_ids"]), dtype=torch.long)}
+        calibrate(model, (model(**batch).loss for _ in range(1)))
+    unit, other = masks_of(model)[name], masks_of(again)[name]
+    for step in range(steps + 1):
+        with torch.no_grad():
+            unit.R += 0.1 * torch.randn_like(unit.R)
+            other.R.copy_(unit.R)
+        first.advance(step, steps)
+        if step == stop:
+            again.load_state_dict(model.state_dict())
+        if step > stop or (step == stop and told):
+            second.advance(step, steps)
+            assert torch.equal(other.mask, unit.mask) and second.settled == first.settled
+
+
+def test_masks_by_saliency_do_not_train_before_it_is_known(build):
+    model = build("bert")
+    attachment = masked_model(model, mask_kind(importance="saliency"), 3)
+    with pytest.raises(StructureError, match="goes by saliency, and at step 1") as error:
+        for step in range(2):
+            attachment.advance(step, 10)
+    assert "calibrate" in error.value.hint
 
 
 def test_w_prime_is_what_is_ranked(build):

@@ -1,0 +1,73 @@
+"""Trainings that go on from a checkpoint of the Trainer: they end as if they had never stopped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sparsearch as ss
+from sparsearch.spaces.attachment.attachment import attachment_of
+from sparsearch.spaces.backbone.loading import load_model
+from sparsearch.spaces.compaction.sparsity import weight_sparsity
+
+STEPS = 10
+MASKS = {"max_trainable_params": 3000, "min_weight_sparsity": "40%"}
+CHANGES = {
+    "matrices": ({"lora": {"max_rank": 1}}, {"max_trainable_params": 300}),
+    "masks": ({"weight_mask": {"rank": 1, "every": 1, "structured": False}}, MASKS),
+    "saliency": (
+        {"weight_mask": {"rank": 1, "every": 2, "structured": False, "importance": "saliency"}},
+        MASKS,
+    ),
+}
+
+
+@pytest.fixture
+def fresh(tiny_folder):
+    return lambda: load_model(str(tiny_folder), num_labels=2)
+
+
+def search_of(kinds, budget):
+    return ss.StructureCallback(
+        "classification", budget, space={"kinds": kinds}, search={"steps": 3}
+    )
+
+
+@pytest.mark.parametrize("stop", [2, 8], ids=["before-masks-are-final", "after"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_training_that_goes_on_ends_as_if_it_had_never_stopped(
+    trainer, fresh, tmp_path, change, stop
+):
+    search = search_of(*CHANGES[change])
+    saving = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1}
+    whole = trainer(search, **saving)
+    whole.train()
+    checkpoint = tmp_path / "trainer" / f"checkpoint-{stop}"
+    structure = ss.Structure.load(checkpoint / "structure.json")
+    model = ss.attach(fresh(), structure)
+    trainer(search_of(*CHANGES[change]), model=model, **saving).train(
+        resume_from_checkpoint=str(checkpoint)
+    )
+    assert attachment_of(model).settled
+    assert weight_sparsity(model) == weight_sparsity(whole.model)
+    expected = whole.model.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_masks_of_a_structure_that_was_attached_before_develop_and_learn(trainer, fresh):
+    search = search_of(*CHANGES["masks"])
+    trainer(search).train()
+    model = ss.attach(fresh(), search.structure)
+    scores = {n: p.detach().clone() for n, p in attachment_of(model).named_parameters()}
+    run = trainer(search_of(*CHANGES["masks"]), model=model, max_steps=STEPS)
+    sparsities = []
+
+    def see(args, state, control, **given):
+        sparsities.append(weight_sparsity(model))
+
+    run.callback_handler.callbacks[-1].on_step_begin = see
+    run.train()
+    assert sparsities[0] == 0 and sparsities == sorted(sparsities) and sparsities[-1] >= 0.4
+    assert len(set(sparsities)) > 3
+    assert any(not torch.equal(p, scores[n]) for n, p in attachment_of(model).named_parameters())
