@@ -115,9 +115,9 @@ def check_study(
             settings = load_config(path, model.revision)
             reader = READERS[sections["task"].facts.reads if "task" in sections else "text"]
             processor = reader.load(path, model.revision)
+            reader.check(path, settings, processor)
             most = reader.most_tokens(settings, processor, lambda: bare)
             tokens = reader.row_tokens(tokens, processor, most)
-            reader.check(path, settings, processor)
             if model.quantise is not None:
                 check_installed()
         except ConfigError as error:

@@ -23,9 +23,13 @@ from sparsearch.spaces.backbone.tokens import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from PIL import Image
+    from torch import Tensor, nn
 
-__all__ = ["READERS", "Reader"]
+__all__ = ["READERS", "Reader", "process_image"]
+
+_COLOURS = 3
+"""Channels of an image as it is read."""
 
 
 class Reader(ABC):
@@ -193,7 +197,14 @@ class ImageReader(Reader):
         )
 
     def check(self, path: str, config: Any, processor: Any) -> None:
-        """The model itself says whether it takes the images, see ``most_tokens``."""
+        """The model must read colours; it says itself whether it takes the images, see ``most_tokens``."""
+        channels = getattr(getattr(config, "vision_config", config), "num_channels", _COLOURS)
+        if channels != _COLOURS:
+            raise BackboneError(
+                f"model.path {path!r}: the model reads images of {channels} channels (num_channels in config.json), "
+                f"but all images are read in red, green and blue",
+                "choose a model of three channels",
+            )
 
     def most_tokens(
         self, config: Any, processor: Any, build: Callable[[], nn.Module]
@@ -202,7 +213,7 @@ class ImageReader(Reader):
         from PIL import Image
 
         model = build()
-        blank = processor(images=Image.new("RGB", (256, 256)), return_tensors="pt")
+        blank = process_image(processor, Image.new("RGB", (256, 256)))
         device = next(model.parameters()).device
         return count_tokens(model, {k: v.to(device) for k, v in blank.items()})
 
@@ -210,6 +221,31 @@ class ImageReader(Reader):
         """Those of any image."""
         assert most is not None, "an image has tokens"
         return most
+
+
+def process_image(processor: Any, image: Image.Image) -> Mapping[str, Tensor]:
+    """What a processor makes of one image: ``pixel_values`` (1, channels, height, width).
+
+    Raises:
+        BackboneError: If it makes nothing of it.
+    """
+    try:
+        found: Mapping[str, Tensor] = processor(images=image, return_tensors="pt")
+    except (
+        AttributeError,
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise BackboneError(
+            f"the model's {type(processor).__name__} cannot process an image in {image.mode} of {image.width} x "
+            f"{image.height}: {error}",
+            "mend preprocessor_config.json in the model's folder: a mean and a deviation for each of three channels, "
+            "and a size",
+        ) from error
+    return found
 
 
 READERS: Mapping[str, Reader] = {"text": TextReader(), "images": ImageReader()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ import torch
 from PIL import Image
 
 from sparsearch.config.tasks.task import TaskConfig
-from sparsearch.errors import BackboneError, DataError
+from sparsearch.errors import BackboneError, ConfigError, DataError
 from sparsearch.search.tasks.images import ImageSource, open_image
 from sparsearch.search.tasks.task import batches, load_task
 from sparsearch.spaces.backbone.inputs.readers import READERS
 from sparsearch.spaces.backbone.loading import load_config, load_model, skeleton
 from sparsearch.workers.plan import study_identity
+from sparsearch.workers.preflight import check_study
 from tests.helpers.image_model import COLOURS, paint, save_image_model, write_images
 
 READER = READERS["images"]
@@ -193,6 +195,35 @@ def test_a_processor_that_keeps_sizes_is_refused(tmp_path, load, processor):
     ) as caught:
         load_task(TaskConfig.model_validate(content), tmp_path, same, 5)
     assert "preprocessor_config.json" in caught.value.hint
+
+
+def test_a_model_of_other_channels_is_refused_before_a_study(tmp_path, model):
+    folder = shutil.copytree(model, tmp_path / "grey")
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_channels": 1}))
+    task = {
+        "type": "image-classification",
+        "data": write_images(tmp_path, SPLITS),
+        "image": "file",
+    }
+    study = {"name": "grey", "model": {"path": str(folder)}, "task": task}
+    study |= {"space": {"kinds": {"bitfit": {}}}, "budgets": {"max_trainable_params": [100]}}
+    with pytest.raises(ConfigError, match=r"1 channels \(num_channels in config.json\)"):
+        check_study(study)
+
+
+def test_what_a_processor_cannot_process_is_named(tmp_path, processor, model):
+    grey = type(processor)(image_mean=[0.5], image_std=[0.5], size={"height": 16, "width": 16})
+    bare = skeleton(model, auto_model="AutoModelForImageClassification")
+    with pytest.raises(
+        BackboneError, match="ViTImageProcessor.* cannot process an image"
+    ) as caught:
+        READER.most_tokens(load_config(model), grey, lambda: bare)
+    assert "preprocessor_config.json" in caught.value.hint
+    data = write_images(tmp_path, SPLITS)
+    content = {"type": "image-classification", "data": data, "image": "file"}
+    with pytest.raises(DataError, match="split 'train', row 0: .*cannot process an image"):
+        load_task(TaskConfig.model_validate(content), tmp_path, grey, 5)
 
 
 def test_tokens_are_counted_by_the_model_on_no_weights(model, processor):

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from sparsearch.config.tasks.task import TaskConfig
-from sparsearch.errors import DataError
+from sparsearch.errors import BackboneError, DataError
 from sparsearch.search.tasks.checks import text_warnings
 from sparsearch.search.tasks.data_files import Rows
 from sparsearch.search.tasks.images import ImageSource, in_row, open_image
 from sparsearch.search.tasks.task import Split
 from sparsearch.search.tasks.types.classification import Classification
+from sparsearch.spaces.backbone.inputs.readers import process_image
 
 __all__ = ["ImageClassification"]
 
@@ -56,7 +57,10 @@ class ImageClassification(Classification):
         for row, source in enumerate(sources):
             with in_row(split, row, column):
                 image = open_image(source)
-                found = processor(images=image, return_tensors="pt")["pixel_values"][0]
+                try:
+                    found = process_image(processor, image)["pixel_values"][0]
+                except BackboneError as error:
+                    raise DataError(error.message, error.hint) from error
                 if pixels is None:
                     pixels = _room(len(sources), found)
                 if found.shape != pixels.shape[1:]:
