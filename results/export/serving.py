@@ -104,12 +104,17 @@ def write_serving(folder: str | Path, to: str) -> ServingFile:
             if problem := write_problem(error):
                 raise ExportError(f"cannot write {SERVING[to]}: {problem}") from error
             raise ExportError(
-                f"a {model.config.model_type} model cannot be written as {SERVING[to]}: {first_line(error)}",
+                f"a {model.config.model_type} model cannot be written as {SERVING[to]}: {_reason(error)}",
                 "the checkpoint itself is complete; load it with load_checkpoint",
             ) from error
         for file in Path(partial).iterdir():
             file.replace(folder / file.name)
     return ServingFile(SERVING[to], tuple(_sample(model, 1, 4)), difference)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without torch's advice for those who debug torch."""
+    return first_line(error).partition(" For more information, run with")[0]
 
 
 class _Logits(nn.Module):
@@ -173,7 +178,11 @@ def _compare(model: PreTrainedModel, run: Run) -> float:
 
 @torch.no_grad()
 def _program(model: PreTrainedModel) -> torch.export.ExportedProgram:
-    """The traced model, its batch and length free."""
+    """The traced model, its batch and length free.
+
+    Without a cache, which a sliding window makes a bound of the length, and which logits alone do not need.
+    """
+    model.config.get_text_config().use_cache = False
     inputs = _sample(model, 2, 9)
     most = most_tokens(model.config) if reads_text(model) else None
     longest = {"max": most} if most else {}
@@ -182,7 +191,8 @@ def _program(model: PreTrainedModel) -> torch.export.ExportedProgram:
         free[1] = torch.export.Dim("tokens", **longest)
     shapes = {name: free for name in inputs}
     traced = _Logits if reads_text(model) else _ImageLogits
-    program = torch.export.export(traced(model), (), inputs, dynamic_shapes=shapes)
+    with _quiet():
+        program = torch.export.export(traced(model), (), inputs, dynamic_shapes=shapes)
     for node in program.graph.nodes:  # paths of this machine, which either file would carry along
         node.meta.pop("stack_trace", None)
     return program
@@ -228,13 +238,16 @@ def _write_onnx(model: PreTrainedModel, file: Path) -> Run:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that no model here needs."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Without torch's remarks on packages that no model here needs, and its traces of what an error says too."""
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"]
+    logs = [logging.getLogger(name) for name in ("torch", "torch.onnx", *names)]
+    levels = {log: log.level for log in logs}
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in levels.items():
+            log.setLevel(level)

@@ -42,10 +42,11 @@ UNSERVED = "t5"
 def trained(build, randomise, inputs, tmp_path):
     """A backbone on disk and a trial with a trained structure on it: (trial, weights, logits, folder)."""
 
-    def make(family, kinds=CUT, folder=None):
+    def make(family, kinds=CUT, folder=None, **settings):
         if folder is None:
             folder = tmp_path / f"backbone-{family}"
-            build(family, **{WIDTH.get(family, "intermediate_size"): 96}).save_pretrained(folder)
+            settings |= {WIDTH.get(family, "intermediate_size"): 96}
+            build(family, **settings).save_pretrained(folder)
         model = load_model(str(folder), num_labels=3)
         space = build_space(model, kinds=kinds)
         cut = (("heads", (1,)), ("neurons", (3,)))
@@ -273,10 +274,25 @@ def test_an_onnx_file_of_the_smallest_layers_quantises_and_still_computes(
     assert sum(node.op_type == "MatMulInteger" for node in nodes) >= 8
 
 
-def test_a_family_that_cannot_be_served_keeps_its_checkpoint(trained, inputs, tmp_path):
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_a_sliding_window_does_not_bound_the_length_of_a_serving_file(trained, name, tmp_path):
+    best, weights, _, _ = trained(name, MERGED, sliding_window=6)
+    report = export(best, weights, "checkpoint", tmp_path / "small", also=["torch"])
+    assert "model.pt2" in report.files
+    model = sparsearch.load_checkpoint(tmp_path / "small")
+    run = torch.export.load(tmp_path / "small" / "model.pt2").module()
+    for tokens in (4, 6, 7, 20):
+        ids = torch.full((2, tokens), 5)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        assert furthest(run(**batch).detach(), logits_of(model, batch)) < 1e-5
+
+
+def test_a_family_that_cannot_be_served_keeps_its_checkpoint(trained, inputs, tmp_path, capfd):
     best, weights, logits, _ = trained(UNSERVED)
-    with pytest.raises(ExportError, match=r"holds the checkpoint, without torch: a t5 model"):
+    capfd.readouterr()
+    with pytest.raises(ExportError, match=r"holds the checkpoint, without torch: a t5 model") as e:
         export(best, weights, "checkpoint", tmp_path / "small", also=["torch"])
+    assert "TORCH_LOGS" not in str(e.value) and "Traceback" not in capfd.readouterr().err
     files = sorted(p.name for p in (tmp_path / "small").iterdir())
     assert files == ["checkpoint.json", "config.json", "model.safetensors"]
     model = sparsearch.load_checkpoint(tmp_path / "small")
