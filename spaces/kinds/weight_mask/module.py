@@ -63,7 +63,8 @@ class WeightMaskUnit(Unit):
         out_features, in_features = weight.shape
         self.kind, self.size, self.pruned = kind, size, pruned
         self.scale = _mean(weight.abs())
-        self.settled, self.told = True, None
+        self.settled = True
+        self.told: int | None = None
         for name in "ABRC":
             self.register_parameter(name, None)
         if kind.rank:
@@ -96,7 +97,8 @@ class WeightMaskUnit(Unit):
     def _take_moments(self) -> None:
         """U and the scale from what is kept of them."""
         assert self.moments is not None, "asked where they are kept"
-        self.factor = torch.outer(*self.moments[:-1].split(list(self.mask.shape)))
+        gradients, inputs = self.moments[: len(self.mask)], self.moments[len(self.mask) : -1]
+        self.factor = torch.outer(gradients, inputs)
         self.scale = float(self.moments[-1])
 
     def _sizes(self, weight: Tensor) -> Tensor:
@@ -160,7 +162,7 @@ class WeightMaskUnit(Unit):
         share = cubic(step, steps)
         if step and share < 1 and self.kind.aligns and self.factor is None:
             raise StructureError(
-                f"the mask goes by {self.kind.importance}, and at step {step} nothing is known of what passes its weight",
+                f"the mask goes by {self.kind.importance}, and at step {step} what passes its weight is unknown",
                 "before a training begins, sparsearch.calibrate(model, losses); before one goes on, load the whole "
                 "state of its checkpoint (those of earlier versions lack it: begin anew)",
             )
