@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 import sparsearch
 from sparsearch.config.presets import read_preset
@@ -110,6 +110,7 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
 
         Raises:
             ModelStateError: If the model is wrapped for several processes or devices, or otherwise cannot be searched.
+            ConfigError: If the optimiser has groups of its own, none of which what is attached belongs to.
             DataError: If the rows cannot be searched with.
             InfeasibleError: If nothing fits the budget.
         """
@@ -130,6 +131,7 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
                 "attach structure.json of the checkpoint's folder before train(resume_from_checkpoint=...)",
             )
         check_state(model, allow={"bitsandbytes"})
+        _check_groups(model, given["optimizer"])
         loader = given["train_dataloader"]
         device = next(model.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -204,11 +206,38 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
             (folder / "structure.json").write_text(self.structure.to_json())
 
 
+def _check_groups(model: PreTrainedModel, optimizer: Any) -> None:
+    """Refuse an optimiser whose groups do not say where new parameters belong."""
+    groups = optimizer.param_groups
+    group_of = _trainer_groups(model)
+    split = {
+        (i, group_of[id(p)])
+        for i, g in enumerate(groups)
+        for p in g["params"]
+        if id(p) in group_of
+    }
+    if len(groups) > 1 and (len(groups) != 2 or not split <= {(0, 0), (1, 1)}):
+        raise ConfigError(
+            [
+                f"the optimiser has {len(groups)} groups of its own, and none is for what the search will attach"
+            ],
+            "leave the optimiser to the Trainer; or search in a first, short training that does so, attach its "
+            "callback.structure to a fresh model, and give the optimiser a group for each kind",
+        )
+
+
+def _trainer_groups(model: PreTrainedModel) -> dict[int, int]:
+    """Parameter -> its group in an optimiser that the Trainer makes: 0 decays, 1 does not, whatever its shape."""
+    decaying = Trainer.get_decay_parameter_names(None, model)
+    return {id(p): int(name not in decaying) for name, p in model.named_parameters()}
+
+
 def _train_what_is_attached(model: PreTrainedModel, optimizer: Any) -> None:
-    """Groups of an optimiser, with their settings, over what trains now: matrices in the first, vectors in the last."""
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if p.requires_grad]
-    new = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    optimizer.param_groups[0]["params"] += [p for p in new if p.dim() > 1]
-    optimizer.param_groups[-1]["params"] += [p for p in new if p.dim() < 2]
+    """What trains now in the optimiser's groups, as in one that the Trainer would make now: checkpoints go by order."""
+    group_of, groups = _trainer_groups(model), optimizer.param_groups
+    for i, group in enumerate(groups):
+        group["params"] = [
+            p
+            for p in model.parameters()
+            if p.requires_grad and (len(groups) == 1 or group_of[id(p)] == i)
+        ]

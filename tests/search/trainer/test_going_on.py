@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sparsearch as ss
+from sparsearch.errors import ConfigError
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.compaction.sparsity import weight_sparsity
@@ -14,6 +15,13 @@ STEPS = 10
 MASKS = {"max_trainable_params": 3000, "min_weight_sparsity": "40%"}
 CHANGES = {
     "matrices": ({"lora": {"max_rank": 1}}, {"max_trainable_params": 300}),
+    "vectors": (
+        {"lora": {"max_rank": 1}, "lnfit": {}, "bitfit": {}, "ia3": {}},
+        {"max_trainable_params": 300},
+    ),
+    "scalings": ({"vera": {"rank": 4}, "dora": {"rank": 1}}, {"max_trainable_params": 600}),
+    "bits": ({"lora": {"max_rank": 2, "bits": [4]}, "bitfit": {"bits": [8]}}, {"max_bytes": 300}),
+    "scores": ({"weight_mask": {"rank": 1, "every": 1}}, MASKS),
     "masks": ({"weight_mask": {"rank": 1, "every": 1, "structured": False}}, MASKS),
     "saliency": (
         {"weight_mask": {"rank": 1, "every": 2, "structured": False, "importance": "saliency"}},
@@ -53,6 +61,31 @@ def test_a_training_that_goes_on_ends_as_if_it_had_never_stopped(
     expected = whole.model.state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def two_groups(model):
+    head = [p for name, p in model.named_parameters() if name.startswith("classifier")]
+    known = {id(p) for p in head}
+    backbone = [p for p in model.parameters() if id(p) not in known]
+    return torch.optim.AdamW([{"params": backbone, "lr": 1e-2}, {"params": head, "lr": 1e-5}])
+
+
+def test_an_optimiser_with_groups_of_its_own_is_refused_before_a_search(trainer, fresh):
+    search, model = search_of(*CHANGES["vectors"]), fresh()
+    run = trainer(search, model=model, optimizers=(two_groups(model), None))
+    with pytest.raises(ConfigError, match="the optimiser has 2 groups of its own") as error:
+        run.train()
+    assert "leave the optimiser to the Trainer" in error.value.hint
+    assert search.structure is None and attachment_of(model) is None
+
+
+def test_an_optimiser_with_one_group_trains_all_in_it(trainer, fresh):
+    search, model = search_of(*CHANGES["vectors"]), fresh()
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
+    trainer(search, model=model, optimizers=(optimiser, None)).train()
+    (group,) = optimiser.param_groups
+    trained = [id(p) for p in model.parameters() if p.requires_grad]
+    assert [id(p) for p in group["params"]] == trained
 
 
 def test_masks_of_a_structure_that_was_attached_before_develop_and_learn(trainer, fresh):
