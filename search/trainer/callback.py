@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
 import sparsearch
@@ -14,7 +15,7 @@ from sparsearch.config.presets import read_preset
 from sparsearch.config.problems import read_section
 from sparsearch.config.registry import STRATEGIES, TRANSFER
 from sparsearch.config.study import BudgetConfig, SearchConfig, SpaceConfig, TrainConfig
-from sparsearch.errors import ConfigError, ModelStateError, StructureError
+from sparsearch.errors import ConfigError, DataError, ModelStateError, StructureError
 from sparsearch.search.strategies.base import RankingContext
 from sparsearch.search.strategies.registry import find_strategy, rank
 from sparsearch.search.tasks.types.registry import find_task_type
@@ -53,7 +54,7 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
         rows: Training rows that the search reads at most; an eighth of them judges.
 
     Attributes:
-        structure: What was chosen; None before training begins.
+        structure: What was chosen, or was attached already; None before training begins.
 
     Raises:
         ConfigError: If a setting is wrong.
@@ -117,6 +118,7 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
         model = given["model"]
         attachment = attachment_of(model)
         if attachment is not None:
+            self.structure = attachment.structure
             attachment.advance(state.global_step, state.max_steps)
             return
         if args.world_size > 1 or args.n_gpu > 1:
@@ -145,6 +147,12 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
         self, model: PreTrainedModel, rows: Any, collate: Any, args: TrainingArguments
     ) -> None:
         check_task_type(self.task_type, model)
+        if isinstance(rows, IterableDataset):
+            raise DataError(
+                "the search takes training rows by their number, and an IterableDataset has no numbers",
+                "give the Trainer rows that do, for example list(rows) or datasets.Dataset.from_list(list(rows)); or "
+                "search on some of them, and attach callback.structure to a fresh model for the training on all",
+            )
         seed = int(args.seed)
         generator = torch.Generator().manual_seed(derive(seed, "rows"))
         sample = torch.randperm(len(rows), generator=generator)[: self.rows].tolist()

@@ -116,6 +116,7 @@ def attach(model: M, structure: Structure | str | Path) -> M:
     mark_new_pooler(model, structure.backbone.params)
     with torch.inference_mode(False):  # what is made inside it could never train
         attachment = attach_modules(model, units)
+    attachment.structure = structure
     for candidate, slot in zip(structure.candidates, attachment.slots, strict=True):
         if slot.removal is not None:
             slot.removal.cut(candidate.which)
@@ -183,6 +184,7 @@ def drop(model: nn.Module, units: Collection[AttachedUnit]) -> None:
         handle.remove()
     for slot in units:
         del attachment.units[slot.key]
+    attachment.structure = None
     attachment.slots = [slot for slot, _ in kept]
     attachment.gate_sizes = [size for _, size in kept]
     attachment.handles = list(_hook(model, attachment.slots))

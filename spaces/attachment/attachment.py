@@ -11,6 +11,7 @@ from sparsearch.spaces.attachment.attached_unit import AttachedUnit
 from sparsearch.spaces.attachment.changed_weight import ChangedWeight
 from sparsearch.spaces.attachment.hooks import Handle
 from sparsearch.spaces.backbone.parameters import ATTACHED
+from sparsearch.spaces.structure import Structure
 
 __all__ = ["Attachment", "attachment_of"]
 
@@ -21,6 +22,7 @@ class Attachment(nn.Module):
     Attributes:
         units: ``position/with/slashes:kind`` -> the attached module.
         gate_sizes: Candidates of each unit, in order; a gate vector is split accordingly.
+        structure: What ``attach`` attached; None where that is a space, or units were taken off since.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,7 @@ class Attachment(nn.Module):
         self.units = nn.ModuleDict()
         self.slots: list[AttachedUnit] = []
         self.gate_sizes: list[int] = []
+        self.structure: Structure | None = None
         self.handles: list[Handle] = []
         self.requires_grad_before: dict[str, bool] = {}
 

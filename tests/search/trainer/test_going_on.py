@@ -53,9 +53,11 @@ def test_a_training_that_goes_on_ends_as_if_it_had_never_stopped(
     checkpoint = tmp_path / "trainer" / f"checkpoint-{stop}"
     structure = ss.Structure.load(checkpoint / "structure.json")
     model = ss.attach(fresh(), structure)
-    trainer(search_of(*CHANGES[change]), model=model, **saving).train(
-        resume_from_checkpoint=str(checkpoint)
-    )
+    last = tmp_path / "trainer" / f"checkpoint-{STEPS}" / "structure.json"
+    last.unlink()
+    again = search_of(*CHANGES[change])
+    trainer(again, model=model, **saving).train(resume_from_checkpoint=str(checkpoint))
+    assert again.structure == structure == ss.Structure.load(last)
     assert attachment_of(model).settled
     assert weight_sparsity(model) == weight_sparsity(whole.model)
     expected = whole.model.state_dict()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -113,7 +114,7 @@ def test_a_training_goes_on_from_a_checkpoint(trainer, tiny_folder, tmp_path):
     again = callback()
     run = trainer(again, model=model)
     run.train(resume_from_checkpoint=str(checkpoint))
-    assert run.state.global_step == 2 and again.structure is None
+    assert run.state.global_step == 2 and again.structure == search.structure
     state = trainer(callback())
     state.state.global_step = 1
     with pytest.raises(StructureError, match="goes on from step 1, but no structure is attached"):
@@ -159,6 +160,16 @@ def test_a_model_of_another_task_is_refused(trainer):
 def test_rows_that_cannot_be_searched_with_are_refused(trainer, rows):
     with pytest.raises(DataError, match="3 training rows are too few"):
         trainer(callback(), rows=rows[:3]).train()
+
+
+def test_rows_without_numbers_are_refused(trainer, rows):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(rows)
+
+    with pytest.raises(DataError, match="an IterableDataset has no numbers") as error:
+        trainer(callback(), rows=Stream()).train()
+    assert "list(rows)" in error.value.hint
 
 
 def language_rows(side):
