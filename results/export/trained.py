@@ -17,6 +17,7 @@ from sparsearch.config.tasks.types import TypeFacts, facts_of
 from sparsearch.errors import ExportError
 from sparsearch.results.export.task_config import processor_of, set_task
 from sparsearch.spaces.attachment.attach import attach
+from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.attachment.check import check_structure
 from sparsearch.spaces.attachment.remade import check_remade
 from sparsearch.spaces.attachment.weights_file import BACKBONE, HEAD, load_weights
@@ -30,6 +31,7 @@ from sparsearch.spaces.compaction.compact import compact
 from sparsearch.spaces.structure import Structure
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 __all__ = ["Trained"]
@@ -149,7 +151,7 @@ class Trained:
         """The structure attached to the backbone, with the trained weights.
 
         Raises:
-            ExportError: If the weights lack a part of the head.
+            ExportError: If the weights lack a part of the head, or a mask prunes less than the structure does.
             StructureError: If the structure's places were others where it was trained.
         """
         model = self.fresh_model()
@@ -162,6 +164,7 @@ class Trained:
         attach(model, self.structure)
         check_remade(model, self.metadata)
         load_weights(model, self.tensors)
+        _check_masks_are_final(model)
         return model
 
     @torch.no_grad()
@@ -182,6 +185,19 @@ class Trained:
         for name, parameter in wanted.items():
             parameter.copy_(self.tensors[name])
         return model
+
+
+def _check_masks_are_final(model: nn.Module) -> None:
+    """Whether each mask prunes what the structure says: while a training goes on it prunes less."""
+    attachment = attachment_of(model)
+    for slot in attachment.slots if attachment is not None else ():
+        mask = slot.mask
+        if mask is not None and (pruned := int((~mask.mask).sum())) < mask.pruned:
+            raise ExportError(
+                f"the masks are not final: at {slot.position.name} {pruned} weights are pruned, the structure prunes "
+                f"{mask.pruned}",
+                "train to the end, or take a checkpoint of the last three tenths of the training",
+            )
 
 
 def _damaged() -> ExportError:

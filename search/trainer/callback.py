@@ -196,9 +196,11 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **given: Any,
     ) -> None:
-        """Tell masks how far training is."""
+        """Tell masks how far training is; what was evaluated before they were final is not the best checkpoint."""
         attachment = attachment_of(given["model"])
         if attachment is not None:
+            if not attachment.settled:
+                state.best_metric = state.best_global_step = state.best_model_checkpoint = None
             attachment.advance(state.global_step, state.max_steps)
 
     def on_save(

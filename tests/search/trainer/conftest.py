@@ -31,6 +31,7 @@ def trainer(tiny_folder, rows, tmp_path):
             model,
             arguments,
             train_dataset=rows,
+            eval_dataset=rows,
             processing_class=tokenizer,
             callbacks=[*callbacks],
             optimizers=optimizers,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sparsearch as ss
-from sparsearch.errors import ConfigError
+from sparsearch.errors import ConfigError, ExportError
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.loading import load_model
 from sparsearch.spaces.compaction.sparsity import weight_sparsity
@@ -63,6 +66,24 @@ def test_a_training_that_goes_on_ends_as_if_it_had_never_stopped(
     expected = whole.model.state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_best_checkpoint_is_one_whose_masks_are_final(trainer, tmp_path):
+    search = search_of(*CHANGES["masks"])
+    scores = iter([1.0, 0.9, 0.5, 0.7, 0.6])
+    run = trainer(
+        search, max_steps=STEPS, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="accuracy", greater_is_better=True,
+    )  # fmt: skip
+    run.compute_metrics = lambda _: {"accuracy": next(scores)}
+    run.train()
+    assert Path(run.state.best_model_checkpoint).name == "checkpoint-8"
+    assert weight_sparsity(run.model) >= 0.4
+    ss.save(run.model, search.structure, tmp_path / "trained")
+    state = load_file(tmp_path / "trainer" / "checkpoint-4" / "model.safetensors")
+    run.model.load_state_dict(state)
+    with pytest.raises(ExportError, match="the masks are not final: at .* weights are pruned"):
+        ss.save(run.model, search.structure, tmp_path / "early")
 
 
 def two_groups(model):
