@@ -3,6 +3,7 @@
 | file | what it does |
 |---|---|
 | folder | what is known of a launch, as files that outlive the server |
+| of_study | whether a launch still says how its study stands |
 | driver | the process that runs one study |
 | supervisor | which drivers run: some at a time, killed ones again |
 | driver_runner | where they run: ``DriverRunner``, and processes beside the server |

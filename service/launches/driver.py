@@ -17,6 +17,7 @@ from filelock import Timeout
 
 from sparsearch.errors import SparsearchError, Stopped
 from sparsearch.results.records import FINISHED, Outcome, Trial, TrialRecord
+from sparsearch.results.store.store import Store
 from sparsearch.search.tasks.data_summary import DataSummary
 from sparsearch.service.launches.folder import STOPPED, End, Launch
 from sparsearch.workers.callbacks import StudyCallbacks
@@ -34,10 +35,11 @@ class EventWriter(StudyCallbacks):
 
     Args:
         launch: Where to.
+        db: The database, which knows the study.
     """
 
-    def __init__(self, launch: Launch) -> None:
-        self.launch = launch
+    def __init__(self, launch: Launch, db: str) -> None:
+        self.launch, self.db = launch, db
         self._told: dict[int, float] = {}
 
     def checked(self, preflight: Preflight) -> None:
@@ -51,7 +53,9 @@ class EventWriter(StudyCallbacks):
     def opened(
         self, study: str, queued: Sequence[Trial], finished: int, to_propose: int = 0
     ) -> None:
-        """The trials still to run are known."""
+        """The trials still to run are known, and with them the study."""
+        with Store.open(self.db, create=False) as store:
+            self.launch.begin(store.find_study(study))
         facts = {"queued": len(queued), "finished": finished, "to_propose": to_propose}
         self.launch.tell("opened", study=study, **facts)
 
@@ -103,7 +107,7 @@ class EventWriter(StudyCallbacks):
 def _run(launch: Launch, db: str) -> End:
     """Run the study; whatever goes wrong is how it ended."""
     try:
-        run(launch.request["study"], db, listener=EventWriter(launch))
+        run(launch.request["study"], db, listener=EventWriter(launch, db))
     except Stopped as error:
         return End(STOPPED, error.message, error.hint)
     except SparsearchError as error:

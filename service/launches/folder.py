@@ -11,12 +11,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from filelock import FileLock
 
 from sparsearch.errors import LeaseError, NotFoundError
+from sparsearch.results.records import StudyRecord
 from sparsearch.service.json_lines import append_line, now
 
 __all__ = ["UNTOLD", "End", "Launch", "LaunchState", "find_launch", "launches", "make_launch"]
@@ -94,6 +96,10 @@ class Launch:
         return self.folder / "events.jsonl"
 
     @property
+    def _last_event(self) -> int:
+        return int(self.request.get("last_event", 0))
+
+    @property
     def _events_size(self) -> int:
         return self.events.stat().st_size if self.events.exists() else 0
 
@@ -114,6 +120,23 @@ class Launch:
             return End(**json.loads((self.folder / "end.json").read_text("utf-8")))
         except FileNotFoundError:
             return None
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended, or was asked to end before it began; None while it is queued or runs."""
+        if self.state in ("queued", "running"):
+            return None
+        path = self.folder / ("end.json" if self.end else "stop")
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+    @property
+    def begun(self) -> tuple[str, int] | None:
+        """When the study that its drivers run was created, and the place behind which its events stand."""
+        try:
+            found = json.loads((self.folder / "begun.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        return found["created_at"], found["after"]
 
     @property
     def stop_asked(self) -> bool:
@@ -155,7 +178,7 @@ class Launch:
             "queued_at": request["queued_at"],
             "starts": self.starts,
             "end": None if end is None else asdict(end),
-            "last_event": request.get("last_event", 0),
+            "last_event": self._last_event,
         }
 
     def finish(self, end: End) -> None:
@@ -165,6 +188,22 @@ class Launch:
             (self.folder / UNTOLD).mkdir(exist_ok=True, mode=0o700)
             _write(self.folder / UNTOLD / f"{self.id}.json", told | asdict(end))
         _write(self.folder / "end.json", asdict(end))
+
+    def ran(self, study: StudyRecord) -> bool:
+        """Whether it is this study that its drivers run, and not another one that had its name."""
+        return self.begun is not None and self.begun[0] == study.created_at.isoformat()
+
+    def begin(self, study: StudyRecord) -> None:
+        """Note which study its drivers run, and that events of before it was queued are those of another one."""
+        if not self.ran(study):
+            facts = {"created_at": study.created_at.isoformat(), "after": self._last_event}
+            _write(self.folder / "begun.json", facts)
+
+    def begins(self, study: StudyRecord | None) -> int:
+        """The place behind which the events of a study stand; of one that has not begun, those since it was queued."""
+        if study is not None and self.begun is not None and self.ran(study):
+            return self.begun[1]
+        return self._last_event
 
     def count_start(self) -> None:
         """Note that a driver is started."""

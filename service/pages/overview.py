@@ -11,7 +11,8 @@ from fastapi.responses import HTMLResponse
 from sparsearch.errors import NotFoundError
 from sparsearch.results.records import BestQuery, StudyRecord
 from sparsearch.results.store.reader import StoreReader
-from sparsearch.service.launches.folder import launches
+from sparsearch.service.launches.folder import Launch, launches
+from sparsearch.service.launches.of_study import is_last_word
 from sparsearch.service.pages.rendering import page
 from sparsearch.service.routes.asked import Cursor, TheStore
 
@@ -22,10 +23,11 @@ router = APIRouter(include_in_schema=False)
 _ROWS = 50
 
 
-def state_of(study: StudyRecord, launch: str | None) -> str:
+def state_of(study: StudyRecord, launch: Launch | None, store: StoreReader) -> str:
     """What a study does: where trials are left and nobody runs them, its launch may know why."""
-    if study.state == "unfinished" and launch not in (None, "finished"):
-        return launch
+    if study.state == "unfinished" and launch is not None and is_last_word(launch, study, store):
+        state = launch.state
+        return study.state if state == "finished" else state
     return study.state
 
 
@@ -46,16 +48,14 @@ def _not_begun(store: StoreReader, launched: Mapping[str, str]) -> list[tuple[st
 def studies(request: Request, store: TheStore, cursor: Cursor = None) -> Any:
     """List the studies, the youngest first, and launches that have not begun."""
     found = store.studies(after=cursor, limit=_ROWS, youngest_first=True)
-    launched = {
-        launch.name: launch.state for launch in launches(request.app.state.settings.launches)
-    }
+    launched = {launch.name: launch for launch in launches(request.app.state.settings.launches)}
     known = {study.name for study in found}
-    others = {name: state for name, state in launched.items() if name not in known}
+    others = {name: launch.state for name, launch in launched.items() if name not in known}
     return page(
         request,
         "studies.html",
         title="Studies",
-        studies=[(study, state_of(study, launched.get(study.name))) for study in found],
+        studies=[(study, state_of(study, launched.get(study.name), store)) for study in found],
         not_begun=[] if cursor else _not_begun(store, others),
         best=() if cursor else store.best_of_each_task(BestQuery())[:20],
         next=found[-1].name if len(found) == _ROWS else None,

@@ -9,10 +9,13 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from sparsearch.errors import NotFoundError
+from sparsearch.results.records import StudyRecord
 from sparsearch.results.report.study_figures import telling_axes
 from sparsearch.results.report.study_report import best_of_budgets
+from sparsearch.results.store.reader import StoreReader
 from sparsearch.service.json_lines import now
-from sparsearch.service.launches.folder import Launch, find_launch
+from sparsearch.service.launches.folder import End, Launch, find_launch
+from sparsearch.service.launches.of_study import is_last_word
 from sparsearch.service.pages.overview import state_of
 from sparsearch.service.pages.rendering import page
 from sparsearch.service.pages.study_view import StudyViews
@@ -46,11 +49,20 @@ def _launch_of(request: Request, name: str) -> Launch | None:
     return None
 
 
-def _shown(launch: Launch | None, asked_at: str) -> dict[str, Any]:
+def _shown(launch: Launch | None, study: StudyRecord | None, asked_at: str) -> dict[str, Any]:
     """What a page needs to go on watching a launch: events since it was asked for are news to it."""
     if launch is None:
         return {"launch": None, "rendered": asked_at}
-    return {"launch": launch.as_dict(), "events_from": launch.tail(_TAIL), "rendered": asked_at}
+    events_from = max(launch.tail(_TAIL), launch.begins(study))
+    return {"launch": launch.as_dict(), "events_from": events_from, "rendered": asked_at}
+
+
+def _failure(launch: Launch | None, study: StudyRecord, store: StoreReader) -> End | None:
+    """Why a launch failed, unless the study went on since."""
+    end = None if launch is None else launch.end
+    if launch is None or end is None or not end.code:
+        return None
+    return end if is_last_word(launch, study, store) else None
 
 
 @router.get("/{study}", response_class=HTMLResponse)
@@ -65,7 +77,7 @@ def study(study: Study, request: Request, views: Views) -> Any:
             raise
         return page(
             request, "launched.html", title=study, name=study, state=launch.state,
-            **_shown(launch, asked_at),
+            **_shown(launch, None, asked_at),
         )  # fmt: skip
     launch = _launch_of(request, view.study.name)
     return page(
@@ -79,8 +91,9 @@ def study(study: Study, request: Request, views: Views) -> Any:
         axes=telling_axes(view.summary),
         best=best_of_budgets(views.store, view.summary),
         curves=any(len(t.history) > 1 for t in view.trials),
-        **_shown(launch, asked_at),
-        state=state_of(view.study, launch.state if launch else None),
+        **_shown(launch, view.study, asked_at),
+        state=state_of(view.study, launch, views.store),
+        failure=_failure(launch, view.study, views.store),
         most_failures=_MOST_FAILURES,
     )
 

@@ -24,7 +24,7 @@ from sparsearch.service.problems import Problem
 from sparsearch.service.routes.asked import TheStore
 from sparsearch.service.settings import ServiceSettings
 
-__all__ = ["launch_events", "router"]
+__all__ = ["launch_events", "place_behind", "router"]
 
 router = APIRouter(tags=["launches"])
 
@@ -149,11 +149,12 @@ async def watch_events(
     after: Annotated[str, Query(max_length=20, description="As Last-Event-ID says.")] = "0",
 ) -> Any:
     """Watch a study: server-sent events, each with an id after which a client that comes back goes on."""
-    return launch_events(find_launch(settings.launches, study), last_event_id or after, request)
+    found = find_launch(settings.launches, study)
+    return launch_events(found, place_behind(found, last_event_id or after), request)
 
 
-def launch_events(found: Launch, after: str, request: Request) -> EventStream:
-    """The stream of a launch behind an event.
+def place_behind(found: Launch, after: str) -> int:
+    """The place of an id among the events of a launch.
 
     Raises:
         Problem: 422, if there is no such event.
@@ -164,7 +165,12 @@ def launch_events(found: Launch, after: str, request: Request) -> EventStream:
         next(found.events_after(int(after)), None)
     except ValueError as error:
         raise Problem(f"Last-Event-ID: {error}", status=422) from error
-    return EventStream(_stream(found, int(after)), request.app.state.streams)
+    return int(after)
+
+
+def launch_events(found: Launch, place: int, request: Request) -> EventStream:
+    """The stream of a launch behind a place."""
+    return EventStream(_stream(found, place), request.app.state.streams)
 
 
 async def _stream(launch: Launch, offset: int) -> AsyncIterator[str]:

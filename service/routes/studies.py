@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ from sparsearch.results.store.store import Store
 from sparsearch.service.access import may_run
 from sparsearch.service.audit import note
 from sparsearch.service.launches.folder import Launch, find_launch
+from sparsearch.service.launches.of_study import tells_all, told_until
 from sparsearch.service.limits.streams import EventStream
 from sparsearch.service.models import (
     BestModel,
@@ -29,7 +31,7 @@ from sparsearch.service.models import (
 )
 from sparsearch.service.problems import Problem
 from sparsearch.service.routes.asked import NO_NUL, Cursor, Limit, TheStore, page
-from sparsearch.service.routes.launches import launch_events
+from sparsearch.service.routes.launches import launch_events, place_behind
 from sparsearch.service.study_events import study_events, told_by
 
 __all__ = ["router"]
@@ -93,27 +95,46 @@ async def events(
     last_event_id: Annotated[str | None, Header(max_length=4000)] = None,
 ) -> Any:
     """Watch a study, wherever it was launched: the events of its launch, or its trials as they finish."""
-    told = told_by(last_event_id or "t")
-    launch = None if last_event_id and told is not None else await _launch(study, store, request)
-    if launch is not None:
-        return launch_events(launch, last_event_id or "0", request)
-    if told is None:
-        raise Problem(f"Last-Event-ID {last_event_id!r} is no id of an event", status=422)
+    state, told = request.app.state, told_by(last_event_id or "t")
+    if not last_event_id or told is None:
+        asked = (study, last_event_id or "0", store, state.settings.launches)
+        launch, place, told = await run_in_threadpool(_source, *asked)
+        if launch is not None:
+            return launch_events(launch, place, request)
     name = (await run_in_threadpool(store.find_study, study)).name
-    return EventStream(
-        study_events(request.app.state.watches, name, told), request.app.state.streams
-    )
+    return EventStream(study_events(state.watches, name, told or set()), state.streams)
 
 
-async def _launch(study: str, store: Store, request: Request) -> Launch | None:
-    """The launch of a study, if it was launched here."""
-    root = request.app.state.settings.launches
+def _source(
+    study: str, after: str, store: Store, root: FilePath
+) -> tuple[Launch | None, int, set[int]]:
+    """The launch that tells of a study and the place behind an id; where none does, the trials that were told.
+
+    Raises:
+        NotFoundError: If there is no such study, and none was launched here.
+        Problem: If it is no id.
+    """
+    launch = record = None
     with suppress(NotFoundError):
-        return find_launch(root, study)
-    name = (await run_in_threadpool(store.find_study, study)).name
-    with suppress(NotFoundError):
-        return find_launch(root, name)
-    return None
+        launch = find_launch(root, study)
+    try:
+        record = store.find_study(study)
+    except NotFoundError:
+        if launch is None:
+            raise
+    if launch is None and record is not None:
+        with suppress(NotFoundError):
+            launch = find_launch(root, record.name)
+    if launch is None:
+        if after != "0":
+            raise Problem(f"Last-Event-ID {after!r} is no id of an event", status=422)
+        return None, 0, set()
+    if record is not None and record.name != launch.name:
+        record = None  # its name only begins so
+    place = place_behind(launch, after)
+    if tells_all(launch, record, store):
+        return launch, max(place, launch.begins(record)), set()
+    return None, 0, told_until(launch, record, place, store)
 
 
 @router.get("/{study}/trials", response_model=Page[TrialModel])

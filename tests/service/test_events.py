@@ -111,9 +111,15 @@ def test_a_trial_that_a_race_left_out_is_told_again_once_it_has_run(tmp_path):
     assert told == [(3, "ok", outcome.score("validation"))]
 
 
-def test_a_study_that_was_launched_here_has_the_events_of_its_launch(client_of, study, tmp_path):
+def test_a_study_that_was_launched_here_has_the_events_of_its_launch(
+    client_of, filled_url, study, tmp_path
+):
     launch = make_launch(tmp_path / "launches", "first", study)
+    with Store.open(filled_url, create=False) as store:
+        launch.begin(store.find_study("first"))
     launch.tell("opened", study="first")
+    for trial, outcome in plan():
+        launch.tell("finished", trial=trial.number, state=outcome.state)
     launch.finish(End(0))
     client = client_of()
     asked = [client.get(f"{API}/{path}/first/events") for path in ("studies", "launches")]

@@ -106,6 +106,10 @@ def test_a_study_survives_the_server_and_the_driver(study, settings, tmp_path, m
         until(lambda: state(client) == "finished")
         assert rows(settings.db) == rows(whole)
         told = events_of(client)
+        by_study, by_launch = (
+            client.get(f"{API}/{of}/tiny/events") for of in ("studies", "launches")
+        )
+        assert by_study.text == by_launch.text, "its driver noted the study"
         finished = [event["trial"] for _, name, event in told if name == "finished"]
         assert sorted(finished) == [row[0] for row in rows(whole)], "each once"
         assert [name for _, name, _ in told][-2:] == ["ended", "idle"]
