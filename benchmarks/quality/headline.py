@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -88,6 +88,7 @@ def svg(found: Mapping[str, Mapping[str, Cost | None]], tasks: Sequence[str]) ->
     """The picture: parameters on the left, bytes on the right, both on logarithmic axes."""
     bottom = TOP + ROW * len(found)
     width, height = LEFT + 2 * PANEL + GAP + 90, bottom + 40
+    colours = {task: COLOURS[number % len(COLOURS)] for number, task in enumerate(tasks)}
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="12"><rect width="{width}" height="{height}" fill="#ffffff"/>',
@@ -95,45 +96,52 @@ def svg(found: Mapping[str, Mapping[str, Cost | None]], tasks: Sequence[str]) ->
         "fine-tuning</text>",
     ]
     for number, task in enumerate(tasks):
-        x = LEFT + 90 * number
-        parts.append(
-            f'<circle cx="{x + 5}" cy="36" r="5" fill="{COLOURS[number % len(COLOURS)]}"/>'
-            f'<text x="{x + 15}" y="40">{escape(task)}</text>'
-        )
-    panels = (
-        ("trained parameters", "params", LEFT),
-        ("stored bytes", "stored_bytes", LEFT + PANEL + GAP),
-    )
-    for title, key, left in panels:
-        values = [getattr(c, key) for row in found.values() for c in row.values() if c]
-        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-        for power in range(low, high + 1):
-            x = left + PANEL * (power - low) / (high - low)
-            parts.append(
-                f'<line x1="{x:.0f}" y1="{TOP - 8}" x2="{x:.0f}" y2="{bottom}" stroke="#dddddd"/>'
-                f'<text x="{x:.0f}" y="{bottom + 16}" text-anchor="middle">{10**power:,}</text>'
-            )
-        parts.append(
-            f'<text x="{left + PANEL / 2:.0f}" y="{bottom + 34}" text-anchor="middle">{title}</text>'
-        )
-        for line, row in enumerate(found.values()):
-            y = TOP + ROW * line + 6
-            for number, task in enumerate(tasks):
-                if cost := row.get(task):
-                    x = left + PANEL * (math.log10(getattr(cost, key)) - low) / (high - low)
-                    parts.append(
-                        f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="{COLOURS[number % len(COLOURS)]}" '
-                        f'fill-opacity="0.85"><title>{escape(task)}: {getattr(cost, key):,.0f}</title></circle>'
-                    )
+        left = LEFT + 90 * number
+        parts.append(f'<circle cx="{left + 5}" cy="36" r="5" fill="{colours[task]}"/>')
+        parts.append(f'<text x="{left + 15}" y="40">{escape(task)}</text>')
     for line, (name, row) in enumerate(found.items()):
         y = TOP + ROW * line + 10
         parts.append(f'<text x="{LEFT - 10}" y="{y}" text-anchor="end">{escape(name)}</text>')
-        missed = [task for task in tasks if task in row and row[task] is None]
+        missed = ", ".join(task for task in tasks if task in row and row[task] is None)
         if missed:
-            parts.append(
-                f'<text x="{width - 88}" y="{y}" fill="#777777" font-size="10">not: {escape(", ".join(missed))}</text>'
-            )
+            said = f'fill="#777777" font-size="10">not: {escape(missed)}</text>'
+            parts.append(f'<text x="{width - 88}" y="{y}" {said}')
+    for title, key, left in (
+        ("trained parameters", "params", LEFT),
+        ("stored bytes", "stored_bytes", LEFT + PANEL + GAP),
+    ):
+        parts += _panel(found, colours, title, key, left)
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _panel(
+    found: Mapping[str, Mapping[str, Cost | None]],
+    colours: Mapping[str, str],
+    title: str,
+    key: str,
+    left: int,
+) -> Iterator[str]:
+    """One axis with its marks."""
+    bottom = TOP + ROW * len(found)
+    values = [getattr(c, key) for row in found.values() for c in row.values() if c]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+
+    def place(value: float) -> str:
+        return f"{left + PANEL * (math.log10(value) - low) / (high - low):.1f}"
+
+    for power in range(low, high + 1):
+        x = place(10**power)
+        yield f'<line x1="{x}" y1="{TOP - 8}" x2="{x}" y2="{bottom}" stroke="#dddddd"/>'
+        yield f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{10**power:,}</text>'
+    yield f'<text x="{left + PANEL // 2}" y="{bottom + 34}" text-anchor="middle">{title}</text>'
+    for line, row in enumerate(found.values()):
+        for task, cost in row.items():
+            if cost:
+                value = getattr(cost, key)
+                yield (
+                    f'<circle cx="{place(value)}" cy="{TOP + ROW * line + 6}" r="5" fill="{colours[task]}" '
+                    f'fill-opacity="0.85"><title>{escape(task)}: {value:,.0f}</title></circle>'
+                )
 
 
 def main() -> None:

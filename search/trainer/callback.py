@@ -25,7 +25,9 @@ from sparsearch.search.training.warm_start import WarmStarts
 from sparsearch.spaces.attachment.attach import attach
 from sparsearch.spaces.attachment.attachment import attachment_of
 from sparsearch.spaces.backbone.identity import identify
+from sparsearch.spaces.backbone.loading import load_config
 from sparsearch.spaces.backbone.parameters import head_parameters, positions_of
+from sparsearch.spaces.backbone.quantised.settings import quantisation_of
 from sparsearch.spaces.backbone.state import check_state
 from sparsearch.spaces.budget import resolve
 from sparsearch.spaces.calibration.calibrate import aligning_at, take_bases
@@ -110,7 +112,8 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
         """Search, attach, and give the optimiser what trains from here on.
 
         Raises:
-            ModelStateError: If the model is wrapped for several processes or devices, or otherwise cannot be searched.
+            ModelStateError: If the model is wrapped for several processes or devices, was rounded by loading it in half
+                precision, or otherwise cannot be searched.
             ConfigError: If the optimiser has groups of its own, none of which what is attached belongs to.
             DataError: If the rows cannot be searched with.
             InfeasibleError: If nothing fits the budget.
@@ -133,6 +136,7 @@ class StructureCallback(TrainerCallback):  # type: ignore[misc]
                 "attach structure.json of the checkpoint's folder before train(resume_from_checkpoint=...)",
             )
         check_state(model, allow={"bitsandbytes"})
+        _check_unrounded(model)
         _check_groups(model, given["optimizer"])
         loader = given["train_dataloader"]
         device = next(model.parameters()).device
@@ -233,6 +237,24 @@ def _check_groups(model: PreTrainedModel, optimizer: Any) -> None:
             ],
             "leave the optimiser to the Trainer; or search in a first, short training that does so, attach its "
             "callback.structure to a fresh model, and give the optimiser a group for each kind",
+        )
+
+
+def _check_unrounded(model: PreTrainedModel) -> None:
+    """Refuse weights that loading has rounded: no file gives them back, so that nothing trained on them can be saved.
+
+    Raises:
+        ModelStateError: If the model's folder says that they are of a wider type.
+    """
+    kind = next(model.base_model.parameters()).dtype
+    path = str(model.config.name_or_path)
+    if kind == torch.float32 or quantisation_of(model) is not None or not Path(path).is_dir():
+        return
+    stored = load_config(path).dtype or torch.float32
+    if getattr(torch, str(stored).removeprefix("torch.")) == torch.float32:
+        raise ModelStateError(
+            f"the model was loaded in {kind}, and its folder {path!r} has float32: no file holds the rounded weights",
+            "load it in float32, from_pretrained(..., dtype='auto'); TrainingArguments(bf16=True) trains in bfloat16",
         )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 from transformers import (
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
@@ -19,6 +20,7 @@ from transformers import (
 
 import sparsearch as ss
 from sparsearch.errors import ConfigError, DataError, ModelStateError, StructureError
+from sparsearch.search.trainer.callback import _check_unrounded
 from sparsearch.search.trainer.rows import task_of_rows
 from sparsearch.spaces.attachment.attach import detach
 from sparsearch.spaces.attachment.attachment import attachment_of
@@ -283,3 +285,17 @@ def test_a_collator_that_shifts_the_labels_gives_the_same_loss(build):
         task = task_of_rows("seq2seq", model, rows, collate, 0)
         losses.append(task.behaviour.split_loss(model, task.train, "fp32"))
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_weights_that_loading_has_rounded_are_refused_before_the_search(
+    half, trainer, tiny_folder, tmp_path
+):
+    """No file gives them back. A folder that has them in half precision does."""
+    load = AutoModelForSequenceClassification.from_pretrained
+    with pytest.raises(ModelStateError, match="no file holds the rounded weights"):
+        trainer(callback(), model=load(tiny_folder, dtype=half)).train()
+    folder = tmp_path / "half"
+    load(tiny_folder, dtype=half).save_pretrained(folder)
+    _check_unrounded(load(folder, dtype="auto"))
+    _check_unrounded(load(tiny_folder))
