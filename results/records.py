@@ -184,7 +184,7 @@ class StudyRecord:
     finished: int
     best_score: float | None
     task_fingerprint: str = ""
-    backbone: Mapping[str, Any] | None = field(default=None, repr=False)
+    backbone: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> StudyRecord:
