@@ -79,9 +79,12 @@ def _small_model(trained: Trained) -> tuple[PreTrainedModel, Tensor, tuple[str, 
         hint = "export it with --to spec, which keeps it attached"
         raise ExportError(f"no checkpoint of this structure: {error.message}", hint) from error
     after = weight_sparsity(model)
-    fall = f"{before:.1%} -> {after:.1%}"
-    note = f"merging fills zeros of the backbone's linears: {fall}; --to spec keeps them"
-    return model, expected, (note,) if round(before - after, 3) > 0 else ()
+    if round(before - after, 3) <= 0:
+        return model, expected, ()
+    cuts = any(candidate.which for candidate in trained.structure.candidates)
+    what = "merging and cutting take zeros from" if cuts else "merging fills zeros of"
+    note = f"{what} the backbone's linears: {before:.1%} -> {after:.1%}; --to spec keeps them"
+    return model, expected, (note,)
 
 
 def _check_written(model: torch.nn.Module, again: torch.nn.Module) -> None:

@@ -15,7 +15,13 @@ from sparsearch.config.presets import read_preset
 from sparsearch.config.problems import read_section
 from sparsearch.config.registry import STRATEGIES, TRANSFER
 from sparsearch.config.study import BudgetConfig, SearchConfig, SpaceConfig, TrainConfig
-from sparsearch.errors import ConfigError, DataError, ModelStateError, StructureError
+from sparsearch.errors import (
+    BackboneError,
+    ConfigError,
+    DataError,
+    ModelStateError,
+    StructureError,
+)
 from sparsearch.search.strategies.base import RankingContext
 from sparsearch.search.strategies.registry import find_strategy, rank
 from sparsearch.search.tasks.types.registry import find_task_type
@@ -244,17 +250,21 @@ def _check_unrounded(model: PreTrainedModel) -> None:
     """Refuse weights that loading has rounded: no file gives them back, so that nothing trained on them can be saved.
 
     Raises:
-        ModelStateError: If the model's folder says that they are of a wider type.
+        ModelStateError: If they are in half precision, and the model's config on disk or on the hub says otherwise.
     """
     kind = next(model.base_model.parameters()).dtype
     path = str(model.config.name_or_path)
-    if kind == torch.float32 or quantisation_of(model) is not None or not Path(path).is_dir():
+    if kind == torch.float32 or quantisation_of(model) is not None or not path:
         return
-    stored = load_config(path).dtype or torch.float32
-    if getattr(torch, str(stored).removeprefix("torch.")) == torch.float32:
+    try:
+        stored = str(load_config(path).dtype or torch.float32)
+    except BackboneError:
+        return  # made in memory, or its folder is gone
+    if stored.removeprefix("torch.") != str(kind).removeprefix("torch."):
         raise ModelStateError(
-            f"the model was loaded in {kind}, and its folder {path!r} has float32: no file holds the rounded weights",
-            "load it in float32, from_pretrained(..., dtype='auto'); TrainingArguments(bf16=True) trains in bfloat16",
+            f"the model was loaded in {kind}, and {path!r} has {stored}: no file holds the rounded weights",
+            "load it as it is stored, from_pretrained(..., dtype='auto'), or in float32; TrainingArguments(bf16=True) "
+            "trains in bfloat16",
         )
 
 

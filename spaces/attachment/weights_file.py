@@ -161,10 +161,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _like(tensor: Tensor, wanted: Tensor) -> bool:
-    """Whether a tensor may take another's place: whole numbers for whole ones, and finite."""
-    return tensor.is_floating_point() == wanted.is_floating_point() and bool(
-        tensor.isfinite().all()
-    )
+    """Whether a tensor has fractions, and finite ones, where another has; codes are judged by who unpacks them."""
+    if not wanted.is_floating_point():
+        return True
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
 def _warn(text: str) -> None:

@@ -53,13 +53,17 @@ def test_an_id_beyond_the_end_is_refused_before_the_first_event_too(client_of, t
 
 
 def test_the_stream_of_a_launch_ends_where_it_is_deleted(tmp_path):
+    told = []
+
     async def watch():
-        async for _ in _stream(launch, 0):
+        async for event in _stream(launch, 0):
+            told.append(event)
             launch.forget()
 
     launch = make_launch(tmp_path, "mine", {})
     launch.tell("checked")
     asyncio.run(watch())
+    assert len(told) == 1 and "event: checked" in told[0]
 
 
 @pytest.mark.parametrize("character", ["é", "€", "😀"])

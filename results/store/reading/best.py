@@ -49,7 +49,7 @@ _Group: TypeAlias = tuple[str, str, int, str, int, str]
 
 
 _PAID = ("stored_bytes", "trainable_params")
-
+"""What decides between equal scores under ``max_bytes``; else the other way round."""
 
 _HASH_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
@@ -74,13 +74,10 @@ def best_of_each_task(session: Session, question: BestQuery) -> tuple[Best, ...]
                 value = limit.of_backbone(value, group.backbone_params)
             query = query.where(_within(limit, value))
         rows = session.execute(query.limit(1)).all()
-        if (
-            rows and "max_bytes" in asked
-        ):  # of equal scores that which stores least, which the index does not know
+        if rows and "max_bytes" in asked:  # the index has equal scores by parameters
             ties = query.where(TrialRow.score == rows[0].score).order_by(None)
-            rows = session.execute(
-                ties.order_by(TrialRow.stored_bytes, *BEST_FIRST).limit(1)
-            ).all()
+            fewest_bytes = ties.order_by(TrialRow.stored_bytes, *BEST_FIRST)
+            rows = session.execute(fewest_bytes.limit(1)).all()
         found.setdefault(group.task_fingerprint, []).extend(rows)
     paid = attrgetter(*(_PAID if "max_bytes" in asked else reversed(_PAID)))
     winners = (

@@ -116,7 +116,7 @@ def check_config(session: Session, spec: StudySpec) -> None:
 def _check_growth(study: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse a configuration that differs from the stored one in more than what a study grows by."""
     grows = growth.growing(old, new)
-    unknown = {name for name in _CONTENT if name not in old}  # to earlier versions
+    unknown = {_DATA, _READER} - old.keys()  # to earlier versions
     new = {name: value for name, value in new.items() if name not in unknown}
     kept, wanted = ({k: v for k, v in c.items() if k not in grows} for c in (old, new))
     fixed = _differences(kept, wanted)
@@ -296,10 +296,8 @@ def _queued(study_id: int, trial: Trial) -> dict[str, Any]:
     }
 
 
-_DIGESTS = "data_sha256."
-_READER = "reader_sha256"
-_CONTENT = (_DIGESTS.rstrip("."), _READER)
-"""What a configuration says of the content of files."""
+_DATA, _READER = "data_sha256", "reader_sha256"
+"""What a configuration says of the content of files: of the data, and of the tokenizer or image processor."""
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -314,8 +312,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
         return found
     if old == new:
         return []
-    if path.startswith(_DIGESTS):
-        return [f"the content of the data file(s) {path.removeprefix(_DIGESTS)!r} changed"]
+    if path.startswith(f"{_DATA}."):
+        return [f"the content of the data file(s) {path.removeprefix(f'{_DATA}.')!r} changed"]
     if path == _READER:
         return ["the files of the model's tokenizer or image processor changed"]
     shown = ["(not set)" if value is _ABSENT else json.dumps(value) for value in (old, new)]

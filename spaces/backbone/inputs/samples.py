@@ -27,7 +27,7 @@ def check_reads_tokens(model: nn.Module) -> None:
     if not reads_text(model):
         raise BackboneError(
             f"a {type(model).__name__} reads {model.main_input_name}; only models that read tokens are measured here",
-            "leave --estimate out, and try a few steps: --set search.steps=3",
+            "measure a study instead, a short one: sparsearch run STUDY.yaml --profile --set search.steps=3",
         )
 
 

@@ -299,3 +299,6 @@ def test_weights_that_loading_has_rounded_are_refused_before_the_search(
     load(tiny_folder, dtype=half).save_pretrained(folder)
     _check_unrounded(load(folder, dtype="auto"))
     _check_unrounded(load(tiny_folder))
+    other = torch.float16 if half is torch.bfloat16 else torch.bfloat16
+    with pytest.raises(ModelStateError, match=f"loaded in {other}, and .* has .*{half}"):
+        _check_unrounded(load(folder, dtype=other))
