@@ -1,9 +1,10 @@
 """A real language model at equal stored bytes: Gemma 3 270M writes sentences from restaurant facts (E2E).
 
 Contestants x seeds at one budget. With several multiples of the default rates, each contestant takes the one with the
-best validation loss under its first seed. Training keeps the epoch with the best validation loss; then the test rows:
-their loss against the first reference, and BLEU and ROUGE-L of what is written against all references. One JSON line
-per run; a second call goes on where the first stopped.
+best validation loss under its first seed; all of them train what one ranking chose, made for the first. Training keeps
+the epoch with the best validation loss; then the test rows: their loss against the first reference, and BLEU and
+ROUGE-L of what is written against all references. One JSON line per run; a second call goes on where the first
+stopped.
 
     python benchmarks/quality/e2e.py run --gguf FOLDER/gemma-3-270m-q4_k_m.gguf --out quality-e2e.jsonl
     python benchmarks/quality/e2e.py report benchmarks/results/quality-e2e.jsonl
@@ -37,7 +38,8 @@ from sparsearch.search.training.evaluate import evaluate
 from sparsearch.spaces.attachment.attach import attach, detach
 from sparsearch.spaces.attachment.weights_file import load_weights
 from sparsearch.spaces.budget import resolve
-from sparsearch.workers.trials.execute import execute
+from sparsearch.spaces.ranking import Ranking
+from sparsearch.workers.trials.execute import Rankings, execute
 from sparsearch.workers.trials.provenance import environment
 from sparsearch.workers.trials.session import Session, open_session
 
@@ -98,7 +100,11 @@ def session_for(
 
 
 def run(
-    contestant: str, seed: int, multiple: float, arguments: argparse.Namespace
+    contestant: str,
+    seed: int,
+    multiple: float,
+    arguments: argparse.Namespace,
+    rankings: dict[tuple[str, int], Ranking],
 ) -> dict[str, Any]:
     """Train one structure, or none; then its losses and what it writes."""
     files = write_rows(arguments.data / "e2e", arguments.out.parent / "e2e-rows")
@@ -120,7 +126,11 @@ def run(
         }
     else:
         budget = resolve(session.space.backbone_params, max_bytes=arguments.budget)
-        outcome = execute(session, Trial(0, BYTES[contestant].strategy, budget, seed))
+        trial = Trial(0, BYTES[contestant].strategy, budget, seed)
+        outcome = execute(session, trial, Rankings(lambda _: rankings.get((contestant, seed))))
+        reused = (contestant, seed) in rankings
+        if outcome.ranking:
+            rankings[contestant, seed] = outcome.ranking[1]
         if outcome.structure is None or outcome.weights is None:
             sys.exit(f"{contestant}, seed {seed}: {outcome.state}: {outcome.message}")
         validation, test = outcome.score("validation"), outcome.score("test")
@@ -128,7 +138,7 @@ def run(
         line |= {"validation_loss": -validation, "test_loss": -test}
         line |= {"params": outcome.trainable_params, "stored_bytes": outcome.stored_bytes}
         line["ranking_seconds"] = outcome.ranking[1].seconds if outcome.ranking else 0.0
-        line["train_seconds"] = outcome.seconds - line["ranking_seconds"]
+        line["train_seconds"] = outcome.seconds - (0.0 if reused else line["ranking_seconds"])
         line["structure"] = [[c.position, c.kind, c.size] for c in outcome.structure.candidates]
         attach(model, outcome.structure)
         load_weights(model, safetensors.torch.load(outcome.weights))
@@ -224,6 +234,7 @@ def main() -> int:
         return 0
     torch.set_num_threads(arguments.threads)
     lines = read_lines(arguments.out)
+    rankings: dict[tuple[str, int], Ranking] = {}
 
     def runs_of(contestant: str) -> list[dict[str, Any]]:
         mine = (arguments.budget, contestant)
@@ -232,7 +243,7 @@ def main() -> int:
     def once(contestant: str, seed: int, multiple: float) -> None:
         if (seed, multiple) in {(r["seed"], r.get("multiple", 1.0)) for r in runs_of(contestant)}:
             return
-        lines.append(run(contestant, seed, multiple, arguments))
+        lines.append(run(contestant, seed, multiple, arguments, rankings))
         append(arguments.out, lines[-1])
         shown = {name: lines[-1][name] for name in ("contestant", "seed", "multiple", *FIGURES)}
         print(shown, file=sys.stderr, flush=True)
