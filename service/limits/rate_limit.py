@@ -39,9 +39,7 @@ class Buckets:
         [0.0, 0.0, 1.0, 0.0]
     """
 
-    def __init__(
-        self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
         self.rate, self.burst, self.clock = rate, burst, clock
         self._full_at: OrderedDict[Hashable, float] = OrderedDict()
 
@@ -79,8 +77,9 @@ class RateLimit:
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings, exempt: str) -> None:
         self.app, self.settings, self.exempt = app, settings, exempt
-        self.requests = Buckets(settings.rate, max(1.0, settings.rate * _BURST_SECONDS))
-        self.failures = Buckets(_FAILURES_PER_SECOND, _FAILURES)
+        clock = time.monotonic
+        self.requests = Buckets(settings.rate, max(1.0, settings.rate * _BURST_SECONDS), clock)
+        self.failures = Buckets(_FAILURES_PER_SECOND, _FAILURES, clock)
         self.known: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

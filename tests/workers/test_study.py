@@ -256,6 +256,20 @@ def test_an_option_that_no_cost_tells_of_is_another_ranking(study):
     assert len(keys) == 2
 
 
+@pytest.mark.parametrize(("kind", "rankings"), [("lora", 1), ("heads", 2)])
+def test_the_length_at_which_flops_are_counted_is_part_of_a_ranking(study, kind, rankings):
+    """No row is longer than either, so that both tasks have the same rows."""
+    keys, rows = set(), set()
+    for length in (32, 64):
+        task = study["task"] | {"max_length": length}
+        session = open_session(
+            StudyConfig.model_validate(study | {"space": {"kinds": {kind: {}}}, "task": task})
+        )
+        keys.add(trial_module.ranking_key(session, "s3pet", Budget(max_bytes=600), 0))
+        rows.add(session.task.fingerprint)
+    assert len(rows) == 1 and len(keys) == rankings
+
+
 def test_a_brief_fine_tuning_reaches_ranking_and_trial(study):
     kinds = {"spectral": {"block": 4, "max_blocks": 2}}
     budget, keys, weights, phases = Budget(max_trainable_params=60, text="60"), [], [], []

@@ -48,9 +48,11 @@ def shared_ranking(
 def ranking_key(session: Session, strategy: str, budget: Budget, seed: int) -> str:
     """Name of a ranking: equal for equal backbone, space, kinds' options, task, search settings, seed and aims.
 
-    What is at its default is left out, so that a later version may add options and settings.
+    What is at its default is left out, so that a later version may add options and settings. Where FLOPs can be saved,
+    the length at which they are counted is part of it; nothing else depends on it but through the rows.
     """
     config, chosen = session.config, find_strategy(strategy)
+    removes = any(c.role != "attach" for c in session.space.candidates)
     content = [
         session.backbone.weight_fingerprint,
         [[c.position, c.kind, c.size, c.params] for c in session.space.candidates],
@@ -60,6 +62,7 @@ def ranking_key(session: Session, strategy: str, budget: Budget, seed: int) -> s
         strategy,
         chosen.aims(config.search, budgets_of(session), budget),
         seed,
+        *([{"max_length": session.task.max_length}] if removes else []),
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
