@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparsearch.config.tasks.types import TASK_TYPES
@@ -18,7 +19,7 @@ from sparsearch.search.bilevel.operations import MachineRates, OperationCounter,
 from sparsearch.search.bilevel.supernet import Supernet
 from sparsearch.search.training.device import attention_for, autocast, uses_bf16
 from sparsearch.search.training.recomputing import prepared
-from sparsearch.spaces.backbone.inputs.samples import token_inputs
+from sparsearch.spaces.backbone.inputs.samples import reads_text, sample_inputs
 from sparsearch.spaces.space import Space
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Pass:
 
     Attributes:
         rows: Of a batch.
-        tokens: Of a row, padding counted.
+        tokens: Of a row, padding counted; an image has as many as the model makes of it.
         precision: ``fp32``, ``bf16`` or ``auto``.
         recompute: Whether layers run again in the backward pass (``train.checkpointing``).
     """
@@ -100,11 +101,12 @@ def estimate_search(
         rates: Of this machine; measured here if not given.
 
     Raises:
-        BackboneError: If the model reads no tokens, or asks for numbers where shapes alone are known, as routers of
-            experts do.
+        BackboneError: If the model reads neither tokens nor images, or asks for numbers where shapes alone are known,
+            as routers of experts do.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = build().eval()
+        with no_init_weights():  # some initialisers look at what they have drawn
+            model = build().eval()
         whole = sum(p.numel() * p.element_size() for p in model.parameters())
         space = space_of(model)
         try:
@@ -152,8 +154,9 @@ class _Counts:
 def _pass_of(supernet: Supernet, space: Space, shape: Pass, *, recompute: bool) -> _Counts:
     """Run a pass forward and backward, on shapes alone."""
     model: Any = supernet.model
-    ids = torch.ones(shape.rows, shape.tokens, dtype=torch.long)
-    inputs = token_inputs(model, ids)
+    inputs = sample_inputs(model, shape.rows, shape.tokens)
+    device = next(iter(inputs.values())).device
+    tokens = shape.tokens if reads_text(model) else None
     kept: dict[int, Any] = {}
     z = torch.full((len(space.candidates),), 0.5, requires_grad=True)
     counter = OperationCounter()
@@ -169,8 +172,8 @@ def _pass_of(supernet: Supernet, space: Space, shape: Pass, *, recompute: bool) 
         with (
             supernet.attachment.gated(z),
             saved_tensors_hooks(keep, lambda tensor: tensor),
-            autocast(ids.device, shape.precision),
-            attention_for(model, shape.tokens, shape.precision),
+            autocast(device, shape.precision),
+            attention_for(model, tokens, shape.precision),
         ):
             out = model.base_model(**inputs)[0]
         weights = [p for p in supernet.attachment.parameters() if p.requires_grad]

@@ -18,8 +18,9 @@ from sparsearch.search.selection.selector import Selector
 from sparsearch.search.training.device import is_out_of_memory
 from sparsearch.spaces.backbone.flops import dense_flops_per_token
 from sparsearch.spaces.backbone.identity import identify
-from sparsearch.spaces.backbone.inputs.samples import token_inputs
+from sparsearch.spaces.backbone.inputs.samples import sample_inputs
 from sparsearch.spaces.backbone.parameters import positions_of
+from sparsearch.spaces.backbone.tokens import row_tokens
 from sparsearch.spaces.budget import Budget
 from sparsearch.spaces.compaction.compact import compact
 from sparsearch.spaces.space import build_space
@@ -80,15 +81,12 @@ def even_cut(model: PreTrainedModel, flops: float, tokens: int, block: int = 16)
 
 @torch.inference_mode()
 def forward_seconds(model: PreTrainedModel, batch: int, tokens: int) -> float:
-    """Seconds of one forward pass of a text model on a CPU, over rows without padding.
+    """Seconds of one forward pass on a CPU, over rows without padding, or over images.
 
     Raises:
-        BackboneError: If the model reads no tokens, or does not take rows of so many.
+        BackboneError: If the model reads neither tokens nor images, or does not take rows of so many tokens.
     """
-    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
-    word = 0 if padding else 1  # positions of padding are not counted
-    ids = torch.full((batch, tokens), word, device=model.device)
-    inputs = token_inputs(model, ids)
+    inputs = sample_inputs(model, batch, tokens)
     started = time.perf_counter()
     try:
         model.base_model(**inputs)
@@ -119,7 +117,7 @@ def measure_latency(
         model: The dense model on the CPU, in the type that it will run in; it stays as it is.
         shares: FLOPs of the slim models, as fractions of the dense model's; what cannot be reached is left out.
         batch: Rows of a batch.
-        tokens: Tokens of a row.
+        tokens: Tokens of a row; an image has as many as the model makes of it.
         rounds: Of measurement, after three that do not count.
 
     Returns:
@@ -127,9 +125,10 @@ def measure_latency(
 
     Raises:
         InfeasibleError: If none of them can be reached.
-        BackboneError: If the model reads no tokens, or does not take rows of so many.
+        BackboneError: If the model reads neither tokens nor images, or does not take rows of so many tokens.
     """
     dense = model.eval()
+    tokens = row_tokens(dense, tokens)
     forward_seconds(dense, batch, tokens)
     total = dense_flops_per_token(positions_of(dense), tokens)
     found: list[SlimLatency] = []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sparsearch.errors import BackboneError
+from sparsearch.spaces.backbone.inputs.samples import reads_images, sample_inputs
 from sparsearch.spaces.backbone.parameters import base_of, positions_of
 from sparsearch.spaces.families.registry import family_of
 
@@ -18,6 +19,7 @@ __all__ = [
     "longest_input",
     "most_tokens",
     "pads_as_configured",
+    "row_tokens",
     "vocabulary_of",
 ]
 
@@ -93,3 +95,13 @@ def count_tokens(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     finally:
         handle.remove()
     raise BackboneError(f"a {type(model).__name__} does not call {first.name}")
+
+
+def row_tokens(model: nn.Module, wanted: int) -> int:
+    """Tokens of a row in a backbone's first layer: as many as wanted, or those of an image.
+
+    Raises:
+        BackboneError: If the model reads neither tokens nor images.
+    """
+    inputs = sample_inputs(model, 1, wanted)
+    return count_tokens(model, inputs) if reads_images(model) else wanted

@@ -54,7 +54,9 @@ def latency(
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision.")] = None,
     task_type: TaskType = DEFAULT_TYPE,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of a batch.")] = 1,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a row.")] = 64,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="Tokens of a row, unless it is an image.")
+    ] = 64,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Rounds of measurement.")] = 15,
     as_json: Json = False,
 ) -> None:
@@ -63,6 +65,7 @@ def latency(
     from sparsearch.errors import InfeasibleError
     from sparsearch.search.selection.latency import flops_at, measure_latency
     from sparsearch.spaces.backbone.loading import locate, skeleton
+    from sparsearch.spaces.backbone.tokens import row_tokens
 
     wanted = None if target is None else float(parse_percentage(target))
     if wanted is not None and not 0 < wanted < 1:
@@ -71,6 +74,7 @@ def latency(
         )
     with console.stdout_is_for_results():
         bare = skeleton(locate(model), revision, facts_of(task_type).auto_model)
+        tokens = row_tokens(bare, tokens)
         dense = type(bare)(bare.config)
         measured = measure_latency(dense, _SHARES, batch=batch_size, tokens=tokens, rounds=rounds)
     flops = None if wanted is None else flops_at(wanted, measured)

@@ -95,10 +95,8 @@ def _estimates(
     from sparsearch.errors import BackboneError
     from sparsearch.search.bilevel.estimate import Pass, estimate_search
     from sparsearch.search.bilevel.operations import measure_rates
-    from sparsearch.spaces.backbone.inputs.samples import check_reads_tokens
     from sparsearch.spaces.space import list_space
 
-    check_reads_tokens(bare)
     rates = measure_rates(rows, tokens, int(bare.config.get_text_config().hidden_size))
 
     def estimate(*, recompute: bool) -> SearchEstimate:
@@ -176,7 +174,10 @@ def space(
         int, typer.Option("--batch-size", min=1, help="Rows of a batch, for --estimate.")
     ] = 32,
     tokens: Annotated[
-        int, typer.Option("--tokens", min=1, help="Tokens of a row, for --estimate.")
+        int,
+        typer.Option(
+            "--tokens", min=1, help="Tokens of a row, for --estimate, unless it is an image."
+        ),
     ] = 128,
     as_json: Json = False,
 ) -> None:
@@ -187,12 +188,14 @@ def space(
     if kinds is None:
         preset = preset or "s3pet-m"
     from sparsearch.spaces.backbone.loading import locate, skeleton
+    from sparsearch.spaces.backbone.tokens import row_tokens
     from sparsearch.spaces.coverage import describe_unreached, find_unreached, reach_of
     from sparsearch.spaces.space import list_space
 
     with console.stdout_is_for_results():
         bare = skeleton(locate(model), revision, facts_of(task_type).auto_model)
         found = list_space(bare, preset=preset, kinds=kinds)
+        tokens = row_tokens(bare, tokens) if estimate else tokens
         needs, left_out = (
             _estimates(bare, preset, kinds, batch_size, tokens) if estimate else ({}, {})
         )
