@@ -6,7 +6,13 @@ from sparsearch.results.records import NOT_RUN, StudyRecord
 from sparsearch.results.store.reader import StoreReader
 from sparsearch.service.launches.folder import Launch
 
-__all__ = ["is_last_word", "tells_all", "told_until"]
+__all__ = ["is_last_word", "is_of_another", "tells_all", "told_until"]
+
+
+def is_of_another(launch: Launch, study: StudyRecord) -> bool:
+    """Whether a launch ran a study that has been deleted, whose name this one has now, and is not asked to run it."""
+    waits = launch.state in ("queued", "running")
+    return launch.begun is not None and not launch.ran(study) and not waits
 
 
 def is_last_word(launch: Launch, study: StudyRecord, store: StoreReader) -> bool:

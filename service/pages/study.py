@@ -15,7 +15,7 @@ from sparsearch.results.report.study_report import best_of_budgets
 from sparsearch.results.store.reader import StoreReader
 from sparsearch.service.json_lines import now
 from sparsearch.service.launches.folder import End, Launch, find_launch
-from sparsearch.service.launches.of_study import is_last_word
+from sparsearch.service.launches.of_study import is_last_word, is_of_another
 from sparsearch.service.pages.overview import state_of
 from sparsearch.service.pages.rendering import page
 from sparsearch.service.pages.study_view import StudyViews
@@ -80,6 +80,8 @@ def study(study: Study, request: Request, views: Views) -> Any:
             **_shown(launch, None, asked_at),
         )  # fmt: skip
     launch = _launch_of(request, view.study.name)
+    if launch is not None and is_of_another(launch, view.study):
+        launch = None
     return page(
         request,
         "study.html",

@@ -104,7 +104,12 @@ def test_a_study_under_a_deleted_ones_name_is_not_told_of_it(launched, client_of
     assert finished(client.get(EVENTS).text) == ([0, 1], False)
     old = {"last-event-id": str(launch.tail(0))}
     assert finished(client.get(EVENTS, headers=old).text) == ([0, 1], False)
-    assert "its data is missing" not in client.get("/studies/first", headers=HTML).text
+    shown = client.get("/studies/first", headers=HTML).text
+    assert "its data is missing" not in shown
+    assert "Clone and change" in shown and "Continue" not in shown and "data-log" not in shown
+    launch.queue()
+    shown = client_of(db=db).get("/studies/first", headers=HTML).text
+    assert "Stop" in shown and "data-log" in shown, "asked to run, it runs this one"
 
 
 def test_a_launch_under_a_deleted_ones_name_tells_of_its_own_study(launched, client_of, db):
