@@ -38,7 +38,15 @@ from sparsearch.spaces.backbone.quantised.settings import quantisation_of
 from sparsearch.spaces.families.position import Position, find
 from sparsearch.spaces.structure import Structure
 
-__all__ = ["ExportReport", "check_target", "export", "save", "write_spec"]
+__all__ = [
+    "ExportReport",
+    "add_serving",
+    "check_also",
+    "check_target",
+    "export",
+    "save",
+    "write_spec",
+]
 
 
 _PLAIN = (ExportFormat.checkpoint, ExportFormat.gguf_lora)
@@ -69,18 +77,8 @@ def export(
         raise ExportError(f"unknown format {to!r}; known: {', '.join(ExportFormat)}")
     if also and to != ExportFormat.checkpoint:
         raise ExportError(f"serving files go with a checkpoint, not with {to}", "--to checkpoint")
-    check_serving(also)
+    check_also(best.structure, also)
     trained = Trained(best.structure, weights)
-    if also and not trained.facts.has_head:
-        raise ExportError(
-            f"{', '.join(also)} holds one pass over the tokens; a language model generates them one by one",
-            "export the checkpoint alone, and load it with sparsearch.load_checkpoint or transformers",
-        )
-    if also and trained.facts.several:
-        raise ExportError(
-            f"{', '.join(also)} takes one text a row; this model chooses between several",
-            "export the checkpoint alone, and load it with sparsearch.load_checkpoint or transformers",
-        )
     if to != ExportFormat.checkpoint and trained.whole:
         raise ExportError(
             f"what this structure leaves of the backbone was fine-tuned as a whole; {to} holds attached modules",
@@ -103,7 +101,11 @@ def export(
     }
     report = _into(Path(out), writers[to])
     for name in dict.fromkeys(also):
-        report = _add_serving(report, name)
+        try:
+            report = add_serving(report, name)
+        except ExportError as error:
+            message = f"{report.path} holds the checkpoint, without {name}: {error.message}"
+            raise ExportError(message, error.hint) from error
     return report
 
 
@@ -209,13 +211,33 @@ def _attached_params(structure: Structure, positions: Sequence[Position]) -> int
     )
 
 
-def _add_serving(report: ExportReport, to: str) -> ExportReport:
-    """Write one serving file into a finished checkpoint."""
-    try:
-        made = write_serving(report.path, to)
-    except ExportError as error:
-        message = f"{report.path} holds the checkpoint, without {to}: {error.message}"
-        raise ExportError(message, error.hint) from error
+def check_also(structure: Structure, also: Sequence[str]) -> None:
+    """Refuse serving files that are unknown, lack their package, or cannot hold a model of this task.
+
+    Raises:
+        ExportError: If there are such.
+    """
+    check_serving(also)
+    facts = facts_of(structure.task_type)
+    if also and not facts.has_head:
+        raise ExportError(
+            f"{', '.join(also)} holds one pass over the tokens; a language model generates them one by one",
+            "export the checkpoint alone, and load it with sparsearch.load_checkpoint or transformers",
+        )
+    if also and facts.several:
+        raise ExportError(
+            f"{', '.join(also)} takes one text a row; this model chooses between several",
+            "export the checkpoint alone, and load it with sparsearch.load_checkpoint or transformers",
+        )
+
+
+def add_serving(report: ExportReport, to: str) -> ExportReport:
+    """Write one serving file into a finished checkpoint.
+
+    Raises:
+        ExportError: If it cannot be made; the checkpoint is as it was.
+    """
+    made = write_serving(report.path, to)
     note = f"{made.name}: {', '.join(made.inputs)} -> logits, which differ by {made.max_difference:.2g}"
     files = tuple(sorted(file.name for file in report.path.iterdir()))
     return replace(report, files=files, notes=(*report.notes, note))

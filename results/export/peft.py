@@ -300,6 +300,7 @@ def _refuse(structure: Structure, positions: Sequence[Position], base: nn.Module
     reasons = {kind.name: kind.not_in_peft for kind in structure.kinds}
     refused: dict[tuple[str, str], list[str]] = {}
     experts = any(p.in_weight for p in positions)
+    in_bytes = bool((structure.backbone.quantisation or {}).get("load_in_8bit"))
     in_weight = any(find(positions, c.position).in_weight for c in structure.candidates)
     for candidate in structure.candidates:
         position = find(positions, candidate.position)
@@ -309,6 +310,8 @@ def _refuse(structure: Structure, positions: Sequence[Position], base: nn.Module
             reason = "PEFT saves no mix of IA3 with others"
         elif candidate.base_kind == "dora" and any(map(_is_lora, kinds)):
             reason = "PEFT makes either all LoRA of an adapter DoRA, or none"
+        elif candidate.base_kind == "dora" and in_bytes:
+            reason = "PEFT 0.21 loses the scales of weights in 8 bits at the first pass of a DoRA"
         elif candidate.base_kind == "bitfit" and position.role == "linear" and "dora" in kinds:
             reason = "PEFT has no bias beside DoRA"
         elif candidate.base_kind == "bitfit" and position.role == "linear" and in_weight:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from sparsearch.errors import ExportError, SparsearchError
 from sparsearch.results.export.adapters.peft_parameters import wrapped_parameters
@@ -66,7 +66,7 @@ def write_peft(
         (folder / "README.md").write_text(text, encoding="utf-8")
         steps = _ways(trained, plan, folder)
         difference = max(
-            compare(expected, logits_of(tried(step, load)), step) for step, load in steps.items()
+            compare(expected, tried(step, load), step) for step, load in steps.items()
         )
     if plan.unmergeable:
         plain = trained.structure.backbone.quantisation is None
@@ -137,10 +137,10 @@ def _ways(trained: Trained, plan: AdapterPlan, folder: Path) -> dict[str, Callab
     return ways if plan.unmergeable else ways | {"merged, saved and loaded again": merged}
 
 
-def tried(step: str, load: Callable[[], nn.Module]) -> nn.Module:
-    """What a step gives, or its error in our words."""
+def tried(step: str, load: Callable[[], nn.Module]) -> Tensor:
+    """The logits of what a step gives, or its error in our words."""
     try:
-        return load()
+        return logits_of(load())
     except SparsearchError:
         raise
     except Exception as error:  # PEFT raises what the code under it happens to raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from sparsearch.results.export.peft import AdapterPlan
 from sparsearch.results.export.task_config import TASK_CONFIG, keywords_of
@@ -11,7 +12,7 @@ from sparsearch.results.export.trained import Trained
 from sparsearch.spaces.backbone.folder import split_gguf
 from sparsearch.spaces.backbone.inputs.readers import READERS
 
-__all__ = ["loading_code", "readme"]
+__all__ = ["LoadingCode", "loading_code", "readme"]
 
 _LOADING = """\
 The base model's folder does not know the task: {settings} in `{config}`. `{folder}` is the path of this folder.
@@ -22,7 +23,7 @@ from transformers import AutoConfig, {auto_model}{how_import}
 
 config = AutoConfig.from_pretrained("{folder}/{config}")
 base = {auto_model}.from_pretrained(
-    {base}, {revision}{how}config=config, dtype="float32", ignore_mismatched_sizes=True
+    {base}config=config, dtype="float32", ignore_mismatched_sizes=True
 )
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 ```
@@ -52,7 +53,7 @@ from peft import {auto_peft_model}, PeftModel
 from transformers import AutoConfig, {auto_model}, AutoTokenizer{how_import}
 
 config = AutoConfig.from_pretrained("{folder}/{config}")
-base = {auto_model}.from_pretrained({base}, {revision}{how}config=config, dtype="float32")
+base = {auto_model}.from_pretrained({base}config=config, dtype="float32")
 model = PeftModel.from_pretrained(base, "{folder}").eval()
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
@@ -70,7 +71,7 @@ _MERGED = """\
 _NOT_MERGED = """\
 PEFT {version} cannot merge it: {reason}.{instead}
 """
-_CHECKPOINT = " Use `sparsearch export {} --to checkpoint` for a merged model."
+_CHECKPOINT = " Export it with `--to checkpoint` for a merged model."
 
 
 def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: str) -> str:
@@ -85,7 +86,7 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
     from transformers.pipelines import SUPPORTED_TASKS
 
     structure, backbone, facts = trained.structure, trained.structure.backbone, trained.facts
-    base, (how, how_import) = split_gguf(trained.base)[0], loading_code(trained)
+    code = loading_code(trained)
     runs = facts.pipeline in SUPPORTED_TASKS
     head = (
         f", {len(plan.norms)} norms and the task's head"
@@ -122,19 +123,14 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
                 "adapter", " It leaves the head trainable." if facts.has_head else ""
             ),
             folder="adapter",
-            base=json.dumps(base),
-            how=how,
-            how_import=how_import,
-            revision=f"revision={json.dumps(backbone.revision)}, " if backbone.revision else "",
+            **code._asdict(),
         ),
         "## Merging",
         "",
         _NOT_MERGED.format(
             version=version,
             reason=plan.unmergeable,
-            instead=_CHECKPOINT.format(structure.hash[:12])
-            if backbone.quantisation is None
-            else "",
+            instead=_CHECKPOINT if backbone.quantisation is None else "",
         )
         if plan.unmergeable
         else _MERGED,
@@ -145,14 +141,32 @@ def readme(trained: Trained, plan: AdapterPlan, notes: Sequence[str], version: s
     return "\n".join(lines) + "\n"
 
 
-def loading_code(trained: Trained) -> tuple[str, str]:
-    """Keywords that load the base model from its file or in its bits, as code, and what to import for them."""
-    if gguf := split_gguf(trained.base)[1]:
-        return _GGUF.format(json.dumps(gguf)), ", GgufConfig"
-    if (quantisation := trained.structure.backbone.quantisation) is None:
-        return "", ""
-    settings = ", ".join(f"{name}={value!r}" for name, value in quantisation.items())
-    return f"quantization_config=BitsAndBytesConfig({settings}), ", ", BitsAndBytesConfig"
+class LoadingCode(NamedTuple):
+    """Code of a README that loads the base model; each part ends where the next argument begins.
+
+    Attributes:
+        base: The first arguments: where it lies, its revision, and ``how``.
+        how: Keywords that load it from its file, or in its bits.
+        how_import: What to import for them.
+    """
+
+    base: str
+    how: str
+    how_import: str
+
+
+def loading_code(trained: Trained) -> LoadingCode:
+    """How the base model of an adapter is loaded."""
+    backbone, (place, gguf) = trained.structure.backbone, split_gguf(trained.base)
+    how = how_import = ""
+    if gguf:
+        how, how_import = _GGUF.format(json.dumps(gguf)), ", GgufConfig"
+    elif backbone.quantisation is not None:
+        settings = ", ".join(f"{name}={value!r}" for name, value in backbone.quantisation.items())
+        how = f"quantization_config=BitsAndBytesConfig({settings}), "
+        how_import = ", BitsAndBytesConfig"
+    revision = f"revision={json.dumps(backbone.revision)}, " if backbone.revision else ""
+    return LoadingCode(f"{json.dumps(place)}, {revision}{how}", how, how_import)
 
 
 def _task(trained: Trained) -> Iterator[str]:

@@ -41,6 +41,11 @@ class Comparison:
     high: float | None
     n: int
 
+    @property
+    def is_better(self) -> bool:
+        """Whether the searched strategy is clearly better over these seeds, whatever its mean over others."""
+        return self.low is not None and self.low > 0
+
 
 def has_score(trial: ScoredTrial) -> bool:
     """Whether a trial succeeded and counts."""

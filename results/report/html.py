@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLORS",
     "TEMPLATES",
+    "counts_axis",
     "dress",
     "figure_json",
     "make_environment",
@@ -42,6 +43,13 @@ def dress(figure: Figure, title: str, subtitle: str) -> None:
             "xanchor": "left",
         },
     )
+
+
+def counts_axis(figure: Figure) -> dict[str, Any]:
+    """How an axis of counts is drawn: in powers of ten, which have no place for zero, unless there is one."""
+    counts = [x for trace in figure.data if trace.x is not None for x in trace.x]
+    scale = {"type": "log", "dtick": "D2"} if all(x for x in counts) else {"type": "linear"}
+    return {"tickformat": ",", **scale}
 
 
 def figure_json(figure: Figure) -> str:

@@ -13,7 +13,7 @@ from sparsearch.results.report.summary import budget_name, spread, summarise
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-from sparsearch.results.report.html import COLORS, dress, figure_json, write_page
+from sparsearch.results.report.html import COLORS, counts_axis, dress, figure_json, write_page
 
 __all__ = [
     "pareto_figure",
@@ -63,12 +63,8 @@ def pareto_figure(
         f"{study.name}: {study.metric} against trainable parameters",
         f"{study.task} on {study.model} · {counts}",
     )
-    figure.update_xaxes(
-        type="log",
-        dtick="D2",
-        tickformat=",",
-        title_text="trainable parameters (head not counted)",
-    )
+    title = "trainable parameters (head not counted)"
+    figure.update_xaxes(title_text=title, **counts_axis(figure))
     figure.update_yaxes(title_text=f"{study.metric} (validation)", range=window)
     figure.update_layout(width=1040, height=660, margin={"t": 110})
     return figure

@@ -29,8 +29,9 @@ def recommend(
     """A line for each limit of a budget that counts what is paid.
 
     A strategy is beaten where the best one by mean validation score is better over the seeds that both have, and the
-    95% interval of that excludes zero; with one seed in common, or none, where its mean is lower. What a race has left
-    behind is out, and what it has decided for is recommended.
+    95% interval of that excludes zero; with one seed in common, or none, where its mean is lower. Where seeds differ,
+    as where some failed, a best mean that another strategy so beats is passed over. What a race has left behind is out,
+    and what it has decided for is recommended.
 
     Args:
         trials: Those of the budget.
@@ -40,16 +41,18 @@ def recommend(
     if len(rows) < 2:
         return
     rows = in_the_race(trials, rows)
-    best = rows[0]
-    unbeaten = [best, *(row for row in rows[1:] if not _is_beaten(trials, best, row))]
+    best = next((row for row in rows if not _is_clearly_beaten(trials, rows, row)), rows[0])
+    others = (row for row in rows if row is not best)
+    unbeaten = [best, *(row for row in others if not _is_beaten(trials, best, row))]
     for limit, paid in PAID.items():
         if limit in budget:
             least = min(unbeaten, key=lambda row: (getattr(row, paid), -row.validation.mean))
             sizes = f"{getattr(least, paid):,.0f} {_WORDS[paid]}, validation {least.validation.mean:.4f}"
             line = f"cheapest that is not beaten: {least.strategy} ({sizes}"
             if least is not best:
+                leads = "mean" if best is rows[0] else "over the seeds that both have"
                 line += (
-                    f"; the best mean is {best.strategy}'s, {best.validation.mean:.4f} for "
+                    f"; the best {leads} is {best.strategy}'s, {best.validation.mean:.4f} for "
                     f"{getattr(best, paid):,.0f}"
                 )
             yield f"{line})"
@@ -76,6 +79,15 @@ def not_run(trials: Sequence[ScoredTrial]) -> str:
     return (
         f"not run: {len(out)} of {len(trials)} trials ({'; '.join(said)}); over the whole study that changes a "
         f"recommendation with a probability of {RACE_ERROR:.0%} at most (run --exhaustive runs them)"
+    )
+
+
+def _is_clearly_beaten(
+    trials: Sequence[ScoredTrial], rows: Sequence[StrategySummary], row: StrategySummary
+) -> bool:
+    others = [other.strategy for other in rows if other is not row]
+    return any(
+        paired.is_better for other in others for paired in compare(trials, other, [row.strategy])
     )
 
 

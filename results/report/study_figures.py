@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparsearch.results.answers import ScoredTrial
-from sparsearch.results.report.html import COLORS, dress
+from sparsearch.results.report.html import COLORS, counts_axis, dress
 from sparsearch.results.report.summary import StrategySummary, StudySummary, budget_name, spread
 from sparsearch.spaces.ranking import AlphaTrace
 
@@ -38,25 +38,17 @@ class Axis:
     Attributes:
         attribute: Of a trial, and of a strategy's summary.
         title: In words.
-        layout: How Plotly draws it.
+        layout: How Plotly draws it; None for counts.
     """
 
     attribute: str
     title: str
-    layout: dict[str, Any]
+    layout: dict[str, Any] | None = None
 
 
 AXES = {
-    "parameters": Axis(
-        "trainable_params",
-        "trainable parameters (head not counted)",
-        {"type": "log", "dtick": "D2", "tickformat": ","},
-    ),
-    "bytes": Axis(
-        "stored_bytes",
-        "stored bytes (head not counted)",
-        {"type": "log", "dtick": "D2", "tickformat": ","},
-    ),
+    "parameters": Axis("trainable_params", "trainable parameters (head not counted)"),
+    "bytes": Axis("stored_bytes", "stored bytes (head not counted)"),
     "flops": Axis("inference_flops_ratio", "FLOPs at inference", {"tickformat": ".0%"}),
     "sparsity": Axis(
         "weight_sparsity", "weights that are zero or gone", {"tickformat": ".0%"}
@@ -125,7 +117,8 @@ def scores_figure(
         f"{summary.metric} on validation",
         "mean and standard deviation over seeds; dashed: references without a budget",
     )
-    figure.update_xaxes(title_text=x.title, **x.layout)
+    layout = counts_axis(figure) if x.layout is None else x.layout
+    figure.update_xaxes(title_text=x.title, **layout)
     figure.update_yaxes(title_text=summary.metric)
     figure.update_layout(height=520, margin={"t": 90, "l": 60, "r": 20})
     return figure
@@ -258,17 +251,20 @@ def curves_figure(summary: StudySummary, trials: Sequence[ScoredTrial]) -> Figur
     figure = Figure()
     strategies = list(dict.fromkeys(strategy for strategy, _ in groups))
     for (strategy, budget), histories in groups.items():
-        means = [
-            spread(v for v in values if not math.isnan(v)).mean
+        means = {
+            epoch + 1: spread(values).mean
             for epoch in range(max(map(len, histories)))
-            if (values := [h[epoch] for h in histories if len(h) > epoch])
-            and not all(map(math.isnan, values))
-        ]
+            if (
+                values := [
+                    h[epoch] for h in histories if len(h) > epoch and not math.isnan(h[epoch])
+                ]
+            )
+        }
         color = COLORS[strategies.index(strategy) % len(COLORS)]
         figure.add_trace(
             Scatter(
-                x=list(range(1, len(means) + 1)),
-                y=means,
+                x=list(means),
+                y=list(means.values()),
                 mode="lines+markers",
                 name=html.escape(f"{strategy}, {budget}"),
                 legendgroup=strategy,

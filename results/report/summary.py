@@ -333,6 +333,12 @@ def _verdict(
     mine, theirs = f"{a.mean:.{digits}f}", f"{b.mean:.{digits}f}"
     paired = next((c for c in comparisons if c.rival == other.strategy), None)
     evidence = _evidence(a, b, paired, alone)
+    if a.mean <= b.mean and paired is not None and paired.is_better:
+        return (
+            f"{searched} beats {other.strategy}, the best other strategy, at {budget} by "
+            f"{paired.difference:.4f} over the {paired.n} seeds that both have; means over all seeds, {a.n} and {b.n}, "
+            f"are {mine} and {theirs}"
+        )
     if a.mean <= b.mean:
         return (
             f"{searched} {mine} does not beat {other.strategy} {theirs} at {budget}: "
@@ -354,6 +360,8 @@ def _head_alone(trials: Sequence[ScoredTrial], heads: _HeadAlone, searched: str)
     paired = next(iter(compare([*trials, *heads.trials], searched, [HEAD_ALONE])), None)
     what = "training the head alone" if heads.facts.has_head else "the model as it is"
     said = f"; {what} ({mean:.4f}, 0 parameters) is as good"
+    if paired is not None and paired.is_better:
+        return ""
     if mean >= statistics.fmean(ours):
         return said
     if paired is not None and paired.low is not None and paired.low <= 0:

@@ -86,7 +86,8 @@ class Webhooks:
                 notice.unlink(missing_ok=True)
             return
         logging.getLogger(httpx.__name__).setLevel(logging.WARNING)  # else it logs whole URLs
-        async with httpx.AsyncClient(follow_redirects=False) as client, asyncio.TaskGroup() as all:
+        client = httpx.AsyncClient(follow_redirects=False, timeout=_ANSWER_SECONDS)
+        async with client, asyncio.TaskGroup() as all:
             for mark in self.urls:
                 all.create_task(self._serve(client, mark))
 
@@ -98,23 +99,37 @@ class Webhooks:
         tries: dict[Path, int] = {}
         due: dict[Path, float] = {}
         while True:
-            for notice in self._notices():
-                told = notice.with_suffix(f".{mark}")
-                if told.exists() or due.get(notice, 0.0) > time.monotonic():
-                    continue
-                problem = await self._post(client, self.urls[mark], notice)
-                tries[notice] = tries.get(notice, 0) + 1
-                if problem and tries[notice] <= len(_PAUSES):
-                    due[notice] = time.monotonic() + _PAUSES[tries[notice] - 1]
-                    continue
-                if problem:
-                    where = public_part(self.urls[mark])
-                    said = "webhook %s: given up after %d tries: %s"
-                    _logger.warning(said, where, tries[notice], problem)
-                del tries[notice]
-                due.pop(notice, None)
-                self._note(notice, told)
+            try:
+                await self._tell(client, mark, tries, due)
+            except OSError as error:  # of the folders: a later look may find them well
+                where = public_part(self.urls[mark])
+                _logger.warning("webhook %s: %s", where, error.strerror or type(error).__name__)
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _tell(
+        self,
+        client: httpx.AsyncClient,
+        mark: str,
+        tries: dict[Path, int],
+        due: dict[Path, float],
+    ) -> None:
+        """Try once what is due."""
+        for notice in self._notices():
+            told = notice.with_suffix(f".{mark}")
+            if told.exists() or due.get(notice, 0.0) > time.monotonic():
+                continue
+            problem = await self._post(client, self.urls[mark], notice)
+            tries[notice] = tries.get(notice, 0) + 1
+            if problem and tries[notice] <= len(_PAUSES):
+                due[notice] = time.monotonic() + _PAUSES[tries[notice] - 1]
+                continue
+            if problem:
+                where = public_part(self.urls[mark])
+                said = "webhook %s: given up after %d tries: %s"
+                _logger.warning(said, where, tries[notice], problem)
+            self._note(notice, told)
+            del tries[notice]
+            due.pop(notice, None)
 
     def _note(self, notice: Path, told: Path) -> None:
         """Note that a receiver was told, or that it was given up; after the last one nothing is left to tell."""

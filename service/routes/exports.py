@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from sparsearch.config.formats import ExportFormat, ServingFormat
-from sparsearch.errors import NotFoundError
+from sparsearch.errors import ExportError, NotFoundError
 from sparsearch.service.problems import Problem
 from sparsearch.service.routes.asked import BINARY, NO_NUL, OfStudy, TheStore
 from sparsearch.service.routes.structures import Hash
@@ -43,7 +43,8 @@ def export_structure(
 ) -> Any:
     """Download a trained structure as a zip file, proven by loading it again.
 
-    With max_bytes its values are rounded until it stores at most so much.
+    With max_bytes its values are rounded until it stores at most so much. Where a serving file cannot be made, the
+    checkpoint comes without it, and a note says why.
 
     The comment of the file is the JSON object of `sparsearch export --json`.
     """
@@ -53,7 +54,7 @@ def export_structure(
     weights = store.weights(best.study, best.trial)
     if weights is None:
         raise NotFoundError(f"trial {best.trial} of study {best.study!r} has no stored weights")
-    from sparsearch.results.export.export import export
+    from sparsearch.results.export.export import add_serving, check_also, export
     from sparsearch.results.export.round_to_budget import round_to_budget, rounding_note
 
     if not _one_at_a_time.acquire(blocking=False):
@@ -65,7 +66,13 @@ def export_structure(
             found, (best, weights) = best, round_to_budget(best, weights, max_bytes)
             notes = (rounding_note(found, best),)
         name = f"{best.structure.hash[:12]}-{to}"
-        report = export(best, weights, to, scratch / name, tuple(also or ()))
+        check_also(best.structure, also or ())
+        report = export(best, weights, to, scratch / name)
+        for serving in dict.fromkeys(also or ()):
+            try:
+                report = add_serving(report, serving)
+            except ExportError as error:
+                notes = (*notes, f"the checkpoint comes without {serving}: {error.message}")
         file = shutil.make_archive(str(scratch / "download"), "zip", scratch, name)
         facts = {
             "structure": best.structure.hash,

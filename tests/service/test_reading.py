@@ -6,15 +6,23 @@ import io
 import json
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from sparsearch.documents import plain
-from sparsearch.results import Store
+from sparsearch.results import Store, Trial
 from sparsearch.results.report.summary import summarise
 from sparsearch.service import models
+from sparsearch.service.app import make_app
+from sparsearch.service.settings import ServiceSettings
+from sparsearch.spaces.compaction.checkpoint import load_checkpoint
+from sparsearch.testing.store_conformance import sample_outcome
 from tests.helpers.command_line import call
+from tests.helpers.exported import furthest, logits_of, train_on
+from tests.helpers.filled_study import LARGE, fill
 
 API = "/api/v1"
 
@@ -159,11 +167,7 @@ def test_the_document_describes_every_route(client):
 
 def test_an_export_is_one_download_that_loads(study, tmp_path):
     """Of a real trial: what is in it is the structure that was asked for, and no other export runs beside it."""
-    from fastapi.testclient import TestClient
-
-    from sparsearch.service.app import make_app
     from sparsearch.service.routes import exports
-    from sparsearch.service.settings import ServiceSettings
     from sparsearch.spaces.structure import Structure
     from sparsearch.workers.study import run
 
@@ -193,3 +197,31 @@ def test_an_export_is_one_download_that_loads(study, tmp_path):
     with zipfile.ZipFile(io.BytesIO(adapter.content)) as archive:
         assert f"{wanted[:12]}-peft/adapter_model.safetensors" in archive.namelist()
     assert not [*Path(tempfile.gettempdir()).glob("sparsearch-export-*")], "nothing is left behind"
+
+
+def test_a_checkpoint_comes_without_the_serving_file_that_cannot_be_made(
+    build, randomise, tmp_path
+):
+    build("t5").save_pretrained(tmp_path / "base")
+    case = train_on(tmp_path / "base", {"lora": {"max_rank": 1}}, randomise)
+    structure, url = case.best.structure, f"sqlite:///{tmp_path / 't5.db'}"
+    outcome = replace(
+        sample_outcome(0.9),
+        structure=structure,
+        trainable_params=structure.trainable_params,
+        stored_bytes=structure.stored_bytes,
+        weights=case.weights,
+    )
+    fill(url, "t5", [(Trial(0, "s3pet", LARGE, 0), outcome)])
+    app = make_app(ServiceSettings(url, launches=tmp_path / "launches"))
+    with TestClient(app, "http://localhost", client=("127.0.0.1", 1)) as client:
+        path = f"{API}/structures/{structure.hash}/export"
+        found = client.get(path, params={"to": "checkpoint", "also": "onnx"})
+    assert found.status_code == 200, found.text
+    with zipfile.ZipFile(io.BytesIO(found.content)) as archive:
+        facts = json.loads(archive.comment)
+        archive.extractall(tmp_path / "found")
+    (why,) = [note for note in facts["notes"] if "comes without onnx" in note]
+    assert "t5 model cannot be written" in why and tempfile.gettempdir() not in why
+    (folder,) = (tmp_path / "found").iterdir()
+    assert furthest(logits_of(load_checkpoint(folder)), case.logits) < 1e-5

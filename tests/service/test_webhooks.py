@@ -42,6 +42,10 @@ class Receiver:
                 status = answers.pop(0) if len(answers) > 1 else answers[0]
                 if status == "hang":
                     receiver.over.wait(60)
+                elif isinstance(status, tuple):
+                    time.sleep(status[1])
+                    self.send_response(204)
+                    self.end_headers()
                 elif status != "close":
                     self.send_response(status)
                     self.send_header("location", f"{receiver.url}/elsewhere")
@@ -180,6 +184,36 @@ def test_no_receiver_delays_another_or_learns_of_it(study, tmp_path, monkeypatch
     assert not [r for r in ours if "very-secret" in r.getMessage()]
     assert any(moved.url in message for message in caplog.messages)
     assert find_launch(settings.launches, "tiny").end == End(0)
+
+
+def test_a_receiver_has_the_ten_seconds_that_are_promised(study, tmp_path):
+    """HTTP clients have shorter limits of their own: this one's is five."""
+    with Receiver(("late", 6)) as receiver:
+        settings = settings_of(tmp_path, receiver)
+        make_launch(settings.launches, "tiny", study).finish(End(0))
+        with serving(settings):
+            until(lambda: not left(settings), 30)
+    assert len(receiver.got) == 1
+
+
+def test_a_folder_that_cannot_be_read_for_a_moment_ends_no_deliveries(
+    study, tmp_path, monkeypatch, caplog
+):
+    notices, failures = webhooks.Webhooks._notices, [OSError(24, "Too many open files")]
+
+    def fails_once(self):
+        if failures:
+            raise failures.pop()
+        return notices(self)
+
+    monkeypatch.setattr(webhooks.Webhooks, "_notices", fails_once)
+    with Receiver() as receiver:
+        settings = settings_of(tmp_path, receiver)
+        make_launch(settings.launches, "tiny", study).finish(End(0))
+        with serving(settings):
+            until(lambda: not left(settings))
+    assert len(receiver.got) == 1
+    assert [m for m in caplog.messages if m.endswith(": Too many open files")]
 
 
 @pytest.mark.parametrize(

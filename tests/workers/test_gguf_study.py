@@ -109,6 +109,19 @@ def test_it_exports_to_peft_and_its_readme_loads_it(best, tmp_path, monkeypatch)
     assert torch.allclose(merged(ids).logits, expected, atol=1e-5)
 
 
+def test_it_exports_to_a_set_of_adapters_and_its_readme_loads_it(best, tmp_path, folder):
+    export(*best, "spec", tmp_path / "spec")
+    export(*best, "peft-set", tmp_path / "set")
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (tmp_path / "set" / "README.md").read_text(), re.S
+    )
+    names = {}
+    exec(block.replace('"set/', f'"{tmp_path / "set"}/'), names)
+    ids = torch.tensor([[5, 9, 20]])
+    expected = attach(load(folder), tmp_path / "spec").eval()(ids).logits
+    assert torch.allclose(names["model"](ids).logits, expected, atol=1e-5)
+
+
 def test_without_the_package_that_reads_it_the_error_says_what_to_install(
     folder, written, monkeypatch
 ):

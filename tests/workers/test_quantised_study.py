@@ -10,10 +10,15 @@ import torch
 
 from sparsearch.errors import ConfigError, ExportError
 from sparsearch.results.export.export import export
+from sparsearch.results.records import Best
 from sparsearch.results.store.store import Store
 from sparsearch.spaces.attachment.attach import attach
+from sparsearch.spaces.attachment.weights_file import pack_weights
+from sparsearch.spaces.backbone.identity import identify
 from sparsearch.spaces.backbone.parameters import count_params
 from sparsearch.spaces.backbone.quantised.weights import exact_products
+from sparsearch.spaces.space import build_space
+from sparsearch.spaces.structure import make_structure
 from sparsearch.workers.preflight import check_study
 from sparsearch.workers.study import run
 from tests.helpers.quantised import load_in
@@ -70,6 +75,24 @@ def test_its_adapter_is_loaded_as_the_readme_says(best, tiny_folder, tmp_path, m
     for block in re.findall(r"```python\n(.*?)```", text, re.S):
         exec(block, names)
         assert torch.allclose(logits_of(names["model"]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["peft", "peft-set"])
+def test_dora_on_bytes_is_a_spec_alone(tiny_folder, randomise, tmp_path, to):
+    """PEFT 0.21 on bitsandbytes 0.50: the second pass has no scales any more."""
+    model = load_in(tiny_folder, 8)
+    space = build_space(model, kinds={"dora": {"rank": 1}})
+    identity = identify(model, str(tiny_folder))
+    structure = make_structure(space, space.candidates[:2], identity, "classification")
+    randomise(attach(model, structure))
+    weights, params = pack_weights(model, ["a", "b"]), structure.trainable_params
+    best = Best(
+        "s", 0, "s3pet", "accuracy", 0.9, 0.9, structure, params, 1, 1.0, None, 0,
+        str(tiny_folder), "t", structure.stored_bytes,
+    )  # fmt: skip
+    with pytest.raises(ExportError, match="loses the scales of weights in 8 bits"):
+        export(best, weights, to, tmp_path / to)
+    export(best, weights, "spec", tmp_path / "spec")
 
 
 def test_what_is_merged_is_refused(best, tmp_path):

@@ -40,7 +40,7 @@ from peft.utils import ModulesToSaveWrapper
 from transformers import AutoConfig, {auto_model}{how_import}
 
 config = AutoConfig.from_pretrained("set/{config}")
-model = {auto_model}.from_pretrained({base!r}, {how}config=config, dtype="float32", ignore_mismatched_sizes=True)
+model = {auto_model}.from_pretrained({base}config=config, dtype="float32", ignore_mismatched_sizes=True)
 names = {names}
 for name in names:
     model.load_adapter(f"set/{{name}}", adapter_name=name)
@@ -96,10 +96,9 @@ def write_peft_set(trained: Trained, folder: Path) -> tuple[tuple[str, ...], flo
         notes = write_task(model.config, trained.structure.task_type, trained.processor, folder)
         text = _readme(trained, [*plans])
         (folder / "README.md").write_text(text, encoding="utf-8")
-        loaded = tried(
-            "loaded together", lambda: load_set(trained.fresh_model(), folder, [*plans])
-        )
-        difference = compare(expected, logits_of(loaded), "loaded together")
+        step = "loaded together"
+        found = tried(step, lambda: load_set(trained.fresh_model(), folder, [*plans]))
+        difference = compare(expected, found, step)
     told = f"{len(plans)} adapters, to be loaded in this order: {', '.join(plans)}; README.md says how"
     return (told, *(n for plan, _ in plans.values() for n in plan.notes), *notes), difference
 
@@ -149,7 +148,7 @@ def _parts(structure: Structure, positions: Sequence[Any]) -> dict[str, Structur
 
 def _readme(trained: Trained, names: list[str]) -> str:
     facts, structure = trained.facts, trained.structure
-    how, how_import = loading_code(trained)
+    code = loading_code(trained)
     return _README.format(
         name=facts.model_name,
         count=len(names),
@@ -157,8 +156,7 @@ def _readme(trained: Trained, names: list[str]) -> str:
         family=structure.backbone.family,
         auto_model=facts.auto_model,
         config=TASK_CONFIG,
-        base=trained.base,
-        how=how,
-        how_import=how_import,
+        base=code.base,
+        how_import=code.how_import,
         names=names,
     )

@@ -25,6 +25,8 @@ from sparsearch.results.store.writing import lease
 __all__ = ["delete_study"]
 
 _NAMED = 500
+_SOURCE = "search.transfer_from"
+"""Setting of a trial that names the ranking it takes over."""
 
 
 def delete_study(session: Session, name: str) -> None:
@@ -44,6 +46,8 @@ def delete_study(session: Session, name: str) -> None:
     own = TrialRow.study_id == study.id
     hashes = _of_this_study_alone(session, TrialRow.structure_hash, own)
     keys = _of_this_study_alone(session, TrialRow.ranking_key, own)
+    transferred = _to_transfer(session, own)
+    keys = [key for key in keys if key not in transferred]
     trials = select(TrialRow.id).where(own)
     for table in (MeasurementRow, WeightsRow, AttemptRow):
         session.execute(delete(table).where(table.trial_id.in_(trials)))
@@ -66,6 +70,14 @@ def _of_this_study_alone(
     others = select(column).where(~own, column.in_(mine))
     found = session.scalars(mine.where(column.not_in(others)).distinct())
     return [value for value in found if value is not None]
+
+
+def _to_transfer(session: Session, own: ColumnElement[bool]) -> set[str]:
+    """The rankings that trials of other studies take over, which may not have run yet."""
+    settings = session.scalars(
+        select(TrialRow.settings).where(~own, TrialRow.settings.is_not(None))
+    )
+    return {str(each[_SOURCE]) for each in settings if each and _SOURCE in each}
 
 
 def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -87,6 +87,23 @@ class StudiesConformance:
         store.begin_study(sample_study("study"))
         assert [t.state for t in store.trials("study")] == ["queued", "queued"]
 
+    def test_deleting_leaves_a_ranking_that_a_trial_of_another_study_will_take_over(
+        self, store: Store
+    ) -> None:
+        """The trial has not run, so that only its settings name it."""
+        ranking = Ranking((0.5,), "s3pet", 0, 3, 1.0, "f00d", "5ace", "train")
+        for name in ("study", "other"):
+            store.begin_study(sample_study(name))
+        store.finish("study", 0, replace(sample_outcome(0.9), ranking=("taken", ranking)))
+        settings = (("search.transfer_from", "taken"),)
+        store.acquire("other")
+        store.add_trial(
+            "other", Trial(2, "transfer", Budget(max_trainable_params=100), 0, settings)
+        )
+        store.release("other")
+        store.delete_study("study")
+        assert store.ranking("taken") == ranking
+
     def test_equal_config_continues(self, store: Store) -> None:
         """The order of keys and white space do not matter, and no trial is added."""
         store.begin_study(sample_study(config='{"a": 1, "b": [1, 2]}'))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -85,6 +86,18 @@ def test_a_mixed_structure_is_several_adapters_that_are_loaded_together(
     found: dict[str, torch.nn.Module] = {}
     exec(code.replace('"set/', f'"{out}/'), found)
     assert furthest(logits_of(found["model"]), case.logits) < 1e-5
+
+
+@pytest.mark.parametrize("to", ["peft", "peft-set"])
+def test_the_readme_loads_the_revision_that_was_trained(build, randomise, tmp_path, to):
+    """Left out, a hub id would load the newest weights, silently."""
+    build("bert").save_pretrained(tmp_path / "base")
+    case = train_on(tmp_path / "base", {"lora": {"max_rank": 1}}, randomise)
+    backbone = replace(case.best.structure.backbone, revision="v2")
+    best = replace(case.best, structure=replace(case.best.structure, backbone=backbone))
+    export(best, case.weights, to, tmp_path / "out")
+    code = "".join((tmp_path / "out" / "README.md").read_text().split())
+    assert f'"{tmp_path / "base"}",revision="v2",config=config' in code
 
 
 def as_gguf(model, architecture, file, changes):
