@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from sparsearch.errors import InfeasibleError, SparsearchError
 from sparsearch.results.records import TrialRecord
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Placements",
     "ScoredTrial",
     "StudyProgress",
+    "FAILURES",
     "TrialScore",
+    "failure_of",
 ]
 
 
@@ -111,3 +114,20 @@ class StudyProgress:
     id: int
     running: bool
     finished: tuple[FinishedTrial, ...]
+
+
+FAILURES = ("no budget of study {} is feasible", "no trial of study {} succeeded")
+"""How a study fails that ran to its end; with its name."""
+
+
+def failure_of(study: str, trials: Sequence[TrialRecord]) -> SparsearchError | None:
+    """How a study failed that ran to its end: no budget was feasible, or no trial succeeded; None where it did not."""
+    budgeted = [t for t in trials if t.budget is not None]
+    if budgeted and all(t.state == "infeasible" for t in budgeted):
+        return InfeasibleError(
+            FAILURES[0].format(study),
+            "allow more in budgets, or change the space; the messages of its trials say what is needed",
+        )
+    if trials and not any(t.state == "ok" for t in trials):
+        return SparsearchError(FAILURES[1].format(study), f"sparsearch trials {study} says why")
+    return None

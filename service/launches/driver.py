@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from sparsearch.errors import SparsearchError, Stopped
+from sparsearch.results.answers import failure_of
 from sparsearch.results.records import FINISHED, Outcome, Trial, TrialRecord
 from sparsearch.results.store.store import Store
 from sparsearch.search.tasks.data_summary import DataSummary
@@ -107,7 +108,10 @@ class EventWriter(StudyCallbacks):
 def _run(launch: Launch, db: str) -> End:
     """Run the study; whatever goes wrong is how it ended."""
     try:
-        run(launch.request["study"], db, listener=EventWriter(launch, db))
+        study = run(launch.request["study"], db, listener=EventWriter(launch, db)).name
+        with Store.open(db, create=False) as store:
+            if failure := failure_of(study, store.trials(study)):
+                raise failure
     except Stopped as error:
         return End(STOPPED, error.message, error.hint)
     except SparsearchError as error:

@@ -30,8 +30,13 @@ class DriverRunner(Protocol):
 
 
 def driver_environment(db: str) -> dict[str, str]:
-    """The environment of a driver: this process's own and the database, without the secrets of the service."""
+    """The environment of a driver: this process's own and the database, without the secrets of the service.
+
+    A driver runs in another folder: what ``PYTHONPATH`` names from here is named in full.
+    """
     ours = {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)}
+    if path := ours.get("PYTHONPATH"):
+        ours["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
     return ours | {"SPARSEARCH_DB": db}
 
 

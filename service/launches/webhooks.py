@@ -9,8 +9,10 @@ import hmac
 import json
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ __all__ = ["Webhooks", "public_part", "signed"]
 
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0
+_NOTE_SECONDS = 30.0
 _PAUSES = (1.0, 5.0, 30.0, 120.0, 600.0)
 """Seconds before each further try."""
 
@@ -57,6 +60,15 @@ def signed(secret: bytes | None, delivery: str, body: bytes, at: int) -> dict[st
         digest = hmac.digest(secret, f"{delivery}.{at}.".encode() + body, "sha256")
         headers["webhook-signature"] = f"v1,{base64.b64encode(digest).decode()}"
     return headers
+
+
+@dataclass
+class _Delivery:
+    """Of one end to one receiver: what was tried, when to go on, and whether it was taken or given up."""
+
+    tries: int = 0
+    due: float = 0.0
+    over: bool = False
 
 
 class Webhooks:
@@ -96,40 +108,39 @@ class Webhooks:
 
     async def _serve(self, client: httpx.AsyncClient, mark: str) -> None:
         """Tell one receiver whatever it was not told."""
-        tries: dict[Path, int] = {}
-        due: dict[Path, float] = {}
+        deliveries: defaultdict[Path, _Delivery] = defaultdict(_Delivery)
         while True:
             try:
-                await self._tell(client, mark, tries, due)
+                for notice in self._notices():
+                    if not notice.with_suffix(f".{mark}").exists():
+                        await self._deliver(client, mark, notice, deliveries[notice])
             except OSError as error:  # of the folders: a later look may find them well
-                where = public_part(self.urls[mark])
-                _logger.warning("webhook %s: %s", where, error.strerror or type(error).__name__)
+                self._warn(mark, error.strerror or type(error).__name__)
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _tell(
-        self,
-        client: httpx.AsyncClient,
-        mark: str,
-        tries: dict[Path, int],
-        due: dict[Path, float],
+    async def _deliver(
+        self, client: httpx.AsyncClient, mark: str, notice: Path, delivery: _Delivery
     ) -> None:
-        """Try once what is due."""
-        for notice in self._notices():
-            told = notice.with_suffix(f".{mark}")
-            if told.exists() or due.get(notice, 0.0) > time.monotonic():
-                continue
+        """Try once, if it is due; once it is over, only note that."""
+        if delivery.due > time.monotonic():
+            return
+        if not delivery.over:
             problem = await self._post(client, self.urls[mark], notice)
-            tries[notice] = tries.get(notice, 0) + 1
-            if problem and tries[notice] <= len(_PAUSES):
-                due[notice] = time.monotonic() + _PAUSES[tries[notice] - 1]
-                continue
+            delivery.tries += 1
+            if problem and delivery.tries <= len(_PAUSES):
+                delivery.due = time.monotonic() + _PAUSES[delivery.tries - 1]
+                return
             if problem:
-                where = public_part(self.urls[mark])
-                said = "webhook %s: given up after %d tries: %s"
-                _logger.warning(said, where, tries[notice], problem)
-            self._note(notice, told)
-            del tries[notice]
-            due.pop(notice, None)
+                self._warn(mark, f"given up after {delivery.tries} tries: {problem}")
+            delivery.over = True
+        try:
+            self._note(notice, notice.with_suffix(f".{mark}"))
+        except OSError as error:
+            delivery.due = time.monotonic() + _NOTE_SECONDS
+            self._warn(mark, f"told, which cannot be noted: {error.strerror}")
+
+    def _warn(self, mark: str, what: str) -> None:
+        _logger.warning("webhook %s: %s", public_part(self.urls[mark]), what)
 
     def _note(self, notice: Path, told: Path) -> None:
         """Note that a receiver was told, or that it was given up; after the last one nothing is left to tell."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 
 import pytest
 
 from sparsearch.errors import NotFoundError
+from sparsearch.service.launches import driver
+from sparsearch.service.launches.driver_runner import driver_environment
 from sparsearch.service.launches.folder import End, find_launch, launches, make_launch
 from sparsearch.service.routes.launches import _stream
 
@@ -86,3 +89,21 @@ def test_what_is_no_text_in_a_log_is_passed_over(tmp_path):
     with launch.log.open("ab") as log:
         log.write(b"\xac")
     assert launch.log_after(65_537) == ("€", 65_540)
+
+
+def test_a_study_of_which_no_trial_succeeds_ends_as_its_command_does(study, tmp_path, monkeypatch):
+    (tmp_path / "sad_metric.py").write_text("def score(p, r):\n    raise ValueError('no score')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = study["task"] | {"metric": "sad_metric:score"}
+    content = study | {"task": task, "baselines": ["head"], "budgets": [600], "race": False}
+    launch = make_launch(tmp_path / "launches", "tiny", content)
+    end = driver._run(launch, f"sqlite:///{tmp_path / 'sad.db'}")
+    assert end == End(1, "no trial of study tiny succeeded", "sparsearch trials tiny says why")
+    assert end.state == "failed"
+
+
+def test_a_driver_finds_what_a_relative_python_path_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["mine", "/theirs"]))
+    found = driver_environment("sqlite:///x.db")["PYTHONPATH"].split(os.pathsep)
+    assert found == [str(tmp_path / "mine"), "/theirs"]

@@ -216,6 +216,24 @@ def test_a_folder_that_cannot_be_read_for_a_moment_ends_no_deliveries(
     assert [m for m in caplog.messages if m.endswith(": Too many open files")]
 
 
+def test_what_was_told_and_cannot_be_noted_is_not_told_again(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(webhooks, "_NOTE_SECONDS", 0.1)
+    note, failures = webhooks.Webhooks._note, [OSError(28, "No space left on device")] * 2
+
+    def fails_twice(self, *files):
+        if failures:
+            raise failures.pop()
+        note(self, *files)
+
+    monkeypatch.setattr(webhooks.Webhooks, "_note", fails_twice)
+    with Receiver() as receiver:
+        settings = settings_of(tmp_path, receiver)
+        make_launch(settings.launches, "tiny", study).finish(End(0))
+        with serving(settings):
+            until(lambda: not left(settings))
+    assert len(receiver.got) == 1 and not failures
+
+
 @pytest.mark.parametrize(
     ("url", "problem"),
     [

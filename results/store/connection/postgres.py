@@ -6,11 +6,15 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select
 
+from sparsearch.errors import StoreError
+
 __all__ = ["HINTS", "INSTALL", "lock_schema", "open_engines"]
 
 INSTALL = "pip install 'sparsearch[postgres]'"
 
 _CONNECT_SECONDS = 10
+_ENCODINGS = ("UTF8", "SQL_ASCII")
+"""The latter keeps bytes as they are."""
 _SCHEMA_LOCK = int.from_bytes(b"sparsrch")
 """Key of the advisory lock; any number that nobody else takes will do."""
 
@@ -42,13 +46,21 @@ def open_engines(url: URL, *, writable: bool, lock_seconds: int) -> tuple[Engine
     Raises:
         ImportError: If the driver is missing.
     """
-    patience = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
+    ours = {"connect_timeout": _CONNECT_SECONDS, "client_encoding": "utf8"}
+    ours = {name: value for name, value in ours.items() if name not in url.query}
     # A study writes every few minutes; by then the server may have dropped a connection.
-    engine = create_engine(url, connect_args=patience, pool_pre_ping=True)
+    engine = create_engine(url, connect_args=ours, pool_pre_ping=True)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: object) -> None:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding not in _ENCODINGS:
+            raise StoreError(
+                f"database {url.database}: its encoding {encoding} has no place for all texts",
+                "create it with: createdb --encoding UTF8 --template template0 NAME",
+            )
         cursor = connection.cursor()
+        cursor.execute("SET DateStyle = 'ISO'")  # the driver reads no other
         cursor.execute(f"SET lock_timeout = '{lock_seconds}s'")
         cursor.close()
         connection.commit()

@@ -111,3 +111,35 @@ def test_a_connection_that_the_server_dropped_is_opened_again(url: str) -> None:
         other.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
         store.start("study", 1)
         assert [t.state for t in store.trials("study")] == ["ok", "running"]
+
+
+def database_of(server: str, name: str, made_with: str) -> str:
+    """The URL of a new database."""
+    with psycopg.connect(server.format("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} {made_with}")
+    return server.format(name)
+
+
+def test_a_database_that_keeps_bytes_as_they_are_is_as_good(postgres_server: str) -> None:
+    """What `initdb` makes under LC_ALL=C, as in many containers."""
+    made_with = "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    with Store.open(database_of(postgres_server, "bytes_alone", made_with), create=True) as store:
+        store.begin_study(sample_study("d\u00e9j\u00e0 \u65e5\u672c"))
+        assert [s.name for s in store.studies()] == ["d\u00e9j\u00e0 \u65e5\u672c"]
+
+
+def test_a_database_without_a_place_for_all_texts_is_refused(postgres_server: str) -> None:
+    made_with = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    url = database_of(postgres_server, "latin", made_with)
+    with pytest.raises(StoreError, match="its encoding LATIN1 has no place") as caught:
+        Store.open(url, create=True)
+    assert "createdb --encoding UTF8" in caught.value.hint
+
+
+def test_dates_are_read_whatever_the_server_writes_by_default(postgres_server: str) -> None:
+    url = database_of(postgres_server, "dates", "")
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("ALTER DATABASE dates SET DateStyle = 'SQL, DMY'")
+    with Store.open(url, create=True) as store:
+        store.begin_study(sample_study())
+        assert store.studies()[0].created_at.year > 2000

@@ -30,7 +30,7 @@ from sparsearch.errors import Stopped
 from sparsearch.search.phases import timed
 
 if TYPE_CHECKING:
-    from sparsearch.results.records import StudyRecord, TrialRecord
+    from sparsearch.results.records import StudyRecord
     from sparsearch.results.report.summary import StudySummary
     from sparsearch.search.tasks.data_summary import DataSummary
 
@@ -40,8 +40,6 @@ __all__ = [
     "run",
     "run_here",
 ]
-
-_ALL_FAILED, _NOTHING_FEASIBLE = 1, 3
 
 Exhaustive = Annotated[
     bool,
@@ -104,6 +102,7 @@ def run(
         message = "interrupted; what is finished is stored"
         console.show_error(error.message if isinstance(error, Stopped) else message, hint)
         raise typer.Exit(console.INTERRUPTED) from None
+    from sparsearch.results.answers import failure_of
     from sparsearch.results.report.summary import summarise
 
     with reading(db) as store:
@@ -111,7 +110,8 @@ def run(
         trials = store.trials(name)
     shown = profile_of(trials, seconds) if profile else ()
     _print_summary(record, summarise(record, trials), db, as_json, data, shown)
-    _exit_as_trials_went(trials)
+    if failure := failure_of(name, trials):
+        raise failure
 
 
 def run_here(study: Path, db: str, overrides: Sequence[str]) -> tuple[str, DataSummary | None]:
@@ -131,6 +131,7 @@ def _run_at_service(content: Mapping[str, Any], db: str) -> tuple[str, DataSumma
     """
     from sparsearch.cli.following import FollowedStudy
     from sparsearch.cli.progress import StudyProgress
+    from sparsearch.results.answers import FAILURES
     from sparsearch.service.client.connection import Connection
     from sparsearch.service.client.launches import follow, launch, wait_for_answer
 
@@ -154,7 +155,8 @@ def _run_at_service(content: Mapping[str, Any], db: str) -> tuple[str, DataSumma
     end = facts["end"] or {"code": console.INTERRUPTED, "message": "", "hint": ""}
     if end["code"] == console.INTERRUPTED:
         raise Stopped(end["message"] or f"study {name} was stopped before it began")
-    if end["code"]:
+    ran_to_its_end = end["message"] in [text.format(name) for text in FAILURES]
+    if end["code"] and not ran_to_its_end:  # else the summary comes before it
         console.show_error(end["message"], end["hint"])
         raise typer.Exit(end["code"])
     return name, progress.data
@@ -201,18 +203,6 @@ def _where_to_look(study: str, db: str) -> str:
     if is_server(db):
         return f"{db}/studies/{study}"
     return f"{next_command(db, 'serve')}    # then open http://127.0.0.1:8642/studies/{study}"
-
-
-def _exit_as_trials_went(trials: Sequence[TrialRecord]) -> None:
-    """Exit 3 where no budget was feasible, 1 where nothing succeeded."""
-    budgeted = [t for t in trials if t.budget is not None]
-    if budgeted and all(t.state == "infeasible" for t in budgeted):
-        hint = "allow more in budgets, or change the space; the messages above say what is needed"
-        console.show_error("no budget of this study is feasible", hint)
-        raise typer.Exit(_NOTHING_FEASIBLE)
-    if trials and not any(t.state == "ok" for t in trials):
-        console.show_error("no trial of this study succeeded", "its messages are listed above")
-        raise typer.Exit(_ALL_FAILED)
 
 
 def _next_commands(record: StudyRecord, summary: StudySummary, db: str) -> list[str]:
